@@ -1,0 +1,34 @@
+"""What an engine is: it proposes rows of integers and is told their scores. Lower is better."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from search.spaces.base import Gene
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an engine begins with. `seeds` are rows [S, G] that deserve to be tried first (presets, DP front)."""
+
+    genes: Sequence[Gene]
+    objectives: int
+    rng: np.random.Generator
+    seeds: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
+
+    @property
+    def levels(self) -> np.ndarray:
+        return np.array([gene.levels for gene in self.genes], dtype=np.int64)
+
+
+class Engine(ABC):
+    """Ask and tell. State is plain data and must survive pickle: that is how a search resumes."""
+
+    @abstractmethod
+    def ask(self, n: int) -> np.ndarray:
+        """Up to n rows x [N, G] of int64 with 0 <= x < levels; fewer (or none) when nothing is left to try."""
+
+    def tell(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Scores y [N, M] of rows x [N, G], all to be minimised."""

@@ -1,0 +1,42 @@
+"""What a space is: integer genes that decode to parts of a schedule."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from search.target import Target
+
+
+@dataclass(frozen=True)
+class Gene:
+    """One integer decision with values 0 .. levels-1; level 0 is off.
+
+    `group` names the genes that belong together (all genes of one step, say): operators move groups as one.
+    `ordered` is false where neighbouring levels have nothing in common.
+    """
+
+    name: str
+    levels: int
+    group: str = ""
+    ordered: bool = True
+
+
+class Space(ABC):
+    """Decisions about how a denoiser is run. The zero row decodes to nothing, that is the bare pipeline."""
+
+    key: str
+
+    @abstractmethod
+    def genes(self, target: Target) -> list[Gene]:
+        """The decisions on this target; raises ValueError where the space does not apply."""
+
+    @abstractmethod
+    def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
+        """Parts of a schedule file (`{"plan": ...}`) from G integers; `{}` where everything is off."""
+
+    @abstractmethod
+    def presets(self, target: Target) -> dict[str, np.ndarray]:
+        """Published rules as genes, by the name that plots show: int [G] each."""
