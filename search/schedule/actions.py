@@ -1,0 +1,214 @@
+"""What happens at a planned node: compute, reuse, forecast or skip, with values kept as long as they are read."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.hooks import ModelHook
+from torch import Tensor, nn
+
+from search.schedule.errors import ScheduleError
+from search.schedule.forecast import combine, newton_weights
+from search.schedule.plan import ABSENT, OFF, Plan, history
+from search.schedule.sampler import Clock
+
+
+class Store:
+    """Computed values of one node, per CFG branch; each is freed after the last step that reads it."""
+
+    def __init__(self, name: str, plan: Plan, memory: "Memory") -> None:
+        self.name, self.tokens, self.last_use = name, plan.tokens[name], plan.last_use(name)
+        self.memory = memory
+        self.values: dict[int, list[tuple[int, Tensor]]] = {}  # branch -> [(step, value)], oldest first
+        self.weights: dict[int, list[float]] = {}  # step -> forecast weights
+        self.counts: dict[str, int] = {}
+
+    def clear(self) -> None:
+        for kept in self.values.values():
+            for _, value in kept:
+                self.memory.free(value)
+        self.values.clear()
+
+    def keep(self, step: int, branch: int, value: Tensor) -> None:
+        """Keep a computed value if a later step reads it."""
+        if self.last_use.get(step, -1) <= step:
+            return
+        value = value.detach()
+        self.memory.add(value)
+        self.values.setdefault(branch, []).append((step, value))
+
+    def read(self, step: int, branch: int, clock: Clock, like: Tensor | None) -> Tensor:
+        """The value that the action of this step stands for."""
+        needs = history(self.tokens[step])
+        kept = self.values.get(branch, [])[-needs:]
+        if len(kept) < needs:
+            raise ScheduleError(
+                f"{self.name} reads {needs} value(s) at step {step}, but this CFG branch computed {len(kept)}; "
+                "guidance may not be switched on during a run"
+            )
+        if like is not None and (kept[-1][1].shape, kept[-1][1].dtype, kept[-1][1].device) != (
+            like.shape,
+            like.dtype,
+            like.device,
+        ):
+            raise ScheduleError(
+                f"{self.name}: the kept value has shape {tuple(kept[-1][1].shape)}, the input now "
+                f"{tuple(like.shape)}; batch, resolution and device may not change during a run"
+            )
+        if needs == 1:
+            value = kept[-1][1]
+        else:
+            if step not in self.weights:
+                places = [clock.places[s] for s, _ in kept]
+                self.weights[step] = newton_weights(places, clock.places[step])
+            value = combine([v for _, v in kept], self.weights[step])
+        self._free(step, branch)
+        return value
+
+    def count(self, token: str) -> None:
+        self.counts[token] = self.counts.get(token, 0) + 1
+
+    def _free(self, step: int, branch: int) -> None:
+        alive: list[tuple[int, Tensor]] = []
+        for source, value in self.values[branch]:
+            if self.last_use[source] > step:
+                alive.append((source, value))
+            else:
+                self.memory.free(value)
+        self.values[branch] = alive
+
+
+class Memory:
+    """Bytes of all kept values, now and at the peak."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+
+    def add(self, value: Tensor) -> None:
+        self.now += value.numel() * value.element_size()
+        self.peak = max(self.peak, self.now)
+
+    def free(self, value: Tensor) -> None:
+        self.now -= value.numel() * value.element_size()
+
+
+class PlannedHook(ModelHook):
+    """Base of the hooks: refuses to act in a copy of the module that it was made for."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.home: nn.Module | None = None
+
+    def initialize_hook(self, module: nn.Module) -> nn.Module:
+        self.home = module
+        return module
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
+        if module is not self.home:
+            raise ScheduleError(
+                "this module is a copy of one that has a schedule applied; remove the schedule before "
+                "copying, or apply it to the copy"
+            )
+        return args, kwargs
+
+    def branch(self) -> int:
+        return self.clock.calls - 1  # the denoiser hook has counted the running call already
+
+
+class ComponentHook(PlannedHook):
+    """A component: its output is kept before the block's gate; skipped, it contributes zero."""
+
+    def __init__(self, clock: Clock, store: Store) -> None:
+        super().__init__(clock)
+        self.store = store
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        step, store = self.clock.step, self.store
+        token = store.tokens[step]
+        store.count(token)
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if token == OFF:
+            output = self.fn_ref.original_forward(*args, **kwargs)
+            store.keep(step, self.branch(), output)
+            return output
+        if token == "S":
+            return torch.zeros_like(hidden)
+        return store.read(step, self.branch(), self.clock, hidden)
+
+
+class BlockHook(PlannedHook):
+    """A block, and the stack around it: where the stack is not computed, its last block gives the stack's value."""
+
+    def __init__(self, clock: Clock, block: Store, stack: Store, last: bool) -> None:
+        super().__init__(clock)
+        self.block, self.stack, self.last = block, stack, last
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        step, branch = self.clock.step, self.branch()
+        hidden = args[0] if args else kwargs["hidden_states"]
+        outer = self.stack.tokens[step]
+        if self.last:
+            self.stack.count(outer)
+        if outer not in (OFF, ABSENT):
+            if outer == "S" or not self.last:
+                return hidden
+            return self.stack.read(step, branch, self.clock, hidden)
+        token = self.block.tokens[step]
+        self.block.count(token)
+        if token == OFF:
+            output = self.fn_ref.original_forward(*args, **kwargs)
+            self.block.keep(step, branch, output)
+        elif token == "S":
+            output = hidden
+        else:
+            output = self.block.read(step, branch, self.clock, hidden)
+        if self.last:
+            self.stack.keep(step, branch, output)
+        return output
+
+
+class DenoiserHook(PlannedHook):
+    """The denoiser: counts CFG branches, checks that the run is whole, and reuses or forecasts whole steps."""
+
+    def __init__(self, clock: Clock, store: Store, check: Callable[[], None]) -> None:
+        super().__init__(clock)
+        self.store, self.check = store, check
+        self.shapes: dict[int, torch.Size] = {}
+        self.container: type | None = None
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        self.check()
+        hidden = args[0] if args else kwargs["hidden_states"]
+        step, branch = self.clock.step, self.clock.calls
+        self.clock.calls += 1
+        if step == 0:
+            self.shapes[branch] = hidden.shape
+        elif self.shapes.get(branch) != hidden.shape:
+            before = tuple(self.shapes[branch]) if branch in self.shapes else None
+            raise ScheduleError(
+                f"the denoiser's input changed from {before} to {tuple(hidden.shape)} at step {step}; batch, "
+                "resolution and guidance may not change during a run"
+            )
+        token = self.store.tokens[step]
+        self.store.count(token)
+        if token == OFF:
+            try:
+                output = self.fn_ref.original_forward(*args, **kwargs)
+            except BaseException:
+                self.clock.stop()  # an interrupted run leaves no values behind
+                raise
+            tensor = output[0]
+            if not isinstance(output, tuple):
+                self.container = type(output)
+            # cloned, because a pipeline may write into what it was given
+            self.store.keep(step, branch, tensor.clone() if step in self.store.last_use else tensor)
+            return output
+        value = self.store.read(step, branch, self.clock, None)
+        if not kwargs.get("return_dict", True):
+            return (value,)
+        if self.container is None:
+            from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+            self.container = Transformer2DModelOutput
+        return self.container(sample=value)

@@ -1,0 +1,271 @@
+"""Applying a schedule to a live pipeline, and taking it off without a trace."""
+
+import hashlib
+import json
+import weakref
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any
+
+from diffusers.hooks import HookRegistry, ModelHook
+from torch import nn
+
+from search.schedule.actions import BlockHook, ComponentHook, DenoiserHook, Memory, Store
+from search.schedule.errors import ScheduleError
+from search.schedule.format import Document
+from search.schedule.nodes import ROOT, Node, Tree
+from search.schedule.plan import OFF, Plan
+from search.schedule.sampler import Clock, plan_scheduler
+
+HOOK = "diffusion-schedule-search"
+
+
+def denoiser_of(pipe: Any) -> nn.Module:
+    """The network that the pipeline calls at each step."""
+    for attribute in ("transformer", "unet"):
+        if isinstance(module := getattr(pipe, attribute, None), nn.Module):
+            return module
+    raise ScheduleError(f"{type(pipe).__name__} has neither a transformer nor a unet to schedule")
+
+
+def fingerprint(denoiser: nn.Module) -> str:
+    """Digest of the architecture: class and configuration, no weights and no paths."""
+    config = {k: v for k, v in sorted(dict(denoiser.config).items()) if not k.startswith("_")}
+    text = json.dumps([type(denoiser).__name__, config], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Handle:
+    """A schedule at work on a pipeline: a context manager, or `.remove()` when you are done."""
+
+    def __init__(
+        self,
+        document: Document,
+        pipe: Any,
+        strict: bool = True,
+        compile: Callable[[Callable], Callable] | None = None,
+    ) -> None:
+        self.denoiser = denoiser_of(pipe)
+        _check_denoiser(self.denoiser)
+        self.tree = Tree.of(self.denoiser)
+        _check_model(document, self.denoiser, self.tree, strict)
+        steps = document.steps
+        self.plan = document.resolve() or Plan(self.tree, 0, {n.name: () for n in self.tree})
+        self.clock, self.memory = Clock(), Memory()
+        sampler, axis = document.sampler, document.plan.axis if document.plan else "index"
+        # fmt: off
+        self.scheduler = plan_scheduler(
+            pipe.scheduler, self.clock, steps=steps, axis=axis,
+            class_name=sampler.class_name if sampler else None,
+            config=sampler.config if sampler else None,
+            timesteps=sampler.timesteps if sampler else None,
+            sigmas=sampler.sigmas if sampler else None,
+            order=[int(k) for k in sampler.order] if sampler and sampler.order else None,
+        )
+        # fmt: on
+        self.stores: dict[str, Store] = {}
+        self.runs = 0
+        self.clock.on_reset.append(self._clear)
+        self._pipe = weakref.ref(pipe)
+        self._replaced = pipe.scheduler
+        self._hooked: list[nn.Module] = []
+        pipe.scheduler = self.scheduler
+        try:
+            self._install(compile)
+        except BaseException:
+            self.remove()
+            raise
+
+    def __enter__(self) -> "Handle":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Give the pipeline back as it was. Safe to call twice and after any exception."""
+        while self._hooked:
+            module = self._hooked.pop()
+            _beneath_offload(module, _unhook)
+        self.clock.stop()
+        pipe = self._pipe()
+        if pipe is not None and pipe.scheduler is self.scheduler:
+            pipe.scheduler = self._replaced
+
+    def stats(self) -> dict[str, Any]:
+        """What ran since the schedule was applied.
+
+        `runs`; `denoiser_calls`; `nodes` {name: {action: times}} of every node that the plan touches;
+        `block_executions`; `peak_bytes` of kept values.
+        """
+        nodes: dict[str, dict[str, int]] = {}
+        for node in self.tree:
+            if node.name in self.stores:
+                counts = self.stores[node.name].counts
+                nodes[node.name] = {t: n for t, n in counts.items() if t != "-"}
+            elif node.parent is not None:  # not hooked: runs whenever its parent is computed
+                nodes[node.name] = {OFF: nodes[node.parent].get(OFF, 0)}
+        touched = {name: counts for name, counts in nodes.items() if name in self.stores}
+        return {
+            "runs": self.runs,
+            "denoiser_calls": sum(nodes[ROOT].values()),
+            "nodes": touched,
+            "block_executions": sum(nodes[n.name].get(OFF, 0) for n in self.tree if n.kind == "block"),
+            "peak_bytes": self.memory.peak,
+        }
+
+    def _install(self, compile: Callable[[Callable], Callable] | None) -> None:
+        planned = set(self.plan.planned())
+        self._add(self.denoiser, DenoiserHook(self.clock, self._store(ROOT), self._check_run))
+        for node in self.tree:
+            module = self.tree.module(self.denoiser, node)
+            if node.kind == "component":
+                if node.name in planned:
+                    self._add(module, ComponentHook(self.clock, self._store(node.name)))
+            elif node.kind == "block" and {node.name, node.parent} & planned:
+                block, stack = self._store(node.name), self._store(node.stack)
+                last = node.block == self.tree.stacks[node.stack] - 1
+                self._add(module, BlockHook(self.clock, block, stack, last))
+        if compile is not None:
+            self._compile(compile)
+
+    def _compile(self, compile: Callable[[Callable], Callable]) -> None:
+        """Compile the original forwards of the components, beneath the hooks: one graph a kind, whatever the plan."""
+        for node in self.tree:
+            if node.kind != "component":
+                continue
+            module = self.tree.module(self.denoiser, node)
+            if module not in self._hooked:
+                self._add(module, _PassHook())
+            reference = module._diffusers_hook.get_hook(HOOK).fn_ref
+            reference.original_forward = compile(reference.original_forward)
+
+    def _add(self, module: nn.Module, hook: ModelHook) -> None:
+        _beneath_offload(
+            module, lambda m: HookRegistry.check_if_exists_or_initialize(m).register_hook(hook, HOOK)
+        )
+        self._hooked.append(module)
+
+    def _store(self, name: str) -> Store:
+        if name not in self.stores:
+            self.stores[name] = Store(name, self.plan, self.memory) if self.plan.steps else _Idle(name, self)
+        return self.stores[name]
+
+    def _clear(self) -> None:
+        if self.clock.step == 0:
+            self.runs += 1
+        for store in self.stores.values():
+            store.clear()
+            store.weights.clear()
+
+    def _check_run(self) -> None:
+        """At each denoiser call: is this still the run, the scheduler and the pipeline that were planned?"""
+        pipe = self._pipe()
+        if pipe is not None and pipe.scheduler is not self.scheduler:
+            raise ScheduleError(
+                f"the pipeline's scheduler was replaced by {type(pipe.scheduler).__name__} after the schedule "
+                "was applied; remove the schedule, set the scheduler, apply again"
+            )
+        if self.clock.step < 0:
+            raise ScheduleError(
+                "the denoiser was called outside of a run; call the pipeline, or scheduler.set_timesteps "
+                "before a loop of your own, or remove the schedule"
+            )
+        if getattr(self.scheduler, "begin_index", None):
+            raise ScheduleError(
+                f"the run starts at step {self.scheduler.begin_index}; a schedule applies to whole runs, not "
+                "to image-to-image or resumed ones"
+            )
+
+
+class _Idle(Store):
+    """The denoiser of a schedule without a plan: computes at every step, whatever their number."""
+
+    def __init__(self, name: str, handle: Handle) -> None:
+        self.name, self.memory = name, handle.memory
+        self.tokens, self.last_use = _Always(), {}
+        self.values, self.weights, self.counts = {}, {}, {}
+
+
+class _Always(tuple):
+    def __getitem__(self, _: Any) -> str:
+        return OFF
+
+
+class _PassHook(ModelHook):
+    """Nothing but the original forward, which may be compiled."""
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self.fn_ref.original_forward(*args, **kwargs)
+
+
+def _unhook(module: nn.Module) -> None:
+    """Remove our hook, and what diffusers leaves behind once no other hook is there."""
+    module._diffusers_hook.remove_hook(HOOK, recurse=False)
+    if not module._diffusers_hook.hooks:
+        del module._diffusers_hook
+        if getattr(module.__dict__.get("forward"), "__func__", None) is type(module).forward:
+            del module.forward  # the class's own method shows through again
+
+
+def _check_denoiser(denoiser: nn.Module) -> None:
+    """Refuse what would fight with the hooks."""
+    registry = getattr(denoiser, "_diffusers_hook", None)
+    if registry is not None and registry.get_hook(HOOK) is not None:
+        raise ScheduleError("a schedule is already applied to this denoiser; call .remove() on it first")
+    if getattr(denoiser, "is_cache_enabled", False) or getattr(denoiser, "_is_cached", False):
+        raise ScheduleError("another cache is enabled on this denoiser; call disable_cache() first")
+    compiled = hasattr(denoiser, "_orig_mod") or any(
+        getattr(module, "_compiled_call_impl", None) is not None for module in denoiser.modules()
+    )
+    if compiled:
+        raise ScheduleError(
+            "the denoiser is compiled, and a schedule inside of compiled code would be traced anew at every "
+            "step; apply it to the bare pipeline with schedule.apply(pipe, compile=torch.compile)"
+        )
+    for name, module in denoiser.named_modules():
+        if getattr(module, "_chunk_size", None) is not None:
+            raise ScheduleError(f"{name} runs its feed-forward in chunks; call disable_forward_chunking() first")
+
+
+def _check_model(document: Document, denoiser: nn.Module, tree: Tree, strict: bool) -> None:
+    model = document.model
+    if model.class_name != tree.model_class:
+        raise ScheduleError(
+            f"model.class is {model.class_name!r}, but the pipeline's denoiser is a {tree.model_class}"
+        )
+    if model.stacks != tree.stacks:
+        raise ScheduleError(f"model.stacks is {model.stacks}, but this {tree.model_class} has {tree.stacks}")
+    if strict and model.fingerprint and model.fingerprint != (found := fingerprint(denoiser)):
+        raise ScheduleError(
+            f"model.fingerprint is {model.fingerprint!r}, but this denoiser's is {found!r}: another "
+            "architecture or resolution; apply(pipe, strict=False) applies the schedule all the same"
+        )
+
+
+def _beneath_offload(module: nn.Module, change: Callable[[nn.Module], Any]) -> None:
+    """Run `change` beneath an accelerate offload hook, which would otherwise throw our hook away with itself."""
+    offload = getattr(module, "_hf_hook", None)
+    if offload is None:
+        change(module)
+        return
+    from accelerate.hooks import add_hook_to_module, remove_hook_from_module
+
+    remove_hook_from_module(module)
+    try:
+        change(module)
+    finally:
+        add_hook_to_module(module, offload)
+
+
+def model_part(denoiser: nn.Module) -> dict[str, Any]:
+    """The `model` part of a schedule for this denoiser."""
+    tree = Tree.of(denoiser)
+    return {"class": tree.model_class, "fingerprint": fingerprint(denoiser), "stacks": tree.stacks}
+
+
+def component_kinds(nodes: Iterable[Node]) -> list[str]:
+    """Names of the component kinds in the order of execution."""
+    return list(dict.fromkeys(node.component for node in nodes if node.component))

@@ -1,0 +1,218 @@
+"""The schedule file, format `schedule/1`: a pydantic document, its normal form and its digest.
+
+The file is data. Nothing in it is imported, opened or fetched; every size is bounded.
+"""
+
+import hashlib
+import json
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from search.schedule.errors import ScheduleError
+from search.schedule.nodes import Tree
+from search.schedule.plan import MAX_STEPS, Plan
+
+FORMAT = "schedule/1"
+MAX_BYTES = 16 * 2**20
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, populate_by_name=True, protected_namespaces=()
+    )
+
+
+class ModelPart(Part):
+    """Which denoiser the schedule is for. `fingerprint` is a digest of its architecture, not of its weights."""
+
+    class_name: Name = Field(alias="class")
+    fingerprint: str = Field(default="", max_length=100)
+    stacks: dict[str, int] = Field(max_length=20)
+
+
+class SamplerPart(Part):
+    """How the scheduler runs. `timesteps` [T] and post-shift `sigmas` [T+1] go together; `order` is per step."""
+
+    class_name: Name = Field(alias="class")
+    config: dict[str, Any] = Field(default={}, max_length=200)
+    timesteps: list[Finite] | None = Field(default=None, max_length=MAX_STEPS)
+    sigmas: list[Finite] | None = Field(default=None, max_length=MAX_STEPS + 1)
+    order: str | None = Field(default=None, max_length=MAX_STEPS, pattern="^[1-9]+$")
+
+
+class PlanPart(Part):
+    """Actions per node and step, `[selector, actions]`; a later rule wins. `value` out: a node's output is kept.
+
+    `axis` is where forecasts place the steps.
+    """
+
+    value: Literal["out"] = "out"
+    axis: Literal["index", "timestep", "sigma", "logsnr"] = "index"
+    rules: list[tuple[Annotated[str, Field(max_length=20_000)], Annotated[str, Field(max_length=100_000)]]] = (
+        Field(max_length=20_000)
+    )
+
+
+class ScorePart(Part):
+    """A measured score: mean over prompts, 95 % interval, and on which prompts it was taken."""
+
+    value: Finite
+    ci: tuple[Finite, Finite] | None = None
+    split: Literal["calibration", "held_out", "device"] = "held_out"
+    unit: str = Field(default="", max_length=40)
+
+
+class Document(Part):
+    """One schedule. A missing part means off."""
+
+    format: str = Field(default=FORMAT, max_length=40)
+    digest: str | None = Field(default=None, max_length=100)
+    model: ModelPart
+    steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+    sampler: SamplerPart | None = None
+    plan: PlanPart | None = None
+    scores: dict[Name, ScorePart] = Field(default={}, max_length=200)
+    made: dict[Name, Any] = Field(default={}, max_length=200)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Document":
+        """Everything that can be checked without a model."""
+        sampler = self.sampler
+        if self.steps is None and (self.plan or (sampler and (sampler.timesteps or sampler.order))):
+            raise ScheduleError("steps is missing; plan, sampler.timesteps and sampler.order need it")
+        if sampler:
+            _check_sampler(sampler, self.steps)
+        _check_data(self.made, "made")
+        self.resolve()
+        return self
+
+    def resolve(self) -> Plan | None:
+        """The plan with every rule expanded; None where there is no plan."""
+        tree = Tree(self.model.class_name, self.model.stacks)
+        if self.plan is None or self.steps is None:
+            return None
+        return Plan.resolve(self.plan.rules, tree, self.steps)
+
+    def normal(self) -> dict[str, Any]:
+        """The normal form: equal behaviour gives equal data. No scores, no history of how it was made."""
+        plan = self.resolve()
+        rules = [list(rule) for rule in plan.rules()] if plan else []
+        body: dict[str, Any] = {"format": FORMAT, "model": self.model.model_dump(by_alias=True)}
+        if self.sampler:
+            body["sampler"] = self.sampler.model_dump(by_alias=True, exclude_none=True)
+        if self.sampler or rules:
+            body["steps"] = self.steps
+        if rules and self.plan:
+            forecasts = any("F" in actions for _, actions in rules)
+            body["plan"] = {
+                "value": self.plan.value,
+                "axis": self.plan.axis if forecasts else "index",
+                "rules": rules,
+            }
+        return body
+
+
+def digest(document: Document) -> str:
+    text = json.dumps(document.normal(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse(text: str | bytes) -> Document:
+    """Read a schedule file's content. ScheduleError names the field and the value; nothing else is raised."""
+    if len(text) > MAX_BYTES:
+        raise ScheduleError(f"the file has {len(text)} bytes; a schedule has at most {MAX_BYTES}")
+    try:
+        data = json.loads(text)
+    except RecursionError:
+        raise ScheduleError("this is no schedule: its JSON is nested too deep") from None
+    except ValueError as error:
+        raise ScheduleError(f"this is no complete JSON file: {error}") from None
+    return validate(data)
+
+
+def validate(data: Any) -> Document:
+    """Check a decoded document; also its digest, where it carries one."""
+    if not isinstance(data, dict):
+        raise ScheduleError(f"a schedule is a JSON object, not {type(data).__name__}")
+    _check_format(data.get("format", None))
+    try:
+        _check_data(data, "file")
+        document = Document.model_validate_json(json.dumps(data))
+        found = digest(document)
+    except ValidationError as error:
+        raise ScheduleError(_explain(error)) from None
+    except RecursionError:
+        raise ScheduleError("this is no schedule: it is nested too deep") from None
+    if document.digest not in (None, found):
+        raise ScheduleError(
+            f"digest is {document.digest!r}, but the content gives {found!r}: the file was edited; "
+            "remove the digest field to accept it as it is"
+        )
+    return document
+
+
+def _check_format(value: Any) -> None:
+    name, slash, major = value.partition("/") if isinstance(value, str) else ("", "", "")
+    if name != "schedule" or not slash or not major.isdecimal() or len(major) > 6:
+        raise ScheduleError(f"format is {str(value)[:60]!r}; a schedule file says {FORMAT!r}")
+    if int(major) != 1:
+        raise ScheduleError(
+            f"format is {value!r}, this version reads {FORMAT!r}: upgrade diffusion-schedule-search"
+        )
+
+
+def _check_sampler(sampler: SamplerPart, steps: int | None) -> None:
+    timesteps, sigmas, order = sampler.timesteps, sampler.sigmas, sampler.order
+    for field, values, size in (("timesteps", timesteps, 0), ("sigmas", sigmas, 1), ("order", order, 0)):
+        if values is not None and steps is not None and len(values) != steps + size:
+            raise ScheduleError(
+                f"sampler.{field} has {len(values)} entries; {steps} steps need {steps + size}"
+            )
+    if sigmas is not None and timesteps is None:
+        raise ScheduleError("sampler.sigmas is given without sampler.timesteps; give both")
+    for field, values in (("timesteps", timesteps), ("sigmas", sigmas)):
+        for i, (a, b) in enumerate(zip(values or [], (values or [])[1:], strict=False)):
+            if not a > b:
+                raise ScheduleError(f"sampler.{field} must fall strictly, but {a} is followed by {b} at {i}")
+        if values and (values[-1] < 0 or values[0] > 1e6):
+            raise ScheduleError(f"sampler.{field} runs from {values[0]} to {values[-1]}; admissible is 0 to 1e6")
+    _check_data(sampler.config, "sampler.config")
+
+
+def _check_data(value: Any, where: str, depth: int = 0) -> None:
+    """Plain finite JSON data of bounded depth."""
+    if depth > 20:
+        raise ScheduleError(f"{where[:80]} is nested more than 20 deep")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ScheduleError(f"{where}: the key {key!r} is no text")
+            _check_data(inner, f"{where}.{key}", depth + 1)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            _check_data(inner, f"{where}[{i}]", depth + 1)
+    elif isinstance(value, str):
+        if any("\ud800" <= c <= "\udfff" for c in value):
+            raise ScheduleError(f"{where}: {value[:40]!r} is not valid Unicode text")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ScheduleError(f"{where} is {value}; numbers must be finite")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise ScheduleError(f"{where} has {value.bit_length()} bits; whole numbers must fit in 64")
+    elif value is not None and not isinstance(value, bool | int | float):
+        raise ScheduleError(f"{where} is a {type(value).__name__}, which is no JSON value")
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    if isinstance(inner := first.get("ctx", {}).get("error"), ScheduleError):
+        return str(inner)
+    place = ".".join(str(part) for part in first["loc"]) or "file"
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(field.alias or name for name, field in Document.model_fields.items())
+        return f"{place} is no field of {FORMAT} that this version knows; at the top it knows {known}"
+    return f"{place} is {str(first.get('input'))[:80]!r}: {first['msg']}"

@@ -1,0 +1,183 @@
+"""The plan: for every node one action per step, written as short rules.
+
+Actions: C compute, R reuse the last computed value, F1..F9 forecast of that order, S skip. A node whose
+ancestor is not computed does not run at that step; internally that is "-".
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from search.schedule.errors import ScheduleError
+from search.schedule.nodes import ROOT, Tree
+
+MAX_STEPS = 10_000
+OFF, ABSENT = "C", "-"
+Tokens = tuple[str, ...]
+
+_TERM = re.compile(r"\s*(?:(C|R|S|F[1-9])|(\()|(\)))(?:\s*\*\s*(\d+))?", re.ASCII)
+
+
+def parse_actions(text: str, steps: int, where: str = "plan") -> Tokens:
+    """`C*4 (C F1)*8` as a tuple of `steps` tokens; never builds more than `steps` of them."""
+    stack: list[list[str]] = [[]]
+    position = 0
+    while position < len(text):
+        match = _TERM.match(text, position)
+        if match is None:
+            if not text[position:].strip():
+                break
+            raise ScheduleError(
+                f"{where}: {text[position : position + 12]!r} is no action; use C, R, S, F1..F9, "
+                "repeated as 'R*7' or '(C R)*4'"
+            )
+        token, opens, closes, times = match.groups()
+        if times is not None and (opens or len(times) > 5):
+            raise ScheduleError(f"{where}: cannot repeat {times!r} times; at most {steps} steps are planned")
+        count = int(times) if times is not None else 1
+        if opens:
+            if len(stack) > 8:
+                raise ScheduleError(f"{where}: parentheses are nested more than 8 deep")
+            stack.append([])
+        elif closes:
+            if len(stack) == 1:
+                raise ScheduleError(f"{where}: ')' without '(' in {text[:40]!r}")
+            inner = stack.pop()
+            _extend(stack[-1], inner, count, steps, where)
+        else:
+            _extend(stack[-1], [token], count, steps, where)
+        position = match.end()
+    if len(stack) > 1:
+        raise ScheduleError(f"{where}: '(' without ')' in {text[:40]!r}")
+    if len(stack[0]) != steps:
+        raise ScheduleError(f"{where}: {len(stack[0])} actions for {steps} steps in {text[:40]!r}")
+    return tuple(stack[0])
+
+
+def _extend(out: list[str], tokens: list[str], count: int, steps: int, where: str) -> None:
+    if len(out) + len(tokens) * count > steps:
+        raise ScheduleError(f"{where}: more than the schedule's {steps} steps are planned")
+    out += tokens * count
+
+
+def format_actions(tokens: Iterable[str]) -> str:
+    """The canonical text: runs of four and more as `R*7`, everything else spelt out."""
+    runs: list[tuple[str, int]] = []
+    for token in tokens:
+        if runs and runs[-1][0] == token:
+            runs[-1] = (token, runs[-1][1] + 1)
+        else:
+            runs.append((token, 1))
+    words = [f"{t}*{n}" if n > 3 else t * n for t, n in runs]
+    text = ""
+    for word in words:
+        text += (" " if text and ("*" in word or "*" in text.rsplit(" ", 1)[-1]) else "") + word
+    return text
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Effective actions of every node: `tokens[name][t]`, "-" where an ancestor is not computed."""
+
+    tree: Tree
+    steps: int
+    tokens: Mapping[str, Tokens]
+
+    @classmethod
+    def resolve(cls, rules: Sequence[tuple[str, str]], tree: Tree, steps: int) -> "Plan":
+        """Expand rules (the later wins), apply the precedence of ancestors and check what is read."""
+        chosen: dict[str, Tokens] = {}
+        for i, (selector, text) in enumerate(rules):
+            tokens = parse_actions(text, steps, f"plan.rules[{i}] {selector!r}")
+            chosen.update(dict.fromkeys(tree.select(selector), tokens))
+        off = (OFF,) * steps
+        effective: dict[str, Tokens] = {}
+        for node in tree:
+            own = chosen.get(node.name, off)
+            if node.parent is not None:
+                above = effective[node.parent]
+                if above != off:
+                    own = tuple(
+                        t if a == OFF else ABSENT for t, a in zip(own, above, strict=True)
+                    )
+            effective[node.name] = own
+        plan = cls(tree, steps, effective)
+        plan._check()
+        return plan
+
+    def _check(self) -> None:
+        for name, tokens in self.tokens.items():
+            computed = 0
+            for step, token in enumerate(tokens):
+                if token == OFF:
+                    computed += 1
+                elif token == "S" and name == ROOT:
+                    raise ScheduleError(f"plan: {ROOT} cannot be skipped at step {step}; use R or F1")
+                elif (needs := history(token)) > computed:
+                    raise ScheduleError(
+                        f"plan: {name} at step {step} is {token}, which reads {needs} computed value(s), but "
+                        f"{computed} came before; put {needs - computed} more C before it"
+                    )
+
+    @property
+    def is_off(self) -> bool:
+        return all(token == OFF for tokens in self.tokens.values() for token in tokens)
+
+    def planned(self) -> list[str]:
+        """Names of the nodes that do anything but compute."""
+        return [n for n, tokens in self.tokens.items() if any(t not in (OFF, ABSENT) for t in tokens)]
+
+    def last_use(self, name: str) -> dict[int, int]:
+        """For each step whose computed value is read later: the last step that reads it."""
+        uses: dict[int, int] = {}
+        computed: list[int] = []
+        for step, token in enumerate(self.tokens[name]):
+            if token == OFF:
+                computed.append(step)
+            for source in computed[len(computed) - history(token) :]:
+                uses[source] = step
+        return uses
+
+    def rules(self) -> list[tuple[str, str]]:
+        """The canonical rules: nodes of equal actions share one selector, off is left out."""
+        off = (OFF,) * self.steps
+        rules: list[tuple[str, str]] = []
+        for kind in ("denoiser", "stack", "block", "component"):
+            groups: dict[tuple[str, str, Tokens], list[int]] = {}
+            for node in self.tree:
+                tokens = tuple(OFF if t == ABSENT else t for t in self.tokens[node.name])
+                if node.kind == kind and tokens != off:
+                    groups.setdefault((node.stack, node.component, tokens), []).append(node.block)
+            for (stack, component, tokens), blocks in sorted(groups.items(), key=_order):
+                selector = ROOT if kind == "denoiser" else stack
+                if kind in ("block", "component"):
+                    selector += "." + _ranges(blocks, self.tree.stacks[stack])
+                if component:
+                    selector += f":{component}"
+                rules.append((selector, format_actions(tokens)))
+        return rules
+
+
+def history(token: str) -> int:
+    """How many computed values an action reads: 1 for R, k+1 for Fk, 0 for the others."""
+    return 1 if token == "R" else int(token[1]) + 1 if token[0] == "F" else 0
+
+
+def _order(item: tuple[tuple[str, str, Tokens], list[int]]) -> tuple:
+    (stack, component, tokens), blocks = item
+    return stack, component, blocks, tokens
+
+
+def _ranges(blocks: list[int], size: int) -> str:
+    if len(blocks) == size:
+        return "*"
+    if len(blocks) == 1:
+        return str(blocks[0])
+    parts: list[str] = []
+    start = previous = blocks[0]
+    for block in [*blocks[1:], -1]:
+        if block != previous + 1:
+            parts.append(str(start) if start == previous else f"{start}-{previous}")
+            start = block
+        previous = block
+    return f"[{','.join(parts)}]"

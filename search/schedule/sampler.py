@@ -1,0 +1,237 @@
+"""The sampler part: a scheduler that runs the schedule's own timesteps, sigmas and per-step orders.
+
+The pipeline's scheduler object is never touched: a planned copy takes its place and gives the place back.
+"""
+
+import copy
+import functools
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import diffusers
+import torch
+
+from search.schedule.errors import ScheduleError
+
+# Classes whose solver order follows `lower_order_nums`, and whose last step to sigma 0 is of order 1.
+ORDERED = ("DPMSolverMultistepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler")
+# Classes that run whatever stands in their `timesteps` and `sigmas` arrays (DDIM: `timesteps` alone).
+GRIDDED = (
+    *ORDERED,
+    "DPMSolverSinglestepScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "DDIMScheduler",
+)
+
+
+class Clock:
+    """Where a run is: the step, and the coordinate of each step on the forecast axis."""
+
+    def __init__(self) -> None:
+        self.step = -1  # -1: outside of a run
+        self.steps = 0
+        self.places: list[float] = []
+        self.calls = 0  # denoiser calls since the last scheduler step: the CFG branch
+        self.on_reset: list[Callable[[], None]] = []
+
+    def start(self, steps: int, places: list[float]) -> None:
+        self.step, self.steps, self.places, self.calls = 0, steps, places, 0
+        for reset in self.on_reset:
+            reset()
+
+    def advance(self) -> None:
+        self.step, self.calls = self.step + 1, 0
+        if self.step == self.steps:
+            self.stop()
+
+    def stop(self) -> None:
+        self.step, self.calls = -1, 0
+        for reset in self.on_reset:
+            reset()
+
+
+def scheduler_class(name: str) -> type:
+    """A scheduler class of diffusers by name; ScheduleError for any other name."""
+    found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
+        raise ScheduleError(f"sampler.class {name!r} is no scheduler of diffusers {diffusers.__version__}")
+    return found
+
+
+def public_config(scheduler: Any) -> dict[str, Any]:
+    """The scheduler's own arguments as JSON data."""
+    known = inspect.signature(type(scheduler).__init__).parameters
+    return {
+        key: value.tolist() if hasattr(value, "tolist") else value
+        for key, value in sorted(scheduler.config.items())
+        if key in known
+    }
+
+
+def grid(scheduler: Any, steps: int) -> tuple[list[float], list[float] | None]:
+    """Timesteps [T] and post-shift sigmas [T+1] (None where the class has none) as diffusers sets them."""
+    probe = copy.deepcopy(scheduler)
+    probe.set_timesteps(steps)
+    sigmas = getattr(probe, "sigmas", None)
+    timesteps = [float(t) for t in probe.timesteps]
+    if sigmas is None or len(sigmas) != len(timesteps) + 1:
+        return timesteps, None
+    return timesteps, [float(s) for s in sigmas]
+
+
+def coordinates(scheduler: Any, axis: str) -> list[float]:
+    """Place of every step on a forecast axis: index, timestep, sigma or logsnr."""
+    timesteps = scheduler.timesteps.detach().float().cpu()
+    sigmas = getattr(scheduler, "sigmas", None)
+    flow = getattr(scheduler.config, "prediction_type", "") == "flow_prediction" or type(
+        scheduler
+    ).__name__.startswith("FlowMatch")
+    if axis == "index":
+        values = torch.arange(len(timesteps), dtype=torch.float32)
+    elif axis == "timestep":
+        values = timesteps
+    elif sigmas is not None and len(sigmas) == len(timesteps) + 1:
+        sigma = sigmas.detach().float().cpu()[:-1]
+        small = sigma.clamp(1e-4, 1 - 1e-4)
+        values = sigma if axis == "sigma" else ((1 - small) / small if flow else 1 / sigma).log()
+    else:
+        kept = scheduler.alphas_cumprod.detach().float().cpu()[timesteps.round().long()]
+        sigma = ((1 - kept) / kept).sqrt()
+        values = sigma if axis == "sigma" else -sigma.log()
+    return values.tolist()
+
+
+def plan_scheduler(
+    scheduler: Any,
+    clock: Clock,
+    *,
+    steps: int | None,
+    class_name: str | None = None,
+    config: dict[str, Any] | None = None,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
+    order: Sequence[int] | None = None,
+    axis: str = "index",
+) -> Any:
+    """A copy of `scheduler` that keeps `clock` and runs the given grid and orders; all parts are optional.
+
+    ScheduleError names what this class of scheduler cannot run.
+    """
+    planned = _build(scheduler, class_name, config, order)
+    name = type(planned).__name__
+    if timesteps is not None and name not in GRIDDED:
+        raise ScheduleError(f"sampler.timesteps: {name} runs no given timesteps; use {', '.join(GRIDDED)}")
+    if order is not None:
+        _check_order(name, order, sigmas)
+    original_set, original_step = planned.set_timesteps, planned.step
+
+    @functools.wraps(original_set)
+    def set_timesteps(*args: Any, **kwargs: Any) -> None:
+        if timesteps is None:
+            original_set(*args, **kwargs)
+            if steps is not None and len(planned.timesteps) != steps:
+                raise ScheduleError(
+                    f"this schedule has {steps} steps, but the pipeline runs {len(planned.timesteps)}; "
+                    f"call it with num_inference_steps={steps}"
+                )
+        else:
+            given = inspect.signature(original_set).bind(*args, **kwargs).arguments
+            kept = {k: v for k, v in given.items() if k in ("device", "mu") and v is not None}
+            original_set(num_inference_steps=len(timesteps), **kept)
+            _write_grid(planned, timesteps, sigmas)
+        clock.start(len(planned.timesteps), coordinates(planned, axis) if axis != "index" else
+                    [float(i) for i in range(len(planned.timesteps))])
+
+    @functools.wraps(original_step)
+    def step(model_output: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        at = clock.step
+        if at < 0:
+            raise ScheduleError(
+                "scheduler.step was called more often than there are steps; call the pipeline again, or "
+                "scheduler.set_timesteps before a loop of your own"
+            )
+        if at == 0 and float(timestep) != float(planned.timesteps[0]):
+            raise ScheduleError(
+                f"the run starts at timestep {float(timestep):g} instead of {float(planned.timesteps[0]):g}; "
+                "a schedule applies to whole runs, not to image-to-image or resumed ones"
+            )
+        if order is not None:
+            planned.lower_order_nums = order[at] - 1
+        if name == "DDIMScheduler" and timesteps is not None:
+            following = timesteps[at + 1] if at + 1 < len(timesteps) else -1
+            planned.num_inference_steps = _Gap(len(timesteps), int(timesteps[at] - following))
+        result = original_step(model_output, timestep, *args, **kwargs)
+        clock.advance()
+        return result
+
+    planned.set_timesteps, planned.step = set_timesteps, step
+    return planned
+
+
+class _Gap(int):
+    """A step count that DDIM's `num_train_timesteps // num_inference_steps` turns into the wanted gap."""
+
+    gap: int
+
+    def __new__(cls, steps: int, gap: int) -> "_Gap":
+        self = super().__new__(cls, steps)
+        self.gap = gap
+        return self
+
+    def __rfloordiv__(self, other: int) -> int:
+        return self.gap
+
+
+def _build(scheduler: Any, class_name: str | None, config: dict[str, Any] | None, order: Any) -> Any:
+    if class_name is None:
+        cls, config = type(scheduler), dict(scheduler.config)
+    else:
+        cls = scheduler_class(class_name)
+        known = set(inspect.signature(cls.__init__).parameters)
+        if unknown := sorted(set(config or {}) - known):
+            raise ScheduleError(f"sampler.config has {unknown}, which {class_name} does not take")
+        config = dict(config or {})
+    if order is None and class_name is None:
+        return copy.deepcopy(scheduler)
+    if order is not None:
+        config |= {"solver_order": max(order), "lower_order_final": False}
+        if "euler_at_final" in inspect.signature(cls.__init__).parameters:
+            config["euler_at_final"] = False
+    try:
+        return cls.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+    except ScheduleError:
+        raise
+    except Exception as error:  # diffusers raises many kinds for one mistake: a config that does not fit
+        raise ScheduleError(f"sampler.config does not fit {cls.__name__}: {error}") from error
+
+
+def _check_order(name: str, order: Sequence[int], sigmas: Sequence[float] | None) -> None:
+    highest = 3 if name in ORDERED else 1
+    for i, k in enumerate(order):
+        if not 1 <= k <= min(highest, i + 1):
+            raise ScheduleError(
+                f"sampler.order is {k} at step {i}; {name} takes 1 to {min(highest, i + 1)} there"
+            )
+    if order[-1] != 1 and sigmas is not None and sigmas[-1] == 0:
+        raise ScheduleError(f"sampler.order ends with {order[-1]}; the step to sigma 0 is of order 1")
+
+
+def _write_grid(planned: Any, timesteps: Sequence[float], sigmas: Sequence[float] | None) -> None:
+    """Overwrite the arrays that set_timesteps has just made: no class's argument conventions to trust."""
+    device = planned.timesteps.device
+    whole = all(math.floor(t) == t for t in timesteps)
+    dtype = planned.timesteps.dtype if whole else torch.float32
+    planned.timesteps = torch.tensor(timesteps, dtype=dtype, device=device)
+    planned.num_inference_steps = len(timesteps)
+    if type(planned).__name__ == "DDIMScheduler":
+        if not whole:
+            raise ScheduleError("sampler.timesteps: DDIMScheduler indexes its table, so they must be integers")
+        return
+    if sigmas is None:
+        raise ScheduleError(
+            f"sampler.sigmas is missing; {type(planned).__name__} needs {len(timesteps) + 1} of them"
+        )
+    planned.sigmas = torch.tensor(sigmas, dtype=planned.sigmas.dtype, device=planned.sigmas.device)

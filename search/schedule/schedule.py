@@ -1,0 +1,128 @@
+"""The Schedule: how a diffusion model is run, as a small file."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from search.schedule.apply import Handle, denoiser_of, model_part
+from search.schedule.errors import ScheduleError
+from search.schedule.format import FORMAT, Document, digest, parse, validate
+from search.schedule.nodes import Tree
+from search.schedule.plan import OFF, Plan
+
+
+class Schedule:
+    """Which timesteps, which order and which action at each node and step; immutable.
+
+    >>> with Schedule.load("schedule.json").apply(pipe):
+    ...     image = pipe("red apple, 3d style").images[0]
+    """
+
+    def __init__(self, document: Document) -> None:
+        self._document = document
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Schedule":
+        """Read a schedule file; ScheduleError names the field and the value that is wrong."""
+        try:
+            return cls(parse(Path(path).read_bytes()))
+        except OSError as error:
+            raise ScheduleError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+        except ScheduleError as error:
+            raise ScheduleError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Schedule":
+        """A schedule from the content of its file."""
+        return cls(validate(dict(data)))
+
+    @classmethod
+    def off(cls, pipe: Any) -> "Schedule":
+        """The schedule that changes nothing on this pipeline, at any number of steps."""
+        return cls.from_dict({"format": FORMAT, "model": model_part(denoiser_of(pipe))})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The file's content: canonical rules, with digest."""
+        data = self._document.model_dump(by_alias=True, exclude_none=True, mode="json")
+        data |= self._document.normal()
+        if "plan" not in self._document.normal():
+            data.pop("plan", None)
+        head = {"format": FORMAT, "digest": self.digest}
+        return head | {k: v for k, v in data.items() if k not in head and v != {}}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file, whole or not at all."""
+        path = Path(path)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.replace(path)
+        return path
+
+    def apply(
+        self,
+        pipe: Any,
+        *,
+        strict: bool = True,
+        compile: Callable[[Callable], Callable] | None = None,
+    ) -> Handle:
+        """Run `pipe` by this schedule until the handle is removed.
+
+        `strict=False` accepts another resolution or configuration of the same architecture. `compile`, for
+        instance `torch.compile`, is applied to the components beneath the hooks.
+        """
+        return Handle(self._document, pipe, strict, compile)
+
+    @cached_property
+    def digest(self) -> str:
+        """`sha256:…` of the normal form: schedules of equal behaviour have equal digests."""
+        return digest(self._document)
+
+    @property
+    def steps(self) -> int | None:
+        """Denoiser evaluation slots per run; None where any number will do."""
+        return self._document.steps
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        return self.to_dict().get("scores", {})
+
+    @property
+    def made(self) -> dict[str, Any]:
+        return self._document.made
+
+    @cached_property
+    def tree(self) -> Tree:
+        return Tree(self._document.model.class_name, self._document.model.stacks)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Effective actions; where the schedule has no plan, everything is computed at each of its steps."""
+        steps = self.steps or 0
+        return self._document.resolve() or Plan(self.tree, steps, {n.name: (OFF,) * steps for n in self.tree})
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Node names [N] and their effective actions [N][T]: C, R, F1.., S, or - where not run."""
+        return list(self.plan.tokens), [list(tokens) for tokens in self.plan.tokens.values()]
+
+    def with_scores(self, scores: Mapping[str, Any]) -> "Schedule":
+        """The same behaviour with these scores: {name: {value, ci, split, unit}}."""
+        return self._replace(scores=dict(scores))
+
+    def with_made(self, made: Mapping[str, Any]) -> "Schedule":
+        """The same behaviour with this record of how it was found."""
+        return self._replace(made=dict(made))
+
+    def _replace(self, **parts: Any) -> "Schedule":
+        return Schedule.from_dict(self.to_dict() | parts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schedule) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"Schedule({self.tree.model_class}, steps={self.steps}, {self.digest[:15]})"
