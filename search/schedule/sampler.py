@@ -62,12 +62,13 @@ def scheduler_class(name: str) -> type:
 
 
 def public_config(scheduler: Any) -> dict[str, Any]:
-    """The scheduler's own arguments as JSON data."""
+    """The scheduler's own arguments as JSON data; JSON has no infinities, so those are left to the default."""
     known = inspect.signature(type(scheduler).__init__).parameters
+    config = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in sorted(scheduler.config.items())}
     return {
-        key: value.tolist() if hasattr(value, "tolist") else value
-        for key, value in sorted(scheduler.config.items())
-        if key in known
+        k: v
+        for k, v in config.items()
+        if k in known and not (isinstance(v, float) and not math.isfinite(v))
     }
 
 

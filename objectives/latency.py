@@ -1,0 +1,17 @@
+"""Time to make one picture on this device."""
+
+from search.calibration import Costs
+from search.objectives.base import Cost
+from search.schedule import Schedule
+
+
+class Latency(Cost):
+    """Predicted milliseconds for denoising and decoding one picture: measured per-node times plus an intercept."""
+
+    key, unit = "latency", "ms"
+
+    def __call__(self, schedule: Schedule, costs: Costs) -> float:
+        return costs.latency(schedule)
+
+    def worst(self, costs: Costs) -> float:
+        return costs.teacher_latency

@@ -1,0 +1,258 @@
+"""What one teacher pass tells: costs of every node, and how much each node changes from step to step."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from search.schedule import Schedule
+from search.schedule.forecast import newton_weights
+from search.schedule.nodes import ROOT, Node, Tree
+from search.schedule.plan import ABSENT, OFF, Plan
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Cost tables of one denoiser for one picture (both CFG halves).
+
+    `component_macs` and `value_bytes` are per node; `floor_macs` is what a denoiser call costs outside of the
+    components; `milliseconds` holds `run` (the intercept: solver and decoding), `denoiser` (a call's floor)
+    and one entry per component kind; empty until latency was calibrated.
+    """
+
+    steps: int
+    component_macs: Mapping[str, int]
+    floor_macs: int
+    value_bytes: Mapping[str, int]
+    milliseconds: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def call_macs(self) -> int:
+        return self.floor_macs + sum(self.component_macs.values())
+
+    @property
+    def teacher_macs(self) -> int:
+        return self.steps * self.call_macs
+
+    @cached_property
+    def block_macs(self) -> float:
+        """Mean MACs of a block: the unit in which search cost is counted, one block execution."""
+        blocks = len({name.partition(":")[0] for name in self.component_macs})
+        return sum(self.component_macs.values()) / blocks
+
+    @property
+    def all_bytes(self) -> int:
+        """Bytes when the latest output of every component is kept: what most cache runtimes hold."""
+        return sum(self.value_bytes[name] for name in self.component_macs)
+
+    def macs(self, schedule: Schedule) -> int:
+        """Executed MACs of one picture."""
+        tokens = schedule.plan.tokens
+        executed = sum(m * tokens[name].count(OFF) for name, m in self.component_macs.items())
+        return executed + self.floor_macs * tokens[ROOT].count(OFF)
+
+    def latency(self, schedule: Schedule) -> float:
+        """Predicted milliseconds of one picture; ValueError where latency was not calibrated."""
+        if not self.milliseconds:
+            raise ValueError("latency was not calibrated; call calibrate_latency first")
+        return float(np.dot(self.features(schedule.plan), list(self.milliseconds.values())))
+
+    @property
+    def teacher_latency(self) -> float:
+        kinds = list(self.kinds.values())
+        return float(
+            np.dot([1, self.steps, *(self.steps * n for n in kinds)], list(self.milliseconds.values()))
+        )
+
+    @cached_property
+    def kinds(self) -> dict[str, int]:
+        """Component kinds and how many nodes each has."""
+        found: dict[str, int] = {}
+        for name in self.component_macs:
+            kind = name.rpartition(":")[2]
+            found[kind] = found.get(kind, 0) + 1
+        return found
+
+    def features(self, plan: Plan) -> list[int]:
+        """What latency is linear in: 1, denoiser calls, computed components of each kind."""
+        counts = dict.fromkeys(self.kinds, 0)
+        for name in self.component_macs:
+            counts[name.rpartition(":")[2]] += plan.tokens[name].count(OFF)
+        return [1, plan.tokens[ROOT].count(OFF), *counts.values()]
+
+    def peak_bytes(self, schedule: Schedule) -> int:
+        """Peak bytes of kept values; equals what the applied schedule reports for a batch of one picture."""
+        plan = schedule.plan
+        uses = {name: plan.last_use(name) for name in plan.planned()}
+        order = [n for n in _execution(plan.tree) if n in uses]
+        alive = {name: 0 for name in order}
+        kept: dict[str, list[int]] = {name: [] for name in order}
+        now = peak = 0
+        for step in range(plan.steps):
+            for name in order:
+                token, size = plan.tokens[name][step], self.value_bytes[name]
+                if token == OFF and uses[name].get(step, -1) > step:
+                    kept[name].append(step)
+                elif token not in (OFF, ABSENT, "S"):
+                    kept[name] = [s for s in kept[name] if uses[name][s] > step]
+                now += (len(kept[name]) - alive[name]) * size
+                alive[name] = len(kept[name])
+                peak = max(peak, now)
+        return peak
+
+
+def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], object]) -> Costs:
+    """Cost tables from one call of the denoiser for one picture, by torch's own counter of operations."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    sizes: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    counter = FlopCounterMode(display=False)
+    removers = []
+    for node in tree:
+        module = tree.module(denoiser, node)
+        if module is None:
+            continue
+        begun: list[int] = []
+
+        def before(*_: object, begun: list[int] = begun) -> None:
+            begun.append(counter.get_total_flops())
+
+        def after(_: object, __: object, output: object, name: str = node.name, begun: list[int] = begun) -> None:
+            value = output if isinstance(output, Tensor) else output[0]  # type: ignore[index]
+            sizes[name] = value.numel() * value.element_size()
+            counts[name] = (counter.get_total_flops() - begun.pop()) // 2
+
+        removers += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        # the math backend spells attention out as matrix products, which are counted on every device
+        with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):
+            call()
+    finally:
+        for remover in removers:
+            remover.remove()
+    for stack in tree.contract:
+        sizes[stack.name] = sizes[f"{stack.name}.{tree.stacks[stack.name] - 1}"]
+    components = {node.name: counts[node.name] for node in tree if node.kind == "component"}
+    return Costs(steps, components, counts[ROOT] - sum(components.values()), sizes)
+
+
+def fit_latency(rows: Sequence[Sequence[int]], milliseconds: Sequence[float], kinds: Iterable[str]) -> dict[str, float]:
+    """Non-negative least squares of measured times [N] on the features [N, 2+K] of their plans."""
+    from scipy.optimize import nnls
+
+    matrix, times = np.array(rows, dtype=float), np.array(milliseconds)
+    scale = matrix.max(axis=0)
+    solution, _ = nnls(matrix / scale / times[:, None], np.ones(len(times)))  # relative errors
+    return dict(zip(["run", "denoiser", *kinds], (solution / scale).tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Drifts:
+    """How a node's output changes over the steps: inner products of its outputs, [T, T] per node in float64.
+
+    Every reuse or forecast error follows from them: |F_t - sum_j w_j F_j|^2 is a quadratic form.
+    """
+
+    grams: Mapping[str, np.ndarray]
+    places: Sequence[float]
+
+    def reuse(self, names: Sequence[str]) -> np.ndarray:
+        """Error [T, T]: relative RMS error at step t (column) of the value of step s < t (row), mean over nodes."""
+        steps = len(self.places)
+        out = np.zeros((steps, steps))
+        for name in names:
+            g = self.grams[name]
+            d = np.diag(g)
+            out += np.sqrt(np.clip(d[:, None] + d[None, :] - 2 * g, 0, None) / d[None, :])
+        return np.triu(out / len(names), 1)
+
+    def forecast(self, names: Sequence[str]) -> np.ndarray:
+        """Error [T, T, T] at step t of the line through the values of steps p < s < t, mean over nodes."""
+        steps = len(self.places)
+        out = np.zeros((steps, steps, steps))
+        for s in range(1, steps - 1):
+            for p in range(s):
+                for t in range(s + 1, steps):
+                    w = newton_weights([self.places[p], self.places[s]], self.places[t])
+                    index = [p, s, t]
+                    c = np.array([*w, -1.0])
+                    for name in names:
+                        g = self.grams[name]
+                        out[p, s, t] += np.sqrt(max(c @ g[np.ix_(index, index)] @ c, 0) / g[t, t])
+        return out / len(names)
+
+
+def record(
+    denoiser: nn.Module,
+    tree: Tree,
+    places: Sequence[float],
+    run: Callable[[], object],
+    limit_bytes: int = 2**30,
+    value_bytes: Mapping[str, int] | None = None,
+) -> Drifts:
+    """Run the teacher and keep the inner products of every component's and the denoiser's outputs.
+
+    Outputs of all steps stay in memory at once; where they would exceed `limit_bytes` the nodes are split
+    over several runs, which draw the same trajectory.
+    """
+    nodes = [node for node in tree if node.kind in ("denoiser", "component")]
+    sizes = [(value_bytes or {}).get(node.name, 0) * len(places) for node in nodes]
+    parts: list[list[Node]] = [[]]
+    filled = 0
+    for node, size in zip(nodes, sizes, strict=True):
+        if parts[-1] and filled + size > limit_bytes:
+            parts.append([])
+            filled = 0
+        parts[-1].append(node)
+        filled += size
+    grams: dict[str, np.ndarray] = {}
+    for part in parts:
+        outputs: dict[str, list[Tensor]] = {node.name: [] for node in part}
+        removers = []
+        for node in part:
+
+            def after(_: object, __: object, output: object, kept: list[Tensor] = outputs[node.name]) -> None:
+                value = output if isinstance(output, Tensor) else output[0]  # type: ignore[index]
+                kept.append(value.detach().flatten().clone())
+
+            module = tree.module(denoiser, node)
+            assert module is not None
+            removers.append(module.register_forward_hook(after))
+        try:
+            run()
+        finally:
+            for remover in removers:
+                remover.remove()
+        for name, values in outputs.items():
+            stacked = torch.stack(values).double()
+            grams[name] = (stacked @ stacked.T).cpu().numpy()
+    return Drifts(grams, list(places))
+
+
+def threshold_mask(reuse: np.ndarray, threshold: float, longest: int = 4) -> list[str]:
+    """SmoothCache (arXiv:2411.10510): reuse the last value while its error stays below a threshold."""
+    tokens, last = [OFF], 0
+    for t in range(1, len(reuse)):
+        if reuse[last, t] < threshold and t - last < longest:
+            tokens.append("R")
+        else:
+            tokens.append(OFF)
+            last = t
+    return tokens
+
+
+def _execution(tree: Tree) -> list[str]:
+    """Names in the order in which nodes finish: components, their block, the stack, the denoiser."""
+    names: list[str] = []
+    for stack in tree.contract:
+        for i in range(tree.stacks[stack.name]):
+            names += [f"{stack.name}.{i}:{c}" for c in stack.components] + [f"{stack.name}.{i}"]
+        names.append(stack.name)
+    return [*names, ROOT]
+
+

@@ -1,0 +1,51 @@
+"""Wall time of schedules on this device, measured side by side."""
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+
+from search.calibration import Costs, fit_latency
+from search.models.base import Model
+from search.schedule import Schedule
+
+
+def measure(model: Model, schedules: Sequence[Schedule | None], repeats: int = 5, decode: bool = True) -> list[list[float]]:
+    """Milliseconds to denoise and decode one picture, [S][repeats]; None is the bare pipeline.
+
+    The schedules take turns within every round, so slow spells of the machine fall on all of them.
+    """
+    conditions, noise = model.encode([""]), model.noise([0])
+
+    def once() -> float:
+        _wait(model)
+        start = time.perf_counter()
+        latents = model.sample(conditions, noise)
+        if decode:
+            model.decode(latents)
+        _wait(model)
+        return 1000 * (time.perf_counter() - start)
+
+    times: list[list[float]] = [[] for _ in schedules]
+    once()
+    for _ in range(repeats):
+        for schedule, kept in zip(schedules, times, strict=True):
+            if schedule is None:
+                kept.append(once())
+            else:
+                with schedule.apply(model.pipe):
+                    kept.append(once())
+    return times
+
+
+def calibrate(model: Model, schedules: Sequence[Schedule], costs: Costs, repeats: int = 3) -> dict[str, float]:
+    """The latency table: times of a few unlike schedules, fitted on what they compute."""
+    times = measure(model, schedules, repeats)
+    rows = [costs.features(schedule.plan) for schedule in schedules]
+    return fit_latency(rows, [statistics.median(t) for t in times], costs.kinds)
+
+
+def _wait(model: Model) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)

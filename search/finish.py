@@ -1,0 +1,274 @@
+"""From a finished search to what people use: the held-out front, files, figures, MLflow, and the last lines."""
+
+import logging
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from search import figures, seeding, tracking
+from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.timing import measure
+from search.front import bootstrap_interval, non_dominated
+from search.objectives.base import Cost, Objective
+from search.objectives.drift import Drift
+from search.objectives.latency import Latency
+from search.objectives.macs import Macs
+from search.objectives.memory import Memory
+from search.objectives.psnr import Psnr
+from search.objectives.ssim import Ssim
+from search.result import Entry, Result, Score
+from search.schedule import Schedule
+
+if TYPE_CHECKING:
+    from search.run import Search
+
+log = logging.getLogger("search")
+MOST_ON_FRONT = 12
+SHOWN = 8
+REPEATS = 3
+SHORTER = (15, 12, 10, 8, 6)
+VISIBLE = 30.0  # dB: differences below are usually seen
+HELD_OUT_SEED = 10_000  # held-out noise is never the calibration noise
+
+
+def finish(search: "Search", stopped: str) -> Result:
+    """Score the front and the baselines on held-out prompts and seeds, write everything, print where it is."""
+    console = search.console
+    with console.status("held-out prompts: front, presets, timing"):
+        result = collect(search, stopped)
+    with console.status("files and figures"):
+        write(result)
+    view = None
+    if search.config.tracking.enabled:
+        with console.status("MLflow"):
+            view = tracking.log(result, Path(search.config.runs), search.config.tracking.uri)
+    _last_lines(search, result, view)
+    return result
+
+
+def collect(search: "Search", stopped: str) -> Result:
+    """The result with all its scores."""
+    config, state, target = search.config, search.state, search.target
+    objectives: dict[str, Objective] = {
+        o.key: o for o in (Drift(), Psnr(), Ssim(), Macs(), Latency(), Memory(), *search.objectives.values())
+    }
+    seeds = [HELD_OUT_SEED + config.prompts.seed + i for i in range(len(search.held_out))]
+    held_out = Evaluator(search.model, search.held_out, seeds, objectives, state.costs, search.memo)
+    teacher = to_schedule(search.model, {})
+
+    archive = list(state.archive.values())
+    front = thin([a["scores"] for a in archive], MOST_ON_FRONT) if archive else []
+    found = {search.schedule(archive[i]["x"]): archive[i]["values"] for i in front}
+    presets = {name: search.schedule(x) for name, x in state.presets.items()}
+    presets |= seeding.shorter_runs(target, search.model.shorter, SHORTER)
+    found.pop(teacher, None)
+
+    everyone = [*found, *presets.values(), teacher]
+    times = dict(zip(everyone, measure(search.model, everyone, REPEATS), strict=True))
+    band = _seed_band(held_out, seeds)
+    threshold = max(VISIBLE, band[1])
+
+    def entry(name: str, role: str, schedule: Schedule, shown: bool) -> Entry:
+        calibration = state.archive.get(schedule.digest, {}).get("values")
+        calibration = calibration or search.evaluator.values(schedule)
+        scores = _scores(held_out, schedule, times, teacher)
+        return Entry(
+            name or f"{scores['speedup'].value:.1f}× · drift {scores['drift'].value:.3f}",
+            role,
+            _with_scores(search, schedule, scores),
+            _summary(calibration, search.objectives, "calibration"),
+            scores,
+            _pictures(held_out, schedule) if shown else None,
+        )
+
+    entries = [entry("", "front", schedule, True) for schedule in found]
+    entries.sort(key=lambda e: e.held_out["macs"].value)
+    _make_unique(entries)
+    entries += [entry(name, "preset", schedule, True) for name, schedule in presets.items()]
+    entries.append(entry("teacher", "teacher", teacher, True))
+    return Result(
+        search_id=search.folder.name,
+        folder=search.folder,
+        model=config.model["name"],
+        space="+".join(config.space),
+        objectives=list(search.objectives),
+        units={k: o.unit for k, o in objectives.items()} | {"speedup": "×"},
+        better={k: o.better for k, o in objectives.items()} | {"speedup": "higher"},
+        entries=entries,
+        history=state.history,
+        points=[
+            {k: float(np.mean(v)) for k, v in a["values"].items()}
+            | {"generation": a["generation"], "digest": digest}
+            for digest, a in state.archive.items()
+        ],
+        prompts={"calibration": search.calibration, "held_out": search.held_out},
+        shown=search.held_out[:SHOWN],
+        recommended=recommend(entries, threshold),
+        no_visible_loss=threshold,
+        config=config.model_dump(mode="json"),
+        environment=_environment(search) | {"seed_to_seed_psnr_db": f"{band[0]:.1f} (95 % below {band[1]:.1f})"},
+        stopped=stopped,
+    )
+
+
+def write(result: Result) -> None:
+    """Schedules, front.json and figures into the run folder."""
+    result.save()
+    folder = result.folder / "figures"
+    for sub in ("heatmaps", "grids"):
+        (folder / sub).mkdir(parents=True, exist_ok=True)
+    (folder / "pareto.html").write_text(figures.pareto_html(result), encoding="utf-8")
+    (folder / "pareto.png").write_bytes(figures.pareto_png(result))
+    (folder / "overview.png").write_bytes(figures.overview_png(result))
+    for i, entry in enumerate(result.entries):
+        if entry.role == "front":
+            (folder / "heatmaps" / f"{i:02d}.png").write_bytes(figures.heatmap_png(entry))
+            (folder / "grids" / f"{i:02d}.png").write_bytes(figures.grid_png(result, entry))
+
+
+def thin(scores: Sequence[Sequence[float]], most: int) -> list[int]:
+    """Indices of at most `most` non-dominated rows: the extremes, then always the one farthest from those chosen."""
+    y = np.array(scores, dtype=float)
+    front = np.flatnonzero(non_dominated(y))
+    span = np.ptp(y[front], axis=0)
+    z = (y[front] - y[front].min(axis=0)) / np.where(span > 0, span, 1)
+    chosen = list(dict.fromkeys([*z.argmin(axis=0).tolist()]))
+    while len(chosen) < min(most, len(front)):
+        distance = np.linalg.norm(z[:, None] - z[chosen][None], axis=2).min(axis=1)
+        chosen.append(int(distance.argmax()))
+    return sorted(front[chosen].tolist())
+
+
+def recommend(entries: Sequence[Entry], threshold: float) -> str:
+    """The fastest on the front whose PSNR stays above the threshold, interval included; else the truest one."""
+    front = [e for e in entries if e.role == "front"]
+    if not front:
+        return "teacher"
+
+    def psnr(e: Entry) -> float:
+        score = e.held_out["psnr"]
+        return score.value if score.low is None else score.low
+
+    good = [e for e in front if psnr(e) >= threshold]
+    if good:
+        return max(good, key=lambda e: e.held_out["speedup"].value).name
+    return max(front, key=psnr).name
+
+
+def _scores(
+    held_out: Evaluator,
+    schedule: Schedule,
+    times: Mapping[Schedule, Sequence[float]],
+    teacher: Schedule,
+) -> dict[str, Score]:
+    scores = _summary(held_out.values(schedule), held_out.objectives, "held out")
+    own, reference = times[schedule], times[teacher]
+    ratios = [b / a for a, b in zip(own, reference, strict=True)]
+    scores["latency"] = Score(statistics.median(own), min(own), max(own))
+    scores["speedup"] = Score(statistics.median(ratios), min(ratios), max(ratios))
+    return scores
+
+
+def _summary(values: Mapping[str, Sequence[float]], objectives: Mapping[str, Objective], split: str) -> dict[str, Score]:
+    found = {}
+    for name, objective in objectives.items():
+        if isinstance(objective, Cost):
+            found[name] = Score(float(values[name][0]))
+        else:
+            sample = np.asarray(values[name], dtype=float)
+            low, high = bootstrap_interval(sample, np.random.default_rng(0))
+            found[name] = Score(float(sample.mean()), low, high)
+    return found
+
+
+def _with_scores(search: "Search", schedule: Schedule, scores: Mapping[str, Score]) -> Schedule:
+    def part(name: str, s: Score) -> dict[str, Any]:
+        split = "device" if name in ("latency", "speedup") else "held_out"
+        ci = {} if s.low is None or s.high is None else {"ci": [s.low, s.high]}
+        return {"value": s.value, "split": split} | ci
+
+    made = {
+        "search": search.folder.name,
+        "call": dict(search.model.arguments),
+        "prompts": {"calibration": len(search.calibration), "held_out": len(search.held_out)},
+        "seed": search.config.seed,
+        "block_executions": round(search.state.block_executions),
+        **_environment(search),
+    }
+    return schedule.with_scores({k: part(k, s) for k, s in scores.items()}).with_made(made)
+
+
+def _pictures(held_out: Evaluator, schedule: Schedule) -> list[np.ndarray]:
+    return _uint8(held_out.decode(held_out.latents(schedule)[:SHOWN]))
+
+
+def _uint8(images: Tensor) -> list[np.ndarray]:
+    return list((images * 255).round().byte().permute(0, 2, 3, 1).numpy())
+
+
+def _seed_band(held_out: Evaluator, seeds: Sequence[int]) -> tuple[float, float]:
+    """PSNR in dB between the teacher's pictures of one prompt and two seeds: mean, and what 95 % stay below."""
+    model = held_out.model
+    count = min(len(seeds), 16)
+    conditions = model.encode(held_out.prompts[:count])
+    other = model.decode(model.sample(conditions, model.noise([s + 5_000 for s in seeds[:count]]))).cpu()
+    values = Psnr()(other, held_out.teacher_images[:count]).numpy()
+    return float(values.mean()), float(np.quantile(values, 0.95))
+
+
+def _make_unique(entries: Sequence[Entry]) -> None:
+    seen: dict[str, int] = {}
+    for e in entries:
+        seen[e.name] = seen.get(e.name, 0) + 1
+        if seen[e.name] > 1:
+            e.name += f" ({seen[e.name]})"
+
+
+def _environment(search: "Search") -> dict[str, str]:
+    import diffusers
+
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    gpu = torch.cuda.get_device_name() if search.model.device.type == "cuda" else platform.processor()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "device": f"{search.model.device} {gpu} {torch.get_num_threads()} threads".replace("  ", " "),
+        "git": commit,
+    }
+
+
+def _last_lines(search: "Search", result: Result, view: Mapping[str, str] | None) -> None:
+    console, folder = search.console, result.folder
+    best = next((e for e in result.entries if e.name == result.recommended), None)
+    if result.stopped:
+        console.print(f"[yellow]{result.stopped}[/yellow]; go on with: python -m search resume={folder.name}")
+    console.print(f"front      {folder / 'front.json'}")
+    console.print(f"figures    {folder / 'figures'}")
+    console.print(f"schedules  {folder / 'schedules'}")
+    if best is not None and "speedup" in best.held_out:
+        s = best.held_out
+        kept = s["psnr"].low if s["psnr"].low is not None else s["psnr"].value
+        verdict = "no visible loss" if kept >= result.no_visible_loss else "closest to the teacher"
+        console.print(
+            f"[bold]best at {verdict}: {s['speedup'].value:.2f}× faster[/bold], drift {s['drift'].value:.3f}, "
+            f"PSNR {s['psnr'].value:.1f} dB (visible below {result.no_visible_loss:.1f}), on held-out prompts"
+        )
+        console.print(f"export     python -m search.export run={folder.name} out=schedule.json")
+    if view is not None:
+        console.print(f"review     {tracking.ui_command(Path(search.config.runs))}")
+        if link := view.get("view"):
+            console.print(f"           then open {tracking.view_url(link)}")

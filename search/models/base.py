@@ -1,0 +1,49 @@
+"""What a model adapter is: a loaded pipeline, and its denoising loop opened up."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from search.target import Target
+
+
+class Model(ABC):
+    """A pipeline that a search can run many times: prompts encoded once, noise drawn once."""
+
+    name: str
+    pipe: Any
+    target: Target
+    device: torch.device
+
+    @property
+    @abstractmethod
+    def denoiser(self) -> nn.Module:
+        """The network that the schedules plan."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Any:
+        """Conditions for a list of prompts, to be handed to `sample`."""
+
+    @abstractmethod
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Initial noise [B, C, h, w], one seed per picture: what the pipeline draws from these generators."""
+
+    @abstractmethod
+    def sample(self, conditions: Any, noise: Tensor) -> Tensor:
+        """Final latents [B, C, h, w] by the pipeline's own arithmetic, under whatever schedule is applied."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1]."""
+
+    @abstractmethod
+    def stock(self, prompts: Sequence[str], seeds: Sequence[int], **arguments: Any) -> Any:
+        """The same through the untouched pipeline call; `output_type="latent"` for latents."""
+
+    @property
+    @abstractmethod
+    def arguments(self) -> Mapping[str, Any]:
+        """Keyword arguments that production gives to the pipeline call to get what was searched."""

@@ -1,0 +1,285 @@
+"""The loop: ask, decode, evaluate, tell, log, checkpoint."""
+
+import logging
+import os
+import pickle
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from search import seeding
+from search.calibration import Costs, count_costs, record
+from search.config import Config, read_prompts
+from search.engines.base import Engine, Start
+from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.memo import Memo
+from search.evaluate.timing import calibrate
+from search.finish import finish
+from search.folders import new_run_folder
+from search.front import hypervolume, non_dominated
+from search.models.base import Model
+from search.objectives.base import Objective
+from search.objectives.drift import Drift
+from search.result import Result, find_run
+from search.schedule import Schedule
+from search.schedule.plan import OFF
+from search.schedule.sampler import coordinates
+from search.spaces.base import Space
+
+log = logging.getLogger("search")
+BATCH = 24  # rows asked for at a time
+PROBED = 2  # prompts of the propagation rollouts
+
+
+@dataclass
+class State:
+    """All that a search needs to go on after it was killed; plain data, pickled after every generation."""
+
+    engine: Engine
+    costs: Costs
+    presets: dict[str, np.ndarray]
+    block_executions: float
+    generation: int = 0
+    seconds: float = 0.0
+    archive: dict[str, dict[str, Any]] = field(default_factory=dict)  # by digest, in the order of evaluation
+    asked: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Whole or not at all: a search that is killed here goes on from the generation before."""
+        beside = path.with_suffix(".new")
+        with beside.open("wb") as file:
+            pickle.dump(self, file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+
+    @staticmethod
+    def load(path: Path) -> "State":
+        with path.open("rb") as file:
+            return pickle.load(file)
+
+
+class Search:
+    """One search on one model: `prepare`, then `loop` until the budget is spent."""
+
+    def __init__(self, config: Config, folder: Path, console: Console) -> None:
+        self.config, self.folder, self.console = config, folder, console
+        if config.compute.threads:
+            torch.set_num_threads(config.compute.threads)
+        torch.set_grad_enabled(False)
+        self.model: Model = instantiate(config.model | {"device": device(config.compute.device)})
+        self.space: Space = _only_space(config)
+        self.objectives: dict[str, Objective] = {k: instantiate(v) for k, v in config.objective.items()}
+        prompts = config.prompts
+        self.calibration = read_prompts(prompts.calibration)[: prompts.calibration_count]
+        self.held_out = read_prompts(prompts.held_out)[: prompts.held_out_count]
+        self.checkpoint = folder / "checkpoint.pkl"
+
+    def prepare(self) -> None:
+        """Cost tables, the teacher, and either the checkpoint or a new engine with its seeds."""
+        target = self.model.target
+        self.target = target
+        if self.checkpoint.exists():
+            self.state = State.load(self.checkpoint)
+            self.memo = Memo(self.folder / "memo.sqlite")
+            self.evaluator = self._evaluator(self.state.costs)
+            return
+        self.memo = Memo(self.folder / "memo.sqlite")
+        costs = count_costs(self.model.denoiser, target.tree, target.steps, self.model.once)
+        self.console.print(
+            f"{target.tree.model_class}: {_blocks(target.tree.stacks)}, {target.steps} steps, "
+            f"{costs.teacher_macs / 1e9:.2f} GMACs a picture; keeping every component's output takes "
+            f"{costs.all_bytes / 2**20:.1f} MiB a picture"
+        )
+        costs = _with_latency(self.model, costs)
+        self.evaluator = self._evaluator(costs)
+        probe = Evaluator(
+            self.model, self.calibration[:PROBED], self._seeds(PROBED), {"drift": Drift()}, costs, self.memo
+        )
+        drifts = record(
+            self.model.denoiser,
+            target.tree,
+            self._places(),
+            lambda: self.model.sample(*probe._inputs[0]),
+            value_bytes=costs.value_bytes,
+        )
+
+        def measure(schedule: Schedule) -> float:
+            return float(np.mean(probe.values(schedule)["drift"]))
+
+        presets = seeding.preset_rows(self.space, target, drifts)
+        weights = seeding.propagation(target, drifts, measure)
+        rows = [*presets.values(), *seeding.dp_rows(self.space, target, drifts, costs, weights, measure)]
+        genes = self.space.genes(target)
+        seeds = np.array(rows, dtype=np.int64).reshape(len(rows), len(genes))
+        start = Start(genes, len(self.objectives), np.random.default_rng(self.config.seed), seeds)
+        engine = instantiate(self.config.engine | {"_partial_": True})(start)
+        spent = probe.block_executions + self.evaluator.block_executions
+        self.state = State(engine, costs, presets, spent)
+        self.state.save(self.checkpoint)
+
+    def loop(self) -> str:
+        """Evaluate generations until the budget is spent; returns why it stopped early, or nothing."""
+        began = time.monotonic() - self.state.seconds
+        columns = (
+            TextColumn("[bold]search"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        try:
+            with Progress(*columns, console=self.console) as progress:
+                task = progress.add_task("search", total=self.config.budget.evaluations, note="")
+                while not self._spent(time.monotonic() - began):
+                    rows = self.state.engine.ask(self._room())
+                    if not len(rows):
+                        return "the engine has nothing left to try"
+                    scores = []
+                    for row in rows:
+                        scores.append(self._evaluate(row))
+                        done = self.state.asked + len(scores)
+                        rate = done / max(time.monotonic() - began, 1e-9)
+                        progress.update(task, completed=done, note=f"{rate:.1f}/s  {self._best()}")
+                    self.state.engine.tell(rows, np.array(scores))
+                    self._close_generation(len(rows), time.monotonic() - began)
+        except KeyboardInterrupt:
+            return "stopped by Ctrl-C"
+        return ""
+
+    def schedule(self, row: np.ndarray) -> Schedule:
+        return to_schedule(self.model, self.space.decode(row, self.target))
+
+    def _evaluate(self, row: np.ndarray) -> list[float]:
+        schedule = self.schedule(row)
+        values = self.evaluator.values(schedule)
+        scores = self.evaluator.minimised(values)
+        if schedule.digest not in self.state.archive:
+            self.state.archive[schedule.digest] = {
+                "x": row.copy(), "values": values, "scores": scores, "generation": self.state.generation,
+            }  # fmt: skip
+            # counted by candidate, not by what the memo happened to know: a resumed search counts the same
+            share = self.state.costs.macs(schedule) / self.state.costs.block_macs
+            self.state.block_executions += share * len(self.calibration)
+        return scores
+
+    def _close_generation(self, rows: int, seconds: float) -> None:
+        state = self.state
+        state.asked += rows
+        state.seconds = seconds
+        state.history.append(
+            {
+                "generation": state.generation,
+                "evaluations": state.asked,
+                "distinct": len(state.archive),
+                "block_executions": round(state.block_executions),
+                "hypervolume": self.hypervolume([a["scores"] for a in state.archive.values()]),
+                "front": int(non_dominated(self._scores()).sum()),
+                "seconds": round(seconds, 1),
+            }
+        )
+        state.generation += 1
+        log.info("generation %s", state.history[-1])
+        state.save(self.checkpoint)
+
+    def hypervolume(self, scores: Sequence[Sequence[float]]) -> float:
+        """Against the worst values worth having, each objective scaled so that this point is 1."""
+        worst = np.array([o.minimised(o.worst(self.state.costs)) for o in self.objectives.values()])
+        best = np.array([0.0 if o.better == "lower" else -_ceiling(o) for o in self.objectives.values()])
+        scaled = (np.array(scores) - best) / (worst - best)
+        return hypervolume(scaled, np.ones(len(worst)))
+
+    def _scores(self) -> np.ndarray:
+        return np.array([a["scores"] for a in self.state.archive.values()])
+
+    def _best(self) -> str:
+        if not self.state.history:
+            return ""
+        last = self.state.history[-1]
+        return f"front {last['front']:.0f}, hypervolume {last['hypervolume']:.4f}"
+
+    def _room(self) -> int:
+        """How many rows the next generation may have."""
+        most = self.config.budget.evaluations
+        return BATCH if most is None else min(BATCH, most - self.state.asked)
+
+    def _spent(self, seconds: float) -> bool:
+        budget = self.config.budget
+        return (
+            (budget.evaluations is not None and self.state.asked >= budget.evaluations)
+            or (budget.minutes is not None and seconds >= 60 * budget.minutes)
+            or (budget.block_executions is not None and self.state.block_executions >= budget.block_executions)
+        )
+
+    def _evaluator(self, costs: Costs) -> Evaluator:
+        return Evaluator(
+            self.model, self.calibration, self._seeds(len(self.calibration)), self.objectives, costs, self.memo
+        )
+
+    def _seeds(self, count: int) -> list[int]:
+        return [self.config.prompts.seed + i for i in range(count)]
+
+    def _places(self) -> list[float]:
+        self.model.pipe.scheduler.set_timesteps(self.target.steps)
+        axis = getattr(self.space, "axis", "index")
+        return coordinates(self.model.pipe.scheduler, axis)
+
+
+def run(config: Config) -> Result:
+    """Search, report, and print where the result is."""
+    console = Console(soft_wrap=True)
+    resumed = find_run(config.resume, Path(config.runs)) if config.resume else None
+    space = "+".join(config.space)
+    folder = resumed or new_run_folder(Path(config.runs), space, config.model["name"])
+    logging.basicConfig(filename=folder / "search.log", level=logging.INFO, format="%(asctime)s %(message)s")
+    if resumed:
+        config = Config.load(folder / "config.yaml").model_copy(
+            update={"budget": config.budget, "resume": str(folder)}
+        )
+    config.save(folder / "config.yaml")
+    console.print(f"[bold]search[/bold] {space} on {config.model['name']} → {folder}")
+    try:
+        search = Search(config, folder, console)
+        with console.status("preparing: teacher, cost tables, calibration, dynamic programming"):
+            search.prepare()
+        stopped = search.loop()
+    except KeyboardInterrupt:
+        console.print(f"stopped before the first generation; go on with: python -m search resume={folder.name}")
+        raise SystemExit(130) from None
+    return finish(search, stopped)
+
+
+def device(name: str) -> str:
+    """`auto` is the GPU where there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _only_space(config: Config) -> Space:
+    if len(config.space) != 1:
+        raise ValueError(f"space={list(config.space)}: this version searches one space at a time; use +space=cache")
+    return instantiate(next(iter(config.space.values())))
+
+
+def _with_latency(model: Model, costs: Costs) -> Costs:
+    """Time a few unlike schedules: everything, every second step, and each component kind kept."""
+    target = model.target
+    alternating = [OFF if t % 2 == 0 else "R" for t in range(target.steps)]
+    rare = [OFF if t == 0 else "R" for t in range(target.steps)]
+    plans = [{}, {"denoiser": alternating}, {"denoiser": rare}, *({kind: rare} for kind in target.kinds)]
+    schedules = [seeding._schedule(target, plan) for plan in plans]
+    table = calibrate(model, schedules, costs)
+    return Costs(costs.steps, costs.component_macs, costs.floor_macs, costs.value_bytes, table)
+
+
+def _ceiling(objective: Objective) -> float:
+    return {"dB": 100.0}.get(objective.unit, 1.0)
+
+
+def _blocks(stacks: Any) -> str:
+    return ", ".join(f"{count} {name}" for name, count in stacks.items())
