@@ -1,1 +1,1 @@
-"""The configuration groups. This file makes the folder importable, which Hydra's `pkg://search.conf` asks for."""
+"""The configuration groups. Hydra's `pkg://search.conf` asks for this file."""

@@ -1,4 +1,4 @@
-"""Search how a diffusion model is run; what is found is a `Schedule`, a file that any stock pipeline can apply."""
+"""Search how a diffusion model is run; what is found is a `Schedule`, a file for any stock pipeline."""
 
 from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,9 @@ if __name__ != "search":
     # The repository root is on __path__ below, so `search.search.search...` would otherwise never end.
     raise ImportError(f"import 'search', not {__name__!r}")
 
-# spaces/, objectives/, kernels/ and conf/ stand at the root of the repository but are imported as search.spaces
-# and so on: Hugging Face publishes packages that are imported as `kernels` and `spaces`. A wheel has them inside
-# this folder already; in a checkout this line makes them visible.
+# spaces/, objectives/, kernels/ and conf/ stand at the root of the repository but are imported as
+# search.spaces and so on: Hugging Face publishes packages that are imported as `kernels` and `spaces`.
+# A wheel has them inside this folder already; in a checkout this line makes them visible.
 _root = _Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file() and (_root / "spaces").is_dir():
     __path__.append(str(_root))

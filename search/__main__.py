@@ -1,18 +1,13 @@
 """python -m search: a Hydra configuration becomes objects, then runs."""
 
+import os
 import re
 import sys
-
-from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from search.config import CONF, Config, closest
+from typing import Any
 
 DEFAULT_SPACE = "cache"
 GROUPS = {
-    "space": "what is searched; join several as +space=[a,b]",
+    "space": "what is searched; +space=[a,b] joins several",
     "model": "which pipeline; model.path=<folder or hub id> for your own checkpoint",
     "engine": "how it is searched",
     "objective": "what is traded off, two or more: objective=[drift,latency]",
@@ -28,77 +23,126 @@ EXAMPLES = (
 
 
 def main(arguments: list[str]) -> int:
-    """Compose, check, run; returns the exit code. One clean line, never a traceback, for what a user mistyped."""
+    """Compose, check, run; returns the exit code. No traceback for what a user mistyped."""
     if any(a in ("--help", "-h") for a in arguments):
         print(help_text())
         return 0
-    show = "--cfg" in arguments
-    overrides = normalise([a for a in arguments if a not in ("--cfg", "job")])
     try:
-        with initialize_config_module("search.conf", version_base="1.3", job_name="search"):
-            composed = compose("search", overrides=overrides)
-        config = Config.check(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
-        if show:
-            print(OmegaConf.to_yaml(composed))
+        flags, overrides = split(arguments)
+        raw = composed(overrides, flags.get("--config-dir"))
+        if "--cfg" in flags:
+            import yaml
+
+            print(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), end="")
             return 0
-        from search.run import run
+        from search.config import Config
+
+        config = Config.check(raw)
+        from search.run import run  # torch and diffusers take seconds: not before the command proved right
 
         run(config)
-    except (HydraException, OmegaConfBaseException) as error:
-        print(f"error: {explain(error, overrides)}", file=sys.stderr)
-        return 2
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        told = explain(error)
+        if told is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"error: {told}", file=sys.stderr)
         return 2
     return 0
 
 
-def normalise(arguments: list[str]) -> list[str]:
+def split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The flags `--cfg job` and `--config-dir DIR`, and the overrides."""
+    flags, overrides = {}, []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name in ("--cfg", "--config-dir", "-cd"):
+            flags["--config-dir" if name == "-cd" else name] = value if equals else next(rest, "")
+        elif argument.startswith("-"):
+            raise ValueError(
+                f"there is no flag {argument}; there are --help, --cfg job and --config-dir <folder>"
+            )
+        else:
+            overrides.append(argument)
+    return flags, normalise(overrides)
+
+
+def normalise(overrides: list[str]) -> list[str]:
     """`space=x`, `+space=x` and `++space=x` mean the same, and none of them means the default space.
 
-    Hydra appends `+space` only while `space` is absent from its defaults list, so that is how conf/search.yaml is.
+    Hydra appends `+space` only while `space` is absent from its defaults list: so it is in conf/search.yaml.
     """
-    found = ["+" + a.lstrip("+") if a.lstrip("+").startswith("space=") else a for a in arguments]
+    found = ["+" + a.lstrip("+") if a.lstrip("+").startswith("space=") else a for a in overrides]
     return found if any(a.startswith("+space=") for a in found) else [*found, f"+space={DEFAULT_SPACE}"]
+
+
+def composed(overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:
+    """The configuration as plain nested data, not yet checked. `config_dir` is a folder with more options."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    if config_dir is not None:
+        if not os.path.isdir(config_dir):
+            raise ValueError(f"--config-dir {config_dir!r} is not a folder")
+        overrides = [*overrides, f"hydra.searchpath=['file://{os.path.abspath(config_dir)}']"]
+    with initialize_config_module("search.conf", version_base="1.3", job_name="search"):
+        return OmegaConf.to_container(compose("search", overrides=overrides), resolve=True)
 
 
 def options(group: str) -> list[str]:
     """The YAML files of a group."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    from search.conf import __path__ as conf
+
+    return sorted(
+        name.removesuffix(".yaml") for name in os.listdir(f"{conf[0]}/{group}") if name.endswith(".yaml")
+    )
 
 
 def help_text() -> str:
+    """One line and the options of each group, and examples."""
     width = max(len(g) for g in GROUPS)
     lines = ["Search how a diffusion model is run; hand back the Pareto front as schedules.", "", "Options"]
     for group, text in GROUPS.items():
         lines += [f"  {group:<{width}}  {text}", f"  {'':<{width}}  one of: {', '.join(options(group))}"]
-    lines += ["", "Also: seed=, resume=<run|latest>, runs=<folder>, tracking.enabled=, tracking.uri=", "", "Examples"]
+    lines += [
+        "",
+        "Also: seed=, resume=<run|latest>, runs=<folder>, tracking.enabled=, tracking.uri=",
+        "",
+        "Examples",
+    ]
     lines += [f"  {example}" for example in EXAMPLES]
-    lines += ["", "  --cfg job   print the whole configuration, every value of which can be overridden, and stop"]
+    lines += [
+        "",
+        "  --cfg job           print the whole configuration and stop; every value can be overridden",
+        "  --config-dir <dir>  find more options in <dir>/<group>/<option>.yaml",
+    ]
     return "\n".join(lines)
 
 
-def explain(error: Exception, overrides: list[str]) -> str:
-    """Hydra's message, and what was probably meant."""
+def explain(error: Exception) -> str | None:
+    """What to tell the user, with what was probably meant; None for what is not the user's mistake."""
+    from hydra.errors import HydraException, InstantiationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, InstantiationException):  # Hydra's wrapping of what a constructor said
+        unexpected = isinstance(error.__cause__, TypeError) and "unexpected keyword" in str(error.__cause__)
+        return str(error.__cause__) if unexpected or isinstance(error.__cause__, ValueError) else None
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return str(error) if isinstance(error, ValueError) else None
+    from search.config import closest, known_keys
+
     text = str(error).strip()
-    match = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text)
-    if match:
-        wrong = (match[1] or match[2]).split("@")[0]
-        keys = [*GROUPS, "seed", "resume", "runs", "tracking", *_keys()]
-        return f"{wrong} is no option.{closest(wrong, keys)} See python -m search --help, or --cfg job for all values"
-    return text
-
-
-def _keys() -> list[str]:
-    with initialize_config_module("search.conf", version_base="1.3", job_name="search"):
-        composed = OmegaConf.to_container(compose("search", overrides=[f"+space={DEFAULT_SPACE}"]))
-
-    def walk(node: object, prefix: str) -> list[str]:
-        if not isinstance(node, dict):
-            return [prefix]
-        return [key for k, v in node.items() for key in walk(v, f"{prefix}.{k}" if prefix else str(k))]
-
-    return walk(composed, "")
+    if found := re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", text):
+        group, wrong = found.groups()
+        known = options(group)
+        return f"{group}={wrong} is no option.{closest(wrong, known)} Available options: {', '.join(known)}"
+    if found := re.search(
+        r"Could not (?:override|append to config|delete)[^']*'([^'@]+)|Key '([^']+)' is not in", text
+    ):
+        wrong = found[1] or found[2]
+        hint = "See python -m search --help, or --cfg job for all values"
+        return f"{wrong} is no option.{closest(wrong, known_keys())} {hint}"
+    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 if __name__ == "__main__":

@@ -1,30 +1,51 @@
-"""What a search can be told, and within which limits. The defaults stand in conf/*.yaml, the limits only here."""
+"""What a search can be told, and within which limits. The defaults stand in conf/, the limits only here."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
 import yaml
-from annotated_types import Ge, Gt, Le, Lt, MultipleOf
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import TypedDict  # typing's own lacks what pydantic needs before Python 3.12
 
-BUNDLED = "bundled:"  # a prompt file of conf/prompts/, wherever the project is installed
+import search.conf
 
-Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
-Pixels = Annotated[int, Field(ge=16, le=8192, multiple_of=8)]
+CONF = Path(search.conf.__path__[0])  # the folder of YAML files, in a checkout and when installed
+
+
+def whole(low: int, high: int, multiple_of: int = 1, null: bool = False) -> BeforeValidator:
+    """An integer from low to high, or null where that is allowed; the message says so."""
+    step = f" that {multiple_of} divides" if multiple_of > 1 else ""
+
+    def fits(value: Any) -> bool:
+        return type(value) is int and low <= value <= high and value % multiple_of == 0
+
+    return _rule(fits, f"a whole number from {low} to {high}{step}", null)
+
+
+def real(low: float, high: float, null: bool = False) -> BeforeValidator:
+    """A finite number from low to high, or null where that is allowed; the message says so."""
+
+    def fits(value: Any) -> bool:
+        return type(value) in (int, float) and low <= value <= high
+
+    return _rule(fits, f"a number from {low:g} to {high:g}", null)
+
+
+def _rule(fits: Callable[[Any], bool], words: str, null: bool) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if not (fits(value) or (null and value is None)):
+            raise ValueError(f"give {words}{', or null' if null else ''}")
+        return value
+
+    return BeforeValidator(check)
+
+
 ClassPath = Annotated[str, Field(pattern=r"^\w+(\.\w+)+$")]
-
-
-def _whole(value: Any) -> Any:
-    """An unset variable in `model.steps=$N` arrives as an empty string; booleans would pass as 0 and 1."""
-    if isinstance(value, bool | str):
-        raise ValueError(f"{value!r} is not a number")
-    return value
-
-
-Number = BeforeValidator(_whole)
+Seed = Annotated[int, whole(0, 2**32 - 1)]
+Pixels = Annotated[int | None, whole(16, 8192, multiple_of=8, null=True)]
+Limit = Annotated[int | None, whole(1, 10**12, null=True)]
 
 
 class Part(TypedDict):
@@ -35,18 +56,18 @@ class Part(TypedDict):
 
 
 class ModelConfig(TypedDict):
-    """The pipeline; handed to the adapter class `_target_` as it is. What is left out is the adapter's default."""
+    """The pipeline: arguments of the adapter class `_target_`, which has defaults for what is left out."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
     _target_: ClassPath
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     path: NotRequired[str | None]
-    steps: Annotated[int, Field(ge=2, le=1000), Number]
-    guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), Number]
-    height: NotRequired[Pixels | None]
-    width: NotRequired[Pixels | None]
+    steps: Annotated[int, whole(2, 1000)]
+    guidance_scale: Annotated[float, real(0, 100)]
+    height: NotRequired[Pixels]
+    width: NotRequired[Pixels]
     dtype: NotRequired[Literal["float32", "float16", "bfloat16"]]
-    max_sequence_length: NotRequired[Annotated[int, Field(ge=1, le=4096), Number]]
+    max_sequence_length: NotRequired[Annotated[int, whole(1, 4096)]]
 
 
 class _Strict(BaseModel):
@@ -54,21 +75,21 @@ class _Strict(BaseModel):
 
 
 class Prompts(_Strict):
-    """Two text files, one prompt a line, and how many lines of each are used at most."""
+    """Two text files, one prompt a line, and how many lines of each are used at most (null: all)."""
 
     calibration: str
     held_out: str
-    calibration_count: Annotated[int, Field(ge=1, le=100_000), Number]
-    held_out_count: Annotated[int, Field(ge=1, le=100_000), Number]
-    seed: Annotated[int, Field(ge=0, lt=2**32), Number]
+    calibration_count: Annotated[int | None, whole(1, 100_000, null=True)]
+    held_out_count: Annotated[int | None, whole(1, 100_000, null=True)]
+    seed: Seed
 
 
 class Budget(_Strict):
     """A search ends with the first limit that is reached; null is no limit."""
 
-    evaluations: Count | None
-    minutes: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] | None
-    block_executions: Count | None
+    evaluations: Limit
+    minutes: Annotated[float | None, real(0.01, 1e6, null=True)]
+    block_executions: Limit
 
     @model_validator(mode="after")
     def _ends(self) -> "Budget":
@@ -81,7 +102,7 @@ class Compute(_Strict):
     """Where to run. `threads` null leaves torch's own choice."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
-    threads: Annotated[int, Field(ge=1, le=1024)] | None
+    threads: Annotated[int | None, whole(1, 1024, null=True)]
 
 
 class Tracking(_Strict):
@@ -102,7 +123,7 @@ class Config(_Strict):
     budget: Budget
     compute: Compute
     tracking: Tracking
-    seed: Annotated[int, Field(ge=0, lt=2**32), Number]
+    seed: Seed
     resume: str | None
     runs: Annotated[str, Field(min_length=1)]
 
@@ -139,105 +160,61 @@ class Config(_Strict):
 
 
 def read_prompts(path: str) -> list[str]:
-    """The prompts of a text file: one a line, without empty lines and lines that begin with #."""
-    bundled = path.startswith(BUNDLED)
-    file = _bundled_prompts() / path.removeprefix(BUNDLED) if bundled else Path(path).expanduser()
-    hint = "use prompts.calibration=<text file with one prompt a line>, and prompts.held_out=<another>"
+    """The prompts of a text file, own or of conf/prompts: one a line, # begins a comment line."""
+    file = Path(path).expanduser()
     if not file.is_file():
-        raise ValueError(f"no prompt file {str(file)!r} (from {path!r}); {hint}")
+        file = CONF / "prompts" / path
+    hint = "use prompts.calibration=<text file, one prompt a line> and prompts.held_out=<another>"
+    if not file.is_file():
+        raise ValueError(f"no prompt file {path!r}, here or among those that ship with the project; {hint}")
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{str(file)!r} is not UTF-8 text ({error.reason} at byte {error.start}); {hint}") from None
+        where = f"{error.reason} at byte {error.start}"
+        raise ValueError(f"prompt file {path!r} is not UTF-8 text ({where}); {hint}") from None
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise ValueError(f"no prompt in {str(file)!r}; {hint}")
+        raise ValueError(f"no prompt in {path!r}; {hint}")
     return prompts
 
 
 def known_keys() -> list[str]:
-    """Every dotted key of the sections that are checked here: `model.steps`, `budget.minutes`, ..."""
-    return list(_keys(TypeAdapter(Config).json_schema()))
+    """Every dotted key that a command line can set: `model.steps`, `space.cache.granularity`, ..."""
+    keys = []
+    for name, field in Config.model_fields.items():
+        inner = getattr(field.annotation, "__annotations__", {})
+        keys += [name, *(f"{name}.{key}" for key in inner if not key.startswith(("_", "model_config")))]
+    for file in CONF.glob("*/*.yaml"):  # arguments that only their own class knows
+        group = file.parent.name
+        section = group if group in ("engine", "model") else f"{group}.{file.stem}"
+        if group in ("space", "engine", "objective", "model"):
+            loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+            keys += [f"{section}.{key}" for key in loaded if not key.startswith("_") and key != "defaults"]
+    return sorted(set(keys))
 
 
-def similar(name: str, known: Iterable[str]) -> str:
-    """`; did you mean x?`, or nothing. The last part of a dotted name counts as much as the whole."""
-    known = sorted(set(known))
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+def closest(wrong: str, known: Iterable[str]) -> str:
+    """` Did you mean x?`, or nothing. Of dotted names the last part alone may be what was typed."""
+    known = sorted(set(known) - {wrong})
+    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.7)
     if not near:
-        last = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
-        near = [last[n] for n in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.75)]
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _bundled_prompts() -> Path:
-    import search.conf
-
-    return Path(search.conf.__path__[0]) / "prompts"
-
-
-def _keys(schema: Mapping[str, Any], prefix: str = "", definitions: Mapping[str, Any] | None = None) -> Iterable[str]:
-    definitions = definitions or schema.get("$defs", {})
-    for name, field in schema.get("properties", {}).items():
-        yield prefix + name
-        if reference := field.get("$ref"):
-            yield from _keys(definitions[reference.rsplit("/", 1)[-1]], f"{prefix}{name}.", definitions)
+        by_last = {key.rpartition(".")[2]: key for key in reversed(known)}
+        last = difflib.get_close_matches(wrong.rpartition(".")[2], by_last, n=1, cutoff=0.7)
+        near = [by_last[name] for name in last]
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def _explain(mistake: Mapping[str, Any]) -> str:
-    """`model.steps=0: from 2 to 1000 is possible`: the rule, the value, what is admissible."""
-    path = [part for part in mistake["loc"] if isinstance(part, str)]
-    key = ".".join(path)
+    """`model.steps=0: give a whole number from 2 to 1000`: the value and what is admissible."""
+    key = ".".join(str(part) for part in mistake["loc"])
     match mistake["type"]:
         case "extra_forbidden":
-            return f"there is no {key}{similar(key, known_keys())}"
+            return f"there is no {key}.{closest(key, known_keys())}"
         case "missing":
             return f"{key} is missing"
+        case "value_error" if not isinstance(mistake["input"], Mapping | BaseModel):
+            return f"{key}={mistake['input']}: {mistake['ctx']['error']}"
         case "value_error":
-            said = str(mistake["ctx"]["error"])
-            return f"{key}: {said}" if key else said
-    limits = _limits(mistake["loc"])
-    allowed = limits or mistake["msg"].removeprefix("Input should be ")
-    return f"{key}={mistake['input']!r} is not possible; give {allowed}"
-
-
-def _limits(loc: Sequence[Any]) -> str:
-    """The range of the field at `loc` in words, from the same annotations that were checked."""
-    words = _LIMITS.get(".".join(str(part) for part in loc[:2]), "")
-    return words
-
-
-def _ranges(kind: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
-    for name, field in getattr(kind, "model_fields", {}).items():
-        yield from _ranges(field.annotation, f"{prefix}{name}.")
-        yield prefix + name, _words(field.annotation, field.metadata)
-    if hasattr(kind, "__total__"):
-        for name, annotation in kind.__annotations__.items():
-            yield prefix + name, _words(annotation, ())
-
-
-def _words(annotation: Any, metadata: Sequence[Any]) -> str:
-    found = [*metadata]
-    pending = [annotation]
-    optional = False
-    whole = False
-    while pending:
-        part = pending.pop()
-        found += [m for extra in getattr(part, "__metadata__", ()) for m in getattr(extra, "metadata", [extra])]
-        pending += [inner for inner in getattr(part, "__args__", ()) if not isinstance(inner, str)]
-        if getattr(part, "__origin__", None) is not None and not getattr(part, "__args__", ()):
-            pending.append(part.__origin__)
-        optional |= part is type(None)
-        whole |= part is int
-    low = next((f"from {m.ge}" for m in found if isinstance(m, Ge)), None)
-    low = low or next((f"more than {m.gt}" for m in found if isinstance(m, Gt)), None)
-    high = next((f"to {m.le}" for m in found if isinstance(m, Le)), None)
-    high = high or next((f"to below {m.lt}" for m in found if isinstance(m, Lt)), None)
-    if low is None and high is None:
-        return ""
-    step = next((f" in multiples of {m.multiple_of}" for m in found if isinstance(m, MultipleOf)), "")
-    number = "a whole number" if whole else "a number"
-    return f"{number} {low or ''} {high or ''}{step}{', or null' if optional else ''}"
-
-
-_LIMITS = dict(_ranges(Config))
+            return f"{key}: {mistake['ctx']['error']}" if key else str(mistake["ctx"]["error"])
+    words = "auto, cpu, mps, cuda or cuda:<number>" if key == "compute.device" else mistake["msg"]
+    return f"{key}={mistake['input']}: give {words.removeprefix('Input should be ')}"

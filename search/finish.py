@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from search import figures, seeding, tracking
+from search import figures, seeding
 from search.evaluate.evaluator import Evaluator, to_schedule
 from search.evaluate.timing import measure
 from search.front import bootstrap_interval, non_dominated
@@ -47,6 +47,8 @@ def finish(search: "Search", stopped: str) -> Result:
         write(result)
     view = None
     if search.config.tracking.enabled:
+        from search import tracking
+
         with console.status("MLflow"):
             view = tracking.log(result, Path(search.config.runs), search.config.tracking.uri)
     _last_lines(search, result, view)
@@ -75,24 +77,25 @@ def collect(search: "Search", stopped: str) -> Result:
     band = _seed_band(held_out, seeds)
     threshold = max(VISIBLE, band[1])
 
-    def entry(name: str, role: str, schedule: Schedule, shown: bool) -> Entry:
+    def entry(name: str, role: str, schedule: Schedule) -> Entry:
+        latents = None if role == "preset" else held_out.latents(schedule)
         calibration = state.archive.get(schedule.digest, {}).get("values")
         calibration = calibration or search.evaluator.values(schedule)
-        scores = _scores(held_out, schedule, times, teacher)
+        scores = _summary(held_out.values(schedule, latents), objectives) | _times(times[schedule], times[teacher])
         return Entry(
             name or f"{scores['speedup'].value:.1f}× · drift {scores['drift'].value:.3f}",
             role,
             _with_scores(search, schedule, scores),
-            _summary(calibration, search.objectives, "calibration"),
+            _summary(calibration, search.objectives),
             scores,
-            _pictures(held_out, schedule) if shown else None,
+            None if latents is None else _pictures(held_out.decode(latents[:SHOWN])),
         )
 
-    entries = [entry("", "front", schedule, True) for schedule in found]
+    entries = [entry("", "front", schedule) for schedule in found]
     entries.sort(key=lambda e: e.held_out["macs"].value)
     _make_unique(entries)
-    entries += [entry(name, "preset", schedule, True) for name, schedule in presets.items()]
-    entries.append(entry("teacher", "teacher", teacher, True))
+    entries += [entry(name, "preset", schedule) for name, schedule in presets.items()]
+    entries.append(entry("teacher", "teacher", teacher))
     return Result(
         search_id=search.folder.name,
         folder=search.folder,
@@ -162,21 +165,16 @@ def recommend(entries: Sequence[Entry], threshold: float) -> str:
     return max(front, key=psnr).name
 
 
-def _scores(
-    held_out: Evaluator,
-    schedule: Schedule,
-    times: Mapping[Schedule, Sequence[float]],
-    teacher: Schedule,
-) -> dict[str, Score]:
-    scores = _summary(held_out.values(schedule), held_out.objectives, "held out")
-    own, reference = times[schedule], times[teacher]
-    ratios = [b / a for a, b in zip(own, reference, strict=True)]
-    scores["latency"] = Score(statistics.median(own), min(own), max(own))
-    scores["speedup"] = Score(statistics.median(ratios), min(ratios), max(ratios))
-    return scores
+def _times(own: Sequence[float], teacher: Sequence[float]) -> dict[str, Score]:
+    """Milliseconds and speed-up over the bare pipeline's schedule: medians with their range, round by round."""
+    ratios = [b / a for a, b in zip(own, teacher, strict=True)]
+    return {
+        "latency": Score(statistics.median(own), min(own), max(own)),
+        "speedup": Score(statistics.median(ratios), min(ratios), max(ratios)),
+    }
 
 
-def _summary(values: Mapping[str, Sequence[float]], objectives: Mapping[str, Objective], split: str) -> dict[str, Score]:
+def _summary(values: Mapping[str, Sequence[float]], objectives: Mapping[str, Objective]) -> dict[str, Score]:
     found = {}
     for name, objective in objectives.items():
         if isinstance(objective, Cost):
@@ -205,11 +203,7 @@ def _with_scores(search: "Search", schedule: Schedule, scores: Mapping[str, Scor
     return schedule.with_scores({k: part(k, s) for k, s in scores.items()}).with_made(made)
 
 
-def _pictures(held_out: Evaluator, schedule: Schedule) -> list[np.ndarray]:
-    return _uint8(held_out.decode(held_out.latents(schedule)[:SHOWN]))
-
-
-def _uint8(images: Tensor) -> list[np.ndarray]:
+def _pictures(images: Tensor) -> list[np.ndarray]:
     return list((images * 255).round().byte().permute(0, 2, 3, 1).numpy())
 
 
@@ -269,6 +263,8 @@ def _last_lines(search: "Search", result: Result, view: Mapping[str, str] | None
         )
         console.print(f"export     python -m search.export run={folder.name} out=schedule.json")
     if view is not None:
+        from search import tracking
+
         console.print(f"review     {tracking.ui_command(Path(search.config.runs))}")
         if link := view.get("view"):
             console.print(f"           then open {tracking.view_url(link)}")

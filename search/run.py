@@ -109,7 +109,7 @@ class Search:
             self.model.denoiser,
             target.tree,
             self._places(),
-            lambda: self.model.sample(*probe._inputs[0]),
+            probe.run_teacher,
             value_bytes=costs.value_bytes,
         )
 

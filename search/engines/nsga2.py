@@ -46,7 +46,7 @@ class Nsga2Engine(Engine):
         y = np.where(np.isfinite(y), y, np.finfo(float).max / 1e6)
         if self.parents is not None:
             x, y = np.concatenate([self.parents[0], x]), np.concatenate([self.parents[1], y])
-        pool = Population.new(X=x, F=y, feasible=np.ones((len(x), 1), dtype=bool))
+        pool = Population.new(X=x, F=y)
         kept = RankAndCrowding().do(_Problem(), pool, n_survive=min(self.population, len(x)))
         self.parents = np.array([k.X for k in kept], dtype=np.int64), np.array([k.F for k in kept])
         self.rank = np.array([k.get("rank") for k in kept], dtype=float)

@@ -46,6 +46,10 @@ class Evaluator:
         state += [dict(model.arguments), str(model.device), torch.__version__]
         self.context = hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()
 
+    def run_teacher(self) -> Tensor:
+        """Final latents of the bare pipeline, for measuring what a search does not need."""
+        return self.model.sample(*self._inputs[0])
+
     @property
     def teacher_images(self) -> Tensor:
         """The teacher's pictures [P, 3, H, W], decoded on first use."""
@@ -61,14 +65,17 @@ class Evaluator:
         with schedule.apply(self.model.pipe):
             return self._sample(schedule)
 
-    def values(self, schedule: Schedule) -> dict[str, list[float]]:
-        """Per-prompt values of every objective; costs have one value. Known values are not measured again."""
+    def values(self, schedule: Schedule, latents: Tensor | None = None) -> dict[str, list[float]]:
+        """Per-prompt values of every objective; costs have one value. Known values are not measured again.
+
+        `latents` are the schedule's own from `latents()`, where the caller has them already.
+        """
         known = self.memo.get(self.context, schedule.digest)
         missing = [
             name for name, o in self.objectives.items() if isinstance(o, Quality) and name not in known
         ]
         if missing:
-            found = self._measure(schedule, missing)
+            found = self._measure(self.latents(schedule) if latents is None else latents, missing)
             self.memo.put(self.context, schedule.digest, found)
             known |= found
         for name, objective in self.objectives.items():
@@ -80,8 +87,7 @@ class Evaluator:
         """The row [M] that an engine is told: means over prompts, all to be minimised."""
         return [o.minimised(sum(values[n]) / len(values[n])) for n, o in self.objectives.items()]
 
-    def _measure(self, schedule: Schedule, names: Sequence[str]) -> dict[str, list[float]]:
-        latents = self.latents(schedule)
+    def _measure(self, latents: Tensor, names: Sequence[str]) -> dict[str, list[float]]:
         images: Tensor | None = None
         found: dict[str, list[float]] = {}
         for name in names:

@@ -1,0 +1,16 @@
+help: ## what can be made
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
+
+setup: ## install everything into the current environment
+	pip install -e ".[search,dev]"
+
+check: ## style, types, import directions
+	.ci/check
+
+test: ## the fast tests
+	python -m pytest -q -m "not slow"
+
+demo: ## a search on the bundled model, in a few minutes
+	python -m search +space=cache model=pixart
+
+.PHONY: help setup check test demo

@@ -1,0 +1,25 @@
+"""What all tests share. No test uses the network; slow ones load models, build packages or run searches."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`device` is the CPU always, and the GPU where there is one."""
+    if "device" in metafunc.fixturenames:
+        import torch
+
+        found = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        metafunc.parametrize("device", [torch.device(name) for name in found], ids=found)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return Path(__file__).resolve().parent.parent

@@ -1,0 +1,170 @@
+"""The command line: every way to say it, quick help, hints, and run folders that never collide."""
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from search.__main__ import GROUPS, composed, main, normalise, options
+from search.config import CONF
+from search.folders import new_run_folder
+
+
+def tell(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    assert captured.err.startswith("error: ")
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["space=cache"], ["+space=cache"], ["++space=cache", "model=pixart"]]
+)
+def test_space_can_be_said_in_every_way(arguments: list[str]) -> None:
+    assert list(composed(normalise(arguments))["space"]) == ["cache"]
+
+
+def test_keys_of_a_space_are_left_alone() -> None:
+    raw = composed(normalise(["space=cache", "space.cache.granularity=block"]))
+    assert raw["space"]["cache"]["granularity"] == "block"
+
+
+def test_objectives_are_a_list() -> None:
+    assert list(composed(normalise(["objective=[ssim,latency,memory]"]))["objective"]) == [
+        "ssim",
+        "latency",
+        "memory",
+    ]
+
+
+def test_joint_spaces_and_options_from_another_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "space").mkdir()
+    (tmp_path / "space" / "mine.yaml").write_text("# @package space.mine\n_target_: mine.Space\n")
+    assert main(["--config-dir", str(tmp_path), "+space=[cache,mine]", "--cfg", "job", "seed=3"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert list(shown["space"]) == ["cache", "mine"]
+    assert shown["seed"] == 3
+    assert "is not a folder" in tell(capsys, "--config-dir", str(tmp_path / "nowhere"))
+
+
+def test_help_has_a_line_for_every_group_and_three_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    on_disk = {path.name for path in CONF.iterdir() if list(path.glob("*.yaml"))}
+    assert on_disk == set(GROUPS)
+    for group in GROUPS:
+        assert f"one of: {', '.join(options(group))}\n" in text
+    assert text.count("  python -m search ") == 3
+
+
+def test_examples_of_the_help_compose() -> None:
+    from search.__main__ import EXAMPLES
+
+    for example in EXAMPLES:
+        composed(normalise(example.split()[3:]))
+
+
+def test_help_is_quick_and_imports_nothing_heavy(root: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['search', '--help']\n"
+        "import runpy\n"
+        "try: runpy.run_module('search', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print(sorted({'torch', 'diffusers', 'mlflow', 'pydantic', 'pymoo', 'numpy'} & set(sys.modules)))"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+    assert time.monotonic() - began < 1.0
+
+
+def test_mistakes_are_told_before_torch_is_imported(root: Path) -> None:
+    code = (
+        "import sys; from search.__main__ import main\n"
+        "assert main(['model.steps=0']) == 2\n"
+        "assert not {'torch', 'diffusers', 'mlflow'} & set(sys.modules), 'imported too early'"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("space=cach", "space=cach is no option. Did you mean cache? Available options: cache"),
+        ("model=pixrt", "Did you mean pixart? Available options: pixart, pixart_alpha_1024"),
+        ("objective=[drift,mac]", "Did you mean macs?"),
+        ("modle=pixart", "Did you mean model?"),
+        ("model.stepz=3", "Did you mean model.steps?"),
+        ("+sede=3", "Did you mean seed?"),
+        ("+model.foo=3", "there is no model.foo."),
+        ("space.granularity=block", "Did you mean space.cache.granularity?"),
+        ("engine.poplation=3", "Did you mean engine.population?"),
+        ("model.steps=1", "from 2 to 1000"),
+        ("objective=drift", "name at least two"),
+        ("model.steps", "missing EQUAL"),
+        ("-m", "there is no flag -m"),
+        ("seed=${nowhere}", "nowhere"),
+    ],
+)
+def test_mistakes(argument: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told in tell(capsys, argument)
+
+
+def test_nothing_is_written_by_looking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["--help"])
+    main(["--cfg", "job"])
+    main(["seed=-1"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_of_classes_are_told_and_bugs_are_not_hidden(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hydra.utils import instantiate
+
+    import search
+
+    def run_of(action: Any) -> Any:
+        return type(sys)("search.run"), action
+
+    for action, told in [
+        (lambda config: instantiate(config.space["cache"]), "granularity 'rows' is unknown; choose from"),
+        (lambda config: instantiate(config.space["cache"] | {"granularity": "step", "x": 1}), "argument 'x'"),
+    ]:
+        module, module.run = run_of(action)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "search.run", module)
+        monkeypatch.setattr(search, "run", module, raising=False)
+        assert told in tell(capsys, "space.cache.granularity=rows")
+    module.run = lambda config: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        main([])
+
+
+def _folders(root: str) -> list[str]:
+    return [new_run_folder(Path(root), "cache", "pixart").name for _ in range(20)]
+
+
+def test_run_folders_say_when_and_what(tmp_path: Path) -> None:
+    name = new_run_folder(tmp_path / "deep" / "runs", "cache+bits", "a/b c").name
+    date, clock, rest = name.split("_", 2)
+    assert datetime.strptime(date + clock, "%Y-%m-%d%H%M%S")
+    assert rest == "cache+bits_a-b-c"
+
+
+def test_two_processes_never_share_a_run_folder(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        first, second = pool.map(_folders, [str(tmp_path)] * 2)
+    assert len({*first, *second}) == 40 == len(list(tmp_path.iterdir()))
