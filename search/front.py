@@ -1,50 +1,87 @@
-"""Domination, hypervolume and intervals; pure arrays, everything is minimised."""
+"""Domination, hypervolume, knee and intervals; pure arrays, everything is minimised."""
 
 import numpy as np
 
 
 def non_dominated(y: np.ndarray) -> np.ndarray:
-    """Mask [N] of the rows of y [N, M] that no other row dominates; of equal rows the first is kept."""
-    y = np.asarray(y, dtype=float)
-    if y.ndim != 2:
-        raise ValueError(f"scores have shape {y.shape}; give rows of objectives [N, M]")
-    mask = np.ones(len(y), dtype=bool)
-    for i, row in enumerate(y):
-        no_worse = (y <= row).all(axis=1)
-        better = no_worse & (y < row).any(axis=1)
-        earlier_equal = no_worse & (y == row).all(axis=1) & (np.arange(len(y)) < i)
-        mask[i] = not (better | earlier_equal).any() and not np.isnan(row).any()
+    """Mask [N] of the rows of y [N, M] that no other row dominates.
+
+    Of equal rows the first is kept; rows with a NaN are never kept and dominate nothing.
+    """
+    y = _rows(y)
+    mask = np.zeros(len(y), dtype=bool)
+    # In lexicographic order nothing dominates what stands before it, and lexsort is stable: the first of equal
+    # rows comes first. So a row has to be compared with the front found so far, and with nothing else.
+    front = np.empty((0, y.shape[1]))
+    for i in np.lexsort(y.T[::-1]) if y.shape[1] else []:
+        if not np.isnan(y[i]).any() and not (front <= y[i]).all(axis=1).any():
+            mask[i] = True
+            front = np.vstack([front, y[i]])
     return mask
 
 
 def hypervolume(y: np.ndarray, reference: np.ndarray) -> float:
-    """Volume that y [N, M] dominates up to the reference point [M]; rows beyond it add nothing."""
+    """Volume that y [N, M] dominates up to the reference point [M]; rows beyond it, or with a NaN, add nothing."""
     from pymoo.indicators.hv import HV
 
-    y, reference = np.asarray(y, dtype=float), np.asarray(reference, dtype=float)
-    if y.size and y.shape[1] != len(reference):
+    reference = np.asarray(reference, dtype=float)
+    y = np.asarray(y, dtype=float)
+    y = _rows(y) if y.size else np.empty((0, len(reference)))
+    if y.shape[1] != len(reference):
         raise ValueError(f"the reference point has {len(reference)} objectives, the scores {y.shape[1]}")
-    inside = y[(y < reference).all(axis=1)] if y.size else y
+    inside = y[(y < reference).all(axis=1)]
     return float(HV(ref_point=reference)(inside)) if len(inside) else 0.0
 
 
 def knee(y: np.ndarray) -> int:
-    """Index of the knee of y [N, 2]: farthest below the chord between the extremes, both axes scaled to 0..1."""
-    y = np.asarray(y, dtype=float)
-    if y.ndim != 2 or y.shape[1] != 2 or not len(y):
-        raise ValueError(f"a knee needs scores [N, 2] with N > 0, got {y.shape}")
-    span = np.ptp(y, axis=0)
-    z = (y - y.min(axis=0)) / np.where(span > 0, span, 1)
-    return int(z.sum(axis=1).argmin())
+    """Index of the knee of y [N, 2]: the point of the front that lies farthest below the chord.
+
+    The chord joins the two ends of the front after both axes are scaled to 0..1; dominated rows do not count.
+    Of equally far points, on a straight front for example, the one with the lowest first objective is taken.
+    """
+    y = _rows(y)
+    front = np.flatnonzero(non_dominated(y))
+    if y.shape[1] != 2 or not len(front):
+        raise ValueError(f"a knee needs scores [N, 2] with a row that is not NaN, got shape {y.shape}")
+    front = front[y[front, 0].argsort()]
+    span = np.ptp(y[front], axis=0)
+    z = (y[front] - y[front].min(axis=0)) / np.where(span > 0, span, 1)
+    # The scaled ends are (0, 1) and (1, 0): below the chord by (1 - z0 - z1) / sqrt(2). Rounded, so that on a
+    # straight front the last bit does not choose.
+    return int(front[z.sum(axis=1).round(12).argmin()])
 
 
 def bootstrap_interval(
     values: np.ndarray, rng: np.random.Generator, level: float = 0.95, draws: int = 1000
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of values [P], resampling prompts."""
+    """Percentile bootstrap interval (low, high) of the mean of values [P], resampling prompts."""
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"an interval needs values [P] with P > 0, got {values.shape}")
+    if not 0 < level < 1:
+        raise ValueError(f"level {level} is not between 0 and 1; use 0.95")
     means = values[rng.integers(len(values), size=(draws, len(values)))].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def paired_difference_interval(
+    a: np.ndarray, b: np.ndarray, rng: np.random.Generator, level: float = 0.95, draws: int = 1000
+) -> tuple[float, float]:
+    """Bootstrap interval of mean(a - b), where a [P] and b [P] are scores of the same prompts in the same order.
+
+    Much narrower than the difference of two intervals: what makes a prompt hard is in both and falls out.
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if a.shape != b.shape:
+        raise ValueError(
+            f"pairs need equal shapes, got {a.shape} and {b.shape}; score both on the same prompts"
+        )
+    return bootstrap_interval(a - b, rng, level, draws)
+
+
+def _rows(y: np.ndarray) -> np.ndarray:
+    y = np.asarray(y, dtype=float)
+    if y.ndim != 2:
+        raise ValueError(f"scores have shape {y.shape}; give rows of objectives [N, M]")
+    return y

@@ -18,6 +18,18 @@ class Start:
     rng: np.random.Generator
     seeds: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
 
+    def __post_init__(self) -> None:
+        seeds, count = np.asarray(self.seeds), len(self.genes)
+        if seeds.ndim != 2 or (len(seeds) and seeds.shape[1] != count):
+            raise ValueError(f"seeds have shape {seeds.shape}; give rows [S, {count}], one column per gene")
+        seeds = seeds.reshape(len(seeds), count)
+        for row, column in np.argwhere((seeds < 0) | (seeds >= self.levels) | (seeds != np.floor(seeds))):
+            gene = self.genes[column]
+            raise ValueError(
+                f"seed {row} has {seeds[row, column]} at gene {gene.name!r}; use 0 to {gene.levels - 1}"
+            )
+        object.__setattr__(self, "seeds", seeds.astype(np.int64))
+
     @property
     def levels(self) -> np.ndarray:
         return np.array([gene.levels for gene in self.genes], dtype=np.int64)

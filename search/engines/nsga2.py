@@ -1,11 +1,15 @@
 """NSGA-II (Deb et al. 2002) through pymoo, with moves that know which genes belong together."""
 
-
 import numpy as np
-from pymoo.algorithms.moo.nsga2 import RankAndCrowding
 from pymoo.core.population import Population
+from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
 from search.engines.base import Engine, Start
+from search.engines.random import count_on, draw
+
+TRIES = 50  # moves on top of each other that look for a row that was not asked before
+WORST = 1e300  # stands for NaN and infinity: loses against everything, and survives arithmetic
+MOVES = {"reset": 0.25, "nudge": 0.3, "copy": 0.15, "swap": 0.1, "off": 0.1, "shift": 0.1}
 
 
 class Nsga2Engine(Engine):
@@ -13,8 +17,10 @@ class Nsga2Engine(Engine):
 
     Every child is changed (in ECAD's runs pymoo's `BitflipMutation(prob=0.05)` left 95 % of the children as
     they were: there `prob` is the chance that an individual is mutated at all). Children come from binary
-    tournaments, crossover between whole gene groups (all genes of a step), and one or two of the moves below.
-    Survival is pymoo's; rows that were asked before are never asked again.
+    tournaments, crossover between whole gene groups (all genes of a step), and one or two moves (`_vary`).
+    Survival is pymoo's; a row is never asked twice. Two or more objectives.
+
+    Children are made when asked for, from the best rows told by then: any n and any order of `tell` will do.
     """
 
     def __init__(self, start: Start, population: int = 24) -> None:
@@ -22,51 +28,69 @@ class Nsga2Engine(Engine):
             raise ValueError(f"population {population} is too small; use engine.population=24, at least 2")
         self.start, self.population = start, population
         self.levels = start.levels
-        self.ordered = np.array([gene.ordered for gene in start.genes])
+        self.ordered = np.array([gene.ordered for gene in start.genes], dtype=bool)
         self.groups = _groups(start)
+        self.shapes = [tuple(self.levels[group].tolist()) for group in self.groups]
         self.asked: set[bytes] = set()
         self.waiting: list[np.ndarray] = []
-        self.parents: tuple[np.ndarray, np.ndarray] | None = None  # x [P, G], y [P, M], best first
-        for row in [np.zeros(len(self.levels), dtype=np.int64), *start.seeds]:
-            self._queue(np.asarray(row, dtype=np.int64))
-        while len(self.waiting) < population and self._queue(self._vary(self._any_seed())):
-            pass
+        self.parents: tuple[np.ndarray, np.ndarray] | None = None  # x [P, G], y [P, M], best rank first
+        self.rank, self.crowding = np.zeros(0), np.zeros(0)  # [P] each
+        for row in [np.zeros_like(self.levels), *start.seeds]:
+            if row.tobytes() not in self.asked:
+                self._queue(row)
+        self._fill(population)
 
     def ask(self, n: int) -> np.ndarray:
         """The rest of generation 0, then children of the parents known by now."""
-        while len(self.waiting) < n and self.parents is not None and self._queue(self._child()):
-            pass
-        if not self.waiting and self.parents is None:
-            self._queue(self._vary(self._any_seed()))
+        if self.parents is not None or not self.waiting:
+            self._fill(n)
         rows, self.waiting = self.waiting[:n], self.waiting[n:]
         return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.levels))
 
     def tell(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Parents and newcomers compete for the places; infinite or NaN scores lose."""
-        y = np.where(np.isfinite(y), y, np.finfo(float).max / 1e6)
+        """Parents and newcomers compete for the places; a row with a NaN or infinite score loses."""
+        y = np.asarray(y, dtype=float)
+        if y.shape != (len(x), self.start.objectives):
+            raise ValueError(f"scores have shape {y.shape}; give [{len(x)}, {self.start.objectives}]")
+        if not len(x):
+            return
+        # The whole row: a diverged schedule with the lowest cost of all would stay on the front for ever.
+        y = np.where(np.isfinite(y).all(axis=1, keepdims=True), y, WORST)
         if self.parents is not None:
             x, y = np.concatenate([self.parents[0], x]), np.concatenate([self.parents[1], y])
-        pool = Population.new(X=x, F=y)
-        kept = RankAndCrowding().do(_Problem(), pool, n_survive=min(self.population, len(x)))
+        kept = RankAndCrowding().do(
+            _Problem(),
+            Population.new(X=x, F=y),
+            n_survive=self.population,
+            random_state=self.start.rng,  # without it ties are broken by a generator that nobody seeded
+        )
         self.parents = np.array([k.X for k in kept], dtype=np.int64), np.array([k.F for k in kept])
         self.rank = np.array([k.get("rank") for k in kept], dtype=float)
         self.crowding = np.array([k.get("crowding") for k in kept], dtype=float)
 
-    def _queue(self, row: np.ndarray) -> bool:
-        """Queue a new row; of one asked before, a variation is queued. False when none could be found."""
-        for _ in range(200):
-            if (key := row.tobytes()) not in self.asked:
-                self.asked.add(key)
-                self.waiting.append(row)
-                return True
-            row = self._vary(row)
-        return False
+    def _fill(self, n: int) -> None:
+        while len(self.waiting) < n and self._queue(self._guess() if self.parents is None else self._child()):
+            pass
 
-    def _any_seed(self) -> np.ndarray:
-        seeds = self.start.seeds
-        if not len(seeds):
-            return np.zeros(len(self.levels), dtype=np.int64)
-        return np.array(seeds[self.start.rng.integers(len(seeds))], dtype=np.int64)
+    def _queue(self, row: np.ndarray) -> bool:
+        """Queue a row that was not asked before, this one or one that moves lead to; False when none is left."""
+        for _ in range(TRIES):
+            if row.tobytes() not in self.asked:
+                break
+            row = self._vary(row)
+        found = count_on(row, self.levels, self.asked)
+        if found is None:
+            return False
+        self.asked.add(found.tobytes())
+        self.waiting.append(found)
+        return True
+
+    def _guess(self) -> np.ndarray:
+        """What fills generation 0: a seed after a move, or a random row."""
+        rng, seeds = self.start.rng, self.start.seeds
+        if len(seeds) and rng.random() < 0.5:
+            return self._vary(seeds[rng.integers(len(seeds))])
+        return draw(rng, self.levels)
 
     def _child(self) -> np.ndarray:
         child = self._cross(self._select(), self._select())
@@ -79,7 +103,7 @@ class Nsga2Engine(Engine):
         assert self.parents is not None
         a, b = self.start.rng.integers(len(self.parents[0]), size=2)
         better = (self.rank[a], -self.crowding[a]) <= (self.rank[b], -self.crowding[b])
-        return self.parents[0][a if better else b].copy()
+        return self.parents[0][a if better else b]
 
     def _cross(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Half of the time each group comes from either parent, half of the time one stretch of groups from b."""
@@ -95,41 +119,46 @@ class Nsga2Engine(Engine):
         return child
 
     def _vary(self, row: np.ndarray) -> np.ndarray:
-        """One move; what it can do depends on chance alone, so every row can be reached."""
-        rng = self.start.rng
-        row = row.copy()
-        move = rng.choice(("reset", "nudge", "copy", "swap", "off", "shift"), p=(0.25, 0.3, 0.15, 0.1, 0.1, 0.1))
+        """A copy after one move, drawn at random. It may change nothing: `_queue` then moves on.
+
+        reset: each gene to a random level, with a chance of 1/G to 5/G; nudge: the same with ordered genes, by
+        1 or 2 levels; copy: a group onto its neighbour; swap: two groups; off: a group to 0; shift: a run of
+        groups by one. Groups trade places only with groups of the same shape (number of levels of each gene).
+        """
+        rng, row = self.start.rng, row.copy()
+        if not len(row):
+            return row
+        move = str(rng.choice(list(MOVES), p=list(MOVES.values())))
+        chance = rng.integers(1, 6) / len(row)
         i = int(rng.integers(len(self.groups)))
-        j = min(max(i + int(rng.choice((-1, 1))), 0), len(self.groups) - 1)
-        alike = len(self.groups[i]) == len(self.groups[j])
+        alike = [self.groups[k] for k, shape in enumerate(self.shapes) if shape == self.shapes[i]]
+        here = sum(shape == self.shapes[i] for shape in self.shapes[:i])  # alike[here] is group i
+        there = int(rng.integers(len(alike)))
         if move == "nudge" and self.ordered.any():
-            hit = self.ordered & (rng.random(len(row)) < rng.integers(1, 6) / len(row))
-            row = row + hit * rng.choice((-2, -1, 1, 2), size=len(row))
-        elif move == "copy" and alike:
-            row[self.groups[j]] = row[self.groups[i]]
-        elif move == "swap" and alike:
-            row[self.groups[i]], row[self.groups[j]] = row[self.groups[j]].copy(), row[self.groups[i]].copy()
+            hit = self.ordered & (rng.random(len(row)) < chance)
+            return np.clip(row + hit * rng.choice((-2, -1, 1, 2), size=len(row)), 0, self.levels - 1)
+        if move == "copy":
+            beside = min(max(here + int(rng.choice((-1, 1))), 0), len(alike) - 1)
+            row[alike[beside]] = row[alike[here]]
+        elif move == "swap":
+            row[alike[here]], row[alike[there]] = row[alike[there]].copy(), row[alike[here]].copy()
         elif move == "off":
             row[self.groups[i]] = 0
-        elif move == "shift" and alike and i != j:
-            low, high = sorted((i, int(rng.integers(len(self.groups)))))
-            block = np.array([row[g] for g in self.groups[low : high + 1] if len(g) == len(self.groups[low])])
-            for group, values in zip(self.groups[low : high + 1], np.roll(block, 1, axis=0), strict=False):
-                if len(group) == len(values):
-                    row[group] = values
+        elif move == "shift":
+            run = np.array(alike[min(here, there) : max(here, there) + 1])  # [groups, genes]
+            row[run] = np.roll(row[run], int(rng.choice((-1, 1))), axis=0)
         else:
-            hit = rng.random(len(row)) < rng.integers(1, 6) / len(row)
+            hit = rng.random(len(row)) < chance
             row = np.where(hit, rng.integers(0, self.levels), row)
-        return np.clip(row, 0, self.levels - 1).astype(np.int64)
+        return row
 
 
 def _groups(start: Start) -> list[np.ndarray]:
-    names = list(dict.fromkeys(gene.group or gene.name for gene in start.genes))
-    place = {name: i for i, name in enumerate(names)}
-    found: list[list[int]] = [[] for _ in names]
+    """Gene indices of each group, in the order of first appearance; a gene without a group is one alone."""
+    found: dict[tuple[str, str], list[int]] = {}
     for index, gene in enumerate(start.genes):
-        found[place[gene.group or gene.name]].append(index)
-    return [np.array(group) for group in found]
+        found.setdefault((gene.group, "" if gene.group else gene.name), []).append(index)
+    return [np.array(group) for group in found.values()]
 
 
 class _Problem:

@@ -1,0 +1,232 @@
+"""NSGA-II: generation 0, moves, survival, and that it beats random search."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from engine_contract import EngineContract, continue_, genes, scores, some_seeds
+
+from search.engines.base import Engine, Start
+from search.engines.dp import reuse_front
+from search.engines.nsga2 import MOVES, Nsga2Engine
+from search.engines.random import RandomEngine
+from search.front import hypervolume, non_dominated
+from search.spaces.base import Gene
+
+STEPS = 25
+
+
+class TestNsga2(EngineContract):
+    make = Nsga2Engine
+
+    def test_generation_0_is_zero_seeds_and_a_fill(self) -> None:
+        start = self.start()
+        x = Nsga2Engine(start, population=10).ask(99)
+        assert len(x) == 10
+        assert (x[0] == 0).all()
+        assert (x[1 : 1 + len(start.seeds)] == start.seeds).all()
+
+    def test_more_seeds_than_places_are_all_tried(self) -> None:
+        seeds = some_seeds(self.LEVELS, 30)
+        start = Start(genes(self.LEVELS), 2, np.random.default_rng(0), np.concatenate([seeds, seeds]))
+        x = Nsga2Engine(start, population=4).ask(99)
+        assert len(x) == 1 + len(seeds)
+        assert {tuple(row) for row in seeds.tolist()} < {tuple(row) for row in x.tolist()}
+
+    def test_without_seeds_generation_0_is_spread(self) -> None:
+        start = Start(genes([3] * 40), 2, np.random.default_rng(0))
+        assert np.ptp((Nsga2Engine(start).ask(24) > 0).mean(axis=1)) > 0.6
+
+    def test_asking_ahead_of_any_score_works(self) -> None:
+        engine = self.engine()
+        sizes = [len(engine.ask(24)) for _ in range(3)]
+        assert sizes == [24, 24, 24]
+
+    def test_three_objectives(self) -> None:
+        engine = self.engine(objectives=3)
+        assert len(continue_(engine, 10, objectives=3)) == 70
+
+    def test_a_diverged_row_never_becomes_a_parent_while_others_are_there(self) -> None:
+        engine = self.engine()
+        for bad in (np.nan, np.inf, -np.inf):
+            x = engine.ask(24)
+            y = scores(x)
+            y[::2, 0], y[::2, 1] = bad, -5  # the cheapest of all, but broken
+            engine.tell(x, y)
+            assert (engine.parents[1] >= 0).all()
+            assert (engine.parents[1][:12] < 1e100).all()
+
+    def test_only_broken_rows_do_not_stop_it(self) -> None:
+        engine = self.engine()
+        for _ in range(3):
+            x = engine.ask(24)
+            engine.tell(x, np.full((len(x), 2), np.nan))
+        assert len(engine.ask(24)) == 24
+
+    def test_parents_are_the_front(self) -> None:
+        engine = self.engine()
+        x = np.concatenate([engine.ask(24), engine.ask(24)])
+        y = scores(x)
+        engine.tell(x[30:], y[30:])
+        engine.tell(x[:30], y[:30])
+        front = {tuple(row) for row in y[non_dominated(y)]}
+        assert front <= {tuple(row) for row in engine.parents[1]}
+
+    def test_wrong_shapes_are_refused(self) -> None:
+        engine = self.engine()
+        x = engine.ask(3)
+        with pytest.raises(ValueError, match=r"scores have shape \(3, 1\); give \[3, 2\]"):
+            engine.tell(x, np.zeros((3, 1)))
+
+    def test_a_population_of_one_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="population 1 is too small; use engine.population=24"):
+            Nsga2Engine(self.start(), population=1)
+
+
+def only(monkeypatch: pytest.MonkeyPatch, move: str) -> None:
+    monkeypatch.setattr("search.engines.nsga2.MOVES", {name: float(name == move) for name in MOVES})
+
+
+def variations(some: list[Gene], row: list[int], count: int = 300) -> np.ndarray:
+    engine = Nsga2Engine(Start(some, 2, np.random.default_rng(0)), population=2)
+    before = np.array(row)
+    x = np.array([engine._vary(before) for _ in range(count)])
+    assert before.tolist() == row
+    assert x.dtype == np.int64
+    return x
+
+
+class TestMoves:
+    """Each move alone, on four groups of two genes and one of another shape in between."""
+
+    GENES = [
+        Gene(name, levels, group=group, ordered=name != "a")
+        for group, shape in (("1", (4, 5)), ("2", (4, 5)), ("odd", (9,)), ("3", (4, 5)), ("4", (4, 5)))
+        for name, levels in zip("ab", shape, strict=False)
+    ]
+    ROW = [1, 1, 2, 2, 8, 3, 3, 0, 4]
+    PAIRS = [(1, 1), (2, 2), (3, 3), (0, 4)]
+
+    def moved(self, monkeypatch: pytest.MonkeyPatch, move: str) -> np.ndarray:
+        only(monkeypatch, move)
+        return variations(self.GENES, self.ROW)
+
+    def pairs(self, row: np.ndarray) -> list[tuple[int, int]]:
+        assert row[4] == 8
+        return [(int(row[i]), int(row[i + 1])) for i in (0, 2, 5, 7)]
+
+    def test_reset_reaches_every_level_of_every_gene(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        x = self.moved(monkeypatch, "reset")
+        assert [len(set(c)) for c in x.T.tolist()] == [gene.levels for gene in self.GENES]
+        assert 1 < (x != self.ROW).sum(axis=1).mean() < 4
+
+    def test_nudge_goes_two_levels_at_most_and_leaves_unordered_genes(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        change = self.moved(monkeypatch, "nudge") - self.ROW
+        assert not change[:, [0, 2, 4, 5, 7]].any()  # "a", also where it is alone
+        assert set(change[:, 3].tolist()) == {-2, -1, 0, 1, 2}
+
+    def test_copy_repeats_a_neighbour(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = {tuple(self.pairs(row)) for row in self.moved(monkeypatch, "copy")}
+        expected = {tuple(self.PAIRS)}
+        for i in range(4):
+            for j in (i - 1, i + 1):
+                if 0 <= j < 4:
+                    copied = list(self.PAIRS)
+                    copied[j] = copied[i]
+                    expected.add(tuple(copied))
+        assert found == expected
+
+    def test_swap_exchanges_two(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = {tuple(self.pairs(row)) for row in self.moved(monkeypatch, "swap")}
+        assert all(sorted(pairs) == sorted(self.PAIRS) for pairs in found)
+        assert len(found) == 1 + 6
+
+    def test_off_clears_one_group(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        x = self.moved(monkeypatch, "off")
+        cleared = {tuple(np.flatnonzero(row != self.ROW)) for row in x}
+        assert cleared == {(0, 1), (2, 3), (4,), (5, 6), (8,)}
+        assert not x[x != self.ROW].any()
+
+    def test_shift_turns_a_run_by_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = {tuple(self.pairs(row)) for row in self.moved(monkeypatch, "shift")}
+        expected = {
+            tuple(
+                self.PAIRS[:i] + [self.PAIRS[i:j][(k + by) % (j - i)] for k in range(j - i)] + self.PAIRS[j:]
+            )
+            for i in range(4)
+            for j in range(i + 1, 5)
+            for by in (-1, 1)
+        }
+        assert found == expected
+
+
+def test_crossover_takes_whole_groups() -> None:
+    some = genes([3] * 12)
+    engine = Nsga2Engine(Start(some, 2, np.random.default_rng(0)), population=2)
+    a, b = np.ones(12, dtype=np.int64), np.full(12, 2)
+    patterns = set()
+    for _ in range(400):
+        child = engine._cross(a, b).reshape(4, 3)
+        assert (child == child[:, :1]).all()
+        patterns.add(tuple(child[:, 0].tolist()))
+    assert len(patterns) == 16
+    assert (a == 1).all()
+
+
+def test_genes_without_a_group_are_groups_of_one() -> None:
+    some = [Gene("a", 2), Gene("b", 2), Gene("c", 2, group="a"), Gene("d", 2, group="a")]
+    engine = Nsga2Engine(Start(some, 2, np.random.default_rng(0)), population=2)
+    assert [group.tolist() for group in engine.groups] == [[0], [1], [2, 3]]
+
+
+# The comparator: 24 genes, 1 reuses at this step. The DP sees the table but not the second term.
+
+
+def tables() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(5)
+    weight = np.exp(-np.arange(STEPS) / 6) + 0.1
+    gap = np.maximum(np.arange(STEPS)[None] - np.arange(STEPS)[:, None], 0)
+    return gap**1.3 * rng.uniform(0.5, 1.5, size=(STEPS, STEPS)), weight / weight.sum()
+
+
+def toy(x: np.ndarray) -> np.ndarray:
+    """Share of zero genes, and the error: a table entry per reuse, less where neighbours two apart agree."""
+    reuse, weight = tables()
+    masks = np.concatenate([np.ones((len(x), 1), dtype=bool), x == 0], axis=1)
+    last = np.maximum.accumulate(np.where(masks, np.arange(STEPS), 0), axis=1)
+    error = (weight * reuse[last, np.arange(STEPS)]).sum(axis=1)
+    agree = (masks[:, 2:] == masks[:, :-2]).mean(axis=1)
+    return np.stack([masks[:, 1:].mean(axis=1), error * (1.5 - agree)], axis=1)
+
+
+def volume(y: np.ndarray) -> float:
+    worst = toy(np.ones((1, STEPS - 1), dtype=np.int64))[0, 1]
+    return hypervolume(y / [1, worst], np.ones(2))
+
+
+def search(make: Callable[[Start], Engine], seed: int, seeds: np.ndarray, evaluations: int = 480) -> float:
+    some = [Gene(f"reuse@{t}", 2, group=f"step {t}") for t in range(1, STEPS)]
+    engine = make(Start(some, 2, np.random.default_rng(seed), seeds))
+    found: list[np.ndarray] = []
+    while sum(map(len, found)) < evaluations:
+        x = engine.ask(24)
+        found.append(toy(x))
+        engine.tell(x, found[-1])
+    return volume(np.concatenate(found))
+
+
+def test_beats_random_search_at_equal_evaluations() -> None:
+    none = np.zeros((0, STEPS - 1), dtype=np.int64)
+    gained = [search(Nsga2Engine, seed, none) - search(RandomEngine, seed, none) for seed in range(5)]
+    assert min(gained) > 0.005
+    assert np.mean(gained) > 0.015
+
+
+def test_never_falls_behind_the_dp_front_it_starts_from_and_improves_on_it() -> None:
+    plans = np.array([~mask[1:] for _, mask in reuse_front(*tables())], dtype=np.int64)
+    exact = volume(toy(plans))
+    reached = [search(Nsga2Engine, seed, plans) for seed in range(3)]
+    assert min(reached) > exact + 0.001
+    assert min(reached) > search(Nsga2Engine, 0, plans[:0])
