@@ -122,7 +122,9 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
         def before(*_: object, begun: list[int] = begun) -> None:
             begun.append(counter.get_total_flops())
 
-        def after(_: object, __: object, output: object, name: str = node.name, begun: list[int] = begun) -> None:
+        def after(
+            _: object, __: object, output: object, name: str = node.name, begun: list[int] = begun
+        ) -> None:
             value = output if isinstance(output, Tensor) else output[0]  # type: ignore[index]
             sizes[name] = value.numel() * value.element_size()
             counts[name] = (counter.get_total_flops() - begun.pop()) // 2
@@ -141,7 +143,9 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
     return Costs(steps, components, counts[ROOT] - sum(components.values()), sizes)
 
 
-def fit_latency(rows: Sequence[Sequence[int]], milliseconds: Sequence[float], kinds: Iterable[str]) -> dict[str, float]:
+def fit_latency(
+    rows: Sequence[Sequence[int]], milliseconds: Sequence[float], kinds: Iterable[str]
+) -> dict[str, float]:
     """Non-negative least squares of measured times [N] on the features [N, 2+K] of their plans."""
     from scipy.optimize import nnls
 
@@ -254,5 +258,3 @@ def _execution(tree: Tree) -> list[str]:
             names += [f"{stack.name}.{i}:{c}" for c in stack.components] + [f"{stack.name}.{i}"]
         names.append(stack.name)
     return [*names, ROOT]
-
-

@@ -18,7 +18,10 @@ CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*([-+.\deE]+)\s*")
 
 
 def export(
-    run: str = "latest", pick: str = "recommended", out: str | Path = "schedule.json", runs: str | Path = "runs"
+    run: str = "latest",
+    pick: str = "recommended",
+    out: str | Path = "schedule.json",
+    runs: str | Path = "runs",
 ) -> list[Path]:
     """Copy the picked schedules of a search to `out` and return their paths; ValueError says what to type."""
     from search.result import find_run
@@ -34,7 +37,9 @@ def export(
     target = Path(out)
     if pick == "all":
         if target.suffix == ".json":
-            raise ValueError(f"out={str(out)!r} is a file name; pick=all writes a folder, for example out=schedules")
+            raise ValueError(
+                f"out={str(out)!r} is a file name; pick=all writes a folder, for example out=schedules"
+            )
         target.mkdir(parents=True, exist_ok=True)
         return [Path(shutil.copy(folder / e["file"], target / Path(e["file"]).name)) for e in chosen]
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +75,9 @@ def _conditions(pick: str, entries: list[dict[str, Any]]) -> list[tuple[str, str
             )
         name, sign, number = match.groups()
         if name not in entries[0]["held_out"]:
-            raise ValueError(f"pick={pick!r}: there is no score {name!r}; there are {', '.join(entries[0]['held_out'])}")
+            raise ValueError(
+                f"pick={pick!r}: there is no score {name!r}; there are {', '.join(entries[0]['held_out'])}"
+            )
         try:
             found.append((name, sign, float(number)))
         except ValueError:
@@ -90,12 +97,14 @@ def _best(
 
     good = [e for e in entries if all(holds(e, *c) for c in conditions)]
     if not good:
-        name, sign, limit = next(c for c in conditions if not any(holds(e, *c) for e in entries)) if any(
-            not any(holds(e, *c) for e in entries) for c in conditions
-        ) else conditions[0]
+        name, sign, limit = (
+            next(c for c in conditions if not any(holds(e, *c) for e in entries))
+            if any(not any(holds(e, *c) for e in entries) for c in conditions)
+            else conditions[0]
+        )
         reach = (min if "<" in sign else max)(_score(e, name) for e in entries)
         raise ValueError(
-            f'no schedule of this front has {name}{sign}{limit:g} with the rest; the best {name} is {reach:.4g}: '
+            f"no schedule of this front has {name}{sign}{limit:g} with the rest; the best {name} is {reach:.4g}: "
             f'type pick="{name}{sign[0]}={reach:.4g}", or search with a larger budget'
         )
     costs = {"speedup", "macs", "latency", "memory"}
@@ -117,7 +126,10 @@ def main(arguments: list[str]) -> int:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if key not in DEFAULTS or not equals:
-            print(f"error: {argument!r} is no option; there are {', '.join(f'{k}=' for k in DEFAULTS)}", file=sys.stderr)
+            print(
+                f"error: {argument!r} is no option; there are {', '.join(f'{k}=' for k in DEFAULTS)}",
+                file=sys.stderr,
+            )
             return 2
         given[key] = value
     if given["pick"] == "all" and given["out"] == DEFAULTS["out"]:

@@ -156,9 +156,17 @@ def heatmap_png(entry: Entry) -> bytes:
     codes = list(ACTIONS)
     image = np.array([[codes.index(t[0]) for t in tokens[names.index(n)]] for n in order])
     steps = image.shape[1]
-    figure = Figure(figsize=(max(5.5, 0.32 * steps + 2.2), 0.19 * len(order) + 1.7), dpi=110, layout="constrained")
+    figure = Figure(
+        figsize=(max(5.5, 0.32 * steps + 2.2), 0.19 * len(order) + 1.7), dpi=110, layout="constrained"
+    )
     ax = figure.add_subplot()
-    ax.imshow(image, cmap=ListedColormap([c for _, c in ACTIONS.values()]), vmin=0, vmax=len(codes) - 1, aspect="auto")
+    ax.imshow(
+        image,
+        cmap=ListedColormap([c for _, c in ACTIONS.values()]),
+        vmin=0,
+        vmax=len(codes) - 1,
+        aspect="auto",
+    )
     ax.set_xticks(np.arange(-0.5, steps), minor=True)
     ax.set_yticks(np.arange(-0.5, len(order)), minor=True)
     ax.grid(which="minor", color="white", lw=0.8)
@@ -193,14 +201,22 @@ def grid_png(result: Result, entry: Entry) -> bytes:
         np.clip(4 * np.abs(a.astype(int) - b.astype(int)), 0, 255).astype(np.uint8)
         for a, b in zip(teacher.images, entry.images, strict=True)
     ]
-    rows = [("teacher", teacher.images), (entry.name.split(" · ")[0], entry.images), ("difference ×4", difference)]
+    rows = [
+        ("teacher", teacher.images),
+        (entry.name.split(" · ")[0], entry.images),
+        ("difference ×4", difference),
+    ]
     return _rows(rows, result.shown, f"{entry.name}{_scores(entry)}")
 
 
 def overview_png(result: Result) -> bytes:
     """The teacher and up to five schedules of the front, slowest first."""
     front = [e for e in result.of("front") if e.images][::-1]
-    picked = [front[i] for i in np.unique(np.linspace(0, len(front) - 1, min(5, len(front))).round().astype(int))] if front else []
+    picked = (
+        [front[i] for i in np.unique(np.linspace(0, len(front) - 1, min(5, len(front))).round().astype(int))]
+        if front
+        else []
+    )
     rows = [("teacher", result.of("teacher")[0].images or [])]
     for e in picked:
         star = "\nrecommended" if e.name == result.recommended else ""
@@ -232,7 +248,10 @@ def _points(entries: Sequence[Entry], x: str, y: str) -> tuple[list[float], list
 
 def _scores(entry: Entry) -> str:
     s: Any = entry.held_out
-    parts = [f"PSNR {s['psnr'].value:.1f} dB" if "psnr" in s else "", f"MACs {s['macs'].value:.0%}" if "macs" in s else ""]
+    parts = [
+        f"PSNR {s['psnr'].value:.1f} dB" if "psnr" in s else "",
+        f"MACs {s['macs'].value:.0%}" if "macs" in s else "",
+    ]
     return "".join(f" · {part}" for part in parts if part)
 
 

@@ -81,7 +81,9 @@ def collect(search: "Search", stopped: str) -> Result:
         latents = None if role == "preset" else held_out.latents(schedule)
         calibration = state.archive.get(schedule.digest, {}).get("values")
         calibration = calibration or search.evaluator.values(schedule)
-        scores = _summary(held_out.values(schedule, latents), objectives) | _times(times[schedule], times[teacher])
+        scores = _summary(held_out.values(schedule, latents), objectives) | _times(
+            times[schedule], times[teacher]
+        )
         return Entry(
             name or f"{scores['speedup'].value:.1f}× · drift {scores['drift'].value:.3f}",
             role,
@@ -116,7 +118,8 @@ def collect(search: "Search", stopped: str) -> Result:
         recommended=recommend(entries, threshold),
         no_visible_loss=threshold,
         config=config.model_dump(mode="json"),
-        environment=_environment(search) | {"seed_to_seed_psnr_db": f"{band[0]:.1f} (95 % below {band[1]:.1f})"},
+        environment=_environment(search)
+        | {"seed_to_seed_psnr_db": f"{band[0]:.1f} (95 % below {band[1]:.1f})"},
         stopped=stopped,
     )
 

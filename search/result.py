@@ -2,15 +2,17 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:  # reading a run folder, as export does, needs neither torch nor numpy
+    import numpy as np
 
-from search.schedule import Schedule
+    from search.schedule import Schedule
 
 FIRST = "python -m search +space=cache model=pixart"
+COSTS = ("macs", "latency", "memory")
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,10 @@ class Entry:
 
     name: str
     role: str
-    schedule: Schedule
+    schedule: "Schedule"
     calibration: dict[str, Score]
     held_out: dict[str, Score]
-    images: list[np.ndarray] | None = None
+    images: "list[np.ndarray] | None" = None
 
     @property
     def slug(self) -> str:
@@ -73,33 +75,73 @@ class Result:
         """The recommended entry; the teacher where the front is empty."""
         return next((e for e in self.entries if e.name == self.recommended), self.entries[-1])
 
+    @property
+    def axes(self) -> tuple[str, str]:
+        """Names on the x and y axis of charts: the first cost and the first quality among the objectives."""
+        costs = [o for o in self.objectives if o in COSTS]
+        qualities = [o for o in self.objectives if o not in COSTS]
+        return (costs or ["macs"])[0], (qualities or ["drift"])[0]
+
     def file(self, entry: Entry) -> str:
         """Path of an entry's schedule inside of the run folder."""
-        return f"schedules/{self.entries.index(entry):02d}_{entry.slug}.json"
+        return f"schedules/{self.number(entry):02d}_{entry.slug}.json"
+
+    def number(self, entry: Entry) -> int:
+        """Place of an entry in the list; two schedules may be equal, so it is looked up by identity."""
+        return next(i for i, other in enumerate(self.entries) if other is entry)
 
     def save(self) -> None:
         """Write schedules/*.json and front.json."""
-        (self.folder / "schedules").mkdir(exist_ok=True)
+        (self.folder / "schedules").mkdir(parents=True, exist_ok=True)
         for stale in (self.folder / "schedules").glob("*.json"):
             stale.unlink()
         rows = []
         for entry in self.entries:
             entry.schedule.save(self.folder / self.file(entry))
-            rows.append(
-                {
-                    "name": entry.name,
-                    "role": entry.role,
-                    "file": self.file(entry),
-                    "calibration": {k: asdict(s) for k, s in entry.calibration.items()},
-                    "held_out": {k: asdict(s) for k, s in entry.held_out.items()},
-                }
-            )
-        kept = ("search_id", "model", "space", "objectives", "units", "better", "recommended", "no_visible_loss")
-        kept += ("prompts", "config", "environment", "history", "points", "stopped")
-        data = {name: getattr(self, name) for name in kept} | {"entries": rows}
+            scores = {split: {k: asdict(s) for k, s in getattr(entry, split).items()} for split in SPLITS}
+            rows.append({"name": entry.name, "role": entry.role, "file": self.file(entry)} | scores)
+        data = {name: getattr(self, name) for name in KEPT} | {"entries": rows}
         beside = self.folder / "front.json.new"
         beside.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
         beside.replace(self.folder / "front.json")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Result":
+        """The result of a run folder, without pictures; ValueError where the search has not finished."""
+        from search.schedule import Schedule
+
+        data = read_front(folder)
+        entries = [
+            Entry(
+                row["name"],
+                row["role"],
+                Schedule.load(folder / row["file"]),
+                *({k: Score(**s) for k, s in row[split].items()} for split in SPLITS),
+            )
+            for row in data["entries"]
+        ]
+        return cls(folder=folder, entries=entries, shown=[], **{name: data[name] for name in KEPT})
+
+
+SPLITS = ("calibration", "held_out")
+KEPT = tuple(
+    f.name for f in fields(Result) if f.name not in ("folder", "entries", "shown")
+)  # as they are in JSON
+
+
+def read_front(folder: Path) -> dict[str, Any]:
+    """The content of front.json; ValueError says what to type where there is none."""
+    try:
+        return json.loads((folder / "front.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"the search in {folder} has no front yet; finish it with: python -m search resume={folder.name}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / 'front.json'} is no complete JSON file ({error}); "
+            f"write it again with: python -m search resume={folder.name}"
+        ) from None
 
 
 def find_run(run: str, root: Path) -> Path:

@@ -13,7 +13,14 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from search import seeding
 from search.calibration import Costs, count_costs, record
@@ -71,23 +78,20 @@ class State:
 class Search:
     """One search on one model: `prepare`, then `loop` until the budget is spent."""
 
-    def __init__(self, config: Config, folder: Path, console: Console) -> None:
-        self.config, self.folder, self.console = config, folder, console
+    def __init__(self, config: Config, console: Console) -> None:
+        self.config, self.console = config, console
         if config.compute.threads:
             torch.set_num_threads(config.compute.threads)
         torch.set_grad_enabled(False)
-        self.model: Model = instantiate(config.model | {"device": device(config.compute.device)})
         self.space: Space = _only_space(config)
         self.objectives: dict[str, Objective] = {k: instantiate(v) for k, v in config.objective.items()}
-        prompts = config.prompts
-        self.calibration = read_prompts(prompts.calibration)[: prompts.calibration_count]
-        self.held_out = read_prompts(prompts.held_out)[: prompts.held_out_count]
-        self.checkpoint = folder / "checkpoint.pkl"
+        self.calibration, self.held_out = _prompts(config)
+        self.model: Model = instantiate(dict(config.model) | {"device": device(config.compute.device)})
+        self.target = self.model.target
 
-    def prepare(self) -> None:
-        """Cost tables, the teacher, and either the checkpoint or a new engine with its seeds."""
-        target = self.model.target
-        self.target = target
+    def prepare(self, folder: Path) -> None:
+        """Cost tables, the teacher, and either the folder's checkpoint or a new engine with its seeds."""
+        self.folder, self.checkpoint, target = folder, folder / "checkpoint.pkl", self.target
         if self.checkpoint.exists():
             self.state = State.load(self.checkpoint)
             self.memo = Memo(self.folder / "memo.sqlite")
@@ -214,12 +218,19 @@ class Search:
         return (
             (budget.evaluations is not None and self.state.asked >= budget.evaluations)
             or (budget.minutes is not None and seconds >= 60 * budget.minutes)
-            or (budget.block_executions is not None and self.state.block_executions >= budget.block_executions)
+            or (
+                budget.block_executions is not None and self.state.block_executions >= budget.block_executions
+            )
         )
 
     def _evaluator(self, costs: Costs) -> Evaluator:
         return Evaluator(
-            self.model, self.calibration, self._seeds(len(self.calibration)), self.objectives, costs, self.memo
+            self.model,
+            self.calibration,
+            self._seeds(len(self.calibration)),
+            self.objectives,
+            costs,
+            self.memo,
         )
 
     def _seeds(self, count: int) -> list[int]:
@@ -235,22 +246,24 @@ def run(config: Config) -> Result:
     """Search, report, and print where the result is."""
     console = Console(soft_wrap=True)
     resumed = find_run(config.resume, Path(config.runs)) if config.resume else None
+    if resumed:  # everything as it was; only the budget, the tracking and the machine may be others
+        changed = {name: getattr(config, name) for name in ("budget", "tracking", "compute", "runs")}
+        config = Config.load(resumed / "config.yaml").model_copy(update=changed)
+    with console.status(f"loading {config.model['name']}"):
+        search = Search(config, console)  # mistakes of the user show here, before a folder is made
     space = "+".join(config.space)
     folder = resumed or new_run_folder(Path(config.runs), space, config.model["name"])
     logging.basicConfig(filename=folder / "search.log", level=logging.INFO, format="%(asctime)s %(message)s")
-    if resumed:
-        config = Config.load(folder / "config.yaml").model_copy(
-            update={"budget": config.budget, "resume": str(folder)}
-        )
     config.save(folder / "config.yaml")
     console.print(f"[bold]search[/bold] {space} on {config.model['name']} → {folder}")
     try:
-        search = Search(config, folder, console)
         with console.status("preparing: teacher, cost tables, calibration, dynamic programming"):
-            search.prepare()
+            search.prepare(folder)
         stopped = search.loop()
     except KeyboardInterrupt:
-        console.print(f"stopped before the first generation; go on with: python -m search resume={folder.name}")
+        console.print(
+            f"stopped before the first generation; go on with: python -m search resume={folder.name}"
+        )
         raise SystemExit(130) from None
     return finish(search, stopped)
 
@@ -260,9 +273,24 @@ def device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
+def _prompts(config: Config) -> tuple[list[str], list[str]]:
+    """Calibration and held-out prompts, which must not share any."""
+    prompts = config.prompts
+    calibration = read_prompts(prompts.calibration)[: prompts.calibration_count]
+    held_out = read_prompts(prompts.held_out)[: prompts.held_out_count]
+    if shared := sorted(set(calibration) & set(held_out)):
+        raise ValueError(
+            f"{shared[0]!r} is a calibration prompt and a held-out prompt; held-out scores need prompts that the "
+            "search has not seen: type prompts.held_out=<another text file>"
+        )
+    return calibration, held_out
+
+
 def _only_space(config: Config) -> Space:
     if len(config.space) != 1:
-        raise ValueError(f"space={list(config.space)}: this version searches one space at a time; use +space=cache")
+        raise ValueError(
+            f"space={list(config.space)}: this version searches one space at a time; use +space=cache"
+        )
     return instantiate(next(iter(config.space.values())))
 
 

@@ -94,9 +94,7 @@ def shorter_runs(
 
 
 def _names(target: Target) -> dict[str, list[str]]:
-    return {
-        kind: [node.name for node in target.tree if node.component == kind] for kind in target.kinds
-    }
+    return {kind: [node.name for node in target.tree if node.component == kind] for kind in target.kinds}
 
 
 def _tokens(mask: np.ndarray, forecast: bool = False) -> list[str]:

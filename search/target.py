@@ -27,6 +27,8 @@ class Target:
 
     def schedule(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """The schedule file's content for parts that a space decoded."""
-        return {"format": "schedule/1", "model": dict(self.model), "steps": self.steps} | {
-            "sampler": dict(self.sampler)
-        } | dict(parts)
+        return (
+            {"format": "schedule/1", "model": dict(self.model), "steps": self.steps}
+            | {"sampler": dict(self.sampler)}
+            | dict(parts)
+        )

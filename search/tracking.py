@@ -37,7 +37,9 @@ def log(result: Result, root: Path, uri: str | None = None) -> dict[str, str]:
     experiment = _experiment(client, f"{result.model}-{result.space}", root, local=uri is None)
     known = {
         run.data.tags.get("schedule", "search"): run.info.run_id
-        for run in client.search_runs([experiment], f"tags.search_id = '{result.search_id}'", max_results=1000)
+        for run in client.search_runs(
+            [experiment], f"tags.search_id = '{result.search_id}'", max_results=1000
+        )
     }
     search = known.pop("search", None) or _create(client, experiment, result.search_id, "search", result)
     _log_search(client, search, result)
@@ -80,7 +82,12 @@ def _experiment(client: "MlflowClient", name: str, root: Path, local: bool) -> s
 
 
 def _create(
-    client: "MlflowClient", experiment: str, name: str, role: str, result: Result, tags: Mapping[str, str] | None = None
+    client: "MlflowClient",
+    experiment: str,
+    name: str,
+    role: str,
+    result: Result,
+    tags: Mapping[str, str] | None = None,
 ) -> str:
     tags = {"role": role, "search_id": result.search_id, **(tags or {})}
     if role == "search":

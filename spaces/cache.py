@@ -48,7 +48,9 @@ class CacheSpace(Space):
     def genes(self, target: Target) -> list[Gene]:
         """Levels: see the class. ValueError where there is no second step to cache at."""
         if target.steps < 2:
-            raise ValueError(f"a cache needs at least 2 steps, model.steps is {target.steps}; use model.steps=20")
+            raise ValueError(
+                f"a cache needs at least 2 steps, model.steps is {target.steps}; use model.steps=20"
+            )
         genes = []
         for t in range(1, target.steps):
             for name, levels, ordered in self._row(target):
@@ -116,7 +118,10 @@ class CacheSpace(Space):
                 row.append(("order", 1 + self.max_order, True))
             for stack, kind in self._kinds(target):
                 blocks = target.tree.stacks[stack]
-                row += [(f"reused {stack}:{kind}", blocks + 1, True), (f"first {stack}:{kind}", blocks + 1, True)]
+                row += [
+                    (f"reused {stack}:{kind}", blocks + 1, True),
+                    (f"first {stack}:{kind}", blocks + 1, True),
+                ]
             return row
         return [(node, actions, False) for node in self._nodes(target)]
 

@@ -5,7 +5,12 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+)
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from search.models.pixart import PixArt
@@ -16,7 +21,13 @@ WORDS = ("red", "apple", "blue", "boat", "style", "3d", "flat")
 def save_tiny(folder: Path, blocks: int = 3) -> Path:
     """Write a pipeline of 8x8 latents, `blocks` blocks of width 16."""
     torch.manual_seed(0)
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -6.0), *((f"▁{w}", -4.0) for w in WORDS)]
+    vocabulary = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", -20.0),
+        ("▁", -6.0),
+        *((f"▁{w}", -4.0) for w in WORDS),
+    ]
     tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=8)
     text = T5EncoderModel(
         T5Config(

@@ -54,7 +54,10 @@ def test_what_it_prints_can_be_applied(runs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["pick=speedup>=9"], r"no schedule of this front has speedup>=9 .* the best speedup is 3: type pick"),
+        (
+            ["pick=speedup>=9"],
+            r"no schedule of this front has speedup>=9 .* the best speedup is 3: type pick",
+        ),
         (["pick=fast"], "pick='fast' is not understood; use recommended, knee, all"),
         (["pick=beauty>=1"], "there is no score 'beauty'; there are drift, psnr"),
         (["pick=drift<=1-2"], "'1-2' is no number"),

@@ -31,7 +31,9 @@ def test_fewer_steps_by_schedule_are_fewer_steps_by_argument():
 
 
 def test_a_missing_checkpoint_says_what_to_type(tmp_path):
-    with pytest.raises(ValueError, match="cannot be loaded: .* Type model.path=<folder with model_index.json>"):
+    with pytest.raises(
+        ValueError, match="cannot be loaded: .* Type model.path=<folder with model_index.json>"
+    ):
         load(tmp_path / "nowhere", torch.float32)
 
 
@@ -51,7 +53,9 @@ def test_the_bundled_pipeline_loads_without_anything_of_ours():
     from diffusers import PixArtAlphaPipeline
 
     pipe = PixArtAlphaPipeline.from_pretrained(BUNDLED, local_files_only=True)
-    count = sum(p.numel() for part in (pipe.transformer, pipe.vae, pipe.text_encoder) for p in part.parameters())
+    count = sum(
+        p.numel() for part in (pipe.transformer, pipe.vae, pipe.text_encoder) for p in part.parameters()
+    )
     assert 2e6 < count < 6e6
     size = sum(f.stat().st_size for f in BUNDLED.rglob("*") if f.is_file())
     assert size < 15 * 2**20
@@ -60,7 +64,9 @@ def test_the_bundled_pipeline_loads_without_anything_of_ours():
 def test_the_bundled_model_searched_loop_is_the_stock_call():
     model = PixArt()
     prompts = ["red apple, 3d style, white background", "cat face, flat style, blue background"]
-    parts = {"plan": {"rules": [["transformer_blocks.*:*", "(CR)*10"], ["transformer_blocks.2:ff", "CC F1*18"]]}}
+    parts = {
+        "plan": {"rules": [["transformer_blocks.*:*", "(CR)*10"], ["transformer_blocks.2:ff", "CC F1*18"]]}
+    }
     with Schedule.from_dict(model.target.schedule(parts)).apply(model.pipe):
         own = model.sample(model.encode(prompts), model.noise([0, 1]))
         assert torch.equal(own, model.stock(prompts, [0, 1], output_type="latent"))

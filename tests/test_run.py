@@ -29,7 +29,9 @@ def command(runs: Path, *more: str) -> list[str]:
 
 
 def search(runs: Path, *more: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(runs, *more), capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    return subprocess.run(
+        command(runs, *more), capture_output=True, text=True, cwd=Path(__file__).parent.parent
+    )
 
 
 def folder(runs: Path) -> Path:
@@ -39,7 +41,10 @@ def folder(runs: Path) -> Path:
 def front(runs: Path) -> list[tuple[str, float, float]]:
     """What must not depend on interruptions: digests and calibration scores of every evaluated candidate and front."""
     data = json.loads((folder(runs) / "front.json").read_text())
-    entries = [(e["role"], e["calibration"]["drift"]["value"], e["calibration"]["macs"]["value"]) for e in data["entries"]]
+    entries = [
+        (e["role"], e["calibration"]["drift"]["value"], e["calibration"]["macs"]["value"])
+        for e in data["entries"]
+    ]
     points = [(p["digest"], p["drift"], p["macs"]) for p in data["points"]]
     history = [{k: v for k, v in h.items() if k != "seconds"} for h in data["history"]]
     return [entries, points, history]
@@ -58,7 +63,9 @@ def test_the_last_lines_say_where_everything_is(finished):
     for word in ("front.json", "figures", "schedules", "× faster", "python -m search.export run="):
         assert word in text
     made = folder(runs)
-    assert {"pareto.html", "pareto.png", "overview.png", "heatmaps", "grids"} <= {p.name for p in (made / "figures").iterdir()}
+    assert {"pareto.html", "pareto.png", "overview.png", "heatmaps", "grids"} <= {
+        p.name for p in (made / "figures").iterdir()
+    }
 
 
 def test_every_schedule_does_on_the_stock_pipeline_what_was_measured(finished):
@@ -74,7 +81,9 @@ def test_every_schedule_does_on_the_stock_pipeline_what_was_measured(finished):
     for entry in data["entries"]:
         with Schedule.load(folder(runs) / entry["file"]).apply(model.pipe):
             latents = model.stock(held_out, seeds, output_type="latent")
-        assert float(Drift()(latents, teacher).mean()) == pytest.approx(entry["held_out"]["drift"]["value"], rel=1e-5, abs=1e-9)
+        assert float(Drift()(latents, teacher).mean()) == pytest.approx(
+            entry["held_out"]["drift"]["value"], rel=1e-5, abs=1e-9
+        )
     assert torch.equal(model.stock(held_out, seeds, output_type="latent"), teacher)
 
 
@@ -94,7 +103,13 @@ def test_killed_and_resumed_is_uninterrupted(finished, tmp_path, generations):
         command(mine, "budget.evaluations=72"), cwd=Path(__file__).parent.parent, stdout=subprocess.DEVNULL
     )
     try:
-        wait(lambda: mine.exists() and _log(mine).count("generation {") >= generations and any(mine.glob("*/checkpoint.pkl")))
+        wait(
+            lambda: (
+                mine.exists()
+                and _log(mine).count("generation {") >= generations
+                and any(mine.glob("*/checkpoint.pkl"))
+            )
+        )
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -106,7 +121,10 @@ def test_killed_and_resumed_is_uninterrupted(finished, tmp_path, generations):
 def test_ctrl_c_finishes_with_what_there_is(tmp_path):
     runs = tmp_path / "runs"
     process = subprocess.Popen(
-        command(runs, "budget.evaluations=100000"), cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True
+        command(runs, "budget.evaluations=100000"),
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     wait(lambda: runs.exists() and _log(runs).count("generation {") >= 2)
     process.send_signal(signal.SIGINT)
@@ -119,7 +137,12 @@ def test_ctrl_c_finishes_with_what_there_is(tmp_path):
 @pytest.mark.parametrize("engine", ["random", "dp"])
 @pytest.mark.parametrize("granularity", ["step", "component"])
 def test_other_engines_and_granularities(tmp_path, engine, granularity):
-    done = search(tmp_path / "runs", f"engine={engine}", f"space.cache.granularity={granularity}", "budget.evaluations=20")
+    done = search(
+        tmp_path / "runs",
+        f"engine={engine}",
+        f"space.cache.granularity={granularity}",
+        "budget.evaluations=20",
+    )
     assert done.returncode == 0, done.stderr
 
 

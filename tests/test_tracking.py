@@ -36,7 +36,9 @@ def test_the_search_run_has_config_history_prompts_and_artifacts(logged):
     result, _, found, client = logged
     run = client.get_run(found["run_id"])
     assert run.data.params["model.steps"] == "6"
-    assert [m.value for m in client.get_metric_history(found["run_id"], "hypervolume")] == [0.7 + 0.02 * g for g in range(5)]
+    assert [m.value for m in client.get_metric_history(found["run_id"], "hypervolume")] == [
+        0.7 + 0.02 * g for g in range(5)
+    ]
     assert len(run.inputs.dataset_inputs) == 2
     assert result.recommended in run.data.tags["mlflow.note.content"]
     names = {a.path for a in client.list_artifacts(found["run_id"])}

@@ -11,7 +11,9 @@ from search.models.base import Model
 from search.schedule import Schedule
 
 
-def measure(model: Model, schedules: Sequence[Schedule | None], repeats: int = 5, decode: bool = True) -> list[list[float]]:
+def measure(
+    model: Model, schedules: Sequence[Schedule | None], repeats: int = 5, decode: bool = True
+) -> list[list[float]]:
     """Milliseconds to denoise and decode one picture, [S][repeats]; None is the bare pipeline.
 
     The schedules take turns within every round, so slow spells of the machine fall on all of them.
@@ -39,7 +41,9 @@ def measure(model: Model, schedules: Sequence[Schedule | None], repeats: int = 5
     return times
 
 
-def calibrate(model: Model, schedules: Sequence[Schedule], costs: Costs, repeats: int = 3) -> dict[str, float]:
+def calibrate(
+    model: Model, schedules: Sequence[Schedule], costs: Costs, repeats: int = 3
+) -> dict[str, float]:
     """The latency table: times of a few unlike schedules, fitted on what they compute."""
     times = measure(model, schedules, repeats)
     rows = [costs.features(schedule.plan) for schedule in schedules]

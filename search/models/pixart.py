@@ -96,7 +96,9 @@ class PixArt(Model):
         from diffusers.utils.torch_utils import randn_tensor
 
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return randn_tensor((len(seeds), *shape[1:]), generator=generators, dtype=self.denoiser.dtype).to(self.device)
+        return randn_tensor((len(seeds), *shape[1:]), generator=generators, dtype=self.denoiser.dtype).to(
+            self.device
+        )
 
     @torch.no_grad()
     def sample(self, conditions: Conditions, noise: Tensor) -> Tensor:

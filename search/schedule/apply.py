@@ -227,7 +227,9 @@ def _check_denoiser(denoiser: nn.Module) -> None:
         )
     for name, module in denoiser.named_modules():
         if getattr(module, "_chunk_size", None) is not None:
-            raise ScheduleError(f"{name} runs its feed-forward in chunks; call disable_forward_chunking() first")
+            raise ScheduleError(
+                f"{name} runs its feed-forward in chunks; call disable_forward_chunking() first"
+            )
 
 
 def _check_model(document: Document, denoiser: nn.Module, tree: Tree, strict: bool) -> None:

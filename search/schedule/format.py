@@ -53,9 +53,9 @@ class PlanPart(Part):
 
     value: Literal["out"] = "out"
     axis: Literal["index", "timestep", "sigma", "logsnr"] = "index"
-    rules: list[tuple[Annotated[str, Field(max_length=20_000)], Annotated[str, Field(max_length=100_000)]]] = (
-        Field(max_length=20_000)
-    )
+    rules: list[
+        tuple[Annotated[str, Field(max_length=20_000)], Annotated[str, Field(max_length=100_000)]]
+    ] = Field(max_length=20_000)
 
 
 class ScorePart(Part):
@@ -180,7 +180,9 @@ def _check_sampler(sampler: SamplerPart, steps: int | None) -> None:
             if not a > b:
                 raise ScheduleError(f"sampler.{field} must fall strictly, but {a} is followed by {b} at {i}")
         if values and (values[-1] < 0 or values[0] > 1e6):
-            raise ScheduleError(f"sampler.{field} runs from {values[0]} to {values[-1]}; admissible is 0 to 1e6")
+            raise ScheduleError(
+                f"sampler.{field} runs from {values[0]} to {values[-1]}; admissible is 0 to 1e6"
+            )
     _check_data(sampler.config, "sampler.config")
 
 

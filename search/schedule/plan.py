@@ -97,9 +97,7 @@ class Plan:
             if node.parent is not None:
                 above = effective[node.parent]
                 if above != off:
-                    own = tuple(
-                        t if a == OFF else ABSENT for t, a in zip(own, above, strict=True)
-                    )
+                    own = tuple(t if a == OFF else ABSENT for t, a in zip(own, above, strict=True))
             effective[node.name] = own
         plan = cls(tree, steps, effective)
         plan._check()

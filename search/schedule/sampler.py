@@ -66,9 +66,7 @@ def public_config(scheduler: Any) -> dict[str, Any]:
     known = inspect.signature(type(scheduler).__init__).parameters
     config = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in sorted(scheduler.config.items())}
     return {
-        k: v
-        for k, v in config.items()
-        if k in known and not (isinstance(v, float) and not math.isfinite(v))
+        k: v for k, v in config.items() if k in known and not (isinstance(v, float) and not math.isfinite(v))
     }
 
 
@@ -143,8 +141,12 @@ def plan_scheduler(
             kept = {k: v for k, v in given.items() if k in ("device", "mu") and v is not None}
             original_set(num_inference_steps=len(timesteps), **kept)
             _write_grid(planned, timesteps, sigmas)
-        clock.start(len(planned.timesteps), coordinates(planned, axis) if axis != "index" else
-                    [float(i) for i in range(len(planned.timesteps))])
+        clock.start(
+            len(planned.timesteps),
+            coordinates(planned, axis)
+            if axis != "index"
+            else [float(i) for i in range(len(planned.timesteps))],
+        )
 
     @functools.wraps(original_step)
     def step(model_output: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
@@ -229,7 +231,9 @@ def _write_grid(planned: Any, timesteps: Sequence[float], sigmas: Sequence[float
     planned.num_inference_steps = len(timesteps)
     if type(planned).__name__ == "DDIMScheduler":
         if not whole:
-            raise ScheduleError("sampler.timesteps: DDIMScheduler indexes its table, so they must be integers")
+            raise ScheduleError(
+                "sampler.timesteps: DDIMScheduler indexes its table, so they must be integers"
+            )
         return
     if sigmas is None:
         raise ScheduleError(

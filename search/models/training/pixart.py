@@ -84,7 +84,9 @@ def save(tokenizer, text_encoder, vae, transformer, out: Path) -> None:
     """Write a PixArtAlphaPipeline in fp16 safetensors; the networks given are left in fp32."""
     pipe = PixArtAlphaPipeline(tokenizer, text_encoder, vae, transformer, build_scheduler())
     pipe.save_pretrained(out)
-    PixArtAlphaPipeline.from_pretrained(out, torch_dtype=torch.float16, local_files_only=True).save_pretrained(out)
+    PixArtAlphaPipeline.from_pretrained(
+        out, torch_dtype=torch.float16, local_files_only=True
+    ).save_pretrained(out)
 
 
 def build_transformer(channels: int) -> PixArtTransformer2DModel:

@@ -35,7 +35,9 @@ def fit(pictures: EmojiSet, work: Path, device: torch.device, recipe: Recipe = R
 
     def loss_at(step: int, generator: torch.Generator) -> torch.Tensor:
         crop = step < CROPS * recipe.steps
-        x = _batch(pictures, 32 if crop else 16, crop, generator).to(device, memory_format=torch.channels_last)
+        x = _batch(pictures, 32 if crop else 16, crop, generator).to(
+            device, memory_format=torch.channels_last
+        )
         with torch.autocast(device.type, torch.bfloat16):
             mean = vae.encode(x).latent_dist.mean
             noise = torch.randn(mean.shape, generator=generator).to(device)
@@ -59,9 +61,7 @@ def everything(pictures: EmojiSet) -> tuple[torch.Tensor, torch.Tensor]:
     return pictures.composite(torch.arange(n).repeat(k), ground), ground
 
 
-def encode(
-    vae: AutoencoderKL, images: torch.Tensor, _: torch.Tensor, device: torch.device
-) -> torch.Tensor:
+def encode(vae: AutoencoderKL, images: torch.Tensor, _: torch.Tensor, device: torch.device) -> torch.Tensor:
     return torch.cat([vae.encode(x.to(device)).latent_dist.mode().cpu() for x in images.split(64)])
 
 
@@ -69,7 +69,8 @@ def psnr(vae: AutoencoderKL, images: torch.Tensor, device: torch.device) -> floa
     """Mean reconstruction PSNR in dB over `images` in [-1, 1]."""
     with torch.no_grad():
         errors = [
-            (vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1) - x).square().mean((1, 2, 3)) / 4
+            (vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1) - x).square().mean((1, 2, 3))
+            / 4
             for x in images.to(device).split(64)
         ]
     return float(-10 * torch.cat(errors).log10().mean())
