@@ -59,9 +59,7 @@ def split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
         if name in ("--cfg", "--config-dir", "-cd"):
             flags["--config-dir" if name == "-cd" else name] = value if equals else next(rest, "")
         elif argument.startswith("-"):
-            raise ValueError(
-                f"there is no flag {argument}; there are --help, --cfg job and --config-dir <folder>"
-            )
+            raise ValueError(f"there is no flag {argument}; there are --help, --cfg job and --config-dir <folder>")
         else:
             overrides.append(argument)
     return flags, normalise(overrides)
@@ -93,9 +91,7 @@ def options(group: str) -> list[str]:
     """The YAML files of a group."""
     from search.conf import __path__ as conf
 
-    return sorted(
-        name.removesuffix(".yaml") for name in os.listdir(f"{conf[0]}/{group}") if name.endswith(".yaml")
-    )
+    return sorted(name.removesuffix(".yaml") for name in os.listdir(f"{conf[0]}/{group}") if name.endswith(".yaml"))
 
 
 def help_text() -> str:

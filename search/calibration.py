@@ -63,9 +63,7 @@ class Costs:
     @property
     def teacher_latency(self) -> float:
         kinds = list(self.kinds.values())
-        return float(
-            np.dot([1, self.steps, *(self.steps * n for n in kinds)], list(self.milliseconds.values()))
-        )
+        return float(np.dot([1, self.steps, *(self.steps * n for n in kinds)], list(self.milliseconds.values())))
 
     @cached_property
     def kinds(self) -> dict[str, int]:
@@ -122,9 +120,7 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
         def before(*_: object, begun: list[int] = begun) -> None:
             begun.append(counter.get_total_flops())
 
-        def after(
-            _: object, __: object, output: object, name: str = node.name, begun: list[int] = begun
-        ) -> None:
+        def after(_: object, __: object, output: object, name: str = node.name, begun: list[int] = begun) -> None:
             value = output if isinstance(output, Tensor) else output[0]  # type: ignore[index]
             sizes[name] = value.numel() * value.element_size()
             counts[name] = (counter.get_total_flops() - begun.pop()) // 2
@@ -143,9 +139,7 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
     return Costs(steps, components, counts[ROOT] - sum(components.values()), sizes)
 
 
-def fit_latency(
-    rows: Sequence[Sequence[int]], milliseconds: Sequence[float], kinds: Iterable[str]
-) -> dict[str, float]:
+def fit_latency(rows: Sequence[Sequence[int]], milliseconds: Sequence[float], kinds: Iterable[str]) -> dict[str, float]:
     """Non-negative least squares of measured times [N] on the features [N, 2+K] of their plans."""
     from scipy.optimize import nnls
 

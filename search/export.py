@@ -29,17 +29,13 @@ def export(
     folder = find_run(run, Path(runs))
     file = folder / "front.json"
     if not file.exists():
-        raise ValueError(
-            f"the search in {folder} has not finished; type python -m search resume={folder.name}"
-        )
+        raise ValueError(f"the search in {folder} has not finished; type python -m search resume={folder.name}")
     front = json.loads(file.read_text(encoding="utf-8"))
     chosen = choose(front, pick)
     target = Path(out)
     if pick == "all":
         if target.suffix == ".json":
-            raise ValueError(
-                f"out={str(out)!r} is a file name; pick=all writes a folder, for example out=schedules"
-            )
+            raise ValueError(f"out={str(out)!r} is a file name; pick=all writes a folder, for example out=schedules")
         target.mkdir(parents=True, exist_ok=True)
         return [Path(shutil.copy(folder / e["file"], target / Path(e["file"]).name)) for e in chosen]
     target.parent.mkdir(parents=True, exist_ok=True)

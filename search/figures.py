@@ -1,94 +1,99 @@
 """All figures: the front, the plans as heat-maps, the pictures before and after. PNG as bytes, HTML as text."""
 
 import io
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.transforms import Bbox
+from PIL import Image
 
-from search.result import Entry, Result
+from search.result import Entry, Result, Score
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, RED, GREY, INK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#9AA0A6", "#202124"
-ACTIONS = {"C": ("compute", BLUE), "R": ("reuse", "#F3E3C3"), "F": ("forecast", ORANGE), "S": ("skip", GREEN),
-           "-": ("not run", "#FFFFFF")}  # fmt: skip
-MARKS = ("s", "^", "D", "v", "P", "X", "o")
-
-
-def axes_of(result: Result) -> tuple[str, str]:
-    """Names on the x and y axis: the first cost and the first quality among the objectives."""
-    costs = [o for o in result.objectives if o in ("macs", "latency", "memory")]
-    qualities = [o for o in result.objectives if o not in costs]
-    return (costs or ["macs"])[0], (qualities or ["drift"])[0]
-
-
-def label(result: Result, name: str) -> str:
-    words = {
-        "macs": "denoiser MACs, share of the teacher's",
-        "latency": "latency of one picture",
-        "memory": "peak memory of kept values",
-        "drift": "drift: distance of the final latents to the teacher's",
-        "psnr": "PSNR against the teacher's pictures",
-        "ssim": "SSIM against the teacher's pictures",
-    }
-    unit = result.units.get(name, "")
-    return words.get(name, name) + (f" ({unit})" if unit not in ("", "ratio") else "")
-
-
-def family(name: str) -> str:
-    """`FORA N=3` belongs to FORA, `10 steps` to fewer steps."""
-    return "fewer steps" if name.endswith(" steps") else name.split(" N=")[0].split(" α=")[0]
+# Okabe and Ito's palette, which colour-blind readers can tell apart; every family has a mark of its own besides.
+BLUE, ORANGE, GREEN, RED, PINK, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+INK, SOFT, PALE = "#202124", "#5F6368", "#C9CED6"
+STYLES = (
+    (RED, "s", "square"),
+    (GREEN, "^", "triangle-up"),
+    (ORANGE, "D", "diamond"),
+    (PINK, "v", "triangle-down"),
+    (SKY, "P", "cross"),
+    (INK, "X", "x"),
+)
+ACTIONS = {
+    "C": ("compute", BLUE),
+    "R": ("reuse", "#F3DFB8"),
+    "F": ("forecast", ORANGE),
+    "S": ("skip", PINK),
+    "-": ("not run", "#F4F5F7"),
+}
+WORDS = {
+    "macs": "denoiser MACs, share of the teacher's",
+    "latency": "latency of one picture",
+    "memory": "peak memory of kept values",
+    "drift": "drift: distance of the final latents to the teacher's",
+    "psnr": "PSNR against the teacher's pictures",
+    "ssim": "SSIM against the teacher's pictures",
+}
+DPI = 110
+HALO = [withStroke(linewidth=2.5, foreground="white")]
 
 
 def pareto_png(result: Result) -> bytes:
-    """Candidates, presets and the front; held-out scores with 95 % intervals."""
-    x, y = axes_of(result)
-    figure = Figure(figsize=(9, 5.6), dpi=110, layout="constrained")
+    """Candidates on calibration prompts; the front, the presets and their intervals on held-out prompts."""
+    x, y = result.axes
+    figure = Figure(figsize=(9, 6.3), dpi=DPI)
+    figure.subplots_adjust(left=0.085, right=0.975, top=0.885, bottom=0.215)
     ax = figure.add_subplot()
-    ax.scatter(
-        [p[x] for p in result.points], [p[y] for p in result.points], s=9, color="#D5D9DE", linewidths=0,
-        label=f"{len(result.points)} evaluated candidates (calibration prompts)",
-    )  # fmt: skip
-    families: dict[str, list[Entry]] = {}
-    for entry in result.of("preset"):
-        families.setdefault(family(entry.name), []).append(entry)
-    palette = (RED, GREEN, ORANGE, "#CC79A7", "#56B4E9", INK)
-    for i, (name, entries) in enumerate(families.items()):
-        ax.plot(*_points(entries, x, y), MARKS[i % len(MARKS)], ms=6.5, color=palette[i % len(palette)],
-                mec="white", mew=0.7, label=name)  # fmt: skip
+    points = [p for p in result.points if x in p and y in p]
+    ax.scatter([p[x] for p in points], [p[y] for p in points], s=10, color=PALE, linewidths=0)
+    legend = [Line2D([], [], ls="", marker="o", ms=3.5, color=PALE, label="candidates (calibration)")]
     front = result.of("front")
     if front:
-        xs, ys = _points(front, x, y)
-        low = [max(v - (e.held_out[y].low or v), 0) for v, e in zip(ys, front, strict=True)]
-        high = [max((e.held_out[y].high or v) - v, 0) for v, e in zip(ys, front, strict=True)]
-        ax.errorbar(xs, ys, yerr=[low, high], fmt="-o", color=BLUE, ms=6, lw=1.6, elinewidth=1, capsize=2,
-                    label="searched front, 95 % interval (held-out prompts)")  # fmt: skip
-        best = result.best
-        if best.role == "front":
-            bx, by = best.held_out[x].value, best.held_out[y].value
-            ax.plot([bx], [by], "o", ms=14, mfc="none", mec=BLUE, mew=2)
-            ax.annotate(
-                f"recommended: {best.held_out['speedup'].value:.2f}× faster,\n{best.held_out['psnr'].value:.1f} dB PSNR",
-                (bx, by), xytext=(18, 26), textcoords="offset points", color=BLUE, fontsize=10,
-                arrowprops={"arrowstyle": "-", "color": BLUE, "lw": 0.8},
-            )  # fmt: skip
-    values = [e.held_out[y].value for e in result.entries if e.role != "teacher"]
-    if values and min(values) > 0 and max(values) / min(values) > 20:
-        ax.set_yscale("log")
-        ax.set_ylim(min(values) * 0.6, max(values) * 1.8)
-    elif values:
-        ax.set_ylim(min(0, *values), max(values) * 1.1)
-    ax.set_xlabel(label(result, x))
-    ax.set_ylabel(label(result, y))
-    ax.set_title(f"{result.model}, {result.space}: searched front and published rules", loc="left", color=INK)
+        ax.errorbar(
+            *_points(front, x, y), yerr=_reach(front, y), fmt="-o", color=BLUE, ms=6, lw=1.8, elinewidth=1.1,
+            capsize=2.5, zorder=4,
+        )  # fmt: skip
+        legend.insert(0, Line2D([], [], marker="o", ms=6, color=BLUE, label="searched front"))
+    for (family, entries), (color, mark, _) in _families(result):
+        ax.errorbar(*_points(entries, x, y), yerr=_reach(entries, y), fmt="none", ecolor=color, alpha=0.4, elinewidth=1)
+        ax.plot(*_points(entries, x, y), mark, ms=6.5, color=color, mec="white", mew=0.7, zorder=3)
+        legend.append(Line2D([], [], ls="", marker=mark, ms=6.5, color=color, label=family))
+    teacher = result.of("teacher")
+    _scale(ax, result, x, y)
+    if teacher and ax.get_yscale() == "linear":
+        ax.plot(*_points(teacher, x, y), "*", ms=12, color=INK, zorder=5, clip_on=False)
+        legend.append(Line2D([], [], ls="", marker="*", ms=11, color=INK, label="teacher"))
+    if y == "psnr":
+        ax.axhline(result.no_visible_loss, color=SOFT, lw=1, ls=(0, (4, 3)), zorder=1)
+        ax.text(0.995, result.no_visible_loss, "visible below", transform=ax.get_yaxis_transform(), ha="right",
+                va="top", fontsize=8.5, color=SOFT)  # fmt: skip
+    ax.set_xlabel(_label(result, x), fontsize=11)
+    ax.set_ylabel(_label(result, y), fontsize=11)
     ax.grid(color="#ECEFF1", lw=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8.5, loc="best")
+    for spine in ("left", "bottom"):
+        ax.spines[spine].set_color(SOFT)
+    figure.text(
+        0.085, 0.955, f"{result.model}, {result.space}: searched front and published rules", fontsize=13, color=INK
+    )
+    figure.text(0.085, 0.913, _prompts_line(result), fontsize=9.5, color=SOFT)
+    figure.legend(
+        handles=legend, loc="lower center", bbox_to_anchor=(0.53, 0.005), ncols=min(4, len(legend)), frameon=False,
+        fontsize=9.5, columnspacing=2.2, handletextpad=0.6,
+    )  # fmt: skip
+    _write_labels(ax, result, x, y)
     return _png(figure)
 
 
@@ -96,163 +101,293 @@ def pareto_html(result: Result) -> str:
     """The same to click through, in one file that works offline."""
     import plotly.graph_objects as go
 
-    x, y = axes_of(result)
+    x, y = result.axes
     figure = go.Figure()
+    points = [p for p in result.points if x in p and y in p]
     figure.add_scatter(
-        x=[p[x] for p in result.points], y=[p[y] for p in result.points], mode="markers", name="candidates (calibration)",
-        marker={"size": 5, "color": "#C9CED6"}, text=[f"generation {p['generation']}" for p in result.points],
+        x=[p[x] for p in points], y=[p[y] for p in points], mode="markers", name="candidates (calibration)",
+        marker={"size": 5, "color": PALE}, hoverinfo="text",
+        text=[f"generation {p['generation']:.0f}<br>{x} {p[x]:.4g}<br>{y} {p[y]:.4g}" for p in points],
     )  # fmt: skip
-    families: dict[str, list[Entry]] = {}
-    for entry in result.of("preset"):
-        families.setdefault(family(entry.name), []).append(entry)
-    palette = (RED, GREEN, ORANGE, "#CC79A7", "#56B4E9", INK)
-    symbols = ("square", "triangle-up", "diamond", "triangle-down", "cross", "x")
-    for i, (name, entries) in enumerate(families.items()):
-        xs, ys = _points(entries, x, y)
-        figure.add_scatter(x=xs, y=ys, mode="markers", name=name, text=[_hover(e) for e in entries],
-                           hoverinfo="text", marker={"size": 10, "color": palette[i % 6], "symbol": symbols[i % 6]})  # fmt: skip
+    for (family, entries), (color, _, mark) in _families(result):
+        _add(figure, entries, x, y, family, mode="markers", marker={"size": 10, "color": color, "symbol": mark},
+             faint=True)  # fmt: skip
     front = result.of("front")
-    xs, ys = _points(front, x, y)
-    figure.add_scatter(
-        x=xs, y=ys, mode="lines+markers", name="searched front (held out)", text=[_hover(e) for e in front],
-        hoverinfo="text", line={"color": BLUE}, marker={"size": 10, "color": BLUE},
-        error_y={
-            "type": "data", "symmetric": False, "thickness": 1,
-            "array": [(e.held_out[y].high or v) - v for e, v in zip(front, ys, strict=True)],
-            "arrayminus": [v - (e.held_out[y].low or v) for e, v in zip(front, ys, strict=True)],
-        },
-    )  # fmt: skip
-    best = result.best
-    if best.role == "front":
-        figure.add_scatter(
-            x=[best.held_out[x].value], y=[best.held_out[y].value], mode="markers", name="recommended",
-            text=[_hover(best)], hoverinfo="text",
-            marker={"size": 20, "color": "rgba(0,0,0,0)", "line": {"color": BLUE, "width": 3}},
-        )  # fmt: skip
-    positive = all(v > 0 for v in ys)
+    _add(figure, front, x, y, "searched front", mode="lines+markers", line={"color": BLUE, "width": 2.5},
+         marker={"size": 10, "color": BLUE})  # fmt: skip
+    _add(
+        figure,
+        result.of("teacher"),
+        x,
+        y,
+        "teacher",
+        mode="markers",
+        marker={"size": 15, "color": INK, "symbol": "star"},
+    )
+    if result.best.role == "front":
+        ring = {"size": 21, "color": "rgba(0,0,0,0)", "line": {"color": BLUE, "width": 2.5}}
+        _add(figure, [result.best], x, y, f"recommended: {result.best.name}", mode="markers", marker=ring)
+    log = _is_log(result, y)
+    low, high = _limits(result, y, log)
     figure.update_layout(
-        title=f"{result.model}, {result.space}: searched front and published rules", template="plotly_white",
-        xaxis_title=label(result, x), yaxis_title=label(result, y),
-        yaxis_type="log" if positive and y == "drift" else "linear", hoverlabel={"align": "left"},
+        title={"text": f"{result.model}, {result.space}: searched front and published rules",
+               "subtitle": {"text": _prompts_line(result), "font": {"size": 13, "color": SOFT}}},
+        template="plotly_white", font={"family": "system-ui, sans-serif", "size": 14, "color": INK},
+        xaxis={"title": _label(result, x), "tickformat": ".0%" if x == "macs" else "", "rangemode": "tozero"},
+        yaxis={"title": _label(result, y), "type": "log" if log else "linear", "dtick": 1 if log else None,
+               "range": [float(np.log10(v)) for v in (low, high)] if log else [low, high]},
+        hoverlabel={"align": "left", "bgcolor": "white", "font": {"color": INK}},
+        legend={"bgcolor": "rgba(255,255,255,0.85)"}, margin={"t": 90},
     )  # fmt: skip
-    return figure.to_html(include_plotlyjs=True, full_html=True)
+    return figure.to_html(include_plotlyjs=True, full_html=True, config={"displaylogo": False, "responsive": True})
 
 
 def heatmap_png(entry: Entry) -> bytes:
     """Steps across, nodes down, one colour per action; nodes of one component kind together."""
     names, tokens = entry.schedule.table()
-    tree = entry.schedule.tree
-    kinds = [ROOT_ROW] + [stack.name for stack in tree.contract]
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        kind = name.rpartition(":")[2] if ":" in name else ROOT_ROW if name == ROOT_ROW else ""
-        if kind:
-            groups.setdefault(kind, []).append(name)
-    for extra in kinds[1:]:  # stacks and blocks only where they do something
-        rows = [n for n in names if n.split(".")[0] == extra and ":" not in n]
-        if any(t not in "C-" for n in rows for t in tokens[names.index(n)]):
-            groups[extra] = rows
-    order = [name for group in groups.values() for name in group]
+    rows = dict(zip(names, tokens, strict=True))
+    groups = _groups(rows)
     codes = list(ACTIONS)
-    image = np.array([[codes.index(t[0]) for t in tokens[names.index(n)]] for n in order])
-    steps = image.shape[1]
-    figure = Figure(
-        figsize=(max(5.5, 0.32 * steps + 2.2), 0.19 * len(order) + 1.7), dpi=110, layout="constrained"
-    )
+    image = np.array([[codes.index(t[0]) for t in rows[name]] for group in groups.values() for name in group])
+    if not image.size:  # any number of steps, everything computed
+        image = np.zeros((sum(map(len, groups.values())), 1), dtype=int)
+    height, steps = image.shape
+    row = float(np.clip(6 / height, 0.08, 0.2))
+    figure = Figure(figsize=(max(6.5, min(0.34 * steps, 14) + 2.6), row * height + 1.3), dpi=DPI, layout="constrained")
     ax = figure.add_subplot()
-    ax.imshow(
-        image,
-        cmap=ListedColormap([c for _, c in ACTIONS.values()]),
-        vmin=0,
-        vmax=len(codes) - 1,
-        aspect="auto",
+    colors = ListedColormap([color for _, color in ACTIONS.values()])
+    ax.pcolormesh(
+        image, cmap=colors, vmin=0, vmax=len(codes) - 1, edgecolors="white", linewidth=0.6 if row > 0.1 else 0.2
     )
-    ax.set_xticks(np.arange(-0.5, steps), minor=True)
-    ax.set_yticks(np.arange(-0.5, len(order)), minor=True)
-    ax.grid(which="minor", color="white", lw=0.8)
-    ax.tick_params(which="both", length=0)
-    ax.set_xticks(range(0, steps, max(1, steps // 10)))
+    ax.set_ylim(height, 0)
+    ax.set_xticks(np.arange(0, steps, max(1, steps // 10)) + 0.5, map(str, range(0, steps, max(1, steps // 10))))
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
     edge, ticks, texts = 0, [], []
     for kind, group in groups.items():
-        ticks.append(edge + (len(group) - 1) / 2)
-        texts.append(kind if len(group) == 1 else f"{kind}\n{len(group)} nodes")
+        ticks.append(edge + len(group) / 2)
+        texts.append(kind if len(group) == 1 else f"{kind}\nblocks 0–{len(group) - 1}")
         edge += len(group)
-        ax.axhline(edge - 0.5, color=INK, lw=0.8)
+        if edge < height:
+            ax.axhline(edge, color=SOFT, lw=1)
     ax.set_yticks(ticks, texts)
     ax.set_xlabel("step")
-    ax.set_title(f"{entry.name}{_scores(entry)}", loc="left", fontsize=10, color=INK)
+    ax.set_title(_scores(entry), loc="left", fontsize=11, color=INK)
     used = [codes[i] for i in np.unique(image)]
-    ax.legend(
-        handles=[Patch(facecolor=ACTIONS[c][1], edgecolor="#B0B5BB", label=ACTIONS[c][0]) for c in used],
-        loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9,
+    figure.legend(
+        handles=[Patch(facecolor=ACTIONS[c][1], edgecolor="#B0B5BB", lw=0.6, label=ACTIONS[c][0]) for c in used],
+        loc="outside right upper", frameon=False, fontsize=9.5,
     )  # fmt: skip
     return _png(figure)
-
-
-ROOT_ROW = "denoiser"
 
 
 def grid_png(result: Result, entry: Entry) -> bytes:
     """The teacher's pictures, this schedule's, and four times their difference; same prompts and noise."""
     teacher = result.of("teacher")[0]
     if not entry.images or not teacher.images:
-        raise ValueError(f"{entry.name!r} has no pictures to show")
+        raise ValueError(f"{entry.name!r} has no pictures to show; those of the front and the teacher have")
     difference = [
         np.clip(4 * np.abs(a.astype(int) - b.astype(int)), 0, 255).astype(np.uint8)
         for a, b in zip(teacher.images, entry.images, strict=True)
     ]
     rows = [
-        ("teacher", teacher.images),
-        (entry.name.split(" · ")[0], entry.images),
-        ("difference ×4", difference),
+        ("teacher", teacher.images, False),
+        (_short(entry), entry.images, False),
+        ("difference ×4", difference, False),
     ]
-    return _rows(rows, result.shown, f"{entry.name}{_scores(entry)}")
+    return _rows(rows, result.shown, _scores(entry))
 
 
-def overview_png(result: Result) -> bytes:
-    """The teacher and up to five schedules of the front, slowest first."""
+def overview_png(result: Result, most: int = 5) -> bytes:
+    """The teacher and up to `most` schedules of the front, slowest first; the recommended one is among them."""
     front = [e for e in result.of("front") if e.images][::-1]
-    picked = (
-        [front[i] for i in np.unique(np.linspace(0, len(front) - 1, min(5, len(front))).round().astype(int))]
-        if front
-        else []
-    )
-    rows = [("teacher", result.of("teacher")[0].images or [])]
-    for e in picked:
-        star = "\nrecommended" if e.name == result.recommended else ""
-        rows.append((e.name.replace(" · ", "\n") + star, e.images or []))
-    return _rows(rows, result.shown, f"{result.model}, {result.space}: same prompts, same noise")
+    picked = {int(i) for i in np.linspace(0, len(front) - 1, min(most, len(front))).round()}
+    wanted = next((i for i, e in enumerate(front) if e is result.best), None)
+    if wanted is not None and wanted not in picked:
+        inner = picked - {0, len(front) - 1} or picked
+        picked = picked - {min(inner, key=lambda i: abs(i - wanted))} | {wanted}
+    rows = [("teacher", result.of("teacher")[0].images or [], False)]
+    rows += [(_short(front[i]), front[i].images or [], i == wanted) for i in sorted(picked)]
+    return _rows(rows, result.shown, f"{result.model}, {result.space}: same held-out prompts, same noise")
 
 
-def _rows(rows: Sequence[tuple[str, Sequence[np.ndarray]]], prompts: Sequence[str], title: str) -> bytes:
-    columns = min(8, len(prompts))
-    figure = Figure(figsize=(1.32 * columns + 1.2, 1.3 * len(rows) + 0.95), dpi=110, layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for i, (name, images) in enumerate(rows):
-        for j in range(columns):
-            ax = axes[i][j]
-            ax.imshow(images[j], interpolation="nearest" if len(images[j]) < 128 else "antialiased")
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.spines[:].set_visible(False)
-            if i == 0:
-                ax.set_title(prompts[j].replace(", ", ",\n"), fontsize=7.5, color=INK)
-        axes[i][0].set_ylabel(name, fontsize=9, rotation=0, ha="right", va="center", labelpad=8)
-    figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
-    return _png(figure)
+# Charts: what is drawn where.
+
+
+def _families(result: Result) -> Iterator[tuple[tuple[str, list[Entry]], tuple[str, str, str]]]:
+    """Presets by family, each with its colour and marks: `FORA N=3` belongs to FORA, `10 steps` to fewer steps."""
+    found: dict[str, list[Entry]] = {}
+    for entry in result.of("preset"):
+        found.setdefault(_family(entry.name)[0], []).append(entry)
+    for i, item in enumerate(found.items()):
+        yield item, STYLES[i % len(STYLES)]
+
+
+def _family(name: str) -> tuple[str, str]:
+    """Family and variant of a preset's name."""
+    if name.endswith(" steps"):
+        return "fewer steps", name.removesuffix(" steps")
+    head, equals, tail = name.partition("=")
+    family, _, letter = head.rpartition(" ")
+    return (family, f"{letter}={tail}") if equals and family else (name, "")
 
 
 def _points(entries: Sequence[Entry], x: str, y: str) -> tuple[list[float], list[float]]:
     return [e.held_out[x].value for e in entries], [e.held_out[y].value for e in entries]
 
 
-def _scores(entry: Entry) -> str:
-    s: Any = entry.held_out
-    parts = [
-        f"PSNR {s['psnr'].value:.1f} dB" if "psnr" in s else "",
-        f"MACs {s['macs'].value:.0%}" if "macs" in s else "",
+def _reach(entries: Sequence[Entry], y: str) -> tuple[list[float], list[float]]:
+    """How far the 95 % intervals go below and above the values; nothing where there is none."""
+    scores = [e.held_out[y] for e in entries]
+    return [s.value - _or(s.low, s) for s in scores], [_or(s.high, s) - s.value for s in scores]
+
+
+def _or(bound: float | None, score: Score) -> float:
+    return score.value if bound is None else bound
+
+
+def _is_log(result: Result, y: str) -> bool:
+    """Errors that span more than a factor of 20 are drawn on a logarithmic axis."""
+    values = _drawn(result, y)
+    return result.better.get(y) != "higher" and min(values) > 0 and max(values) / min(values) > 20
+
+
+def _drawn(result: Result, y: str) -> list[float]:
+    return [e.held_out[y].value for e in result.entries if e.role != "teacher"] or [
+        e.held_out[y].value for e in result.entries
     ]
-    return "".join(f" · {part}" for part in parts if part)
+
+
+def _limits(result: Result, y: str, log: bool) -> tuple[float, float]:
+    values = _drawn(result, y)
+    if log:
+        return min(values) * 0.55, max(values) * 1.6
+    values += [e.held_out[y].value for e in result.of("teacher")]
+    room = 0.06 * ((max(values) - min(values)) or 1)
+    return min(values) - room, max(values) + room
+
+
+def _scale(ax: Axes, result: Result, x: str, y: str) -> None:
+    log = _is_log(result, y)
+    if log:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylim(*_limits(result, y, log))
+    ax.set_xlim(0, max(e.held_out[x].value for e in result.entries) * 1.04 or 1)
+    if x == "macs":
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0%}"))
+
+
+def _label(result: Result, name: str) -> str:
+    unit = result.units.get(name, "")
+    direction = f" · {result.better[name]} is better" if name in result.better else ""
+    return WORDS.get(name, name) + (f" ({unit})" if unit not in ("", "ratio") else "") + direction
+
+
+def _prompts_line(result: Result) -> str:
+    held_out, calibration = (len(result.prompts.get(split, ())) for split in ("held_out", "calibration"))
+    return (
+        f"Front and rules: {held_out} held-out prompts, bars are 95 % intervals. "
+        f"Grey: {len(result.points)} candidates on {calibration} calibration prompts."
+    )
+
+
+def _write_labels(ax: Axes, result: Result, x: str, y: str) -> None:
+    """Name the recommended schedule and every preset's variant, each at the nearest place that is still free."""
+    renderer = FigureCanvasAgg(ax.figure).get_renderer()
+    where = ax.transData.transform
+    entries = [e for e in result.entries if e.role != "teacher"]
+    taken = [_box(*where((e.held_out[x].value, e.held_out[y].value)), 5) for e in entries]
+    line = where(list(zip(*_points(result.of("front"), x, y), strict=True))) if result.of("front") else np.empty((0, 2))
+    for a, b in zip(line, line[1:], strict=False):
+        taken += [_box(*(a + (b - a) * share), 2) for share in np.linspace(0, 1, 16)]
+    for e in result.of("front"):  # interval bars
+        ends = [
+            where((e.held_out[x].value, max(_or(v, e.held_out[y]), 1e-12)))
+            for v in (e.held_out[y].low, e.held_out[y].high)
+        ]
+        taken.append(Bbox([ends[0] - 2, ends[1] + 2]))
+    best = result.best
+    if best.role == "front":
+        spot = (best.held_out[x].value, best.held_out[y].value)
+        ax.plot(*spot, "o", ms=14, mfc="none", mec=BLUE, mew=2, zorder=5)
+        parts = [f"{best.held_out['speedup'].value:.2f}× faster"] if "speedup" in best.held_out else []
+        parts += [f"PSNR {best.held_out['psnr'].value:.1f} dB"] if "psnr" in best.held_out else []
+        text = "recommended\n" + ", ".join(parts)
+        _free(
+            ax, renderer, taken, spot, text, reach=(30, 45, 60, 80), color=BLUE, fontsize=10.5, weight="bold", line=True
+        )
+    for (_, group), (color, _, _) in _families(result):
+        for e in group:
+            if variant := _family(e.name)[1]:
+                spot = (e.held_out[x].value, e.held_out[y].value)
+                _free(ax, renderer, taken, spot, variant, reach=(8, 13, 19), color=color, fontsize=8)
+
+
+def _free(
+    ax: Axes, renderer: Any, taken: list[Bbox], spot: tuple[float, float], text: str, reach: Sequence[float],
+    line: bool = False, **style: Any,
+) -> None:  # fmt: skip
+    """Write beside a point where least is covered; adds the text's box to `taken`."""
+    best: tuple[float, Any] | None = None
+    frame = ax.get_window_extent(renderer)
+    for far in reach:
+        for angle in (0, 45, -45, 90, -90, 135, -135, 180):
+            dx, dy = far * np.cos(np.radians(angle)), far * np.sin(np.radians(angle))
+            note = ax.annotate(
+                text, spot, (dx, dy), textcoords="offset points", path_effects=HALO, zorder=6,
+                ha="left" if dx > 1 else "right" if dx < -1 else "center",
+                va="bottom" if dy > 1 else "top" if dy < -1 else "center",
+                arrowprops={"arrowstyle": "-", "color": style["color"], "lw": 1, "shrinkB": 9} if line else None, **style,
+            )  # fmt: skip
+            box = note.get_tightbbox(renderer) if not line else _text_box(note, renderer)
+            outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)
+            covered = sum(_overlap(box, other) for other in taken) + 1e6 * outside
+            if best is None or covered < best[0]:
+                if best is not None:
+                    best[1].remove()
+                best = (covered, note)
+            else:
+                note.remove()
+            if best[0] == 0:
+                taken.append(_text_box(best[1], renderer))
+                return
+    assert best is not None
+    taken.append(_text_box(best[1], renderer))
+
+
+def _text_box(note: Any, renderer: Any) -> Bbox:
+    """The box of an annotation's words, without its line."""
+    note.update_positions(renderer)
+    return note.get_bbox_patch().get_window_extent(renderer) if note.get_bbox_patch() else _words(note, renderer)
+
+
+def _words(note: Any, renderer: Any) -> Bbox:
+    from matplotlib.text import Text
+
+    return Text.get_window_extent(note, renderer)
+
+
+def _box(px: float, py: float, half: float) -> Bbox:
+    return Bbox([(px - half, py - half), (px + half, py + half)])
+
+
+def _overlap(a: Bbox, b: Bbox) -> float:
+    width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+    return max(width, 0) * max(height, 0)
+
+
+def _add(figure: Any, entries: Sequence[Entry], x: str, y: str, name: str, faint: bool = False, **style: Any) -> None:
+    xs, ys = _points(entries, x, y)
+    minus, plus = _reach(entries, y)
+    bars = {"type": "data", "symmetric": False, "array": plus, "arrayminus": minus, "thickness": 1.2, "width": 3}
+    color = style["marker"]["color"]
+    figure.add_scatter(
+        x=xs, y=ys, name=name, text=[_hover(e) for e in entries], hoverinfo="text",
+        error_y=bars | ({"color": f"rgba({','.join(str(int(color[i:i + 2], 16)) for i in (1, 3, 5))},0.4)"} if faint else {}),
+        **style,
+    )  # fmt: skip
 
 
 def _hover(entry: Entry) -> str:
@@ -261,6 +396,89 @@ def _hover(entry: Entry) -> str:
         interval = "" if score.low is None or score.high is None else f" [{score.low:.4g}, {score.high:.4g}]"
         lines.append(f"{name} {score.value:.4g}{interval}")
     return "<br>".join(lines)
+
+
+# Heat-maps and pictures.
+
+
+def _groups(rows: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Names of nodes by label: the denoiser, stacks and blocks that do something of their own, components by kind."""
+    found: dict[str, list[str]] = {}
+    for name in rows:
+        stack, dot, _ = name.partition(".")
+        kind = name.rpartition(":")[2] if ":" in name else stack + (" blocks" if dot else "")
+        found.setdefault(kind, []).append(name)
+    whole = [k for k, group in found.items() if ":" not in group[0] and k != "denoiser"]
+    for kind in whole:
+        if all(token in ("C", "-") for name in found[kind] for token in rows[name]):
+            del found[kind]
+    return found
+
+
+def _short(entry: Entry) -> str:
+    """A row's label: name and scores, one below the other."""
+    s = entry.held_out
+    lines = entry.name.split(" · ")
+    return "\n".join([*lines, *([f"PSNR {s['psnr'].value:.1f} dB"] if "psnr" in s else [])])
+
+
+def _scores(entry: Entry) -> str:
+    s = entry.held_out
+    psnr = f" · PSNR {s['psnr'].value:.1f} dB" if "psnr" in s else ""
+    macs = f" · {s['macs'].value:.0%} of the MACs" if "macs" in s else ""
+    return entry.name + psnr + macs
+
+
+def _rows(rows: Sequence[tuple[str, Sequence[np.ndarray], bool]], prompts: Sequence[str], title: str) -> bytes:
+    """Pictures in rows, small ones enlarged by a whole factor so that no pixel is invented."""
+    columns = min(8, len(prompts))
+    size = max(image.shape[0] for image in rows[0][1])
+    side = size * max(1, round(132 / size)) if size < 200 else 192
+    left, gap, top, bottom = 128, 8, 92, 10
+    width, height = left + columns * (side + gap), top + len(rows) * (side + gap) + bottom
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
+    figure.text(10 / width, 1 - 12 / height, title, fontsize=11.5, color=INK, va="top")
+    for j, prompt in enumerate(prompts[:columns]):
+        text = "\n".join(textwrap.wrap(prompt, max(10, side // 7), max_lines=3, placeholder=" …"))
+        figure.text((left + j * (side + gap) + side / 2) / width, 1 - (top - 8) / height, text, fontsize=9, color=INK,
+                    ha="center", va="bottom", linespacing=1.1)  # fmt: skip
+    for i, (name, images, marked) in enumerate(rows):
+        y = height - top - i * (side + gap) - side
+        head, _, rest = name.partition("\n")
+        middle = (y + side / 2) / height
+        color = BLUE if marked else INK
+        figure.text(
+            (left - 12) / width,
+            middle + 4 / height,
+            head,
+            fontsize=10.5,
+            color=color,
+            ha="right",
+            va="bottom",
+            weight="bold",
+        )
+        if marked:
+            rest += "\nrecommended"
+        figure.text(
+            (left - 12) / width,
+            middle,
+            rest,
+            fontsize=9,
+            color=color if marked else SOFT,
+            ha="right",
+            va="top",
+            linespacing=1.25,
+        )
+        for j, image in enumerate(images[:columns]):
+            figure.figimage(_enlarged(image, side), left + j * (side + gap), y)
+    return _png(figure)
+
+
+def _enlarged(image: np.ndarray, side: int) -> np.ndarray:
+    height = round(side * image.shape[0] / image.shape[1])
+    exact = side % image.shape[1] == 0
+    way = Image.Resampling.NEAREST if exact else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(image).resize((side, height), way))
 
 
 def _png(figure: Figure) -> bytes:

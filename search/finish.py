@@ -81,9 +81,7 @@ def collect(search: "Search", stopped: str) -> Result:
         latents = None if role == "preset" else held_out.latents(schedule)
         calibration = state.archive.get(schedule.digest, {}).get("values")
         calibration = calibration or search.evaluator.values(schedule)
-        scores = _summary(held_out.values(schedule, latents), objectives) | _times(
-            times[schedule], times[teacher]
-        )
+        scores = _summary(held_out.values(schedule, latents), objectives) | _times(times[schedule], times[teacher])
         return Entry(
             name or f"{scores['speedup'].value:.1f}× · drift {scores['drift'].value:.3f}",
             role,
@@ -105,12 +103,11 @@ def collect(search: "Search", stopped: str) -> Result:
         space="+".join(config.space),
         objectives=list(search.objectives),
         units={k: o.unit for k, o in objectives.items()} | {"speedup": "×"},
-        better={k: o.better for k, o in objectives.items()} | {"speedup": "higher"},
+        better={**{k: o.better for k, o in objectives.items()}, "speedup": "higher"},
         entries=entries,
         history=state.history,
         points=[
-            {k: float(np.mean(v)) for k, v in a["values"].items()}
-            | {"generation": a["generation"], "digest": digest}
+            {k: float(np.mean(v)) for k, v in a["values"].items()} | {"generation": a["generation"], "digest": digest}
             for digest, a in state.archive.items()
         ],
         prompts={"calibration": search.calibration, "held_out": search.held_out},
@@ -118,8 +115,7 @@ def collect(search: "Search", stopped: str) -> Result:
         recommended=recommend(entries, threshold),
         no_visible_loss=threshold,
         config=config.model_dump(mode="json"),
-        environment=_environment(search)
-        | {"seed_to_seed_psnr_db": f"{band[0]:.1f} (95 % below {band[1]:.1f})"},
+        environment=_environment(search) | {"seed_to_seed_psnr_db": f"{band[0]:.1f} (95 % below {band[1]:.1f})"},
         stopped=stopped,
     )
 

@@ -10,8 +10,8 @@ def non_dominated(y: np.ndarray) -> np.ndarray:
     """
     y = _rows(y)
     mask = np.zeros(len(y), dtype=bool)
-    # In lexicographic order nothing dominates what stands before it, and lexsort is stable: the first of equal
-    # rows comes first. So a row has to be compared with the front found so far, and with nothing else.
+    # In lexicographic order nothing dominates what stands before it, and lexsort is stable: the first of
+    # equal rows comes first. So a row has to be compared with the front found so far, and with nothing else.
     front = np.empty((0, y.shape[1]))
     for i in np.lexsort(y.T[::-1]) if y.shape[1] else []:
         if not np.isnan(y[i]).any() and not (front <= y[i]).all(axis=1).any():
@@ -21,7 +21,7 @@ def non_dominated(y: np.ndarray) -> np.ndarray:
 
 
 def hypervolume(y: np.ndarray, reference: np.ndarray) -> float:
-    """Volume that y [N, M] dominates up to the reference point [M]; rows beyond it, or with a NaN, add nothing."""
+    """Volume that y [N, M] dominates up to the reference point [M]; rows beyond it or with NaN add nothing."""
     from pymoo.indicators.hv import HV
 
     reference = np.asarray(reference, dtype=float)
@@ -68,15 +68,13 @@ def bootstrap_interval(
 def paired_difference_interval(
     a: np.ndarray, b: np.ndarray, rng: np.random.Generator, level: float = 0.95, draws: int = 1000
 ) -> tuple[float, float]:
-    """Bootstrap interval of mean(a - b), where a [P] and b [P] are scores of the same prompts in the same order.
+    """Bootstrap interval of mean(a - b); a [P] and b [P] are scores of the same prompts in the same order.
 
     Much narrower than the difference of two intervals: what makes a prompt hard is in both and falls out.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape:
-        raise ValueError(
-            f"pairs need equal shapes, got {a.shape} and {b.shape}; score both on the same prompts"
-        )
+        raise ValueError(f"pairs need equal shapes, got {a.shape} and {b.shape}; score both on the same prompts")
     return bootstrap_interval(a - b, rng, level, draws)
 
 

@@ -124,9 +124,7 @@ class Result:
 
 
 SPLITS = ("calibration", "held_out")
-KEPT = tuple(
-    f.name for f in fields(Result) if f.name not in ("folder", "entries", "shown")
-)  # as they are in JSON
+KEPT = tuple(f.name for f in fields(Result) if f.name not in ("folder", "entries", "shown"))  # as they are in JSON
 
 
 def read_front(folder: Path) -> dict[str, Any]:

@@ -135,9 +135,14 @@ class Search:
         """Evaluate generations until the budget is spent; returns why it stopped early, or nothing."""
         began = time.monotonic() - self.state.seconds
         columns = (
-            TextColumn("[bold]search"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        )  # fmt: skip
+            TextColumn("[bold]search"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
         try:
             with Progress(*columns, console=self.console) as progress:
                 task = progress.add_task("search", total=self.config.budget.evaluations, note="")
@@ -166,8 +171,11 @@ class Search:
         scores = self.evaluator.minimised(values)
         if schedule.digest not in self.state.archive:
             self.state.archive[schedule.digest] = {
-                "x": row.copy(), "values": values, "scores": scores, "generation": self.state.generation,
-            }  # fmt: skip
+                "x": row.copy(),
+                "values": values,
+                "scores": scores,
+                "generation": self.state.generation,
+            }
             # counted by candidate, not by what the memo happened to know: a resumed search counts the same
             share = self.state.costs.macs(schedule) / self.state.costs.block_macs
             self.state.block_executions += share * len(self.calibration)
@@ -218,9 +226,7 @@ class Search:
         return (
             (budget.evaluations is not None and self.state.asked >= budget.evaluations)
             or (budget.minutes is not None and seconds >= 60 * budget.minutes)
-            or (
-                budget.block_executions is not None and self.state.block_executions >= budget.block_executions
-            )
+            or (budget.block_executions is not None and self.state.block_executions >= budget.block_executions)
         )
 
     def _evaluator(self, costs: Costs) -> Evaluator:
@@ -261,9 +267,7 @@ def run(config: Config) -> Result:
             search.prepare(folder)
         stopped = search.loop()
     except KeyboardInterrupt:
-        console.print(
-            f"stopped before the first generation; go on with: python -m search resume={folder.name}"
-        )
+        console.print(f"stopped before the first generation; go on with: python -m search resume={folder.name}")
         raise SystemExit(130) from None
     return finish(search, stopped)
 
@@ -288,9 +292,7 @@ def _prompts(config: Config) -> tuple[list[str], list[str]]:
 
 def _only_space(config: Config) -> Space:
     if len(config.space) != 1:
-        raise ValueError(
-            f"space={list(config.space)}: this version searches one space at a time; use +space=cache"
-        )
+        raise ValueError(f"space={list(config.space)}: this version searches one space at a time; use +space=cache")
     return instantiate(next(iter(config.space.values())))
 
 

@@ -37,9 +37,7 @@ def log(result: Result, root: Path, uri: str | None = None) -> dict[str, str]:
     experiment = _experiment(client, f"{result.model}-{result.space}", root, local=uri is None)
     known = {
         run.data.tags.get("schedule", "search"): run.info.run_id
-        for run in client.search_runs(
-            [experiment], f"tags.search_id = '{result.search_id}'", max_results=1000
-        )
+        for run in client.search_runs([experiment], f"tags.search_id = '{result.search_id}'", max_results=1000)
     }
     search = known.pop("search", None) or _create(client, experiment, result.search_id, "search", result)
     _log_search(client, search, result)
@@ -204,29 +202,61 @@ def _saved_view(client: "MlflowClient", experiment: str, result: Result) -> str:
     x, y = axes_of(result)
     charts = [
         {
-            "uuid": "pareto", "type": "SCATTER", "runsCountToCompare": 100, "metricSectionId": "front",
-            "deleted": False, "isGenerated": False, "displayName": f"{y} against {x}",
-            "xaxis": {"key": x, "type": "METRIC"}, "yaxis": {"key": y, "type": "METRIC"},
+            "uuid": "pareto",
+            "type": "SCATTER",
+            "runsCountToCompare": 100,
+            "metricSectionId": "front",
+            "deleted": False,
+            "isGenerated": False,
+            "displayName": f"{y} against {x}",
+            "xaxis": {"key": x, "type": "METRIC"},
+            "yaxis": {"key": y, "type": "METRIC"},
         },
         {
-            "uuid": "parallel", "type": "PARALLEL", "runsCountToCompare": 100, "metricSectionId": "front",
-            "deleted": False, "isGenerated": False, "displayName": "all scores", "showAllRuns": True,
-            "selectedParams": [], "selectedMetrics": ["macs", "speedup", "memory", "ssim", "psnr", "drift"],
+            "uuid": "parallel",
+            "type": "PARALLEL",
+            "runsCountToCompare": 100,
+            "metricSectionId": "front",
+            "deleted": False,
+            "isGenerated": False,
+            "displayName": "all scores",
+            "showAllRuns": True,
+            "selectedParams": [],
+            "selectedMetrics": ["macs", "speedup", "memory", "ssim", "psnr", "drift"],
         },
-    ]  # fmt: skip
+    ]
     section = {
-        "uuid": "front", "name": "front and presets", "display": True, "isReordered": False, "deleted": False,
-        "isGenerated": False, "columns": 2, "cardHeight": 520,
-    }  # fmt: skip
+        "uuid": "front",
+        "name": "front and presets",
+        "display": True,
+        "isReordered": False,
+        "deleted": False,
+        "isGenerated": False,
+        "columns": 2,
+        "cardHeight": 520,
+    }
     state = {
         "searchFilter": f"tags.search_id = '{result.search_id}' and tags.role != 'search'",
-        "orderByKey": f"metrics.`{x}`", "orderByAsc": True, "startTime": "ALL", "lifecycleFilter": "Active",
-        "datasetsFilter": [], "modelVersionFilter": "All Runs", "runsHiddenMode": "SHOWALL", "runsHidden": [],
-        "runsPinned": [], "runsExpanded": {}, "runListHidden": False, "viewMaximized": False,
+        "orderByKey": f"metrics.`{x}`",
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "runsHiddenMode": "SHOWALL",
+        "runsHidden": [],
+        "runsPinned": [],
+        "runsExpanded": {},
+        "runListHidden": False,
+        "viewMaximized": False,
         "selectedColumns": ["tags.`role`", *(f"metrics.`{m}`" for m in ("speedup", "macs", "drift", "psnr"))],
-        "compareRunCharts": charts, "compareRunSections": [section], "isAccordionReordered": False,
-        "useGroupedValuesInCharts": True, "hideEmptyCharts": True, "groupBy": None,
-    }  # fmt: skip
+        "compareRunCharts": charts,
+        "compareRunSections": [section],
+        "isAccordionReordered": False,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": None,
+    }
     now = int(time.time() * 1000)
     key = "".join(c for c in result.search_id if c.isalnum())
     packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()

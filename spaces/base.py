@@ -38,5 +38,12 @@ class Space(ABC):
         """Parts of a schedule file (`{"plan": ...}`) from G integers; `{}` where everything is off."""
 
     @abstractmethod
+    def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> np.ndarray | None:
+        """Genes [G] for one action per step of `denoiser` or of component kinds; None where genes cannot say it.
+
+        This is how calibration tables reach a search: their exact fronts become rows to begin with.
+        """
+
+    @abstractmethod
     def presets(self, target: Target) -> dict[str, np.ndarray]:
         """Published rules as genes, by the name that plots show: int [G] each."""

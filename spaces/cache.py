@@ -48,9 +48,7 @@ class CacheSpace(Space):
     def genes(self, target: Target) -> list[Gene]:
         """Levels: see the class. ValueError where there is no second step to cache at."""
         if target.steps < 2:
-            raise ValueError(
-                f"a cache needs at least 2 steps, model.steps is {target.steps}; use model.steps=20"
-            )
+            raise ValueError(f"a cache needs at least 2 steps, model.steps is {target.steps}; use model.steps=20")
         genes = []
         for t in range(1, target.steps):
             for name, levels, ordered in self._row(target):

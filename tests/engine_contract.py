@@ -13,9 +13,7 @@ from search.spaces.base import Gene
 
 def genes(levels: Sequence[int], group_size: int = 3) -> list[Gene]:
     """Genes in groups of `group_size`, every fourth one without order."""
-    return [
-        Gene(f"g{i}", n, group=f"group {i // group_size}", ordered=i % 4 != 3) for i, n in enumerate(levels)
-    ]
+    return [Gene(f"g{i}", n, group=f"group {i // group_size}", ordered=i % 4 != 3) for i, n in enumerate(levels)]
 
 
 def some_seeds(levels: Sequence[int], count: int = 6) -> np.ndarray:
@@ -26,9 +24,7 @@ def some_seeds(levels: Sequence[int], count: int = 6) -> np.ndarray:
 
 def scores(x: np.ndarray, objectives: int = 2) -> np.ndarray:
     """Scores with many ties: what depends on an unseeded draw shows."""
-    return np.stack(
-        [(x == 0).mean(axis=1), (x > 0).sum(axis=1), (x % 3 == 1).sum(axis=1)][:objectives], axis=1
-    )
+    return np.stack([(x == 0).mean(axis=1), (x > 0).sum(axis=1), (x % 3 == 1).sum(axis=1)][:objectives], axis=1)
 
 
 def continue_(engine: Engine, rounds: int, n: int = 7, objectives: int = 2) -> list[list[int]]:

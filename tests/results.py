@@ -44,12 +44,21 @@ def made_result(folder: Path, name: str = "2026-01-02_030405_cache_tiny") -> Res
     (folder / name / "figures" / "grids").mkdir(parents=True)
     (folder / name / "config.yaml").write_text("seed: 0\n")
     result = Result(
-        search_id=name, folder=folder / name, model="tiny", space="cache", objectives=["drift", "macs"],
+        search_id=name,
+        folder=folder / name,
+        model="tiny",
+        space="cache",
+        objectives=["drift", "macs"],
         units={"drift": "ratio", "macs": "ratio", "psnr": "dB", "ssim": "", "latency": "ms", "memory": "MiB"},
         better={"drift": "lower", "psnr": "higher", "ssim": "higher", "macs": "lower", "speedup": "higher"},
         entries=entries,
         history=[
-            {"generation": g, "evaluations": 24 * (g + 1), "block_executions": 900 * (g + 1), "hypervolume": 0.7 + 0.02 * g}
+            {
+                "generation": g,
+                "evaluations": 24 * (g + 1),
+                "block_executions": 900 * (g + 1),
+                "hypervolume": 0.7 + 0.02 * g,
+            }
             for g in range(5)
         ],
         points=[
@@ -57,8 +66,11 @@ def made_result(folder: Path, name: str = "2026-01-02_030405_cache_tiny") -> Res
             for m in rng.random(60)
         ],
         prompts={"calibration": ["red apple"], "held_out": PROMPTS},
-        shown=PROMPTS, recommended="2.0× · drift 0.040", no_visible_loss=30.0,
-        config={"model": {"name": "tiny", "steps": 6}, "seed": 0, "long": "x" * 900}, environment={"torch": "2", "git": "abc"},
-    )  # fmt: skip
+        shown=PROMPTS,
+        recommended="2.0× · drift 0.040",
+        no_visible_loss=30.0,
+        config={"model": {"name": "tiny", "steps": 6}, "seed": 0, "long": "x" * 900},
+        environment={"torch": "2", "git": "abc"},
+    )
     result.save()
     return result

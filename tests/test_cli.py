@@ -25,9 +25,7 @@ def tell(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return captured.err
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["space=cache"], ["+space=cache"], ["++space=cache", "model=pixart"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["space=cache"], ["+space=cache"], ["++space=cache", "model=pixart"]])
 def test_space_can_be_said_in_every_way(arguments: list[str]) -> None:
     assert list(composed(normalise(arguments))["space"]) == ["cache"]
 
@@ -45,9 +43,7 @@ def test_objectives_are_a_list() -> None:
     ]
 
 
-def test_joint_spaces_and_options_from_another_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_joint_spaces_and_options_from_another_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "space").mkdir()
     (tmp_path / "space" / "mine.yaml").write_text("# @package space.mine\n_target_: mine.Space\n")
     assert main(["--config-dir", str(tmp_path), "+space=[cache,mine]", "--cfg", "job", "seed=3"]) == 0

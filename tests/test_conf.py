@@ -119,9 +119,7 @@ def test_saved_configuration_is_the_same_when_loaded(defaults: dict[str, Any], t
         ("objective", {}, r"at least two, for example objective=\[drift,macs\]"),
     ],
 )
-def test_what_cannot_be_is_told_with_what_can(
-    defaults: dict[str, Any], key: str, value: Any, told: str
-) -> None:
+def test_what_cannot_be_is_told_with_what_can(defaults: dict[str, Any], key: str, value: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         Config.check(changed(defaults, key, value))
 
@@ -150,9 +148,7 @@ def test_own_prompts(tmp_path: Path) -> None:
 
 def test_near_names() -> None:
     keys = known_keys()
-    assert {"model.steps", "budget.minutes", "space.cache.granularity", "engine.population", "seed"} <= set(
-        keys
-    )
+    assert {"model.steps", "budget.minutes", "space.cache.granularity", "engine.population", "seed"} <= set(keys)
     assert closest("bugdet", keys) == " Did you mean budget?"
     assert closest("space.granularity", keys) == " Did you mean space.cache.granularity?"
     assert closest("zzzzzz", keys) == ""

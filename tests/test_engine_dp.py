@@ -43,9 +43,7 @@ def masks(steps: int) -> list[np.ndarray]:
     return [np.array([True, *rest]) for rest in itertools.product((False, True), repeat=steps - 1)]
 
 
-def errors(
-    mask: np.ndarray, weight: np.ndarray, reuse: np.ndarray, forecast: np.ndarray | None = None
-) -> list[float]:
+def errors(mask: np.ndarray, weight: np.ndarray, reuse: np.ndarray, forecast: np.ndarray | None = None) -> list[float]:
     """Weighted error of each step that is not computed, largest first; by hand, one step after the other."""
     found, computed = [], []
     for t, computes in enumerate(mask):
@@ -107,9 +105,7 @@ def test_a_forecast_that_equals_reuse_changes_nothing() -> None:
     rng = np.random.default_rng(1)
     weight, reuse = rng.random(12), rng.random((12, 12))
     same = np.broadcast_to(reuse, (12, 12, 12))
-    for (a, mask_a), (b, mask_b) in zip(
-        reuse_front(reuse, weight), forecast_front(reuse, same, weight), strict=True
-    ):
+    for (a, mask_a), (b, mask_b) in zip(reuse_front(reuse, weight), forecast_front(reuse, same, weight), strict=True):
         assert a == pytest.approx(b)
         assert (mask_a == mask_b).all()
 
@@ -121,13 +117,11 @@ def test_what_cannot_be_used_is_not_read() -> None:
     reuse[np.tril_indices(6)] = np.nan
     p, s, t = np.indices((6, 6, 6))
     forecast[(p >= s) | (s >= t)] = np.nan
-    assert [
-        error for error, _ in reuse_front(reuse, weight) + forecast_front(reuse, forecast, weight)
-    ] == expected
+    assert [error for error, _ in reuse_front(reuse, weight) + forecast_front(reuse, forecast, weight)] == expected
 
 
 def test_lexicographic_breaks_the_ties_of_the_maximum() -> None:
-    # Steps 1 and 2 are bad together (5 each way); with two computes the best maximum is 5 whatever else happens.
+    # With two computes the best maximum is 5 whatever else happens; computing step 2 leaves [5, 4].
     reuse = np.array([[0, 5, 5, 5], [0, 0, 1, 5], [0, 0, 0, 4], [0, 0, 0, 0]], dtype=float)
     one = dict(enumerate(reuse_front(reuse, np.ones(4), "lexicographic"), start=1))
     assert one[2][0] == 5

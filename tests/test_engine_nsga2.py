@@ -120,9 +120,7 @@ class TestMoves:
         assert [len(set(c)) for c in x.T.tolist()] == [gene.levels for gene in self.GENES]
         assert 1 < (x != self.ROW).sum(axis=1).mean() < 4
 
-    def test_nudge_goes_two_levels_at_most_and_leaves_unordered_genes(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_nudge_goes_two_levels_at_most_and_leaves_unordered_genes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         change = self.moved(monkeypatch, "nudge") - self.ROW
         assert not change[:, [0, 2, 4, 5, 7]].any()  # "a", also where it is alone
         assert set(change[:, 3].tolist()) == {-2, -1, 0, 1, 2}
@@ -152,9 +150,7 @@ class TestMoves:
     def test_shift_turns_a_run_by_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         found = {tuple(self.pairs(row)) for row in self.moved(monkeypatch, "shift")}
         expected = {
-            tuple(
-                self.PAIRS[:i] + [self.PAIRS[i:j][(k + by) % (j - i)] for k in range(j - i)] + self.PAIRS[j:]
-            )
+            tuple(self.PAIRS[:i] + [self.PAIRS[i:j][(k + by) % (j - i)] for k in range(j - i)] + self.PAIRS[j:])
             for i in range(4)
             for j in range(i + 1, 5)
             for by in (-1, 1)
@@ -219,14 +215,15 @@ def search(make: Callable[[Start], Engine], seed: int, seeds: np.ndarray, evalua
 
 def test_beats_random_search_at_equal_evaluations() -> None:
     none = np.zeros((0, STEPS - 1), dtype=np.int64)
-    gained = [search(Nsga2Engine, seed, none) - search(RandomEngine, seed, none) for seed in range(5)]
-    assert min(gained) > 0.005
-    assert np.mean(gained) > 0.015
+    own = [search(Nsga2Engine, seed, none, evaluations=960) for seed in range(5)]
+    random = [search(RandomEngine, seed, none, evaluations=960) for seed in range(5)]
+    assert min(own) > max(random)
+    assert np.mean(own) > np.mean(random) + 0.008
 
 
 def test_never_falls_behind_the_dp_front_it_starts_from_and_improves_on_it() -> None:
     plans = np.array([~mask[1:] for _, mask in reuse_front(*tables())], dtype=np.int64)
     exact = volume(toy(plans))
     reached = [search(Nsga2Engine, seed, plans) for seed in range(3)]
-    assert min(reached) > exact + 0.001
-    assert min(reached) > search(Nsga2Engine, 0, plans[:0])
+    assert min(reached) > exact
+    assert min(reached) > search(Nsga2Engine, 0, plans[:0]) + 0.005

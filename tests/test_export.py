@@ -32,7 +32,11 @@ def runs(tmp_path):
 def test_pick(runs, tmp_path, pick, speedup):
     (path,) = export("latest", pick, tmp_path / "out" / "schedule.json", runs)
     front = json.loads((find_run("latest", runs) / "front.json").read_text())
-    (entry,) = [e for e in front["entries"] if e["role"] == "front" and e["held_out"]["speedup"]["value"] == pytest.approx(speedup, rel=0.01)]  # fmt: skip
+    (entry,) = [
+        e
+        for e in front["entries"]
+        if e["role"] == "front" and e["held_out"]["speedup"]["value"] == pytest.approx(speedup, rel=0.01)
+    ]
     assert Schedule.load(path) == Schedule.load(find_run("latest", runs) / entry["file"])
 
 

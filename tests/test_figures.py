@@ -34,9 +34,7 @@ def test_pareto_png_is_readable_in_a_page(result):
 def test_heatmap_shows_the_plan(result):
     forecast = next(e for e in result.entries if e.name.startswith("TaylorSeer"))
     orange = np.array([0xE6, 0x9F, 0x00])
-    with_forecast, without = (
-        picture(figures.heatmap_png(e)).astype(int) for e in (forecast, result.entries[0])
-    )
+    with_forecast, without = (picture(figures.heatmap_png(e)).astype(int) for e in (forecast, result.entries[0]))
     assert (np.abs(with_forecast - orange).sum(axis=2) < 10).sum() > 1000
     assert (np.abs(without - orange).sum(axis=2) < 10).sum() == 0
 

@@ -33,9 +33,7 @@ def test_non_dominated_equals_its_definition(y: np.ndarray) -> None:
 def test_hypervolume_counts_the_dominated_unit_cells(y: np.ndarray) -> None:
     reference = np.full(y.shape[1], 4.0)
     cells = itertools.product(range(4), repeat=y.shape[1])
-    assert hypervolume(y, reference) == sum(
-        any((row <= cell).all() for row in y) for cell in map(np.array, cells)
-    )
+    assert hypervolume(y, reference) == sum(any((row <= cell).all() for row in y) for cell in map(np.array, cells))
 
 
 @given(SCORES, st.randoms(use_true_random=False))

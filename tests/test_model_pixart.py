@@ -31,9 +31,7 @@ def test_fewer_steps_by_schedule_are_fewer_steps_by_argument():
 
 
 def test_a_missing_checkpoint_says_what_to_type(tmp_path):
-    with pytest.raises(
-        ValueError, match="cannot be loaded: .* Type model.path=<folder with model_index.json>"
-    ):
+    with pytest.raises(ValueError, match="cannot be loaded: .* Type model.path=<folder with model_index.json>"):
         load(tmp_path / "nowhere", torch.float32)
 
 
@@ -41,9 +39,13 @@ def test_another_pipeline_is_refused(tmp_path):
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
     unet = UNet2DModel(
-        sample_size=8, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
-        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-    )  # fmt: skip
+        sample_size=8,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
     DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a DDIMPipeline; model=pixart takes PixArtAlphaPipeline"):
         load(tmp_path, torch.float32)
@@ -53,9 +55,7 @@ def test_the_bundled_pipeline_loads_without_anything_of_ours():
     from diffusers import PixArtAlphaPipeline
 
     pipe = PixArtAlphaPipeline.from_pretrained(BUNDLED, local_files_only=True)
-    count = sum(
-        p.numel() for part in (pipe.transformer, pipe.vae, pipe.text_encoder) for p in part.parameters()
-    )
+    count = sum(p.numel() for part in (pipe.transformer, pipe.vae, pipe.text_encoder) for p in part.parameters())
     assert 2e6 < count < 6e6
     size = sum(f.stat().st_size for f in BUNDLED.rglob("*") if f.is_file())
     assert size < 15 * 2**20
@@ -64,9 +64,7 @@ def test_the_bundled_pipeline_loads_without_anything_of_ours():
 def test_the_bundled_model_searched_loop_is_the_stock_call():
     model = PixArt()
     prompts = ["red apple, 3d style, white background", "cat face, flat style, blue background"]
-    parts = {
-        "plan": {"rules": [["transformer_blocks.*:*", "(CR)*10"], ["transformer_blocks.2:ff", "CC F1*18"]]}
-    }
+    parts = {"plan": {"rules": [["transformer_blocks.*:*", "(CR)*10"], ["transformer_blocks.2:ff", "CC F1*18"]]}}
     with Schedule.from_dict(model.target.schedule(parts)).apply(model.pipe):
         own = model.sample(model.encode(prompts), model.noise([0, 1]))
         assert torch.equal(own, model.stock(prompts, [0, 1], output_type="latent"))

@@ -22,16 +22,24 @@ def command(runs: Path, *more: str) -> list[str]:
     prompts.write_text("red apple\nblue boat\nred boat\n")
     held_out.write_text("blue apple\n3d boat\nflat apple\n")
     return [
-        sys.executable, "-m", "search", "model=pixart", f"model.path={tiny_folder()}", "model.steps=6",
-        "model.max_sequence_length=8", f"prompts.calibration={prompts}", f"prompts.held_out={held_out}",
-        f"runs={runs}", "tracking.enabled=false", "compute.threads=1", *more,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "search",
+        "model=pixart",
+        f"model.path={tiny_folder()}",
+        "model.steps=6",
+        "model.max_sequence_length=8",
+        f"prompts.calibration={prompts}",
+        f"prompts.held_out={held_out}",
+        f"runs={runs}",
+        "tracking.enabled=false",
+        "compute.threads=1",
+        *more,
+    ]
 
 
 def search(runs: Path, *more: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(runs, *more), capture_output=True, text=True, cwd=Path(__file__).parent.parent
-    )
+    return subprocess.run(command(runs, *more), capture_output=True, text=True, cwd=Path(__file__).parent.parent)
 
 
 def folder(runs: Path) -> Path:
@@ -42,8 +50,7 @@ def front(runs: Path) -> list[tuple[str, float, float]]:
     """What must not depend on interruptions: digests and calibration scores of every evaluated candidate and front."""
     data = json.loads((folder(runs) / "front.json").read_text())
     entries = [
-        (e["role"], e["calibration"]["drift"]["value"], e["calibration"]["macs"]["value"])
-        for e in data["entries"]
+        (e["role"], e["calibration"]["drift"]["value"], e["calibration"]["macs"]["value"]) for e in data["entries"]
     ]
     points = [(p["digest"], p["drift"], p["macs"]) for p in data["points"]]
     history = [{k: v for k, v in h.items() if k != "seconds"} for h in data["history"]]
@@ -105,9 +112,7 @@ def test_killed_and_resumed_is_uninterrupted(finished, tmp_path, generations):
     try:
         wait(
             lambda: (
-                mine.exists()
-                and _log(mine).count("generation {") >= generations
-                and any(mine.glob("*/checkpoint.pkl"))
+                mine.exists() and _log(mine).count("generation {") >= generations and any(mine.glob("*/checkpoint.pkl"))
             )
         )
     finally:

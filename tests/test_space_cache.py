@@ -87,9 +87,7 @@ def test_encode_says_none_for_what_the_genes_cannot_say():
     assert CacheSpace("step").encode({"ff": list("CRCRCR")}, TARGET) is None
     assert CacheSpace("component").encode({ROOT: list("CRCRCR")}, TARGET) is None
     assert CacheSpace(max_order=0).encode({ROOT: ["C", "C", "F1", "C", "C", "C"]}, TARGET) is None
-    assert (
-        CacheSpace().encode({"ff": ["C", "C", "F1", "C", "C", "C"], "attn1": list("CCRCCC")}, TARGET) is None
-    )
+    assert CacheSpace().encode({"ff": ["C", "C", "F1", "C", "C", "C"], "attn1": list("CCRCCC")}, TARGET) is None
 
 
 def test_wrong_arguments_say_what_to_type():

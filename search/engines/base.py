@@ -11,7 +11,7 @@ from search.spaces.base import Gene
 
 @dataclass(frozen=True)
 class Start:
-    """What an engine begins with. `seeds` are rows [S, G] that deserve to be tried first (presets, DP front)."""
+    """What an engine begins with. `seeds` [S, G] are rows that deserve to be tried first: presets, DP front."""
 
     genes: Sequence[Gene]
     objectives: int
@@ -25,9 +25,7 @@ class Start:
         seeds = seeds.reshape(len(seeds), count)
         for row, column in np.argwhere((seeds < 0) | (seeds >= self.levels) | (seeds != np.floor(seeds))):
             gene = self.genes[column]
-            raise ValueError(
-                f"seed {row} has {seeds[row, column]} at gene {gene.name!r}; use 0 to {gene.levels - 1}"
-            )
+            raise ValueError(f"seed {row} has {seeds[row, column]} at gene {gene.name!r}; use 0 to {gene.levels - 1}")
         object.__setattr__(self, "seeds", seeds.astype(np.int64))
 
     @property
@@ -40,7 +38,7 @@ class Engine(ABC):
 
     @abstractmethod
     def ask(self, n: int) -> np.ndarray:
-        """Up to n rows x [N, G] of int64 with 0 <= x < levels; fewer (or none) when nothing is left to try."""
+        """Up to n rows x [N, G] of int64 with 0 <= x < levels; fewer, or none, when nothing is left to try."""
 
-    def tell(self, x: np.ndarray, y: np.ndarray) -> None:
+    def tell(self, x: np.ndarray, y: np.ndarray) -> None:  # noqa: B027 - random search has no use for scores  # noqa: B027 (an engine may ignore scores)
         """Scores y [N, M] of rows x [N, G], all to be minimised."""

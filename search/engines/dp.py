@@ -43,10 +43,10 @@ def reuse_front(
     join: np.ufunc = np.maximum if aggregation == "max" else np.add
     # segment[s, e]: error of the steps s+1 .. e-1 when s is computed and e is the next compute (or the end)
     if aggregation == "lexicographic":
-        # Digit r of a number counts how often the r-th smallest error occurs. No digit can carry, so comparing
-        # numbers compares sorted errors, largest first, and adding numbers joins lists of errors.
+        # Digit r of a number counts how often the r-th smallest error occurs. No digit can carry, so
+        # comparing numbers compares sorted errors, largest first, and adding numbers joins lists of errors.
         rank = np.unique(errors, return_inverse=True)[1].reshape(errors.shape)
-        local = np.array([[(steps + 1) ** r for r in row] for row in rank.tolist()], dtype=object)
+        local: np.ndarray = (steps + 1) ** rank.astype(object)  # Python integers, as long as it takes
     elif aggregation in ("sum", "max"):
         local = errors
     else:
@@ -54,9 +54,7 @@ def reuse_front(
     segment = np.zeros((steps, steps + 1), dtype=local.dtype)
     for s in range(steps - 1):
         segment[s, s + 2 :] = join.accumulate(local[s, s + 1 :])
-    best = np.zeros(
-        (steps + 1, steps + 1), dtype=local.dtype
-    )  # best[k, e]: k computes before e, the next one
+    best = np.zeros((steps + 1, steps + 1), dtype=local.dtype)  # best[k, e]: k computes before e, the next one
     back = np.zeros((steps + 1, steps + 1), dtype=int)  # the last of them
     best[1, 1:] = segment[0, 1:]
     for k in range(2, steps + 1):
@@ -79,10 +77,10 @@ def reuse_front(
 def forecast_front(
     reuse: np.ndarray, forecast: np.ndarray, weight: np.ndarray, aggregation: Literal["sum", "max"] = "sum"
 ) -> Front:
-    """The same with a linear forecast: forecast[p, s, t] after the computes p < s, reuse[0, t] after only one.
+    """The same with a linear forecast: forecast[p, s, t] after computes p < s, reuse[0, t] after only one.
 
-    `forecast` [T, T, T], read where p < s < t. The state is the last two computes: O(T^4) time in O(T^2) array
-    operations, milliseconds for 20 steps and about a second for 100.
+    `forecast` [T, T, T], read where p < s < t. The state is the last two computes: O(T^4) time in O(T^2)
+    array operations, milliseconds for 20 steps and about a second for 100.
     """
     steps = len(weight)
     if aggregation not in ("sum", "max"):
@@ -115,9 +113,7 @@ def forecast_front(
     return front
 
 
-def merge(
-    fronts: Mapping[str, Front], costs: Mapping[str, float]
-) -> list[tuple[float, float, dict[str, np.ndarray]]]:
+def merge(fronts: Mapping[str, Front], costs: Mapping[str, float]) -> list[tuple[float, float, dict[str, np.ndarray]]]:
     """Fronts of several nodes as one: (total cost, total error, mask per node), cheapest first.
 
     A node costs `costs[node]` per compute; costs and errors add (so not for fronts of maxima). On the lower

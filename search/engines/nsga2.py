@@ -73,7 +73,7 @@ class Nsga2Engine(Engine):
             pass
 
     def _queue(self, row: np.ndarray) -> bool:
-        """Queue a row that was not asked before, this one or one that moves lead to; False when none is left."""
+        """Queue a row not asked before, this one or one that moves lead to; False when none is left."""
         for _ in range(TRIES):
             if row.tobytes() not in self.asked:
                 break
@@ -106,7 +106,7 @@ class Nsga2Engine(Engine):
         return self.parents[0][a if better else b]
 
     def _cross(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Half of the time each group comes from either parent, half of the time one stretch of groups from b."""
+        """Half of the time each group comes from either parent, else one stretch of groups comes from b."""
         rng, count = self.start.rng, len(self.groups)
         if rng.random() < 0.5:
             taken = rng.random(count) < 0.5
@@ -121,8 +121,8 @@ class Nsga2Engine(Engine):
     def _vary(self, row: np.ndarray) -> np.ndarray:
         """A copy after one move, drawn at random. It may change nothing: `_queue` then moves on.
 
-        reset: each gene to a random level, with a chance of 1/G to 5/G; nudge: the same with ordered genes, by
-        1 or 2 levels; copy: a group onto its neighbour; swap: two groups; off: a group to 0; shift: a run of
+        reset: each gene to a random level, with a chance of 1/G to 5/G; nudge: the same with ordered genes,
+        by 1 or 2 levels; copy: a group onto its neighbour; swap: two groups; off: a group to 0; shift: a run of
         groups by one. Groups trade places only with groups of the same shape (number of levels of each gene).
         """
         rng, row = self.start.rng, row.copy()

@@ -1,4 +1,4 @@
-"""Random search: the engine that every other one has to beat; and how engines draw rows and never repeat one."""
+"""Random search, which every other engine has to beat; and how engines draw rows and never repeat one."""
 
 import math
 from collections.abc import Collection

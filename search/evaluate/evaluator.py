@@ -37,9 +37,7 @@ class Evaluator:
         self.block_executions = 0.0
         self.runs = 0
         chunks = [slice(i, i + batch) for i in range(0, len(self.prompts), batch)]
-        self._inputs = [
-            (model.encode(self.prompts[chunk]), model.noise(self.seeds[chunk])) for chunk in chunks
-        ]
+        self._inputs = [(model.encode(self.prompts[chunk]), model.noise(self.seeds[chunk])) for chunk in chunks]
         self.teacher = self._sample(None)
         self._teacher_images: Tensor | None = None
         state = [model.name, model.target.model, dict(model.target.sampler), self.prompts, self.seeds]
@@ -71,9 +69,7 @@ class Evaluator:
         `latents` are the schedule's own from `latents()`, where the caller has them already.
         """
         known = self.memo.get(self.context, schedule.digest)
-        missing = [
-            name for name, o in self.objectives.items() if isinstance(o, Quality) and name not in known
-        ]
+        missing = [name for name, o in self.objectives.items() if isinstance(o, Quality) and name not in known]
         if missing:
             found = self._measure(self.latents(schedule) if latents is None else latents, missing)
             self.memo.put(self.context, schedule.digest, found)

@@ -22,9 +22,7 @@ class Memo:
 
     def get(self, context: str, digest: str) -> dict[str, list[float]]:
         """All known per-prompt values, `{}` where there are none."""
-        rows = self._base.execute(
-            "select name, value from memo where context = ? and digest = ?", (context, digest)
-        )
+        rows = self._base.execute("select name, value from memo where context = ? and digest = ?", (context, digest))
         return {name: json.loads(value) for name, value in rows}
 
     def put(self, context: str, digest: str, values: Values) -> None:

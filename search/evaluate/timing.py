@@ -41,9 +41,7 @@ def measure(
     return times
 
 
-def calibrate(
-    model: Model, schedules: Sequence[Schedule], costs: Costs, repeats: int = 3
-) -> dict[str, float]:
+def calibrate(model: Model, schedules: Sequence[Schedule], costs: Costs, repeats: int = 3) -> dict[str, float]:
     """The latency table: times of a few unlike schedules, fitted on what they compute."""
     times = measure(model, schedules, repeats)
     rows = [costs.features(schedule.plan) for schedule in schedules]

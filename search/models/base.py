@@ -43,6 +43,14 @@ class Model(ABC):
     def stock(self, prompts: Sequence[str], seeds: Sequence[int], **arguments: Any) -> Any:
         """The same through the untouched pipeline call; `output_type="latent"` for latents."""
 
+    @abstractmethod
+    def once(self) -> Any:
+        """One denoiser call for one picture, both CFG halves: what cost tables are counted on."""
+
+    @abstractmethod
+    def shorter(self, steps: int) -> dict[str, Any]:
+        """The sampler part that plain diffusers runs with another number of steps."""
+
     @property
     @abstractmethod
     def arguments(self) -> Mapping[str, Any]:

@@ -53,7 +53,10 @@ class PixArt(Model):
         self.height, self.width = height or size, width or size
         # Drawing from the scheduler as it is: the grid, the config and the class are the schedule's sampler part.
         timesteps, sigmas = grid(self.pipe.scheduler, steps)
-        sampler = {"class": type(self.pipe.scheduler).__name__, "config": public_config(self.pipe.scheduler)}
+        sampler: dict[str, Any] = {
+            "class": type(self.pipe.scheduler).__name__,
+            "config": public_config(self.pipe.scheduler),
+        }
         sampler |= {"timesteps": timesteps} | ({"sigmas": sigmas} if sigmas else {})
         self.target = Target(name, Tree.of(self.denoiser), steps, model_part(self.denoiser), sampler)
 
@@ -96,9 +99,7 @@ class PixArt(Model):
         from diffusers.utils.torch_utils import randn_tensor
 
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return randn_tensor((len(seeds), *shape[1:]), generator=generators, dtype=self.denoiser.dtype).to(
-            self.device
-        )
+        return randn_tensor((len(seeds), *shape[1:]), generator=generators, dtype=self.denoiser.dtype).to(self.device)
 
     @torch.no_grad()
     def sample(self, conditions: Conditions, noise: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What happens at a planned node: compute, reuse, forecast or skip, with values kept as long as they are read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ class Store:
     """Computed values of one node, per CFG branch; each is freed after the last step that reads it."""
 
     def __init__(self, name: str, plan: Plan, memory: "Memory") -> None:
-        self.name, self.tokens, self.last_use = name, plan.tokens[name], plan.last_use(name)
+        self.name, self.last_use = name, plan.last_use(name)
+        self.tokens: Sequence[str] | Mapping[int, str] = plan.tokens[name]
         self.memory = memory
         self.values: dict[int, list[tuple[int, Tensor]]] = {}  # branch -> [(step, value)], oldest first
         self.weights: dict[int, list[float]] = {}  # step -> forecast weights

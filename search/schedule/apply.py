@@ -3,6 +3,7 @@
 import hashlib
 import json
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
@@ -136,16 +137,14 @@ class Handle:
         for node in self.tree:
             if node.kind != "component":
                 continue
-            module = self.tree.module(self.denoiser, node)
+            module: Any = self.tree.module(self.denoiser, node)
             if module not in self._hooked:
                 self._add(module, _PassHook())
             reference = module._diffusers_hook.get_hook(HOOK).fn_ref
             reference.original_forward = compile(reference.original_forward)
 
     def _add(self, module: nn.Module, hook: ModelHook) -> None:
-        _beneath_offload(
-            module, lambda m: HookRegistry.check_if_exists_or_initialize(m).register_hook(hook, HOOK)
-        )
+        _beneath_offload(module, lambda m: HookRegistry.check_if_exists_or_initialize(m).register_hook(hook, HOOK))
         self._hooked.append(module)
 
     def _store(self, name: str) -> Store:
@@ -161,7 +160,7 @@ class Handle:
             store.weights.clear()
 
     def _check_run(self) -> None:
-        """At each denoiser call: is this still the run, the scheduler and the pipeline that were planned?"""
+        """Refuse a call outside of the run, the scheduler and the pipeline that were planned."""
         pipe = self._pipe()
         if pipe is not None and pipe.scheduler is not self.scheduler:
             raise ScheduleError(
@@ -185,13 +184,8 @@ class _Idle(Store):
 
     def __init__(self, name: str, handle: Handle) -> None:
         self.name, self.memory = name, handle.memory
-        self.tokens, self.last_use = _Always(), {}
+        self.tokens, self.last_use = defaultdict(lambda: OFF), {}
         self.values, self.weights, self.counts = {}, {}, {}
-
-
-class _Always(tuple):
-    def __getitem__(self, _: Any) -> str:
-        return OFF
 
 
 class _PassHook(ModelHook):
@@ -227,17 +221,13 @@ def _check_denoiser(denoiser: nn.Module) -> None:
         )
     for name, module in denoiser.named_modules():
         if getattr(module, "_chunk_size", None) is not None:
-            raise ScheduleError(
-                f"{name} runs its feed-forward in chunks; call disable_forward_chunking() first"
-            )
+            raise ScheduleError(f"{name} runs its feed-forward in chunks; call disable_forward_chunking() first")
 
 
 def _check_model(document: Document, denoiser: nn.Module, tree: Tree, strict: bool) -> None:
     model = document.model
     if model.class_name != tree.model_class:
-        raise ScheduleError(
-            f"model.class is {model.class_name!r}, but the pipeline's denoiser is a {tree.model_class}"
-        )
+        raise ScheduleError(f"model.class is {model.class_name!r}, but the pipeline's denoiser is a {tree.model_class}")
     if model.stacks != tree.stacks:
         raise ScheduleError(f"model.stacks is {model.stacks}, but this {tree.model_class} has {tree.stacks}")
     if strict and model.fingerprint and model.fingerprint != (found := fingerprint(denoiser)):

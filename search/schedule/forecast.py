@@ -26,9 +26,7 @@ def newton_weights(places: Sequence[float], at: float) -> list[float]:
         for k in range(n):
             weights[j] += table[0] * product
             product *= at - places[k]
-            table = [
-                (table[i + 1] - table[i]) / (places[i + k + 1] - places[i]) for i in range(len(table) - 1)
-            ]
+            table = [(table[i + 1] - table[i]) / (places[i + k + 1] - places[i]) for i in range(len(table) - 1)]
     return weights
 
 

@@ -22,9 +22,9 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, populate_by_name=True, protected_namespaces=()
-    )
+    """One part of the file: no unknown fields, no conversions between types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True, protected_namespaces=())
 
 
 class ModelPart(Part):
@@ -53,9 +53,9 @@ class PlanPart(Part):
 
     value: Literal["out"] = "out"
     axis: Literal["index", "timestep", "sigma", "logsnr"] = "index"
-    rules: list[
-        tuple[Annotated[str, Field(max_length=20_000)], Annotated[str, Field(max_length=100_000)]]
-    ] = Field(max_length=20_000)
+    rules: list[tuple[Annotated[str, Field(max_length=20_000)], Annotated[str, Field(max_length=100_000)]]] = Field(
+        max_length=20_000
+    )
 
 
 class ScorePart(Part):
@@ -161,18 +161,14 @@ def _check_format(value: Any) -> None:
     if name != "schedule" or not slash or not major.isdecimal() or len(major) > 6:
         raise ScheduleError(f"format is {str(value)[:60]!r}; a schedule file says {FORMAT!r}")
     if int(major) != 1:
-        raise ScheduleError(
-            f"format is {value!r}, this version reads {FORMAT!r}: upgrade diffusion-schedule-search"
-        )
+        raise ScheduleError(f"format is {value!r}, this version reads {FORMAT!r}: upgrade diffusion-schedule-search")
 
 
 def _check_sampler(sampler: SamplerPart, steps: int | None) -> None:
     timesteps, sigmas, order = sampler.timesteps, sampler.sigmas, sampler.order
     for field, values, size in (("timesteps", timesteps, 0), ("sigmas", sigmas, 1), ("order", order, 0)):
         if values is not None and steps is not None and len(values) != steps + size:
-            raise ScheduleError(
-                f"sampler.{field} has {len(values)} entries; {steps} steps need {steps + size}"
-            )
+            raise ScheduleError(f"sampler.{field} has {len(values)} entries; {steps} steps need {steps + size}")
     if sigmas is not None and timesteps is None:
         raise ScheduleError("sampler.sigmas is given without sampler.timesteps; give both")
     for field, values in (("timesteps", timesteps), ("sigmas", sigmas)):
@@ -180,9 +176,7 @@ def _check_sampler(sampler: SamplerPart, steps: int | None) -> None:
             if not a > b:
                 raise ScheduleError(f"sampler.{field} must fall strictly, but {a} is followed by {b} at {i}")
         if values and (values[-1] < 0 or values[0] > 1e6):
-            raise ScheduleError(
-                f"sampler.{field} runs from {values[0]} to {values[-1]}; admissible is 0 to 1e6"
-            )
+            raise ScheduleError(f"sampler.{field} runs from {values[0]} to {values[-1]}; admissible is 0 to 1e6")
     _check_data(sampler.config, "sampler.config")
 
 

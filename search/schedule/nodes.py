@@ -61,14 +61,10 @@ class Tree:
         self.contract = CONTRACTS[model_class]
         if set(stacks) != {stack.name for stack in self.contract}:
             expected = ", ".join(stack.name for stack in self.contract)
-            raise ScheduleError(
-                f"model.stacks {sorted(stacks)} does not fit {model_class}, which has: {expected}"
-            )
+            raise ScheduleError(f"model.stacks {sorted(stacks)} does not fit {model_class}, which has: {expected}")
         for name, size in stacks.items():
             if not 1 <= size <= MAX_BLOCKS:
-                raise ScheduleError(
-                    f"model.stacks.{name} is {size}; a stack has between 1 and {MAX_BLOCKS} blocks"
-                )
+                raise ScheduleError(f"model.stacks.{name} is {size}; a stack has between 1 and {MAX_BLOCKS} blocks")
 
     @classmethod
     def of(cls, denoiser: nn.Module) -> "Tree":
@@ -88,9 +84,7 @@ class Tree:
             for i in range(self.stacks[stack.name]):
                 block = f"{stack.name}.{i}"
                 found.append(Node(block, "block", stack.name, stack.name, i))
-                found += [
-                    Node(f"{block}:{c}", "component", block, stack.name, i, c) for c in stack.components
-                ]
+                found += [Node(f"{block}:{c}", "component", block, stack.name, i, c) for c in stack.components]
         return {node.name: node for node in found}
 
     def __iter__(self) -> Iterator[Node]:
@@ -150,8 +144,7 @@ class Tree:
 
     def _no_match(self, selector: str) -> str:
         stacks = "; ".join(
-            f"{s.name}.[0-{self.stacks[s.name] - 1}] with components {', '.join(s.components)}"
-            for s in self.contract
+            f"{s.name}.[0-{self.stacks[s.name] - 1}] with components {', '.join(s.components)}" for s in self.contract
         )
         return (
             f"selector {selector!r} matches no node of {self.model_class}; nodes are {ROOT}, {stacks}, "

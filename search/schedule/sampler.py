@@ -65,9 +65,7 @@ def public_config(scheduler: Any) -> dict[str, Any]:
     """The scheduler's own arguments as JSON data; JSON has no infinities, so those are left to the default."""
     known = inspect.signature(type(scheduler).__init__).parameters
     config = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in sorted(scheduler.config.items())}
-    return {
-        k: v for k, v in config.items() if k in known and not (isinstance(v, float) and not math.isfinite(v))
-    }
+    return {k: v for k, v in config.items() if k in known and not (isinstance(v, float) and not math.isfinite(v))}
 
 
 def grid(scheduler: Any, steps: int) -> tuple[list[float], list[float] | None]:
@@ -85,9 +83,9 @@ def coordinates(scheduler: Any, axis: str) -> list[float]:
     """Place of every step on a forecast axis: index, timestep, sigma or logsnr."""
     timesteps = scheduler.timesteps.detach().float().cpu()
     sigmas = getattr(scheduler, "sigmas", None)
-    flow = getattr(scheduler.config, "prediction_type", "") == "flow_prediction" or type(
-        scheduler
-    ).__name__.startswith("FlowMatch")
+    flow = getattr(scheduler.config, "prediction_type", "") == "flow_prediction" or type(scheduler).__name__.startswith(
+        "FlowMatch"
+    )
     if axis == "index":
         values = torch.arange(len(timesteps), dtype=torch.float32)
     elif axis == "timestep":
@@ -143,9 +141,7 @@ def plan_scheduler(
             _write_grid(planned, timesteps, sigmas)
         clock.start(
             len(planned.timesteps),
-            coordinates(planned, axis)
-            if axis != "index"
-            else [float(i) for i in range(len(planned.timesteps))],
+            coordinates(planned, axis) if axis != "index" else [float(i) for i in range(len(planned.timesteps))],
         )
 
     @functools.wraps(original_step)
@@ -215,9 +211,7 @@ def _check_order(name: str, order: Sequence[int], sigmas: Sequence[float] | None
     highest = 3 if name in ORDERED else 1
     for i, k in enumerate(order):
         if not 1 <= k <= min(highest, i + 1):
-            raise ScheduleError(
-                f"sampler.order is {k} at step {i}; {name} takes 1 to {min(highest, i + 1)} there"
-            )
+            raise ScheduleError(f"sampler.order is {k} at step {i}; {name} takes 1 to {min(highest, i + 1)} there")
     if order[-1] != 1 and sigmas is not None and sigmas[-1] == 0:
         raise ScheduleError(f"sampler.order ends with {order[-1]}; the step to sigma 0 is of order 1")
 
@@ -231,12 +225,8 @@ def _write_grid(planned: Any, timesteps: Sequence[float], sigmas: Sequence[float
     planned.num_inference_steps = len(timesteps)
     if type(planned).__name__ == "DDIMScheduler":
         if not whole:
-            raise ScheduleError(
-                "sampler.timesteps: DDIMScheduler indexes its table, so they must be integers"
-            )
+            raise ScheduleError("sampler.timesteps: DDIMScheduler indexes its table, so they must be integers")
         return
     if sigmas is None:
-        raise ScheduleError(
-            f"sampler.sigmas is missing; {type(planned).__name__} needs {len(timesteps) + 1} of them"
-        )
+        raise ScheduleError(f"sampler.sigmas is missing; {type(planned).__name__} needs {len(timesteps) + 1} of them")
     planned.sigmas = torch.tensor(sigmas, dtype=planned.sigmas.dtype, device=planned.sigmas.device)

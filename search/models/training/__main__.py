@@ -15,9 +15,7 @@ from . import emoji, pixart, vae
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m search.models.training", description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/training/pixart"), help="the pipeline goes here"
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/training/pixart"), help="the pipeline goes here")
     parser.add_argument("--work", type=Path, default=Path("runs/training/work"), help="data and checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

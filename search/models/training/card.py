@@ -28,10 +28,10 @@ pipeline_tag: text-to-image
 
 # A small PixArt that draws emoji
 
-A `diffusers.PixArtAlphaPipeline` of {millions:.1f} M parameters (transformer {transformer:.2f} M: {blocks} blocks of width
-{width}; autoencoder {vae:.2f} M: 64x64 pictures to 16x16 latents of 8 channels; T5 text encoder {text:.2f} M), trained from nothing so
-that schedules can be searched on a real text-to-image model without a GPU and without a download. It is a test
-object: good at 64 emoji in three styles on five backgrounds, and at nothing else.
+A `diffusers.PixArtAlphaPipeline` of {millions:.1f} M parameters (transformer {transformer:.2f} M: {blocks} blocks of
+width {width}; autoencoder {vae:.2f} M: 64x64 pictures to 16x16 latents of 8 channels; T5 text encoder {text:.2f} M),
+trained from nothing so that schedules can be searched on a real text-to-image model without a GPU and without a
+download. It is a test object: good at 64 emoji in three styles on five backgrounds, and at nothing else.
 
 ```python
 from diffusers import PixArtAlphaPipeline
@@ -58,15 +58,15 @@ the weights: Apache-2.0; the notices of the art are in NOTICE.
 
 ## Training
 
-`python -m search.models.training --steps {steps}`: autoencoder 6000 steps (L1 + L2 + gradient loss, 32-pixel crops, then whole pictures;
-reconstruction {reconstruction:.1f} dB), then transformer and text encoder together {steps} steps of 64 by flow matching, AdamW 1.5e-3,
-EMA 0.998, 10 % of the captions dropped, last running loss {loss}. Seed 0, two CPU cores, bfloat16 autocast. Weights are stored in
-float16.
+`python -m search.models.training --steps {steps}`: autoencoder 6000 steps (L1 + L2 + gradient loss, 32-pixel crops,
+then whole pictures; reconstruction {reconstruction:.1f} dB), then transformer and text encoder together {steps} steps
+of 64 by flow matching, AdamW 1.5e-3, EMA 0.998, 10 % of the captions dropped, last running loss {loss}. Seed 0, two CPU
+cores, bfloat16 autocast. Weights are stored in float16.
 
 ## How much schedules matter
 
-PSNR in dB against the full computation, 8 calibration prompts, 20 steps, guidance 4, paired noise; {plans} random plans
-each, at about half of the compute:
+PSNR in dB against the full computation, 8 calibration prompts, 20 steps, guidance 4, paired noise; {plans} random
+plans each, at about half of the compute:
 
 | plans | worst | mean | best |
 |---|---|---|---|
@@ -124,17 +124,13 @@ def main() -> None:
 def grid(model: PixArt, prompts: list[str], columns: int = 10) -> Image.Image:
     """Pictures of the prompts, seeds 0, 1, ..."""
     parts = [
-        model.decode(
-            model.sample(model.encode(prompts[i : i + 8]), model.noise(range(i, min(i + 8, len(prompts)))))
-        )
+        model.decode(model.sample(model.encode(prompts[i : i + 8]), model.noise(range(i, min(i + 8, len(prompts))))))
         for i in range(0, len(prompts), 8)
     ]
     images = torch.cat(parts)
     rows = [torch.cat(list(images[i : i + columns]), 2) for i in range(0, len(images), columns)]
     pixels = (torch.cat(rows, 1).permute(1, 2, 0) * 255).round().byte().numpy()
-    return Image.fromarray(pixels).resize(
-        (2 * pixels.shape[1], 2 * pixels.shape[0]), Image.Resampling.BICUBIC
-    )
+    return Image.fromarray(pixels).resize((2 * pixels.shape[1], 2 * pixels.shape[0]), Image.Resampling.BICUBIC)
 
 
 def spread(model: PixArt) -> dict[str, list[float]]:
@@ -165,9 +161,7 @@ def _component_plans(model: PixArt) -> Iterator[list[list[str]]]:
     rng = np.random.default_rng(0)
     names = [node.name for node in model.target.tree if node.kind == "component"]
     for _ in range(PLANS):
-        plan = np.where(
-            rng.random((len(names), model.steps)) < 0.5 * model.steps / (model.steps - 1), "R", "C"
-        )
+        plan = np.where(rng.random((len(names), model.steps)) < 0.5 * model.steps / (model.steps - 1), "R", "C")
         plan[:, 0] = "C"
         yield [[name, "".join(row)] for name, row in zip(names, plan, strict=True)]
 

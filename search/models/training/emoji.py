@@ -28,14 +28,14 @@ BACKGROUNDS = {
     "pink": (1.0, 0.72, 0.8),
     "green": (0.68, 0.9, 0.66),
 }
-CONCEPTS = (
-    "red-apple banana strawberry watermelon grapes pineapple tomato carrot hamburger pizza "
-    "doughnut cookie birthday-cake french-fries cat-face dog-face panda pig-face rabbit-face koala "
-    "tiger-face lion frog monkey-face penguin octopus tropical-fish whale snail butterfly "
-    "lady-beetle honeybee cactus palm-tree evergreen-tree tulip rose sunflower mushroom rainbow "
-    "sun cloud snowflake fire rocket airplane bus bicycle sailboat castle house umbrella balloon "
-    "wrapped-gift trophy soccer-ball basketball drum guitar light-bulb key hammer crown camera"
-).split()
+CONCEPTS = """
+red-apple banana strawberry watermelon grapes pineapple tomato carrot hamburger pizza doughnut
+cookie birthday-cake french-fries cat-face dog-face panda pig-face rabbit-face koala tiger-face lion
+frog monkey-face penguin octopus tropical-fish whale snail butterfly lady-beetle honeybee cactus
+palm-tree evergreen-tree tulip rose sunflower mushroom rainbow sun cloud snowflake fire rocket
+airplane bus bicycle sailboat castle house umbrella balloon wrapped-gift trophy soccer-ball
+basketball drum guitar light-bulb key hammer crown camera
+""".split()
 SIZE = 64
 
 

@@ -43,9 +43,7 @@ def train(
 
     parameters = [p for p in module.parameters() if p.requires_grad]
     average = [p.detach().clone() for p in parameters]
-    optimiser = torch.optim.AdamW(
-        parameters, lr=recipe.rate, betas=recipe.betas, weight_decay=recipe.weight_decay
-    )
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.rate, betas=recipe.betas, weight_decay=recipe.weight_decay)
     file, first, running = work / f"{name}.checkpoint.pt", 0, math.nan
     if file.exists():
         state = torch.load(file, map_location=parameters[0].device, weights_only=True)

@@ -1,6 +1,7 @@
 """The bundled PixArt-alpha pipeline: a text-conditioned PixArtTransformer2DModel trained by flow matching."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -80,13 +81,11 @@ def fit(
     return loss
 
 
-def save(tokenizer, text_encoder, vae, transformer, out: Path) -> None:
+def save(tokenizer: Any, text_encoder: Any, vae: Any, transformer: Any, out: Path) -> None:
     """Write a PixArtAlphaPipeline in fp16 safetensors; the networks given are left in fp32."""
     pipe = PixArtAlphaPipeline(tokenizer, text_encoder, vae, transformer, build_scheduler())
     pipe.save_pretrained(out)
-    PixArtAlphaPipeline.from_pretrained(
-        out, torch_dtype=torch.float16, local_files_only=True
-    ).save_pretrained(out)
+    PixArtAlphaPipeline.from_pretrained(out, torch_dtype=torch.float16, local_files_only=True).save_pretrained(out)
 
 
 def build_transformer(channels: int) -> PixArtTransformer2DModel:

@@ -35,9 +35,7 @@ def fit(pictures: EmojiSet, work: Path, device: torch.device, recipe: Recipe = R
 
     def loss_at(step: int, generator: torch.Generator) -> torch.Tensor:
         crop = step < CROPS * recipe.steps
-        x = _batch(pictures, 32 if crop else 16, crop, generator).to(
-            device, memory_format=torch.channels_last
-        )
+        x = _batch(pictures, 32 if crop else 16, crop, generator).to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
             mean = vae.encode(x).latent_dist.mean
             noise = torch.randn(mean.shape, generator=generator).to(device)
@@ -69,8 +67,7 @@ def psnr(vae: AutoencoderKL, images: torch.Tensor, device: torch.device) -> floa
     """Mean reconstruction PSNR in dB over `images` in [-1, 1]."""
     with torch.no_grad():
         errors = [
-            (vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1) - x).square().mean((1, 2, 3))
-            / 4
+            (vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1) - x).square().mean((1, 2, 3)) / 4
             for x in images.to(device).split(64)
         ]
     return float(-10 * torch.cat(errors).log10().mean())
