@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from matplotlib.transforms import Bbox
 from PIL import Image
@@ -41,7 +42,7 @@ WORDS = {
     "macs": "denoiser MACs, share of the teacher's",
     "latency": "latency of one picture",
     "memory": "peak memory of kept values",
-    "drift": "drift: distance of the final latents to the teacher's",
+    "drift": "drift: distance to the teacher's latents",
     "psnr": "PSNR against the teacher's pictures",
     "ssim": "SSIM against the teacher's pictures",
 }
@@ -52,8 +53,8 @@ HALO = [withStroke(linewidth=2.5, foreground="white")]
 def pareto_png(result: Result) -> bytes:
     """Candidates on calibration prompts; the front, the presets and their intervals on held-out prompts."""
     x, y = result.axes
-    figure = Figure(figsize=(9, 6.3), dpi=DPI)
-    figure.subplots_adjust(left=0.085, right=0.975, top=0.885, bottom=0.215)
+    figure = Figure(figsize=(9, 6.2), dpi=DPI)
+    figure.subplots_adjust(left=0.085, right=0.975, top=0.885, bottom=0.185)
     ax = figure.add_subplot()
     points = [p for p in result.points if x in p and y in p]
     ax.scatter([p[x] for p in points], [p[y] for p in points], s=10, color=PALE, linewidths=0)
@@ -106,14 +107,14 @@ def pareto_html(result: Result) -> str:
     points = [p for p in result.points if x in p and y in p]
     figure.add_scatter(
         x=[p[x] for p in points], y=[p[y] for p in points], mode="markers", name="candidates (calibration)",
-        marker={"size": 5, "color": PALE}, hoverinfo="text",
+        marker={"size": 5, "color": PALE}, hoverinfo="text", legendrank=2000,
         text=[f"generation {p['generation']:.0f}<br>{x} {p[x]:.4g}<br>{y} {p[y]:.4g}" for p in points],
     )  # fmt: skip
     for (family, entries), (color, _, mark) in _families(result):
         _add(figure, entries, x, y, family, mode="markers", marker={"size": 10, "color": color, "symbol": mark},
              faint=True)  # fmt: skip
     front = result.of("front")
-    _add(figure, front, x, y, "searched front", mode="lines+markers", line={"color": BLUE, "width": 2.5},
+    _add(figure, front, x, y, "searched front", legendrank=1, mode="lines+markers", line={"color": BLUE, "width": 2.5},
          marker={"size": 10, "color": BLUE})  # fmt: skip
     _add(
         figure,
@@ -126,7 +127,7 @@ def pareto_html(result: Result) -> str:
     )
     if result.best.role == "front":
         ring = {"size": 21, "color": "rgba(0,0,0,0)", "line": {"color": BLUE, "width": 2.5}}
-        _add(figure, [result.best], x, y, f"recommended: {result.best.name}", mode="markers", marker=ring)
+        _add(figure, [result.best], x, y, f"recommended: {result.best.name}", legendrank=2, mode="markers", marker=ring)
     log = _is_log(result, y)
     low, high = _limits(result, y, log)
     figure.update_layout(
@@ -139,7 +140,9 @@ def pareto_html(result: Result) -> str:
         hoverlabel={"align": "left", "bgcolor": "white", "font": {"color": INK}},
         legend={"bgcolor": "rgba(255,255,255,0.85)"}, margin={"t": 90},
     )  # fmt: skip
-    return figure.to_html(include_plotlyjs=True, full_html=True, config={"displaylogo": False, "responsive": True})
+    return figure.to_html(
+        include_plotlyjs=True, full_html=True, default_height="92vh", config={"displaylogo": False, "responsive": True}
+    )
 
 
 def heatmap_png(entry: Entry) -> bytes:
@@ -154,6 +157,7 @@ def heatmap_png(entry: Entry) -> bytes:
     height, steps = image.shape
     row = float(np.clip(6 / height, 0.08, 0.2))
     figure = Figure(figsize=(max(6.5, min(0.34 * steps, 14) + 2.6), row * height + 1.3), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     ax = figure.add_subplot()
     colors = ListedColormap([color for _, color in ACTIONS.values()])
     ax.pcolormesh(
@@ -261,7 +265,8 @@ def _drawn(result: Result, y: str) -> list[float]:
 def _limits(result: Result, y: str, log: bool) -> tuple[float, float]:
     values = _drawn(result, y)
     if log:
-        return min(values) * 0.55, max(values) * 1.6
+        lows = [_or(e.held_out[y].low, e.held_out[y]) for e in result.entries if e.role != "teacher"]
+        return max(min(values) / 4, min(lows) * 0.85), max(values) * 1.6
     values += [e.held_out[y].value for e in result.of("teacher")]
     room = 0.06 * ((max(values) - min(values)) or 1)
     return min(values) - room, max(values) + room
@@ -330,7 +335,7 @@ def _free(
     line: bool = False, **style: Any,
 ) -> None:  # fmt: skip
     """Write beside a point where least is covered; adds the text's box to `taken`."""
-    best: tuple[float, Any] | None = None
+    best: tuple[float, Annotation] | None = None
     frame = ax.get_window_extent(renderer)
     for far in reach:
         for angle in (0, 45, -45, 90, -90, 135, -135, 180):
@@ -339,9 +344,10 @@ def _free(
                 text, spot, (dx, dy), textcoords="offset points", path_effects=HALO, zorder=6,
                 ha="left" if dx > 1 else "right" if dx < -1 else "center",
                 va="bottom" if dy > 1 else "top" if dy < -1 else "center",
-                arrowprops={"arrowstyle": "-", "color": style["color"], "lw": 1, "shrinkB": 9} if line else None, **style,
+                arrowprops={"arrowstyle": "-", "color": style["color"], "lw": 1, "shrinkB": 9} if line else None,
+                **style,
             )  # fmt: skip
-            box = note.get_tightbbox(renderer) if not line else _text_box(note, renderer)
+            box = _words_box(note, renderer)
             outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)
             covered = sum(_overlap(box, other) for other in taken) + 1e6 * outside
             if best is None or covered < best[0]:
@@ -351,21 +357,15 @@ def _free(
             else:
                 note.remove()
             if best[0] == 0:
-                taken.append(_text_box(best[1], renderer))
+                taken.append(_words_box(best[1], renderer))
                 return
     assert best is not None
-    taken.append(_text_box(best[1], renderer))
+    taken.append(_words_box(best[1], renderer))
 
 
-def _text_box(note: Any, renderer: Any) -> Bbox:
+def _words_box(note: Annotation, renderer: Any) -> Bbox:
     """The box of an annotation's words, without its line."""
     note.update_positions(renderer)
-    return note.get_bbox_patch().get_window_extent(renderer) if note.get_bbox_patch() else _words(note, renderer)
-
-
-def _words(note: Any, renderer: Any) -> Bbox:
-    from matplotlib.text import Text
-
     return Text.get_window_extent(note, renderer)
 
 
@@ -382,10 +382,10 @@ def _add(figure: Any, entries: Sequence[Entry], x: str, y: str, name: str, faint
     xs, ys = _points(entries, x, y)
     minus, plus = _reach(entries, y)
     bars = {"type": "data", "symmetric": False, "array": plus, "arrayminus": minus, "thickness": 1.2, "width": 3}
-    color = style["marker"]["color"]
+    red, green, blue = (int(style["marker"]["color"][i : i + 2], 16) for i in (1, 3, 5)) if faint else (0, 0, 0)
     figure.add_scatter(
         x=xs, y=ys, name=name, text=[_hover(e) for e in entries], hoverinfo="text",
-        error_y=bars | ({"color": f"rgba({','.join(str(int(color[i:i + 2], 16)) for i in (1, 3, 5))},0.4)"} if faint else {}),
+        error_y=bars | ({"color": f"rgba({red},{green},{blue},0.4)"} if faint else {}),
         **style,
     )  # fmt: skip
 
@@ -434,12 +434,12 @@ def _rows(rows: Sequence[tuple[str, Sequence[np.ndarray], bool]], prompts: Seque
     columns = min(8, len(prompts))
     size = max(image.shape[0] for image in rows[0][1])
     side = size * max(1, round(132 / size)) if size < 200 else 192
-    left, gap, top, bottom = 128, 8, 92, 10
+    left, gap, top, bottom = 138, 8, 92, 10
     width, height = left + columns * (side + gap), top + len(rows) * (side + gap) + bottom
     figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
     figure.text(10 / width, 1 - 12 / height, title, fontsize=11.5, color=INK, va="top")
     for j, prompt in enumerate(prompts[:columns]):
-        text = "\n".join(textwrap.wrap(prompt, max(10, side // 7), max_lines=3, placeholder=" …"))
+        text = _wrapped(prompt, side // 7)
         figure.text((left + j * (side + gap) + side / 2) / width, 1 - (top - 8) / height, text, fontsize=9, color=INK,
                     ha="center", va="bottom", linespacing=1.1)  # fmt: skip
     for i, (name, images, marked) in enumerate(rows):
@@ -472,6 +472,14 @@ def _rows(rows: Sequence[tuple[str, Sequence[np.ndarray], bool]], prompts: Seque
         for j, image in enumerate(images[:columns]):
             figure.figimage(_enlarged(image, side), left + j * (side + gap), y)
     return _png(figure)
+
+
+def _wrapped(prompt: str, width: int) -> str:
+    """At most three lines, broken at commas where that fits."""
+    parts = prompt.split(", ")
+    if len(parts) <= 3 and max(map(len, parts)) <= width:
+        return ",\n".join(parts)
+    return "\n".join(textwrap.wrap(prompt, width, max_lines=3, placeholder=" …"))
 
 
 def _enlarged(image: np.ndarray, side: int) -> np.ndarray:

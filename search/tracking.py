@@ -7,18 +7,18 @@ import base64
 import json
 import logging
 import os
+import shlex
 import time
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.figures import axes_of
 from search.result import Entry, Result
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Run
 
 log_ = logging.getLogger("search")
 LONGEST = 500  # characters of a parameter
@@ -27,34 +27,16 @@ LONGEST = 500  # characters of a parameter
 def log(result: Result, root: Path, uri: str | None = None) -> dict[str, str]:
     """Write the result to the store at `uri`, by default SQLite in `root`; return ids and the link of the view.
 
-    A search that is logged again (after a resume) keeps its runs: the same search run, the schedules anew.
+    A search that is logged again (after a resume) keeps its runs: what is new is added, what has left the front
+    is deleted, and parameters stay. A store that refuses is a warning, never the end of a search.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    from mlflow import MlflowClient
-
-    client = MlflowClient(uri or store(root))
-    experiment = _experiment(client, f"{result.model}-{result.space}", root, local=uri is None)
-    known = {
-        run.data.tags.get("schedule", "search"): run.info.run_id
-        for run in client.search_runs([experiment], f"tags.search_id = '{result.search_id}'", max_results=1000)
-    }
-    search = known.pop("search", None) or _create(client, experiment, result.search_id, "search", result)
-    _log_search(client, search, result)
-    for entry in result.entries:
-        digest = f"{entry.role} {entry.schedule.digest}"
-        run = known.pop(digest, None)
-        if run is None:
-            run = _create(client, experiment, entry.name, entry.role, result, {"schedule": digest})
-        _log_entry(client, run, result, entry)
-    for run in known.values():  # schedules that a resumed search has pushed off the front
-        client.delete_run(run)
-    found = {"experiment_id": experiment, "run_id": search}
     try:
-        found["view"] = _saved_view(client, experiment, result)
-    except Exception as error:  # the view's format is MLflow's own affair: nice to have, never in the way
-        log_.warning("no saved view: %s", error)
-    return found
+        return _log(result, root, uri)
+    except Exception as error:  # the run folder is complete; a locked or unreachable store must not hide it
+        log_.warning("nothing, or not everything, is in MLflow: %s", error, exc_info=True)
+        return {"error": f"MLflow at {uri or store(root)} refused: {error}"}
 
 
 def store(root: Path) -> str:
@@ -62,87 +44,121 @@ def store(root: Path) -> str:
     return f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
-def ui_command(root: Path) -> str:
+def ui_command(root: Path, uri: str | None = None) -> str:
     """What to type to look at the store."""
-    return f"mlflow ui --backend-store-uri sqlite:///{root / 'mlflow.db'} --port 5000"
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri or f'sqlite:///{root / "mlflow.db"}')} --port 5000"
 
 
 def view_url(view: str, port: int = 5000) -> str:
+    """Address of a view, once the UI is up."""
     return f"http://127.0.0.1:{port}/{view}"
+
+
+def _log(result: Result, root: Path, uri: str | None) -> dict[str, str]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri or store(root))
+    experiment = _experiment(client, f"{result.model}-{result.space}", root, local=uri is None)
+    known = {
+        run.data.tags.get("schedule", "search"): run
+        for run in client.search_runs([experiment], f"tags.search_id = '{result.search_id}'", max_results=1000)
+    }
+    search = known.pop("search", None) or _create_search(client, experiment, result)
+    _log_search(client, search, result)
+    for entry in result.entries:
+        # the name of a schedule on the front holds measured times: it may change, its digest does not
+        key = f"{entry.role} {entry.schedule.digest if entry.role == 'front' else entry.name}"
+        tags = {"role": entry.role, "search_id": result.search_id, "schedule": key, "digest": entry.schedule.digest}
+        run = known.pop(key, None) or client.create_run(experiment, run_name=entry.name, tags=tags)
+        _log_entry(client, run, result, entry)
+    for run in known.values():  # schedules that a resumed search has pushed off the front
+        client.delete_run(run.info.run_id)
+    found = {"experiment_id": experiment, "run_id": search.info.run_id}
+    try:
+        found["view"] = _saved_view(client, experiment, result)
+    except Exception as error:  # the view's format is MLflow's own affair: nice to have, never in the way
+        log_.warning("no saved view: %s", error)
+    return found
 
 
 def _experiment(client: "MlflowClient", name: str, root: Path, local: bool) -> str:
     found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
     if found is not None:
         return found.experiment_id
     location = (root.resolve() / "artifacts" / name).as_uri() if local else None
     return client.create_experiment(name, artifact_location=location)
 
 
-def _create(
-    client: "MlflowClient",
-    experiment: str,
-    name: str,
-    role: str,
-    result: Result,
-    tags: Mapping[str, str] | None = None,
-) -> str:
-    tags = {"role": role, "search_id": result.search_id, **(tags or {})}
-    if role == "search":
-        tags |= {f"environment.{k}": v for k, v in result.environment.items()}
-    run = client.create_run(experiment, run_name=name, tags=tags).info.run_id
-    if role == "search":
-        from mlflow.entities import Param
+def _create_search(client: "MlflowClient", experiment: str, result: Result) -> "Run":
+    """A run that begins when the search began, with all that never changes."""
+    from mlflow.entities import Param
 
-        flat = dict(_flat(result.config))
-        client.log_batch(run, params=[Param(k, str(v)[:LONGEST]) for k, v in flat.items()])
-        _log_prompts(client, run, result)
+    seconds = result.history[-1]["seconds"] if result.history and "seconds" in result.history[-1] else 0
+    tags = {
+        "role": "search",
+        "search_id": result.search_id,
+        "mlflow.source.name": "python -m search",
+        "mlflow.source.type": "LOCAL",
+        **({"mlflow.source.git.commit": result.environment["git"]} if result.environment.get("git") else {}),
+        **{f"environment.{k}": v for k, v in result.environment.items()},
+    }
+    began = int((time.time() - seconds) * 1000)
+    run = client.create_run(experiment, start_time=began, run_name=result.search_id, tags=tags)
+    params = [Param(k, str(v)[:LONGEST]) for k, v in _flat(result.config)]
+    for start in range(0, len(params), 100):  # the most that a store takes at once
+        client.log_batch(run.info.run_id, params=params[start : start + 100])
+    _log_prompts(client, run.info.run_id, result)
     return run
 
 
-def _log_search(client: "MlflowClient", run: str, result: Result) -> None:
+def _log_search(client: "MlflowClient", run: "Run", result: Result) -> None:
     from mlflow.entities import Metric
 
-    now = int(time.time() * 1000)
+    # At the time they belong to, so that a generation that is logged again is the same point, not a second one.
     metrics = [
-        Metric(name, float(value), now, int(row["generation"]))
+        Metric(name, float(value), run.info.start_time + int(1000 * row.get("seconds", 0)), int(row["generation"]))
         for row in result.history
         for name, value in row.items()
         if name != "generation"
     ]
-    metrics += _metrics(result.best)
     for start in range(0, len(metrics), 1000):
-        client.log_batch(run, metrics=metrics[start : start + 1000])
-    client.set_tag(run, "mlflow.note.content", describe(result))
-    client.set_tag(run, "recommended", result.recommended)
+        client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
+    tags = {"mlflow.note.content": describe(result), "recommended": result.recommended, "stopped": result.stopped}
+    _log_scores(client, run, result.best, tags)
     for name in ("schedules", "figures"):
         if (result.folder / name).is_dir():
-            client.log_artifacts(run, str(result.folder / name), name)
-    client.log_artifact(run, str(result.folder / "front.json"))
-    client.set_terminated(run)
+            client.log_artifacts(run.info.run_id, str(result.folder / name), name)
+    client.log_artifact(run.info.run_id, str(result.folder / "front.json"))
+    client.set_terminated(run.info.run_id)
 
 
-def _log_entry(client: "MlflowClient", run: str, result: Result, entry: Entry) -> None:
-    client.log_batch(run, metrics=_metrics(entry))
-    client.set_tag(run, "recommended", str(entry.name == result.recommended).lower())
-    client.log_artifact(run, str(result.folder / result.file(entry)))
-    grid = result.folder / "figures" / "grids" / f"{result.entries.index(entry):02d}.png"
-    if grid.exists():
-        client.log_artifact(run, str(grid))
-    client.set_terminated(run)
+def _log_entry(client: "MlflowClient", run: "Run", result: Result, entry: Entry) -> None:
+    if run.info.run_name != entry.name:
+        client.update_run(run.info.run_id, name=entry.name)
+    _log_scores(client, run, entry, {"recommended": str(entry.name == result.recommended).lower()})
+    client.log_artifact(run.info.run_id, str(result.folder / result.file(entry)))
+    for kind in ("grids", "heatmaps"):
+        picture = result.folder / "figures" / kind / f"{result.number(entry):02d}.png"
+        if picture.exists():
+            client.log_artifact(run.info.run_id, str(picture), kind)
+    client.set_terminated(run.info.run_id)
 
 
-def _metrics(entry: Entry) -> list["Metric"]:
+def _log_scores(client: "MlflowClient", run: "Run", entry: Entry, tags: Mapping[str, str]) -> None:
     """Held-out scores under their names with `_low` and `_high`; calibration scores as `calibration/...`."""
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, RunTag
 
-    now = int(time.time() * 1000)
     rows = {f"calibration/{name}": s.value for name, s in entry.calibration.items()}
     for name, s in entry.held_out.items():
         rows |= {name: s.value}
         if s.low is not None and s.high is not None:
             rows |= {f"{name}_low": s.low, f"{name}_high": s.high}
-    return [Metric(name, value, now, 0) for name, value in rows.items()]
+    now = int(time.time() * 1000)
+    known = run.data.metrics
+    metrics = [Metric(name, value, now, 0) for name, value in rows.items() if known.get(name) != value]
+    client.log_batch(run.info.run_id, metrics=metrics, tags=[RunTag(k, v) for k, v in tags.items()])
 
 
 def _log_prompts(client: "MlflowClient", run: str, result: Result) -> None:
@@ -199,7 +215,7 @@ def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _saved_view(client: "MlflowClient", experiment: str, result: Result) -> str:
     """A chart view as the UI itself saves it (read off MLflow 3.17): scatter and parallel coordinates."""
-    x, y = axes_of(result)
+    x, y = result.axes
     charts = [
         {
             "uuid": "pareto",
