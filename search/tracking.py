@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 log_ = logging.getLogger("search")
 LONGEST = 500  # characters of a parameter
+PORT = 5000  # MLflow's own choice
 
 
 def log(result: Result, root: Path, uri: str | None = None) -> dict[str, str]:
@@ -31,7 +32,8 @@ def log(result: Result, root: Path, uri: str | None = None) -> dict[str, str]:
     is deleted, and parameters stay. A store that refuses is a warning, never the end of a search.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for chatty in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         return _log(result, root, uri)
     except Exception as error:  # the run folder is complete; a locked or unreachable store must not hide it
@@ -46,12 +48,15 @@ def store(root: Path) -> str:
 
 def ui_command(root: Path, uri: str | None = None) -> str:
     """What to type to look at the store."""
-    return f"mlflow ui --backend-store-uri {shlex.quote(uri or f'sqlite:///{root / "mlflow.db"}')} --port 5000"
+    if uri and uri.startswith("http"):
+        return f"open {uri}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri or 'sqlite:///' + str(root / 'mlflow.db'))} --port {PORT}"
 
 
-def view_url(view: str, port: int = 5000) -> str:
+def view_url(view: str, uri: str | None = None) -> str:
     """Address of a view, once the UI is up."""
-    return f"http://127.0.0.1:{port}/{view}"
+    server = uri.rstrip("/") if uri and uri.startswith("http") else f"http://127.0.0.1:{PORT}"
+    return f"{server}/{view}"
 
 
 def _log(result: Result, root: Path, uri: str | None) -> dict[str, str]:
@@ -125,7 +130,9 @@ def _log_search(client: "MlflowClient", run: "Run", result: Result) -> None:
     ]
     for start in range(0, len(metrics), 1000):
         client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
-    tags = {"mlflow.note.content": describe(result), "recommended": result.recommended, "stopped": result.stopped}
+    tags = {"mlflow.note.content": describe(result), "recommended": result.recommended}
+    if result.stopped or "stopped" in run.data.tags:
+        tags["stopped"] = result.stopped
     _log_scores(client, run, result.best, tags)
     for name in ("schedules", "figures"):
         if (result.folder / name).is_dir():
@@ -238,19 +245,16 @@ def _saved_view(client: "MlflowClient", experiment: str, result: Result) -> str:
             "displayName": "all scores",
             "showAllRuns": True,
             "selectedParams": [],
-            "selectedMetrics": ["macs", "speedup", "memory", "ssim", "psnr", "drift"],
+            "selectedMetrics": [x, *(m for m in result.best.held_out if m not in (x, y)), y],  # the last one colours
         },
     ]
-    section = {
-        "uuid": "front",
-        "name": "front and presets",
-        "display": True,
-        "isReordered": False,
-        "deleted": False,
-        "isGenerated": False,
-        "columns": 2,
-        "cardHeight": 520,
-    }
+    sections = [  # the UI makes one for every prefix of metrics; ours comes first, the others are folded
+        {
+            "uuid": uuid, "name": name, "display": uuid == "front", "isReordered": True, "deleted": False,
+            "isGenerated": False, "columns": 2, "cardHeight": 520,
+        }
+        for uuid, name in (("front", "front and presets"), ("calibration",) * 2, ("Model metrics",) * 2)
+    ]  # fmt: skip
     state = {
         "searchFilter": f"tags.search_id = '{result.search_id}' and tags.role != 'search'",
         "orderByKey": f"metrics.`{x}`",
@@ -267,8 +271,8 @@ def _saved_view(client: "MlflowClient", experiment: str, result: Result) -> str:
         "viewMaximized": False,
         "selectedColumns": ["tags.`role`", *(f"metrics.`{m}`" for m in ("speedup", "macs", "drift", "psnr"))],
         "compareRunCharts": charts,
-        "compareRunSections": [section],
-        "isAccordionReordered": False,
+        "compareRunSections": sections,
+        "isAccordionReordered": True,
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
         "groupBy": None,

@@ -128,6 +128,14 @@ def test_lexicographic_breaks_the_ties_of_the_maximum() -> None:
     assert errors(one[2][1], np.ones(4), reuse) == [5, 1]
 
 
+def test_lexicographic_prefers_many_errors_to_one_that_is_larger() -> None:
+    reuse = np.zeros((5, 5))
+    reuse[0, 1:], reuse[1, 2:], reuse[2, 3:], reuse[3, 4:] = (3, 3, 3, 9), (4, 1, 1), 9, 9
+    error, mask = reuse_front(reuse, np.ones(5), "lexicographic")[1]
+    assert error == 3
+    assert mask.tolist() == [True, False, False, False, True]
+
+
 def test_fifty_steps_take_no_time() -> None:
     rng = np.random.default_rng(3)
     reuse, forecast, weight = rng.random((50, 50)), rng.random((50, 50, 50)), rng.random(50)

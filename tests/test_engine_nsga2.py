@@ -171,6 +171,21 @@ def test_crossover_takes_whole_groups() -> None:
     assert (a == 1).all()
 
 
+def test_children_are_mutated_and_not_only_crossed() -> None:
+    some = genes([4] * 24)
+    seeds = np.random.default_rng(1).integers(1, 4, size=(11, 24))
+    engine = Nsga2Engine(Start(some, 2, np.random.default_rng(0), seeds), population=12)
+    x = engine.ask(12)
+    engine.tell(x, scores(x))
+    known = [{tuple(row[group]) for row in x} for group in engine.groups]
+
+    def only_crossed(row: np.ndarray) -> bool:
+        return all(tuple(row[group]) in here for group, here in zip(engine.groups, known, strict=True))
+
+    # Not all: switching a group off gives what the zero row has there.
+    assert np.mean([only_crossed(row) for row in engine.ask(200)]) < 0.4
+
+
 def test_genes_without_a_group_are_groups_of_one() -> None:
     some = [Gene("a", 2), Gene("b", 2), Gene("c", 2, group="a"), Gene("d", 2, group="a")]
     engine = Nsga2Engine(Start(some, 2, np.random.default_rng(0)), population=2)
