@@ -1,5 +1,6 @@
 """The bundled PixArt-alpha pipeline: a text-conditioned PixArtTransformer2DModel trained by flow matching."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,10 @@ def save(tokenizer: Any, text_encoder: Any, vae: Any, transformer: Any, out: Pat
     pipe = PixArtAlphaPipeline(tokenizer, text_encoder, vae, transformer, build_scheduler())
     pipe.save_pretrained(out)
     PixArtAlphaPipeline.from_pretrained(out, torch_dtype=torch.float16, local_files_only=True).save_pretrained(out)
+    for file in out.rglob("*.json"):  # where it was trained is nobody's business
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def build_transformer(channels: int) -> PixArtTransformer2DModel:
