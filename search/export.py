@@ -1,17 +1,20 @@
 """python -m search.export: from a finished search to a schedule file that production loads.
 
 run=latest        a search: latest, a folder under runs/, or a path
-pick=recommended  recommended, knee, all, or conditions on held-out scores: "speedup>=2", "drift<=0.05 and psnr>=30"
+pick=recommended  recommended, knee, all, a name such as "FORA N=3", or conditions on held-out scores:
+                  "speedup>=2" (the least drift of those), "drift<=0.05 and psnr>=30" (the fastest of those)
 out=schedule.json where to write; a folder for pick=all
 runs=runs         where the searches are
 """
 
-import json
+import math
 import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
+
+from search.result import COSTS, find_run, read_front
 
 DEFAULTS = {"run": "latest", "pick": "recommended", "out": "schedule.json", "runs": "runs"}
 CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*([-+.\deE]+)\s*")
@@ -24,14 +27,8 @@ def export(
     runs: str | Path = "runs",
 ) -> list[Path]:
     """Copy the picked schedules of a search to `out` and return their paths; ValueError says what to type."""
-    from search.result import find_run
-
     folder = find_run(run, Path(runs))
-    file = folder / "front.json"
-    if not file.exists():
-        raise ValueError(f"the search in {folder} has not finished; type python -m search resume={folder.name}")
-    front = json.loads(file.read_text(encoding="utf-8"))
-    chosen = choose(front, pick)
+    chosen = choose(read_front(folder), pick)
     target = Path(out)
     if pick == "all":
         if target.suffix == ".json":
@@ -44,20 +41,30 @@ def export(
 
 def choose(front: dict[str, Any], pick: str) -> list[dict[str, Any]]:
     """The entries of the front that `pick` means, the best one first."""
+    if named := [e for e in front["entries"] if e["name"] == pick]:
+        return named
     entries = [e for e in front["entries"] if e["role"] == "front"]
     if not entries:
         raise ValueError("this search has an empty front; give it a larger budget.evaluations")
     if pick == "all":
         return entries
     if pick == "recommended":
-        return [next((e for e in entries if e["name"] == front["recommended"]), entries[0])]
+        return [next((e for e in entries if e["name"] == front["recommended"]), entries[-1])]
     if pick == "knee":
-        import numpy as np
+        return [entries[_knee(front, entries)]]
+    return [_best(entries, _conditions(pick, entries))]
 
-        from search.front import knee
 
-        return [entries[knee(np.array([[_score(e, "macs"), _score(e, "drift")] for e in entries]))]]
-    return [_best(entries, _conditions(pick, entries), front["better"])]
+def _knee(front: dict[str, Any], entries: list[dict[str, Any]]) -> int:
+    """Index of the knee between the first cost and the first quality that were searched for."""
+    import numpy as np
+
+    from search.front import knee
+
+    costs = [o for o in front["objectives"] if o in COSTS] or ["macs"]
+    qualities = [o for o in front["objectives"] if o not in COSTS] or ["drift"]
+    signs = [-1 if front["better"].get(name) == "higher" else 1 for name in (costs[0], qualities[0])]
+    return knee(np.array([[_score(e, costs[0]), _score(e, qualities[0])] for e in entries]) * signs)
 
 
 def _conditions(pick: str, entries: list[dict[str, Any]]) -> list[tuple[str, str, float]]:
@@ -81,32 +88,34 @@ def _conditions(pick: str, entries: list[dict[str, Any]]) -> list[tuple[str, str
     return found
 
 
-def _best(
-    entries: list[dict[str, Any]], conditions: list[tuple[str, str, float]], better: dict[str, str]
-) -> dict[str, Any]:
-    """Among those that hold: for a condition on cost the least drift, for one on quality the highest speed-up."""
+def _best(entries: list[dict[str, Any]], conditions: list[tuple[str, str, float]]) -> dict[str, Any]:
+    """Among those that hold: for conditions on cost the least drift, for one on quality the highest speed-up."""
 
     def holds(entry: dict[str, Any], name: str, sign: str, limit: float) -> bool:
         value = _score(entry, name)
-        inside = value < limit if "<" in sign else value > limit
-        return inside or ("=" in sign and value == limit)
+        return (value < limit if "<" in sign else value > limit) or ("=" in sign and value == limit)
 
-    good = [e for e in entries if all(holds(e, *c) for c in conditions)]
-    if not good:
-        name, sign, limit = (
-            next(c for c in conditions if not any(holds(e, *c) for e in entries))
-            if any(not any(holds(e, *c) for e in entries) for c in conditions)
-            else conditions[0]
-        )
-        reach = (min if "<" in sign else max)(_score(e, name) for e in entries)
-        raise ValueError(
-            f"no schedule of this front has {name}{sign}{limit:g} with the rest; the best {name} is {reach:.4g}: "
-            f'type pick="{name}{sign[0]}={reach:.4g}", or search with a larger budget'
-        )
-    costs = {"speedup", "macs", "latency", "memory"}
-    if all(name in costs for name, *_ in conditions):
+    good = entries
+    for name, sign, limit in conditions:
+        left = [e for e in good if holds(e, name, sign, limit)]
+        if not left:
+            raise ValueError(_unreachable(good, name, sign, limit, len(good) < len(entries)))
+        good = left
+    if all(name in (*COSTS, "speedup") for name, *_ in conditions):
         return min(good, key=lambda e: _score(e, "drift"))
     return max(good, key=lambda e: _score(e, "speedup"))
+
+
+def _unreachable(entries: list[dict[str, Any]], name: str, sign: str, limit: float, others: bool) -> str:
+    """What can be had instead, rounded so that it is met when it is typed."""
+    least = "<" in sign
+    reach = (min if least else max)(_score(e, name) for e in entries)
+    unit = 10.0 ** (math.floor(math.log10(abs(reach))) - 3) if reach else 1.0
+    rounded = (math.ceil if least else math.floor)(reach / unit) * unit
+    return (
+        f"no schedule of this front has {name}{sign}{limit:g}{' and the other conditions' if others else ''}; "
+        f'the best is {rounded:.4g}: type pick="{name}{sign[0]}={rounded:.4g}", or search with a larger budget'
+    )
 
 
 def _score(entry: dict[str, Any], name: str) -> float:
@@ -132,7 +141,7 @@ def main(arguments: list[str]) -> int:
         given["out"] = "schedules"
     try:
         written = export(**given)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for path in written:

@@ -8,16 +8,14 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
-from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from matplotlib.transforms import Bbox
 from PIL import Image
 
+from search.labels import Labels
 from search.result import Entry, Result, Score
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; every family has a mark of its own besides.
@@ -47,7 +45,6 @@ WORDS = {
     "ssim": "SSIM against the teacher's pictures",
 }
 DPI = 110
-HALO = [withStroke(linewidth=2.5, foreground="white")]
 
 
 def pareto_png(result: Result) -> bytes:
@@ -257,16 +254,16 @@ def _is_log(result: Result, y: str) -> bool:
 
 
 def _drawn(result: Result, y: str) -> list[float]:
-    return [e.held_out[y].value for e in result.entries if e.role != "teacher"] or [
-        e.held_out[y].value for e in result.entries
-    ]
+    """The finite values of everything but the teacher."""
+    values = [e.held_out[y].value for e in result.entries if e.role != "teacher"]
+    return [v for v in values if np.isfinite(v)] or [0.0]
 
 
 def _limits(result: Result, y: str, log: bool) -> tuple[float, float]:
     values = _drawn(result, y)
     if log:
-        lows = [_or(e.held_out[y].low, e.held_out[y]) for e in result.entries if e.role != "teacher"]
-        return max(min(values) / 4, min(lows) * 0.85), max(values) * 1.6
+        lows = [s.low for s in (e.held_out[y] for e in result.entries) if s.low and s.value > 0]
+        return max(min(values) / 4, min([*lows, *values]) * 0.85), max(values) * 1.6
     values += [e.held_out[y].value for e in result.of("teacher")]
     room = 0.06 * ((max(values) - min(values)) or 1)
     return min(values) - room, max(values) + room
@@ -299,83 +296,32 @@ def _prompts_line(result: Result) -> str:
 
 
 def _write_labels(ax: Axes, result: Result, x: str, y: str) -> None:
-    """Name the recommended schedule and every preset's variant, each at the nearest place that is still free."""
-    renderer = FigureCanvasAgg(ax.figure).get_renderer()
-    where = ax.transData.transform
-    entries = [e for e in result.entries if e.role != "teacher"]
-    taken = [_box(*where((e.held_out[x].value, e.held_out[y].value)), 5) for e in entries]
-    line = where(list(zip(*_points(result.of("front"), x, y), strict=True))) if result.of("front") else np.empty((0, 2))
-    for a, b in zip(line, line[1:], strict=False):
-        taken += [_box(*(a + (b - a) * share), 2) for share in np.linspace(0, 1, 16)]
-    for e in result.of("front"):  # interval bars
-        ends = [
-            where((e.held_out[x].value, max(_or(v, e.held_out[y]), 1e-12)))
-            for v in (e.held_out[y].low, e.held_out[y].high)
-        ]
-        taken.append(Bbox([ends[0] - 2, ends[1] + 2]))
+    """Name the recommended schedule and every preset's variant."""
+    labels = Labels(ax)
+    spots = {id(e): (e.held_out[x].value, e.held_out[y].value) for e in result.entries}
+    front = result.of("front")
+    labels.keep_free(spots[id(e)] for e in (*front, *result.of("preset")))
+    labels.keep_line_free([spots[id(e)] for e in front])
+    for e in front:
+        score = e.held_out[y]
+        labels.keep_line_free([(e.held_out[x].value, _or(bound, score)) for bound in (score.low, score.high)])
     best = result.best
     if best.role == "front":
-        spot = (best.held_out[x].value, best.held_out[y].value)
-        ax.plot(*spot, "o", ms=14, mfc="none", mec=BLUE, mew=2, zorder=5)
+        ax.plot(*spots[id(best)], "o", ms=14, mfc="none", mec=BLUE, mew=2, zorder=5)
         parts = [f"{best.held_out['speedup'].value:.2f}× faster"] if "speedup" in best.held_out else []
         parts += [f"PSNR {best.held_out['psnr'].value:.1f} dB"] if "psnr" in best.held_out else []
         text = "recommended\n" + ", ".join(parts)
-        _free(
-            ax, renderer, taken, spot, text, reach=(30, 45, 60, 80), color=BLUE, fontsize=10.5, weight="bold", line=True
-        )
+        labels.write(spots[id(best)], text, (30, 45, 60, 80), line=True, color=BLUE, fontsize=10.5, weight="bold")
     for (_, group), (color, _, _) in _families(result):
         for e in group:
-            if variant := _family(e.name)[1]:
-                spot = (e.held_out[x].value, e.held_out[y].value)
-                _free(ax, renderer, taken, spot, variant, reach=(8, 13, 19), color=color, fontsize=8)
+            variant = _family(e.name)[1]
+            if variant and np.isfinite(spots[id(e)]).all():
+                labels.write(spots[id(e)], variant, (8, 13, 19), color=_darker(color), fontsize=8)
 
 
-def _free(
-    ax: Axes, renderer: Any, taken: list[Bbox], spot: tuple[float, float], text: str, reach: Sequence[float],
-    line: bool = False, **style: Any,
-) -> None:  # fmt: skip
-    """Write beside a point where least is covered; adds the text's box to `taken`."""
-    best: tuple[float, Annotation] | None = None
-    frame = ax.get_window_extent(renderer)
-    for far in reach:
-        for angle in (0, 45, -45, 90, -90, 135, -135, 180):
-            dx, dy = far * np.cos(np.radians(angle)), far * np.sin(np.radians(angle))
-            note = ax.annotate(
-                text, spot, (dx, dy), textcoords="offset points", path_effects=HALO, zorder=6,
-                ha="left" if dx > 1 else "right" if dx < -1 else "center",
-                va="bottom" if dy > 1 else "top" if dy < -1 else "center",
-                arrowprops={"arrowstyle": "-", "color": style["color"], "lw": 1, "shrinkB": 9} if line else None,
-                **style,
-            )  # fmt: skip
-            box = _words_box(note, renderer)
-            outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)
-            covered = sum(_overlap(box, other) for other in taken) + 1e6 * outside
-            if best is None or covered < best[0]:
-                if best is not None:
-                    best[1].remove()
-                best = (covered, note)
-            else:
-                note.remove()
-            if best[0] == 0:
-                taken.append(_words_box(best[1], renderer))
-                return
-    assert best is not None
-    taken.append(_words_box(best[1], renderer))
-
-
-def _words_box(note: Annotation, renderer: Any) -> Bbox:
-    """The box of an annotation's words, without its line."""
-    note.update_positions(renderer)
-    return Text.get_window_extent(note, renderer)
-
-
-def _box(px: float, py: float, half: float) -> Bbox:
-    return Bbox([(px - half, py - half), (px + half, py + half)])
-
-
-def _overlap(a: Bbox, b: Bbox) -> float:
-    width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-    return max(width, 0) * max(height, 0)
+def _darker(color: str) -> tuple[float, ...]:
+    """For small words: the same hue, easier to read on white."""
+    return tuple(0.72 * c for c in to_rgb(color))
 
 
 def _add(figure: Any, entries: Sequence[Entry], x: str, y: str, name: str, faint: bool = False, **style: Any) -> None:

@@ -1,10 +1,12 @@
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
 from search import Schedule
-from search.export import export, main
+from search.export import _best, _conditions, export, main
 from search.result import find_run
 from tests.models import tiny_model
 from tests.results import made_result
@@ -46,6 +48,29 @@ def test_all_writes_the_front_into_a_folder(runs, tmp_path):
     assert all(Schedule.load(p).steps == 6 for p in paths)
 
 
+def test_a_preset_can_be_picked_by_name(runs, tmp_path):
+    (path,) = export(pick="FORA N=2", out=tmp_path / "fora.json", runs=runs)
+    assert Schedule.load(path) == Schedule.load(find_run("latest", runs) / "schedules/03_fora-n-2.json")
+
+
+@pytest.mark.parametrize("value", [2.99951, 0.031049, 123456.0, 0.0])
+def test_what_it_proposes_is_within_reach(value):
+    entries = [{"held_out": {"speedup": {"value": value}, "drift": {"value": value}}}]
+    for name, sign in (("speedup", ">="), ("drift", "<=")):
+        with pytest.raises(ValueError, match="no schedule of this front") as error:
+            _best(entries, [(name, sign, 1e9 if sign == ">=" else -1.0)])
+        proposed = re.search(r'pick="(.*?)"', str(error.value))[1]
+        assert _best(entries, _conditions(proposed, entries)) is entries[0]
+
+
+def test_reading_a_front_needs_no_torch():
+    heavy = "print([m for m in ('torch', 'mlflow', 'matplotlib', 'hydra') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, search.export; {heavy}"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
 def test_what_it_prints_can_be_applied(runs, tmp_path, capsys):
     assert main([f"runs={runs}", f"out={tmp_path / 's.json'}"]) == 0
     printed = capsys.readouterr().out
@@ -60,8 +85,11 @@ def test_what_it_prints_can_be_applied(runs, tmp_path, capsys):
     [
         (
             ["pick=speedup>=9"],
-            r"no schedule of this front has speedup>=9 .* the best speedup is 3: type pick",
+            r'no schedule of this front has speedup>=9; the best is 3: type pick="speedup>=3", or search with',
         ),
+        (["pick=drift<0.001"], r'has drift<0.001; the best is 0.01: type pick="drift<=0.01"'),
+        (["pick=speedup>=2, psnr>=50"], r'psnr>=50 and the other conditions; the best is 44: type pick="psnr>=44"'),
+        (["out=/proc/none/x.json"], "No such file"),
         (["pick=fast"], "pick='fast' is not understood; use recommended, knee, all"),
         (["pick=beauty>=1"], "there is no score 'beauty'; there are drift, psnr"),
         (["pick=drift<=1-2"], "'1-2' is no number"),
@@ -83,7 +111,7 @@ def test_no_search_yet(tmp_path, capsys):
 def test_an_unfinished_search_says_how_to_go_on(runs, capsys):
     (find_run("latest", runs) / "front.json").unlink()
     assert main([f"runs={runs}"]) == 2
-    assert "has not finished; type python -m search resume=2026-01-02" in capsys.readouterr().err
+    assert "has no front yet; finish it with: python -m search resume=2026-01-02" in capsys.readouterr().err
 
 
 def test_an_empty_front(runs, capsys):

@@ -1,10 +1,16 @@
+import copy
+import dataclasses
 import io
+import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from search import figures
+from search import Schedule, figures
+from search.labels import Labels
+from search.result import Entry, Score
 from tests.results import made_result
 
 
@@ -42,6 +48,73 @@ def test_heatmap_shows_the_plan(result):
 def test_grids_show_every_prompt(result):
     for png in (figures.grid_png(result, result.entries[0]), figures.overview_png(result)):
         assert picture(png).shape[1] > 100 * len(result.shown)
+
+
+@pytest.mark.parametrize(
+    "objectives", [["psnr", "latency"], ["ssim", "memory", "macs"], ["drift", "psnr"], ["macs", "latency"]]
+)
+def test_any_objectives_have_a_chart(result, objectives):
+    other = dataclasses.replace(result, objectives=objectives)
+    assert picture(figures.pareto_png(other)).shape[1] >= 900
+    assert json.dumps(figures._label(other, other.axes[1])) in figures.pareto_html(other)
+
+
+@pytest.mark.parametrize("roles", [("teacher",), ("preset", "teacher"), ("front", "teacher")])
+def test_a_search_that_found_little_still_has_figures(result, roles):
+    few = dataclasses.replace(result, entries=[e for e in result.entries if e.role in roles], points=[])
+    for png in (figures.pareto_png(few), figures.overview_png(few)):
+        assert picture(png).std() > 1
+    assert "teacher" in figures.pareto_html(few)
+
+
+def test_a_score_that_is_not_finite_hides_nothing_else(result):
+    broken = copy.copy(result.entries[3])
+    broken.held_out = broken.held_out | {"drift": Score(float("nan"))}
+    other = dataclasses.replace(result, entries=[*result.entries[:3], broken, *result.entries[4:]])
+    assert (np.abs(picture(figures.pareto_png(other)).astype(int) - [0x00, 0x72, 0xB2]).sum(axis=2) < 30).sum() > 500
+
+
+def test_the_overview_holds_the_recommended_schedule(result, monkeypatch):
+    rows = []
+    monkeypatch.setattr(figures, "_rows", lambda given, *_: rows.extend(given))
+    for entry in result.of("front"):
+        figures.overview_png(dataclasses.replace(result, recommended=entry.name), most=2)
+    marked = [head for head, _, mark in rows if mark]
+    assert marked == [figures._short(e) for e in result.of("front")]
+
+
+def test_small_pictures_are_enlarged_by_a_whole_factor():
+    small = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
+    assert np.array_equal(figures._enlarged(small, 128)[::2, ::2], small)
+    assert figures._enlarged(np.zeros((512, 1024, 3), np.uint8), 192).shape == (96, 192, 3)
+
+
+def test_long_prompts_stay_above_their_picture():
+    text = figures._wrapped("a very long prompt " * 20, 18)
+    assert text.count("\n") == 2 and max(map(len, text.split("\n"))) <= 18 and text.endswith("…")
+    assert figures._wrapped("red apple, flat style", 18) == "red apple,\nflat style"
+
+
+def test_a_heatmap_of_a_big_model_fits_a_page():
+    tree = {"class": "PixArtTransformer2DModel", "stacks": {"transformer_blocks": 28}}
+    rules = [["transformer_blocks.*:attn2", "C*5 (CRRRR)*19"], ["transformer_blocks.[3-5]", "C S*99"]]
+    big = Schedule.from_dict({"format": "schedule/1", "model": tree, "steps": 100, "plan": {"rules": rules}})
+    height, width, _ = picture(figures.heatmap_png(Entry("big", "front", big, {}, {}))).shape
+    assert height < 1200 and width < 2000
+    off = Schedule.from_dict({"format": "schedule/1", "model": tree})
+    assert picture(figures.heatmap_png(Entry("off", "teacher", off, {}, {}))).std() > 1
+
+
+def test_labels_cover_neither_points_nor_each_other():
+    ax = Figure(figsize=(6, 4)).add_subplot()
+    ax.set_xlim(0, 10), ax.set_ylim(0, 10)
+    labels, spots = Labels(ax), [(5 + 0.3 * i, 5 + 0.2 * (i % 3)) for i in range(8)]
+    labels.keep_free(spots)
+    for spot in spots:
+        labels.write(spot, "N=3", (8, 13, 19, 26), color="k", fontsize=8)
+    boxes = labels.taken
+    assert len(boxes) == 16
+    assert all(a.count_overlaps([b]) == 0 for i, a in enumerate(boxes) for b in boxes[max(i + 1, 8) :])
 
 
 def test_a_preset_without_pictures_is_refused(result):

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def command(runs: Path, *more: str) -> list[str]:
+    runs.parent.mkdir(parents=True, exist_ok=True)
     prompts = runs.parent / "prompts.txt"
     held_out = runs.parent / "held_out.txt"
     prompts.write_text("red apple\nblue boat\nred boat\n")

@@ -212,3 +212,15 @@ def _explain(error: ValidationError) -> str:
         known = ", ".join(field.alias or name for name, field in Document.model_fields.items())
         return f"{place} is no field of {FORMAT} that this version knows; at the top it knows {known}"
     return f"{place} is {str(first.get('input'))[:80]!r}: {first['msg']}"
+
+
+def json_schema() -> dict[str, Any]:
+    """The published JSON Schema of the format."""
+    return Document.model_json_schema(by_alias=True) | {"$id": FORMAT, "title": "Diffusion schedule"}
+
+
+if __name__ == "__main__":  # python -m search.schedule.format writes the schema anew
+    from pathlib import Path
+
+    text = json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
+    Path(__file__).with_name("schedule-1.schema.json").write_text(text, encoding="utf-8")
