@@ -135,7 +135,7 @@ def pareto_html(result: Result) -> str:
         yaxis={"title": _label(result, y), "type": "log" if log else "linear", "dtick": 1 if log else None,
                "range": [float(np.log10(v)) for v in (low, high)] if log else [low, high]},
         hoverlabel={"align": "left", "bgcolor": "white", "font": {"color": INK}},
-        legend={"bgcolor": "rgba(255,255,255,0.85)"}, margin={"t": 90},
+        legend={"orientation": "h", "yanchor": "top", "y": -0.16, "x": 0}, margin={"t": 90},
     )  # fmt: skip
     return figure.to_html(
         include_plotlyjs=True, full_html=True, default_height="92vh", config={"displaylogo": False, "responsive": True}
@@ -265,6 +265,8 @@ def _limits(result: Result, y: str, log: bool) -> tuple[float, float]:
         lows = [s.low for s in (e.held_out[y] for e in result.entries) if s.low and s.value > 0]
         return max(min(values) / 4, min([*lows, *values]) * 0.85), max(values) * 1.6
     values += [e.held_out[y].value for e in result.of("teacher")]
+    bounds = [bound for e in result.entries for bound in (e.held_out[y].low, e.held_out[y].high)]
+    values += [bound for bound in bounds if bound is not None and np.isfinite(bound)]
     room = 0.06 * ((max(values) - min(values)) or 1)
     return min(values) - room, max(values) + room
 

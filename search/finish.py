@@ -34,7 +34,7 @@ MOST_ON_FRONT = 12
 SHOWN = 8
 REPEATS = 3
 SHORTER = (15, 12, 10, 8, 6)
-VISIBLE = 30.0  # dB: differences below are usually seen
+VISIBLE = 30.0  # dB of PSNR against the teacher: differences below are usually seen
 HELD_OUT_SEED = 10_000  # held-out noise is never the calibration noise
 
 
@@ -66,7 +66,8 @@ def collect(search: "Search", stopped: str) -> Result:
     teacher = to_schedule(search.model, {})
 
     archive = list(state.archive.values())
-    front = thin([a["scores"] for a in archive], MOST_ON_FRONT) if archive else []
+    worst = [o.minimised(o.worst(state.costs)) for o in search.objectives.values()]
+    front = thin([a["scores"] for a in archive], worst, MOST_ON_FRONT) if archive else []
     found = {search.schedule(archive[i]["x"]): archive[i]["values"] for i in front}
     presets = {name: search.schedule(x) for name, x in state.presets.items()}
     presets |= seeding.shorter_runs(target, search.model.shorter, SHORTER)
@@ -75,7 +76,6 @@ def collect(search: "Search", stopped: str) -> Result:
     everyone = [*found, *presets.values(), teacher]
     times = dict(zip(everyone, measure(search.model, everyone, REPEATS), strict=True))
     band = _seed_band(held_out, seeds)
-    threshold = max(VISIBLE, band[1])
 
     def entry(name: str, role: str, schedule: Schedule) -> Entry:
         latents = None if role == "preset" else held_out.latents(schedule)
@@ -112,10 +112,10 @@ def collect(search: "Search", stopped: str) -> Result:
         ],
         prompts={"calibration": search.calibration, "held_out": search.held_out},
         shown=search.held_out[:SHOWN],
-        recommended=recommend(entries, threshold),
-        no_visible_loss=threshold,
+        recommended=recommend(entries, VISIBLE),
+        no_visible_loss=VISIBLE,
         config=config.model_dump(mode="json"),
-        environment=_environment(search) | {"seed_to_seed_psnr_db": f"{band[0]:.1f} (95 % below {band[1]:.1f})"},
+        environment=_environment(search) | {"seed_to_seed_psnr_db": f"{band[0]:.1f} (90 % in {band[1]:.1f} to {band[2]:.1f})"},
         stopped=stopped,
     )
 
@@ -135,15 +135,20 @@ def write(result: Result) -> None:
             (folder / "grids" / f"{i:02d}.png").write_bytes(figures.grid_png(result, entry))
 
 
-def thin(scores: Sequence[Sequence[float]], most: int) -> list[int]:
-    """Indices of at most `most` non-dominated rows: the extremes, then always the one farthest from those chosen."""
+def thin(scores: Sequence[Sequence[float]], worst: Sequence[float], most: int) -> list[int]:
+    """Indices of at most `most` non-dominated rows [N, M] that are nowhere beyond `worst` [M].
+
+    The extremes, then always the one farthest from those chosen; distances are between ranks, so that the
+    choice is even along the front whatever the scales of the objectives.
+    """
     y = np.array(scores, dtype=float)
-    front = np.flatnonzero(non_dominated(y))
-    span = np.ptp(y[front], axis=0)
-    z = (y[front] - y[front].min(axis=0)) / np.where(span > 0, span, 1)
-    chosen = list(dict.fromkeys([*z.argmin(axis=0).tolist()]))
+    front = np.flatnonzero(non_dominated(y) & (y <= np.asarray(worst)).all(axis=1))
+    if not len(front):
+        return []
+    ranks = y[front].argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
+    chosen = list(dict.fromkeys(ranks.argmin(axis=0).tolist()))
     while len(chosen) < min(most, len(front)):
-        distance = np.linalg.norm(z[:, None] - z[chosen][None], axis=2).min(axis=1)
+        distance = np.linalg.norm(ranks[:, None] - ranks[chosen][None], axis=2).min(axis=1)
         chosen.append(int(distance.argmax()))
     return sorted(front[chosen].tolist())
 
@@ -206,14 +211,14 @@ def _pictures(images: Tensor) -> list[np.ndarray]:
     return list((images * 255).round().byte().permute(0, 2, 3, 1).numpy())
 
 
-def _seed_band(held_out: Evaluator, seeds: Sequence[int]) -> tuple[float, float]:
-    """PSNR in dB between the teacher's pictures of one prompt and two seeds: mean, and what 95 % stay below."""
+def _seed_band(held_out: Evaluator, seeds: Sequence[int]) -> tuple[float, float, float]:
+    """PSNR in dB between the teacher's pictures of one prompt and two seeds: mean, 5 % and 95 % quantile."""
     model = held_out.model
     count = min(len(seeds), 16)
     conditions = model.encode(held_out.prompts[:count])
     other = model.decode(model.sample(conditions, model.noise([s + 5_000 for s in seeds[:count]]))).cpu()
     values = Psnr()(other, held_out.teacher_images[:count]).numpy()
-    return float(values.mean()), float(np.quantile(values, 0.95))
+    return float(values.mean()), *np.quantile(values, [0.05, 0.95]).tolist()
 
 
 def _make_unique(entries: Sequence[Entry]) -> None:

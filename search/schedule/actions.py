@@ -34,11 +34,17 @@ class Store:
         """Keep a computed value if a later step reads it."""
         if self.last_use.get(step, -1) <= step:
             return
+        kept = self.values.setdefault(branch, [])
+        if kept and kept[-1][0] == step:
+            raise ScheduleError(
+                f"{self.name} was called twice in one denoiser call at step {step}; its values cannot be told "
+                "apart (call disable_forward_chunking() if its feed-forward runs in chunks)"
+            )
         value = value.detach()
         self.memory.add(value)
-        self.values.setdefault(branch, []).append((step, value))
+        kept.append((step, value))
 
-    def read(self, step: int, branch: int, clock: Clock, like: Tensor | None) -> Tensor:
+    def read(self, step: int, branch: int, clock: Clock) -> Tensor:
         """The value that the action of this step stands for."""
         needs = history(self.tokens[step])
         kept = self.values.get(branch, [])[-needs:]
@@ -46,15 +52,6 @@ class Store:
             raise ScheduleError(
                 f"{self.name} reads {needs} value(s) at step {step}, but this CFG branch computed {len(kept)}; "
                 "guidance may not be switched on during a run"
-            )
-        if like is not None and (kept[-1][1].shape, kept[-1][1].dtype, kept[-1][1].device) != (
-            like.shape,
-            like.dtype,
-            like.device,
-        ):
-            raise ScheduleError(
-                f"{self.name}: the kept value has shape {tuple(kept[-1][1].shape)}, the input now "
-                f"{tuple(like.shape)}; batch, resolution and device may not change during a run"
             )
         if needs == 1:
             value = kept[-1][1]
@@ -135,7 +132,7 @@ class ComponentHook(PlannedHook):
             return output
         if token == "S":
             return torch.zeros_like(hidden)
-        return store.read(step, self.branch(), self.clock, hidden)
+        return store.read(step, self.branch(), self.clock)
 
 
 class BlockHook(PlannedHook):
@@ -154,7 +151,7 @@ class BlockHook(PlannedHook):
         if outer not in (OFF, ABSENT):
             if outer == "S" or not self.last:
                 return hidden
-            return self.stack.read(step, branch, self.clock, hidden)
+            return self.stack.read(step, branch, self.clock)
         token = self.block.tokens[step]
         self.block.count(token)
         if token == OFF:
@@ -163,33 +160,36 @@ class BlockHook(PlannedHook):
         elif token == "S":
             output = hidden
         else:
-            output = self.block.read(step, branch, self.clock, hidden)
+            output = self.block.read(step, branch, self.clock)
         if self.last:
             self.stack.keep(step, branch, output)
         return output
 
 
 class DenoiserHook(PlannedHook):
-    """The denoiser: counts CFG branches, checks that the run is whole, and reuses or forecasts whole steps."""
+    """The denoiser: counts CFG branches, checks that the run is whole, and reuses or forecasts whole steps.
+
+    Values are cloned on the way in and out, because a pipeline may write into what it was given.
+    """
 
     def __init__(self, clock: Clock, store: Store, check: Callable[[], None]) -> None:
         super().__init__(clock)
         self.store, self.check = store, check
-        self.shapes: dict[int, torch.Size] = {}
-        self.container: type | None = None
+        self.inputs: dict[int, tuple] = {}  # branch -> shape, dtype and device of this run
+        self.container: Any = tuple  # of the outputs: a tuple, or a class with `sample`
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         self.check()
         hidden = args[0] if args else kwargs["hidden_states"]
         step, branch = self.clock.step, self.clock.calls
         self.clock.calls += 1
+        found = tuple(hidden.shape), str(hidden.dtype), str(hidden.device)
         if step == 0:
-            self.shapes[branch] = hidden.shape
-        elif self.shapes.get(branch) != hidden.shape:
-            before = tuple(self.shapes[branch]) if branch in self.shapes else None
+            self.inputs = {b: known for b, known in self.inputs.items() if b < branch} | {branch: found}
+        elif (known := self.inputs.get(branch)) != found:
             raise ScheduleError(
-                f"the denoiser's input changed from {before} to {tuple(hidden.shape)} at step {step}; batch, "
-                "resolution and guidance may not change during a run"
+                f"the denoiser's input changed from {known} to {found} at step {step}; batch, resolution, "
+                "type, device and guidance may not change during a run"
             )
         token = self.store.tokens[step]
         self.store.count(token)
@@ -200,16 +200,9 @@ class DenoiserHook(PlannedHook):
                 self.clock.stop()  # an interrupted run leaves no values behind
                 raise
             tensor = output[0]
-            if not isinstance(output, tuple):
-                self.container = type(output)
-            # cloned, because a pipeline may write into what it was given
-            self.store.keep(step, branch, tensor.clone() if step in self.store.last_use else tensor)
+            self.container = type(output)
+            if step in self.store.last_use:
+                self.store.keep(step, branch, tensor.clone())
             return output
-        value = self.store.read(step, branch, self.clock, None)
-        if not kwargs.get("return_dict", True):
-            return (value,)
-        if self.container is None:
-            from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-            self.container = Transformer2DModelOutput
-        return self.container(sample=value)
+        value = self.store.read(step, branch, self.clock).clone()
+        return (value,) if self.container is tuple else self.container(sample=value)

@@ -70,6 +70,7 @@ class Handle:
         self._pipe = weakref.ref(pipe)
         self._replaced = pipe.scheduler
         self._hooked: list[nn.Module] = []
+        self._compiled: list[tuple[Any, Callable]] = []  # hook reference, forward before compilation
         pipe.scheduler = self.scheduler
         try:
             self._install(compile)
@@ -87,6 +88,9 @@ class Handle:
 
     def remove(self) -> None:
         """Give the pipeline back as it was. Safe to call twice and after any exception."""
+        while self._compiled:
+            reference, original = self._compiled.pop()
+            reference.original_forward = original
         while self._hooked:
             module = self._hooked.pop()
             _beneath_offload(module, _unhook)
@@ -101,14 +105,15 @@ class Handle:
         `runs`; `denoiser_calls`; `nodes` {name: {action: times}} of every node that the plan touches;
         `block_executions`; `peak_bytes` of kept values.
         """
+        counted = {ROOT, *self.plan.planned()}
         nodes: dict[str, dict[str, int]] = {}
         for node in self.tree:
-            if node.name in self.stores:
+            if node.name in counted:
                 counts = self.stores[node.name].counts
                 nodes[node.name] = {t: n for t, n in counts.items() if t != "-"}
-            elif node.parent is not None:  # not hooked: runs whenever its parent is computed
+            elif node.parent is not None:  # not planned: runs whenever its parent is computed
                 nodes[node.name] = {OFF: nodes[node.parent].get(OFF, 0)}
-        touched = {name: counts for name, counts in nodes.items() if name in self.stores}
+        touched = {name: counts for name, counts in nodes.items() if name in counted}
         return {
             "runs": self.runs,
             "denoiser_calls": sum(nodes[ROOT].values()),
@@ -141,6 +146,7 @@ class Handle:
             if module not in self._hooked:
                 self._add(module, _PassHook())
             reference = module._diffusers_hook.get_hook(HOOK).fn_ref
+            self._compiled.append((reference, reference.original_forward))
             reference.original_forward = compile(reference.original_forward)
 
     def _add(self, module: nn.Module, hook: ModelHook) -> None:
@@ -212,14 +218,21 @@ def _check_denoiser(denoiser: nn.Module) -> None:
     if getattr(denoiser, "is_cache_enabled", False) or getattr(denoiser, "_is_cached", False):
         raise ScheduleError("another cache is enabled on this denoiser; call disable_cache() first")
     compiled = hasattr(denoiser, "_orig_mod") or any(
-        getattr(module, "_compiled_call_impl", None) is not None for module in denoiser.modules()
+        getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(module.forward, "_torchdynamo_orig_callable")
+        for module in denoiser.modules()
     )
     if compiled:
         raise ScheduleError(
             "the denoiser is compiled, and a schedule inside of compiled code would be traced anew at every "
             "step; apply it to the bare pipeline with schedule.apply(pipe, compile=torch.compile)"
         )
+    if (source := type(denoiser).forward.__module__) != type(denoiser).__module__:
+        raise ScheduleError(f"{type(denoiser).__name__}.forward was replaced by one of {source}; undo that patch first")
     for name, module in denoiser.named_modules():
+        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        if stateful := [hook for hook in hooks if hooks[hook]._is_stateful]:
+            raise ScheduleError(f"{name or ROOT} carries the cache hook {stateful[0]!r}; remove the other cache first")
         if getattr(module, "_chunk_size", None) is not None:
             raise ScheduleError(f"{name} runs its feed-forward in chunks; call disable_forward_chunking() first")
 

@@ -9,16 +9,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from search.schedule.errors import ScheduleError
+
 
 def newton_weights(places: Sequence[float], at: float) -> list[float]:
     """Weight of each value v(places[j]) in the forecast at `at`; computed once per step in float64.
 
     Newton's form is sum_k v[x_0..x_k] prod_{m<k} (at - x_m) with divided differences v[..]. It is linear in
-    the values, so the weights follow by running the recursion on unit vectors. ValueError on equal places.
+    the values, so the weights follow by running the recursion on unit vectors. ScheduleError on equal places.
     """
     n = len(places)
     if len(set(places)) < n:
-        raise ValueError(f"places {list(places)} of a forecast must differ")
+        raise ScheduleError(f"plan.axis puts computed steps at equal places {list(places)}; use axis 'index'")
     weights = [0.0] * n
     for j in range(n):
         table = [1.0 if i == j else 0.0 for i in range(n)]

@@ -6,16 +6,19 @@ The file is data. Nothing in it is imported, opened or fetched; every size is bo
 import hashlib
 import json
 import math
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from search.schedule.errors import ScheduleError
 from search.schedule.nodes import Tree
-from search.schedule.plan import MAX_STEPS, Plan
+from search.schedule.plan import MAX_ACTIONS, MAX_STEPS, Plan
+from search.schedule.sampler import check_order
 
 FORMAT = "schedule/1"
-MAX_BYTES = 16 * 2**20
+MAX_BYTES = 4 * 2**20
+MAX_ENTRIES = 1000  # of one JSON object
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -24,7 +27,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 class Part(BaseModel):
     """One part of the file: no unknown fields, no conversions between types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
 class ModelPart(Part):
@@ -88,12 +91,20 @@ class Document(Part):
         if sampler:
             _check_sampler(sampler, self.steps)
         _check_data(self.made, "made")
-        self.resolve()
+        _ = self._resolved
         return self
 
     def resolve(self) -> Plan | None:
         """The plan with every rule expanded; None where there is no plan."""
+        return self._resolved
+
+    @cached_property
+    def _resolved(self) -> Plan | None:
         tree = Tree(self.model.class_name, self.model.stacks)
+        if (size := (self.steps or 0) * len(tree.nodes)) > MAX_ACTIONS:
+            raise ScheduleError(
+                f"steps is {self.steps}: {size} actions of {len(tree.nodes)} nodes; admissible are {MAX_ACTIONS}"
+            )
         if self.plan is None or self.steps is None:
             return None
         return Plan.resolve(self.plan.rules, tree, self.steps)
@@ -105,7 +116,7 @@ class Document(Part):
         body: dict[str, Any] = {"format": FORMAT, "model": self.model.model_dump(by_alias=True)}
         if self.sampler:
             body["sampler"] = self.sampler.model_dump(by_alias=True, exclude_none=True)
-        if self.sampler or rules:
+        if self.steps is not None:
             body["steps"] = self.steps
         if rules and self.plan:
             forecasts = any("F" in actions for _, actions in rules)
@@ -125,7 +136,7 @@ def digest(document: Document) -> str:
 def parse(text: str | bytes) -> Document:
     """Read a schedule file's content. ScheduleError names the field and the value; nothing else is raised."""
     if len(text) > MAX_BYTES:
-        raise ScheduleError(f"the file has {len(text)} bytes; a schedule has at most {MAX_BYTES}")
+        raise ScheduleError(f"the file has more than the {MAX_BYTES} bytes that a schedule may have")
     try:
         data = json.loads(text)
     except RecursionError:
@@ -139,9 +150,9 @@ def validate(data: Any) -> Document:
     """Check a decoded document; also its digest, where it carries one."""
     if not isinstance(data, dict):
         raise ScheduleError(f"a schedule is a JSON object, not {type(data).__name__}")
-    _check_format(data.get("format", None))
     try:
         _check_data(data, "file")
+        _check_format(data.get("format", None))
         document = Document.model_validate_json(json.dumps(data))
         found = digest(document)
     except ValidationError as error:
@@ -173,11 +184,15 @@ def _check_sampler(sampler: SamplerPart, steps: int | None) -> None:
         raise ScheduleError("sampler.sigmas is given without sampler.timesteps; give both")
     for field, values in (("timesteps", timesteps), ("sigmas", sigmas)):
         for i, (a, b) in enumerate(zip(values or [], (values or [])[1:], strict=False)):
-            if not a > b:
+            if not a > b and not (field == "sigmas" and a == b and i == len(values or []) - 2):  # DEIS repeats its last
                 raise ScheduleError(f"sampler.{field} must fall strictly, but {a} is followed by {b} at {i}")
         if values and (values[-1] < 0 or values[0] > 1e6):
             raise ScheduleError(f"sampler.{field} runs from {values[0]} to {values[-1]}; admissible is 0 to 1e6")
-    _check_data(sampler.config, "sampler.config")
+    training = sampler.config.get("num_train_timesteps", 1000)
+    if isinstance(training, bool) or not isinstance(training, int) or not 1 <= training <= 100_000:
+        raise ScheduleError(f"sampler.config.num_train_timesteps is {training!r:.80}; admissible is 1 to 100000")
+    if order is not None:
+        check_order(sampler.class_name, [int(k) for k in order], sigmas, sampler.config)
 
 
 def _check_data(value: Any, where: str, depth: int = 0) -> None:
@@ -185,9 +200,12 @@ def _check_data(value: Any, where: str, depth: int = 0) -> None:
     if depth > 20:
         raise ScheduleError(f"{where[:80]} is nested more than 20 deep")
     if isinstance(value, dict):
+        if len(value) > MAX_ENTRIES:
+            raise ScheduleError(f"{where[:200]} has {len(value)} entries; an object has at most {MAX_ENTRIES}")
         for key, inner in value.items():
             if not isinstance(key, str):
-                raise ScheduleError(f"{where}: the key {key!r} is no text")
+                raise ScheduleError(f"{where}: a key is a {type(key).__name__}; keys are text")
+            _check_data(key, where, depth + 1)
             _check_data(inner, f"{where}.{key}", depth + 1)
     elif isinstance(value, list | tuple):
         for i, inner in enumerate(value):

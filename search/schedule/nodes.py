@@ -134,13 +134,16 @@ class Tree:
     def _blocks(text: str, size: int) -> list[int]:
         if text == "*":
             return list(range(size))
-        found: list[int] = []
+        found: set[int] = set()
         for part in text.strip("[]").split(","):
             low, dash, high = part.partition("-")
             if not low.isdigit() or (dash and not high.isdigit()) or len(low) > 5 or len(high) > 5:
                 return []
-            found += range(int(low), int(high or low) + 1)
-        return found
+            first, last = int(low), int(high or low)
+            if not first <= last < size:
+                return []
+            found.update(range(first, last + 1))
+        return sorted(found)
 
     def _no_match(self, selector: str) -> str:
         stacks = "; ".join(

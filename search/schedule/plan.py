@@ -12,6 +12,7 @@ from search.schedule.errors import ScheduleError
 from search.schedule.nodes import ROOT, Tree
 
 MAX_STEPS = 10_000
+MAX_ACTIONS = 2_000_000  # steps x nodes; 1000 steps of 28 blocks are 114,000
 OFF, ABSENT = "C", "-"
 Tokens = tuple[str, ...]
 
@@ -87,9 +88,16 @@ class Plan:
     def resolve(cls, rules: Sequence[tuple[str, str]], tree: Tree, steps: int) -> "Plan":
         """Expand rules (the later wins), apply the precedence of ancestors and check what is read."""
         chosen: dict[str, Tokens] = {}
+        texts: dict[str, Tokens] = {}  # many nodes share few texts
+        work = 0
         for i, (selector, text) in enumerate(rules):
-            tokens = parse_actions(text, steps, f"plan.rules[{i}] {selector!r}")
-            chosen.update(dict.fromkeys(tree.select(selector), tokens))
+            if text not in texts:
+                texts[text] = parse_actions(text, steps, f"plan.rules[{i}] {selector!r}")
+            names = tree.select(selector)
+            work += len(names)
+            if work > MAX_ACTIONS:
+                raise ScheduleError(f"plan.rules[{i}]: the rules select more than {MAX_ACTIONS} nodes in all")
+            chosen.update(dict.fromkeys(names, texts[text]))
         off = (OFF,) * steps
         effective: dict[str, Tokens] = {}
         for node in tree:

@@ -7,7 +7,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import diffusers
@@ -94,8 +94,12 @@ def coordinates(scheduler: Any, axis: str) -> list[float]:
         sigma = sigmas.detach().float().cpu()[:-1]
         small = sigma.clamp(1e-4, 1 - 1e-4)
         values = sigma if axis == "sigma" else ((1 - small) / small if flow else 1 / sigma).log()
+    elif (kept := getattr(scheduler, "alphas_cumprod", None)) is None:
+        raise ScheduleError(
+            f"plan.axis {axis!r} is unknown to {type(scheduler).__name__}, which has no sigmas; use 'index' or 'timestep'"
+        )
     else:
-        kept = scheduler.alphas_cumprod.detach().float().cpu()[timesteps.round().long()]
+        kept = kept.detach().float().cpu()[timesteps.round().long()].clamp(min=1e-12)
         sigma = ((1 - kept) / kept).sqrt()
         values = sigma if axis == "sigma" else -sigma.log()
     return values.tolist()
@@ -121,8 +125,10 @@ def plan_scheduler(
     name = type(planned).__name__
     if timesteps is not None and name not in GRIDDED:
         raise ScheduleError(f"sampler.timesteps: {name} runs no given timesteps; use {', '.join(GRIDDED)}")
+    if name == "DDIMScheduler" and sigmas is not None:
+        raise ScheduleError("sampler.sigmas: DDIMScheduler has none; leave them out")
     if order is not None:
-        _check_order(name, order, sigmas)
+        check_order(name, order, sigmas, planned.config)
     original_set, original_step = planned.set_timesteps, planned.step
 
     @functools.wraps(original_set)
@@ -136,6 +142,10 @@ def plan_scheduler(
                 )
         else:
             given = inspect.signature(original_set).bind(*args, **kwargs).arguments
+            if any(given.get(k) is not None for k in ("timesteps", "sigmas")):
+                raise ScheduleError(
+                    "the schedule brings its own timesteps; call the pipeline without timesteps and sigmas"
+                )
             kept = {k: v for k, v in given.items() if k in ("device", "mu") and v is not None}
             original_set(num_inference_steps=len(timesteps), **kept)
             _write_grid(planned, timesteps, sigmas)
@@ -166,7 +176,10 @@ def plan_scheduler(
         clock.advance()
         return result
 
-    planned.set_timesteps, planned.step = set_timesteps, step
+    def refuse(memo: Any) -> Any:
+        raise ScheduleError("this scheduler carries out a schedule; remove the schedule before copying it")
+
+    planned.set_timesteps, planned.step, planned.__deepcopy__ = set_timesteps, step, refuse
     return planned
 
 
@@ -207,12 +220,16 @@ def _build(scheduler: Any, class_name: str | None, config: dict[str, Any] | None
         raise ScheduleError(f"sampler.config does not fit {cls.__name__}: {error}") from error
 
 
-def _check_order(name: str, order: Sequence[int], sigmas: Sequence[float] | None) -> None:
+def check_order(name: str, order: Sequence[int], sigmas: Sequence[float] | None, config: Mapping[str, Any]) -> None:
+    """ScheduleError where the class of scheduler would not follow these orders."""
     highest = 3 if name in ORDERED else 1
     for i, k in enumerate(order):
         if not 1 <= k <= min(highest, i + 1):
             raise ScheduleError(f"sampler.order is {k} at step {i}; {name} takes 1 to {min(highest, i + 1)} there")
-    if order[-1] != 1 and sigmas is not None and sigmas[-1] == 0:
+    to_zero = name in ORDERED and name != "DEISMultistepScheduler" and config.get("final_sigmas_type", "zero") == "zero"
+    if sigmas is not None and name != "DPMSolverMultistepScheduler":  # which goes by its config in any case
+        to_zero = sigmas[-1] == 0
+    if order[-1] != 1 and to_zero:
         raise ScheduleError(f"sampler.order ends with {order[-1]}; the step to sigma 0 is of order 1")
 
 
@@ -224,8 +241,9 @@ def _write_grid(planned: Any, timesteps: Sequence[float], sigmas: Sequence[float
     planned.timesteps = torch.tensor(timesteps, dtype=dtype, device=device)
     planned.num_inference_steps = len(timesteps)
     if type(planned).__name__ == "DDIMScheduler":
-        if not whole:
-            raise ScheduleError("sampler.timesteps: DDIMScheduler indexes its table, so they must be integers")
+        highest = planned.config.num_train_timesteps - 1
+        if not whole or timesteps[0] > highest:
+            raise ScheduleError(f"sampler.timesteps: DDIMScheduler takes whole numbers from 0 to {highest}")
         return
     if sigmas is None:
         raise ScheduleError(f"sampler.sigmas is missing; {type(planned).__name__} needs {len(timesteps) + 1} of them")

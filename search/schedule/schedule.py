@@ -9,7 +9,7 @@ from typing import Any
 
 from search.schedule.apply import Handle, denoiser_of, model_part
 from search.schedule.errors import ScheduleError
-from search.schedule.format import FORMAT, Document, digest, parse, validate
+from search.schedule.format import FORMAT, MAX_BYTES, Document, digest, parse, validate
 from search.schedule.nodes import Tree
 from search.schedule.plan import OFF, Plan
 
@@ -28,16 +28,17 @@ class Schedule:
     def load(cls, path: str | Path) -> "Schedule":
         """Read a schedule file; ScheduleError names the field and the value that is wrong."""
         try:
-            return cls(parse(Path(path).read_bytes()))
-        except OSError as error:
-            raise ScheduleError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+            with open(path, "rb") as file:
+                return cls(parse(file.read(MAX_BYTES + 1)))
         except ScheduleError as error:
             raise ScheduleError(f"{path}: {error}") from None
+        except (OSError, ValueError) as error:  # ValueError: a path that can be no path
+            raise ScheduleError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Schedule":
         """A schedule from the content of its file."""
-        return cls(validate(dict(data)))
+        return cls(validate(dict(data) if isinstance(data, Mapping) else data))
 
     @classmethod
     def off(cls, pipe: Any) -> "Schedule":
@@ -47,8 +48,9 @@ class Schedule:
     def to_dict(self) -> dict[str, Any]:
         """The file's content: canonical rules, with digest."""
         data = self._document.model_dump(by_alias=True, exclude_none=True, mode="json")
-        data |= self._document.normal()
-        if "plan" not in self._document.normal():
+        normal = self._document.normal()
+        data |= normal
+        if "plan" not in normal:
             data.pop("plan", None)
         head = {"format": FORMAT, "digest": self.digest}
         return head | {k: v for k, v in data.items() if k not in head and v != {}}
@@ -100,8 +102,8 @@ class Schedule:
     @cached_property
     def plan(self) -> Plan:
         """Effective actions; where the schedule has no plan, everything is computed at each of its steps."""
-        steps = self.steps or 0
-        return self._document.resolve() or Plan(self.tree, steps, {n.name: (OFF,) * steps for n in self.tree})
+        off = (OFF,) * (self.steps or 0)
+        return self._document.resolve() or Plan(self.tree, len(off), {n.name: off for n in self.tree})
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Node names [N] and their effective actions [N][T]: C, R, F1.., S, or - where not run."""
