@@ -20,7 +20,8 @@ def main(folders: list[str]) -> None:
     for name, run in runs.items():
         last = run["history"][-1]
         fair = max(
-            (h["generation"] for h in run["history"] if h["block_executions"] <= least), default=run["history"][0]["generation"]
+            (h["generation"] for h in run["history"] if h["block_executions"] <= least),
+            default=run["history"][0]["generation"],
         )
         presets = [e["calibration"] for e in run["entries"] if e["role"] == "preset"]
         rows = [

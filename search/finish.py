@@ -115,7 +115,8 @@ def collect(search: "Search", stopped: str) -> Result:
         recommended=recommend(entries, VISIBLE),
         no_visible_loss=VISIBLE,
         config=config.model_dump(mode="json"),
-        environment=_environment(search) | {"seed_to_seed_psnr_db": f"{band[0]:.1f} (90 % in {band[1]:.1f} to {band[2]:.1f})"},
+        environment=_environment(search)
+        | {"seed_to_seed_psnr_db": f"{band[0]:.1f} (90 % in {band[1]:.1f} to {band[2]:.1f})"},
         stopped=stopped,
     )
 

@@ -125,7 +125,10 @@ def test_broken_content_is_named(parts, text):
         (b"[1]", "a schedule is a JSON object, not list"),
         (json.dumps(document(made={"x": 0})).replace('"x": 0', '"x": NaN').encode(), "file.made.x is nan"),
         (json.dumps(document(made={"x": 0})).replace('"x": 0', '"x": ' + "9" * 5000).encode(), "no complete JSON file"),
-        (json.dumps(document(made={"x": 0})).replace('"x": 0', '"x": ' + "[" * 30 + "]" * 30).encode(), "nested more than 20"),
+        (
+            json.dumps(document(made={"x": 0})).replace('"x": 0', '"x": ' + "[" * 30 + "]" * 30).encode(),
+            "nested more than 20",
+        ),
         (b" " * (5 * 2**20), "the file has more than the 4194304 bytes"),
     ],
 )

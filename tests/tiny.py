@@ -58,9 +58,7 @@ def embeddings(batch: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def run(
-    pipe: Any, steps: int = 6, batch: int = 2, guidance: float = 3.0, size: int = 8, **arguments: Any
-) -> Tensor:
+def run(pipe: Any, steps: int = 6, batch: int = 2, guidance: float = 3.0, size: int = 8, **arguments: Any) -> Tensor:
     """Final latents [batch, 4, size, size] of the stock pipeline."""
     return pipe(
         **embeddings(batch),
@@ -91,9 +89,7 @@ def dit(blocks: int = 2) -> DiTPipeline:
     )
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    vae = AutoencoderKL(
-        block_out_channels=(4,), latent_channels=4, norm_num_groups=2, mid_block_add_attention=False
-    )
+    vae = AutoencoderKL(block_out_channels=(4,), latent_channels=4, norm_num_groups=2, mid_block_add_attention=False)
     pipe = DiTPipeline(transformer.eval(), vae.eval(), DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
     return pipe
