@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -113,19 +114,13 @@ def pareto_html(result: Result) -> str:
     front = result.of("front")
     _add(figure, front, x, y, "searched front", legendrank=1, mode="lines+markers", line={"color": BLUE, "width": 2.5},
          marker={"size": 10, "color": BLUE})  # fmt: skip
-    _add(
-        figure,
-        result.of("teacher"),
-        x,
-        y,
-        "teacher",
-        mode="markers",
-        marker={"size": 15, "color": INK, "symbol": "star"},
-    )
+    log = _is_log(result, y)
+    if not log:  # it has no error, which a logarithmic axis cannot show
+        star = {"size": 15, "color": INK, "symbol": "star"}
+        _add(figure, result.of("teacher"), x, y, "teacher", mode="markers", marker=star)
     if result.best.role == "front":
         ring = {"size": 21, "color": "rgba(0,0,0,0)", "line": {"color": BLUE, "width": 2.5}}
         _add(figure, [result.best], x, y, f"recommended: {result.best.name}", legendrank=2, mode="markers", marker=ring)
-    log = _is_log(result, y)
     low, high = _limits(result, y, log)
     figure.update_layout(
         title={"text": f"{result.model}, {result.space}: searched front and published rules",
@@ -153,8 +148,11 @@ def heatmap_png(entry: Entry) -> bytes:
         image = np.zeros((sum(map(len, groups.values())), 1), dtype=int)
     height, steps = image.shape
     row = float(np.clip(6 / height, 0.08, 0.2))
-    figure = Figure(figsize=(max(6.5, min(0.34 * steps, 14) + 2.6), row * height + 1.3), dpi=DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    figure = Figure(
+        figsize=(max(6.5, min(0.34 * steps, 14) + 2.6), row * height + 1.3),
+        dpi=DPI,
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12),
+    )
     ax = figure.add_subplot()
     colors = ListedColormap([color for _, color in ACTIONS.values()])
     ax.pcolormesh(

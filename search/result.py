@@ -111,15 +111,11 @@ class Result:
         from search.schedule import Schedule
 
         data = read_front(folder)
-        entries = [
-            Entry(
-                row["name"],
-                row["role"],
-                Schedule.load(folder / row["file"]),
-                *({k: Score(**s) for k, s in row[split].items()} for split in SPLITS),
-            )
-            for row in data["entries"]
-        ]
+        entries = []
+        for row in data["entries"]:
+            calibration, held_out = ({k: Score(**s) for k, s in row[split].items()} for split in SPLITS)
+            schedule = Schedule.load(folder / row["file"])
+            entries.append(Entry(row["name"], row["role"], schedule, calibration, held_out))
         return cls(folder=folder, entries=entries, shown=[], **{name: data[name] for name in KEPT})
 
 

@@ -170,7 +170,7 @@ def _log_scores(client: "MlflowClient", run: "Run", entry: Entry, tags: Mapping[
 
 def _log_prompts(client: "MlflowClient", run: str, result: Result) -> None:
     import mlflow.data
-    import pandas
+    import pandas  # type: ignore[import-untyped]
     from mlflow.entities import DatasetInput, InputTag
 
     inputs = []

@@ -95,9 +95,7 @@ def coordinates(scheduler: Any, axis: str) -> list[float]:
         small = sigma.clamp(1e-4, 1 - 1e-4)
         values = sigma if axis == "sigma" else ((1 - small) / small if flow else 1 / sigma).log()
     elif (kept := getattr(scheduler, "alphas_cumprod", None)) is None:
-        raise ScheduleError(
-            f"plan.axis {axis!r} is unknown to {type(scheduler).__name__}, which has no sigmas; use 'index' or 'timestep'"
-        )
+        raise ScheduleError(f"plan.axis {axis!r}: {type(scheduler).__name__} has no sigmas; use 'index' or 'timestep'")
     else:
         kept = kept.detach().float().cpu()[timesteps.round().long()].clamp(min=1e-12)
         sigma = ((1 - kept) / kept).sqrt()
