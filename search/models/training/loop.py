@@ -104,7 +104,14 @@ class _averaged:
                 parameter.copy_(value)
 
 
-def _save(file, module, optimiser, average, step, running) -> None:
+def _save(
+    file: Path,
+    module: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    average: list[Tensor],
+    step: int,
+    running: float,
+) -> None:
     """Write beside, then rename: a run killed here resumes from the checkpoint before."""
     state = {
         "module": module.state_dict(),
