@@ -1,4 +1,4 @@
-"""python -m search.models.training.card FOLDER: measure a trained pipeline and write its model card.
+"""python benchmarks/model_card.py FOLDER: measure a trained pipeline and write its model card.
 
 The card shows what the model draws (a grid of 40 prompts), and how much schedules matter on it: PSNR of 20
 random plans at half of the compute against all of it.
@@ -80,7 +80,7 @@ each of them often, so it says nothing about generalisation.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m search.models.training.card", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--loss", required=True)
