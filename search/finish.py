@@ -267,9 +267,12 @@ def _last_lines(search: "Search", result: Result, view: Mapping[str, str] | None
             f"PSNR {s['psnr'].value:.1f} dB (visible below {result.no_visible_loss:.1f}), on held-out prompts"
         )
         console.print(f"export     python -m search.export run={folder.name} out=schedule.json")
-    if view is not None:
+    if view is not None and (error := view.get("error")):
+        console.print(f"[yellow]MLflow was not written: {error}[/yellow]; all of it is in the folder above")
+    elif view is not None:
         from search import tracking
 
-        console.print(f"review     {tracking.ui_command(Path(search.config.runs))}")
+        runs, uri = Path(search.config.runs), search.config.tracking.uri
+        console.print(f"review     {tracking.ui_command(runs, uri)}")
         if link := view.get("view"):
-            console.print(f"           then open {tracking.view_url(link)}")
+            console.print(f"           then open {tracking.view_url(link, uri)}")

@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, IPNDMScheduler, UNe
 from torch import Tensor
 
 from search import Schedule, ScheduleError
-from search.schedule.apply import component_kinds, denoiser_of, fingerprint, model_part
+from search.schedule.apply import denoiser_of, fingerprint, model_part
 from search.schedule.forecast import combine, newton_weights
 from search.schedule.nodes import ROOT, Tree
 from tests import tiny
@@ -231,7 +231,7 @@ def test_an_exception_in_mid_call_leaves_nothing(where):
 
     def fail(*_):
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == 3:
             raise Broken
 
     block = pipe.transformer.transformer_blocks[1]
@@ -339,7 +339,7 @@ def test_polynomials_of_its_degree_are_forecast_exactly(order):
     coefficients, places = [0.5, -1.0, 2.0, 0.25][: order + 1], [0.0, 0.4, 1.1, 1.3][: order + 1]
     values = [torch.full((2,), np.polyval(coefficients, x), dtype=torch.float64).float() for x in places]
     found = combine(values, newton_weights(places, 2.0))
-    assert torch.allclose(found, torch.full((2,), float(np.polyval(coefficients, 2.0))), rtol=1e-5)
+    assert torch.allclose(found, torch.full((2,), float(np.polyval(coefficients, 2.0))), atol=1e-5)
 
 
 def test_forecasts_keep_the_dtype_and_accumulate_in_fp32():
@@ -464,14 +464,10 @@ def test_a_second_schedule_is_refused():
 def test_copies_are_refused():
     pipe = tiny.pixart()
     with tiny.schedule(pipe, [["transformer_blocks.*:ff", "CRCRCR"]]).apply(pipe):
-        with pytest.raises(ScheduleError, match="this scheduler carries out a schedule; remove the schedule before copying"):
-            copy.deepcopy(pipe.scheduler)
-        other = copy.deepcopy(pipe.transformer)
         before = tiny.run(pipe)
-        mine, pipe.transformer = pipe.transformer, other
-        with pytest.raises(ScheduleError, match="this module is a copy of one that has a schedule applied"):
-            tiny.run(pipe)
-        pipe.transformer = mine
+        for part in (pipe.scheduler, pipe.transformer, pipe.transformer.transformer_blocks[1], pipe):
+            with pytest.raises(ScheduleError, match="a schedule is applied here; remove it before copying"):
+                copy.deepcopy(part)
         assert torch.equal(tiny.run(pipe), before)
     clean = copy.deepcopy(pipe.transformer)
     assert tiny.traces(clean) == []
@@ -502,7 +498,6 @@ def test_other_models_are_refused():
         schedule.apply(larger)
     with schedule.apply(larger, strict=False):
         tiny.run(larger)
-    assert tiny.traces(other) == [] if hasattr(other, "named_modules") else True
 
 
 def test_pipelines_without_a_known_denoiser_are_refused():
@@ -524,7 +519,7 @@ def test_a_contract_that_a_model_breaks_is_named():
 def test_an_axis_that_the_scheduler_cannot_give_is_refused():
     pipe = tiny.pixart(scheduler=IPNDMScheduler())
     with tiny.schedule(pipe, [["denoiser", "CCF1CCC"]], axis="logsnr").apply(pipe):
-        with pytest.raises(ScheduleError, match="plan.axis 'logsnr' is unknown to IPNDMScheduler"):
+        with pytest.raises(ScheduleError, match="plan.axis 'logsnr': IPNDMScheduler has no sigmas; use 'index'"):
             tiny.run(pipe)
 
 
@@ -534,7 +529,3 @@ def test_the_fingerprint_is_of_the_architecture_alone():
     b.transformer.register_to_config(_name_or_path="/somewhere/else")
     assert fingerprint(a.transformer) == fingerprint(b.transformer)
     assert fingerprint(a.transformer) != fingerprint(tiny.pixart(sample_size=16).transformer)
-
-
-def test_component_kinds_stand_in_the_order_of_execution():
-    assert component_kinds(Tree.of(tiny.pixart().transformer)) == ["attn1", "attn2", "ff"]

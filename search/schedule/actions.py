@@ -91,24 +91,11 @@ class Memory:
 
 
 class PlannedHook(ModelHook):
-    """Base of the hooks: refuses to act in a copy of the module that it was made for."""
+    """Base of the hooks: knows the step and the CFG branch."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self.clock = clock
-        self.home: nn.Module | None = None
-
-    def initialize_hook(self, module: nn.Module) -> nn.Module:
-        self.home = module
-        return module
-
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
-        if module is not self.home:
-            raise ScheduleError(
-                "this module is a copy of one that has a schedule applied; remove the schedule before "
-                "copying, or apply it to the copy"
-            )
-        return args, kwargs
 
     def branch(self) -> int:
         return self.clock.calls - 1  # the denoiser hook has counted the running call already

@@ -4,7 +4,7 @@ import hashlib
 import json
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from search.schedule.actions import BlockHook, ComponentHook, DenoiserHook, Memory, Store
 from search.schedule.errors import ScheduleError
 from search.schedule.format import Document
-from search.schedule.nodes import ROOT, Node, Tree
+from search.schedule.nodes import ROOT, Tree
 from search.schedule.plan import OFF, Plan
 from search.schedule.sampler import Clock, plan_scheduler
 
@@ -269,8 +269,3 @@ def model_part(denoiser: nn.Module) -> dict[str, Any]:
     """The `model` part of a schedule for this denoiser."""
     tree = Tree.of(denoiser)
     return {"class": tree.model_class, "fingerprint": fingerprint(denoiser), "stacks": tree.stacks}
-
-
-def component_kinds(nodes: Iterable[Node]) -> list[str]:
-    """Names of the component kinds in the order of execution."""
-    return list(dict.fromkeys(node.component for node in nodes if node.component))

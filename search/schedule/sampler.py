@@ -8,7 +8,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import diffusers
 import torch
@@ -36,6 +36,10 @@ class Clock:
         self.places: list[float] = []
         self.calls = 0  # denoiser calls since the last scheduler step: the CFG branch
         self.on_reset: list[Callable[[], None]] = []
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        """Hooks and scheduler of a copy would still drive the original: whoever reaches them is refused."""
+        raise ScheduleError("a schedule is applied here; remove it before copying, then apply it to the copy as well")
 
     def start(self, steps: int, places: list[float]) -> None:
         self.step, self.steps, self.places, self.calls = 0, steps, places, 0
@@ -125,9 +129,12 @@ def plan_scheduler(
         raise ScheduleError(f"sampler.timesteps: {name} runs no given timesteps; use {', '.join(GRIDDED)}")
     if name == "DDIMScheduler" and sigmas is not None:
         raise ScheduleError("sampler.sigmas: DDIMScheduler has none; leave them out")
+    if name == "DEISMultistepScheduler" and sigmas is not None and sigmas[-1] == 0:
+        raise ScheduleError(f"sampler.sigmas ends with 0; {name} takes its logarithm, so end above 0")
     if order is not None:
         check_order(name, order, sigmas, planned.config)
     original_set, original_step = planned.set_timesteps, planned.step
+    gaps: list[int] = []  # DDIM only: from each step to the next; its own grid runs as diffusers runs it
 
     @functools.wraps(original_set)
     def set_timesteps(*args: Any, **kwargs: Any) -> None:
@@ -146,6 +153,9 @@ def plan_scheduler(
                 )
             kept = {k: v for k, v in given.items() if k in ("device", "mu") and v is not None}
             original_set(num_inference_steps=len(timesteps), **kept)
+            gaps.clear()
+            if name == "DDIMScheduler" and planned.timesteps.tolist() != list(timesteps):
+                gaps.extend(int(a - b) for a, b in zip(timesteps, [*timesteps[1:], -1], strict=True))
             _write_grid(planned, timesteps, sigmas)
         clock.start(
             len(planned.timesteps),
@@ -167,17 +177,13 @@ def plan_scheduler(
             )
         if order is not None:
             planned.lower_order_nums = order[at] - 1
-        if name == "DDIMScheduler" and timesteps is not None:
-            following = timesteps[at + 1] if at + 1 < len(timesteps) else -1
-            planned.num_inference_steps = _Gap(len(timesteps), int(timesteps[at] - following))
+        if gaps:
+            planned.num_inference_steps = _Gap(len(gaps), gaps[at])
         result = original_step(model_output, timestep, *args, **kwargs)
         clock.advance()
         return result
 
-    def refuse(memo: Any) -> Any:
-        raise ScheduleError("this scheduler carries out a schedule; remove the schedule before copying it")
-
-    planned.set_timesteps, planned.step, planned.__deepcopy__ = set_timesteps, step, refuse
+    planned.set_timesteps, planned.step, planned.__deepcopy__ = set_timesteps, step, clock.__deepcopy__
     return planned
 
 
