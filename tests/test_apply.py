@@ -388,7 +388,7 @@ class TestRefusals:
             assert model.pipe.scheduler is mine  # what the user put there stays
 
     def test_a_copied_pipeline(self, model):
-        refused = pytest.raises(ScheduleError, match="remove the schedule before copying")
+        refused = pytest.raises(ScheduleError, match="remove .* before copying")
         with schedule(model, (ALL, "CRCRCR")).apply(model.pipe), refused:
             copy.deepcopy(model.denoiser)
 
@@ -403,7 +403,7 @@ class TestRefusals:
                     return (arguments[0][:2],), {k: v[:2] if torch.is_tensor(v) else v for k, v in keywords.items()}
 
             remover = model.denoiser.register_forward_pre_hook(halve, with_kwargs=True)
-            with pytest.raises(ScheduleError, match=r"input changed from \(4, 4, 8, 8\) to \(2, 4, 8, 8\) at step 2"):
+            with pytest.raises(ScheduleError, match="input changed from .*4, 4, 8, 8.* to .*2, 4, 8, 8.* at step 2"):
                 model.sample(conditions, noise)
             remover.remove()
             assert handle.runs == 1
