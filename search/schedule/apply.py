@@ -66,7 +66,7 @@ class Handle:
         # fmt: on
         self.stores: dict[str, Store] = {}
         self.runs = 0
-        self.clock.on_reset.append(self._clear)
+        self.clock.on_reset.append(self._reset)
         self._pipe = weakref.ref(pipe)
         self._replaced = pipe.scheduler
         self._hooked: list[nn.Module] = []
@@ -158,12 +158,20 @@ class Handle:
             self.stores[name] = Store(name, self.plan, self.memory) if self.plan.steps else _Idle(name, self)
         return self.stores[name]
 
-    def _clear(self) -> None:
-        if self.clock.step == 0:
-            self.runs += 1
+    def _reset(self) -> None:
+        """Forget the values of the last run; a new one is counted where the pipeline still has our denoiser."""
         for store in self.stores.values():
             store.clear()
             store.weights.clear()
+        if self.clock.step < 0:
+            return
+        self.runs += 1
+        pipe = self._pipe()
+        if pipe is not None and (found := denoiser_of(pipe)) is not self.denoiser:
+            raise ScheduleError(
+                f"the pipeline's denoiser was replaced by a {type(found).__name__} after the schedule was applied; "
+                "remove the schedule first (to compile, use schedule.apply(pipe, compile=torch.compile))"
+            )
 
     def _check_run(self) -> None:
         """Refuse a call outside of the run, the scheduler and the pipeline that were planned."""

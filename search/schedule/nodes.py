@@ -150,6 +150,6 @@ class Tree:
             f"{s.name}.[0-{self.stacks[s.name] - 1}] with components {', '.join(s.components)}" for s in self.contract
         )
         return (
-            f"selector {selector!r} matches no node of {self.model_class}; nodes are {ROOT}, {stacks}, "
+            f"selector {selector[:80]!r} matches no node of {self.model_class}; nodes are {ROOT}, {stacks}, "
             f"for example '{self.contract[0].name}.*:{self.contract[0].components[-1]}'"
         )

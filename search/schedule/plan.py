@@ -92,7 +92,7 @@ class Plan:
         work = 0
         for i, (selector, text) in enumerate(rules):
             if text not in texts:
-                texts[text] = parse_actions(text, steps, f"plan.rules[{i}] {selector!r}")
+                texts[text] = parse_actions(text, steps, f"plan.rules[{i}] {selector[:80]!r}")
             names = tree.select(selector)
             work += len(names)
             if work > MAX_ACTIONS:

@@ -208,7 +208,7 @@ def _build(scheduler: Any, class_name: str | None, config: dict[str, Any] | None
         cls = scheduler_class(class_name)
         known = set(inspect.signature(cls.__init__).parameters)
         if unknown := sorted(set(config or {}) - known):
-            raise ScheduleError(f"sampler.config has {unknown}, which {class_name} does not take")
+            raise ScheduleError(f"sampler.config has {unknown[:9]}, which {class_name} does not take")
         config = dict(config or {})
     if order is None and class_name is None:
         return copy.deepcopy(scheduler)
