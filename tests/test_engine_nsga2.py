@@ -46,12 +46,13 @@ class TestNsga2(EngineContract):
         engine = self.engine(objectives=3)
         assert len(continue_(engine, 10, objectives=3)) == 70
 
-    def test_a_diverged_row_never_becomes_a_parent_while_others_are_there(self) -> None:
+    @pytest.mark.parametrize("broken", [0, 1])
+    def test_a_diverged_row_never_becomes_a_parent_while_others_are_there(self, broken: int) -> None:
         engine = self.engine()
         for bad in (np.nan, np.inf, -np.inf):
             x = engine.ask(24)
             y = scores(x)
-            y[::2, 0], y[::2, 1] = bad, -5  # the cheapest of all, but broken
+            y[::2, broken], y[::2, 1 - broken] = bad, -5  # the cheapest of all, but broken
             engine.tell(x, y)
             assert (engine.parents[1] >= 0).all()
             assert (engine.parents[1][:12] < 1e100).all()
@@ -71,6 +72,16 @@ class TestNsga2(EngineContract):
         engine.tell(x[:30], y[:30])
         front = {tuple(row) for row in y[non_dominated(y)]}
         assert front <= {tuple(row) for row in engine.parents[1]}
+
+    def test_tournaments_prefer_rank_then_crowding(self) -> None:
+        engine = self.engine()
+        x = np.eye(len(self.LEVELS), dtype=np.int64)[:3]  # gene i names row i
+        engine.tell(x, scores(x))
+        engine.parents = (x, scores(x))
+        engine.rank, engine.crowding = np.array([1.0, 0.0, 0.0]), np.array([9.0, 1.0, 2.0])
+        won = np.bincount([int(engine._select().argmax()) for _ in range(900)], minlength=3)
+        # Of nine pairs the best row wins all five that it is in, the next three, the last only the one with itself.
+        assert won == pytest.approx([100, 300, 500], abs=60)
 
     def test_wrong_shapes_are_refused(self) -> None:
         engine = self.engine()
@@ -169,6 +180,14 @@ def test_crossover_takes_whole_groups() -> None:
         patterns.add(tuple(child[:, 0].tolist()))
     assert len(patterns) == 16
     assert (a == 1).all()
+
+
+def test_half_of_the_crossovers_take_one_stretch() -> None:
+    some = genes([3] * 20, group_size=1)
+    engine = Nsga2Engine(Start(some, 2, np.random.default_rng(0)), population=2)
+    a, b = np.ones(20, dtype=np.int64), np.full(20, 2)
+    ends = np.array([np.count_nonzero(np.diff(engine._cross(a, b))) for _ in range(400)])
+    assert 0.4 < (ends <= 2).mean() < 0.6  # a choice per group hardly ever has so few
 
 
 def test_children_are_mutated_and_not_only_crossed() -> None:

@@ -108,6 +108,22 @@ def test_b04_branches_are_kept_apart_whatever_their_order(pipe):
         pipe.scheduler.step(first[0][:, :4], pipe.scheduler.timesteps[0], latents)
         again = [call(pipe, latents * k, 400).sample for k in (1, 2, 3)]
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    rules = [
+        ["transformer_blocks.0:ff", "CRRRRR"],
+        ["transformer_blocks.1", "CCRRRR"],
+        ["transformer_blocks", "CCCRRR"],
+    ]
+    runs = []
+    for branches in ((1.0,), (2.0,), (1.0, 2.0)):  # alone, alone, together
+        outputs: dict[float, list] = {scale: [] for scale in branches}
+        with torch.no_grad(), applied(pipe, rules):
+            pipe.scheduler.set_timesteps(6)
+            for t in pipe.scheduler.timesteps:
+                for scale in branches:
+                    outputs[scale].append(call(pipe, latents * scale, t).sample)
+                pipe.scheduler.step(latents, t, latents)
+        runs.append({scale: torch.stack(found) for scale, found in outputs.items()})
+    assert torch.equal(runs[2][1.0], runs[0][1.0]) and torch.equal(runs[2][2.0], runs[1][2.0])
     dit = tiny.dit()  # one call, conditioned half first
     with applied(dit, [["transformer_blocks.*:attn1", "CRCRCR"]]):
         assert torch.equal(tiny.classes(dit), tiny.classes(dit))

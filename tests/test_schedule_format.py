@@ -125,12 +125,17 @@ def test_the_valid_file_is_valid(tmp_path):
         ("made", {"\udc80": 1}, r"file.made: '\\udc80' is not valid Unicode text"),
         ("made", {str(i): i for i in range(20_001)}, "file.made has 20001 entries; admissible are 20000"),
         ("made.list", [0] * 20_001, "file.made.list has 20001 entries; admissible are 20000"),
+        ("k" * 100_000, 1, "k{200} is no field"),
+        ("made." + "k" * 100_000, math.nan, "file.made.k{80} is nan"),
+        ("plan.rules.0.0", "x" * 19_000, "selector 'x{80}' matches no node"),
+        ("model.stacks", {"x" * 9999: 1}, "model.stacks.x+"),
         (
             "bits",
             {},
             "bits is no field of schedule/1 that this version knows; at the top it knows format, digest, model",
         ),
     ],
+    ids=lambda value: str(value)[:30],
 )
 def test_a_wrong_value_is_named(path, value, text, tmp_path):
     for make in (Schedule.from_dict, lambda data: read(data, tmp_path)):

@@ -15,10 +15,11 @@ MOVES = {"reset": 0.25, "nudge": 0.3, "copy": 0.15, "swap": 0.1, "off": 0.1, "sh
 class Nsga2Engine(Engine):
     """Generation 0 is the zero row and all seeds; then `population` parents survive by rank and crowding.
 
-    Every child is changed (in ECAD's runs pymoo's `BitflipMutation(prob=0.05)` left 95 % of the children as
-    they were: there `prob` is the chance that an individual is mutated at all). Children come from binary
-    tournaments, crossover between whole gene groups (all genes of a step), and one or two moves (`_vary`).
-    Survival is pymoo's; a row is never asked twice. Two or more objectives.
+    Every child goes through one or two moves (`_vary`; in ECAD's runs pymoo's `BitflipMutation(prob=0.05)` left
+    95 % of the children as they were: there `prob` is the chance that an individual is mutated at all). A move
+    may change nothing, so some children are crossovers alone. Parents are picked by binary tournaments, crossover
+    is between whole gene groups (all genes of a step), survival is pymoo's; a row is never asked twice. Two or
+    more objectives.
 
     Children are made when asked for, from the best rows told by then: any n and any order of `tell` will do.
     """
