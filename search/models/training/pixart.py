@@ -87,10 +87,12 @@ def save(tokenizer: Any, text_encoder: Any, vae: Any, transformer: Any, out: Pat
     pipe = PixArtAlphaPipeline(tokenizer, text_encoder, vae, transformer, build_scheduler())
     pipe.save_pretrained(out)
     PixArtAlphaPipeline.from_pretrained(out, torch_dtype=torch.float16, local_files_only=True).save_pretrained(out)
-    for file in out.rglob("*.json"):  # where it was trained is nobody's business
+    for file in out.rglob("*.json"):
         data = json.loads(file.read_text(encoding="utf-8"))
-        if data.pop("_name_or_path", None) is not None:
-            file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        data.pop("_name_or_path", None)  # where it was trained is nobody's business
+        if "dtype" in data:  # transformers would load fp16 by it, while diffusers loads fp32 unless it is told
+            data["dtype"] = "float32"
+        file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def build_transformer(channels: int) -> PixArtTransformer2DModel:
