@@ -40,5 +40,5 @@ class Engine(ABC):
     def ask(self, n: int) -> np.ndarray:
         """Up to n rows x [N, G] of int64 with 0 <= x < levels; fewer, or none, when nothing is left to try."""
 
-    def tell(self, x: np.ndarray, y: np.ndarray) -> None:  # noqa: B027 - random search has no use for scores  # noqa: B027 (an engine may ignore scores)
+    def tell(self, x: np.ndarray, y: np.ndarray) -> None:  # noqa: B027 - random search has no use for scores
         """Scores y [N, M] of rows x [N, G], all to be minimised."""
