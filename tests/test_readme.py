@@ -28,6 +28,6 @@ def test_the_production_code_runs_as_printed(root, tmp_path, monkeypatch):
     assert names["schedule"].digest == made.digest
 
 
-@pytest.mark.parametrize("folder", ["search", "spaces", "objectives", "kernels", "conf", "tests", "benchmarks"])
+@pytest.mark.parametrize("folder", ["search", "spaces", "objectives", "kernels", "conf", "tests", "runs", "benchmarks"])
 def test_the_top_level_folders_are_there(root, folder):
     assert (root / folder).is_dir()
