@@ -66,11 +66,16 @@ def split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def normalise(overrides: list[str]) -> list[str]:
-    """`space=x`, `+space=x` and `++space=x` mean the same, and none of them means the default space.
+    """`x=y`, `+x=y` and `++x=y` mean the same for a group x; without a space the default one is meant.
 
-    Hydra appends `+space` only while `space` is absent from its defaults list: so it is in conf/search.yaml.
+    Hydra appends `+space` only while `space` is absent from its defaults list: so it is in conf/search.yaml. The
+    other groups are in that list, and there Hydra refuses the plus.
     """
-    found = ["+" + a.lstrip("+") if a.lstrip("+").startswith("space=") else a for a in overrides]
+    found = []
+    for override in overrides:
+        plain = override.lstrip("+")
+        group, equals, _ = plain.partition("=")
+        found.append(("+" if group == "space" else "") + plain if equals and group in GROUPS else override)
     return found if any(a.startswith("+space=") for a in found) else [*found, f"+space={DEFAULT_SPACE}"]
 
 
@@ -117,6 +122,8 @@ def help_text() -> str:
 
 def explain(error: Exception) -> str | None:
     """What to tell the user, with what was probably meant; None for what is not the user's mistake."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "hydra":  # only what applies schedules is installed
+        return 'a search needs more packages: pip install "diffusion-schedule-search[search]", or -e ".[search]" here'
     from hydra.errors import HydraException, InstantiationException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -128,10 +135,14 @@ def explain(error: Exception) -> str | None:
     from search.config import closest, known_keys
 
     text = str(error).strip()
-    if found := re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", text):
+    if found := re.search(r"Could not (?:find|load) '(\w+)/([^']*)'", text):
         group, wrong = found.groups()
         known = options(group)
         return f"{group}={wrong} is no option.{closest(wrong, known)} Available options: {', '.join(known)}"
+    if found := re.search(r"(\w+) appears more than once|Multiple values for (\w+)\.", text):
+        group = found[1] or found[2]
+        joined = f"; join several as {group}=[a,b]" if group in ("space", "objective") else ""
+        return f"{group}= is given more than once{joined}"
     if found := re.search(
         r"Could not (?:override|append to config|delete)[^']*'([^'@]+)|Key '([^']+)' is not in", text
     ):

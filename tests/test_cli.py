@@ -30,6 +30,22 @@ def test_space_can_be_said_in_every_way(arguments: list[str]) -> None:
     assert list(composed(normalise(arguments))["space"]) == ["cache"]
 
 
+def test_a_plus_before_any_group_does_no_harm() -> None:
+    raw = composed(normalise(["+engine=random", "++model=pixart_alpha_256", "+objective=[ssim,macs]"]))
+    assert raw["engine"]["_target_"].endswith("RandomEngine")
+    assert (raw["model"]["name"], list(raw["objective"])) == ("pixart_alpha_256", ["ssim", "macs"])
+
+
+def test_without_the_extra_the_command_to_install_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(*_: Any) -> None:
+        raise ModuleNotFoundError("No module named 'hydra'", name="hydra")
+
+    monkeypatch.setattr("search.__main__.composed", absent)
+    assert 'pip install "diffusion-schedule-search[search]"' in tell(capsys)
+
+
 def test_keys_of_a_space_are_left_alone() -> None:
     raw = composed(normalise(["space=cache", "space.cache.granularity=block"]))
     assert raw["space"]["cache"]["granularity"] == "block"
@@ -99,6 +115,8 @@ def test_mistakes_are_told_before_torch_is_imported(root: Path) -> None:
         ("space=cach", "space=cach is no option. Did you mean cache? Available options: cache"),
         ("model=pixrt", "Did you mean pixart? Available options: pixart, pixart_alpha_1024"),
         ("objective=[drift,mac]", "Did you mean macs?"),
+        ("engine=", "engine= is no option. Available options: dp, nsga2, random"),
+        ("space=", "space= is no option. Available options: cache"),
         ("modle=pixart", "Did you mean model?"),
         ("model.stepz=3", "Did you mean model.steps?"),
         ("+sede=3", "Did you mean seed?"),
@@ -114,6 +132,10 @@ def test_mistakes_are_told_before_torch_is_imported(root: Path) -> None:
 )
 def test_mistakes(argument: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert told in tell(capsys, argument)
+
+
+def test_a_group_given_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "join several as space=[a,b]" in tell(capsys, "+space=cache", "space=cache")
 
 
 def test_nothing_is_written_by_looking(
