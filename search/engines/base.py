@@ -1,7 +1,7 @@
 """What an engine is: it proposes rows of integers and is told their scores. Lower is better."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,13 +10,40 @@ from search.spaces.base import Gene
 
 
 @dataclass(frozen=True)
+class Table:
+    """What each gene does alone, all others off: measured once, read by engines that solve instead of search.
+
+    `errors[g]` [levels of g] is the drift at each level; `costs[c][g]` [levels of g] the change of cost c (0 at
+    level 0, negative where the level saves); `vectors[g]` [levels of g, D] the error vectors whose norms
+    `errors` are (a sketch of the final latents' differences), empty where they were not kept.
+    """
+
+    errors: Sequence[np.ndarray]
+    costs: Sequence[Sequence[np.ndarray]]
+    vectors: Sequence[np.ndarray] = ()
+
+
+@dataclass(frozen=True)
 class Start:
-    """What an engine begins with. `seeds` [S, G] are rows that deserve to be tried first: presets, DP front."""
+    """What an engine begins with.
+
+    `seeds` [S, G] are rows that deserve to be tried first: presets, DP front. `worst` [M] are scores beyond
+    which a row is worth nothing (empty: no such bound). `proposals` make rows by a named method ("dp", "olss",
+    "beam") when called, `table` measures the additive table when called; both raise ValueError with a reason
+    where the space has none.
+    """
 
     genes: Sequence[Gene]
     objectives: int
     rng: np.random.Generator
     seeds: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
+    worst: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    proposals: Mapping[str, Callable[[], np.ndarray]] = field(default_factory=dict)
+    table: Callable[[], Table] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what measures: rows are proposed when the engine is made, and a pickled engine has them."""
+        return self.__dict__ | {"proposals": {}, "table": None}
 
     def __post_init__(self) -> None:
         seeds, count = np.asarray(self.seeds), len(self.genes)
