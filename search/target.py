@@ -1,17 +1,26 @@
 """What a space knows of a model, without its weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+
+from search.noise import Noise
 from search.schedule.nodes import Tree
 
 
 @dataclass(frozen=True)
 class Target:
-    """The denoiser's nodes, the number of steps T, and the teacher's own sampler part.
+    """The denoiser's nodes and linear layers, the number of steps T, and the teacher's own sampler part.
 
-    `model` and `sampler` are parts of a schedule file, ready to be joined with what a space decodes.
+    `model` and `sampler` are parts of a schedule file, ready to be joined with what a space decodes. `layers`
+    are the denoiser's linear layers by their full name, (outputs, inputs) each. `guidance` is the teacher's CFG
+    scale, 1 without guidance.
+
+    Genes of a step belong to a step of the *teacher's* grid. Where another space has moved the steps, `at`
+    names for every step of this grid the teacher's step nearest in log-SNR, whose genes it takes.
     """
 
     name: str
@@ -19,11 +28,40 @@ class Target:
     steps: int
     model: Mapping[str, Any] = field(default_factory=dict)
     sampler: Mapping[str, Any] = field(default_factory=dict)
+    layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    guidance: float = 1.0
+    teacher: "Target | None" = None
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """Component kinds in the order of execution, `("attn1", "attn2", "ff")`."""
         return tuple(dict.fromkeys(c for stack in self.tree.contract for c in stack.components))
+
+    @property
+    def reference(self) -> int:
+        """Number of steps of the teacher's grid, which the genes are about."""
+        return (self.teacher or self).steps
+
+    @cached_property
+    def noise(self) -> Noise:
+        """The noise schedule of the sampler."""
+        return Noise.of(self.sampler)
+
+    @cached_property
+    def at(self) -> tuple[int, ...]:
+        """For every step of this grid: the teacher's step whose genes it takes."""
+        if self.teacher is None:
+            return tuple(range(self.steps))
+        theirs = self.teacher.noise.grid_logsnr(self.teacher.sampler)
+        own = self.noise.grid_logsnr(self.sampler)
+        return tuple(int(np.abs(theirs - place).argmin()) for place in own)
+
+    def on(self, parts: Mapping[str, Any]) -> "Target":
+        """The same denoiser on the grid of decoded parts (`steps`, `sampler`)."""
+        if "sampler" not in parts:
+            return self
+        moved = replace(self, steps=parts.get("steps", self.steps), sampler=parts["sampler"])
+        return replace(moved, teacher=self.teacher or self)
 
     def schedule(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """The schedule file's content for parts that a space decoded."""

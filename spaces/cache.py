@@ -47,10 +47,10 @@ class CacheSpace(Space):
 
     def genes(self, target: Target) -> list[Gene]:
         """Levels: see the class. ValueError where there is no second step to cache at."""
-        if target.steps < 2:
-            raise ValueError(f"a cache needs at least 2 steps, model.steps is {target.steps}; use model.steps=20")
+        if target.reference < 2:
+            raise ValueError(f"a cache needs at least 2 steps, model.steps is {target.reference}; use model.steps=20")
         genes = []
-        for t in range(1, target.steps):
+        for t in range(1, target.reference):
             for name, levels, ordered in self._row(target):
                 genes.append(Gene(f"{name}@{t}", levels, group=f"step {t}", ordered=ordered))
         return genes
@@ -58,10 +58,11 @@ class CacheSpace(Space):
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
         """The plan part; `{}` where all is computed. A forecast of more order than there is history is lowered."""
         row = self._row(target)
-        table = np.asarray(x, dtype=np.int64).reshape(target.steps - 1, len(row))
+        table = np.asarray(x, dtype=np.int64).reshape(target.reference - 1, len(row)).tolist()
         plan = {ROOT: [OFF]} | {node: [OFF] for node in self._nodes(target)}
         computed = dict.fromkeys(plan, 1)
-        for values in table.tolist():
+        for at in target.at[1:]:  # the first step computes, whichever of the teacher's steps it stands for
+            values = table[at - 1] if at else [0] * len(row)
             wanted = self._step(dict(zip((name for name, *_ in row), values, strict=True)), target)
             whole = self._action(wanted.pop(ROOT, 0), computed[ROOT])
             plan[ROOT].append(whole)
@@ -97,7 +98,7 @@ class CacheSpace(Space):
         if any(t not in levels for values in tokens.values() for t in values):
             return None
         rows = []
-        for t in range(1, target.steps):
+        for t in range(1, target.reference):
             actions = {name: levels[values[t]] for name, values in tokens.items()}
             if self.granularity == "interval" and len({actions[k] for k in kinds if actions[k]}) > 1:
                 return None  # one gene says reuse or forecast for all kinds of a step
@@ -165,7 +166,7 @@ class CacheSpace(Space):
         return [(stack.name, kind) for stack in target.tree.contract for kind in stack.components]
 
     def _rules(self, target: Target) -> Iterator[tuple[str, dict[str, list[str]]]]:
-        steps = target.steps
+        steps = target.reference
 
         def every(n: int, action: str = "R", first: int = 1) -> list[str]:
             return [OFF if t < first or (t - first + 1) % n == 0 else action for t in range(steps)]

@@ -4,28 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
-from engine_contract import EngineContract, genes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from search.engines.base import Start
-from search.engines.dp import DpEngine, Front, forecast_front, merge, reuse_front
-
-
-class TestDp(EngineContract):
-    make = DpEngine
-
-    def test_hands_out_its_seeds_once_and_in_order(self) -> None:
-        start = self.start()
-        engine = DpEngine(Start(start.genes, 2, start.rng, np.concatenate([start.seeds, start.seeds[::-1]])))
-        assert (engine.ask(3) == start.seeds[:3]).all()
-        assert (engine.ask(99) == start.seeds[3:]).all()
-        assert len(engine.ask(99)) == 0
-
-    def test_needs_seeds(self) -> None:
-        with pytest.raises(ValueError, match="no genes for the DP front; use engine=nsga2"):
-            DpEngine(Start(genes([2, 2]), 2, np.random.default_rng(0)))
+from search.engines.dp import Front, forecast_front, merge, reuse_front
 
 
 def cases(most: int, axes: int = 2) -> st.SearchStrategy[tuple[np.ndarray, ...]]:

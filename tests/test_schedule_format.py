@@ -130,9 +130,9 @@ def test_the_valid_file_is_valid(tmp_path):
         ("plan.rules.0.0", "x" * 19_000, "selector 'x{80}' matches no node"),
         ("model.stacks", {"x" * 9999: 1}, "model.stacks.x+"),
         (
-            "bits",
+            "gates",
             {},
-            "bits is no field of schedule/1 that this version knows; at the top it knows format, digest, model",
+            "gates is no field of schedule/1 that this version knows; at the top it knows format, digest, model",
         ),
     ],
     ids=lambda value: str(value)[:30],

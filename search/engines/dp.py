@@ -1,7 +1,7 @@
 """Exact dynamic programming over step plans: the best place of K computes, for every K at once.
 
 The tables are errors of a surrogate that adds up over steps (CacheQuant arXiv:2503.01323 and DPCache segment
-in the same way; the lexicographic maximum is LeMiCa's). Each function is exact for its surrogate; the engine
+in the same way; the lexicographic maximum is LeMiCa's). Each function is exact for its surrogate; engine=dp
 evaluates what they find.
 """
 
@@ -10,24 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from search.engines.base import Engine, Start
-
 Front = list[tuple[float, np.ndarray]]  # per number of computes 1..T: error, mask of computed steps [T]
-
-
-class DpEngine(Engine):
-    """Evaluates the exact front of the surrogate, which its seeds hold, and nothing more."""
-
-    def __init__(self, start: Start) -> None:
-        if not len(start.seeds):
-            raise ValueError("this space has no genes for the DP front; use engine=nsga2")
-        self.start = start
-        self.waiting = list({row.tobytes(): row for row in start.seeds}.values())
-
-    def ask(self, n: int) -> np.ndarray:
-        """The next rows of the front; none when all were handed out."""
-        rows, self.waiting = self.waiting[:n], self.waiting[n:]
-        return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.start.genes))
 
 
 def reuse_front(

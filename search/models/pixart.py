@@ -58,7 +58,10 @@ class PixArt(Model):
             "config": public_config(self.pipe.scheduler),
         }
         sampler |= {"timesteps": timesteps} | ({"sigmas": sigmas} if sigmas else {})
-        self.target = Target(name, Tree.of(self.denoiser), steps, model_part(self.denoiser), sampler)
+        layers = {n: (m.out_features, m.in_features) for n, m in self.denoiser.named_modules() if type(m) is nn.Linear}
+        self.target = Target(
+            name, Tree.of(self.denoiser), steps, model_part(self.denoiser), sampler, layers, guidance_scale
+        )
 
     @property
     def denoiser(self) -> nn.Module:

@@ -16,7 +16,7 @@ from search.schedule.errors import ScheduleError
 from search.schedule.format import Document
 from search.schedule.nodes import ROOT, Tree
 from search.schedule.plan import OFF, Plan
-from search.schedule.sampler import Clock, plan_scheduler
+from search.schedule.sampler import Clock, LinearSolver, plan_scheduler
 
 HOOK = "diffusion-schedule-search"
 
@@ -54,6 +54,7 @@ class Handle:
         self.plan = document.resolve() or Plan(self.tree, 0, {n.name: () for n in self.tree})
         self.clock, self.memory = Clock(), Memory()
         sampler, axis = document.sampler, document.plan.axis if document.plan else "index"
+        table = sampler.coefficients if sampler else None
         # fmt: off
         self.scheduler = plan_scheduler(
             pipe.scheduler, self.clock, steps=steps, axis=axis,
@@ -62,6 +63,7 @@ class Handle:
             timesteps=sampler.timesteps if sampler else None,
             sigmas=sampler.sigmas if sampler else None,
             order=[int(k) for k in sampler.order] if sampler and sampler.order else None,
+            solver=LinearSolver(table.state, table.outputs) if table else None,
         )
         # fmt: on
         self.stores: dict[str, Store] = {}

@@ -19,6 +19,7 @@ from search.schedule.sampler import check_order
 FORMAT = "schedule/1"
 MAX_BYTES = 4 * 2**20
 MAX_ENTRIES = 20_000  # of one JSON object or array
+MAX_TABLE = 1000  # steps of a solver table, whose size is their square
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -38,14 +39,28 @@ class ModelPart(Part):
     stacks: dict[Name, int] = Field(max_length=20)
 
 
+class CoefficientsPart(Part):
+    """A linear multistep solver as a table: x[i+1] = state[i] * x[0] + sum over j <= i of outputs[i][j] * e[j].
+
+    x[0] is the initial latent, e[j] what the denoiser gave at step j (guided). OLSS (arXiv:2305.14677).
+    """
+
+    state: list[Finite] = Field(max_length=MAX_TABLE)
+    outputs: list[list[Finite]] = Field(max_length=MAX_TABLE)
+
+
 class SamplerPart(Part):
-    """How the scheduler runs. `timesteps` [T] and post-shift `sigmas` [T+1] go together; `order` is per step."""
+    """How the scheduler runs. `timesteps` [T] and post-shift `sigmas` [T+1] go together; `order` is per step.
+
+    With `coefficients` the table is run instead of the class's own solver.
+    """
 
     class_name: Name = Field(alias="class")
     config: dict[str, Any] = Field(default={}, max_length=200)
     timesteps: list[Finite] | None = Field(default=None, max_length=MAX_STEPS)
     sigmas: list[Finite] | None = Field(default=None, max_length=MAX_STEPS + 1)
     order: str | None = Field(default=None, max_length=MAX_STEPS, pattern="^[1-9]+$")
+    coefficients: CoefficientsPart | None = None
 
 
 class PlanPart(Part):
@@ -59,6 +74,53 @@ class PlanPart(Part):
     rules: list[tuple[Annotated[str, Field(max_length=20_000)], Annotated[str, Field(max_length=100_000)]]] = Field(
         max_length=MAX_ENTRIES
     )
+
+
+class GuidancePart(Part):
+    """Classifier-free guidance per step. `call` is the guidance_scale that the pipeline call is given.
+
+    `scale` [T] is what each step is guided with instead. `branch` [T]: C computes both halves of the batch, O only
+    the conditional one (no guidance), R reuses the unconditional half's last output, M runs one merged pass on
+    text states extrapolated from the unconditional by the scale.
+    """
+
+    call: Finite
+    scale: list[Finite] | None = Field(default=None, max_length=MAX_STEPS)
+    branch: str | None = Field(default=None, max_length=MAX_STEPS, pattern="^[CORM]+$")
+
+    @property
+    def is_off(self) -> bool:
+        return set(self.scale or [self.call]) == {self.call} and set(self.branch or "C") == {"C"}
+
+
+class FormatPart(Part):
+    """How a layer's weight, and if given its input, are rounded. `group` is inputs per scale, null a whole row.
+
+    `elided`: the layer's outputs depend on the timestep alone and are tabulated per step.
+    """
+
+    weight: int | None = Field(default=None, ge=2, le=8)
+    group: int | None = Field(default=None, ge=1, le=1_000_000)
+    activation: int | None = Field(default=None, ge=4, le=8)
+    elided: bool = False
+
+
+class BitsPart(Part):
+    """Formats by id, and the id of every linear layer that is not at full precision."""
+
+    formats: dict[Name, FormatPart] = Field(max_length=100)
+    layers: dict[Name, Name] = Field(max_length=MAX_ENTRIES)
+
+
+class CorrectionsPart(Part):
+    """Channel-wise affine corrections of reused values: a * value + b, CacheQuant (arXiv:2503.01323).
+
+    The numbers lie in a .safetensors file beside the schedule; `digest` is the file's sha256. `steps` names the
+    corrected steps of every node.
+    """
+
+    digest: str = Field(max_length=100)
+    steps: dict[Name, list[int]] = Field(max_length=MAX_ENTRIES)
 
 
 class ScorePart(Part):
@@ -79,6 +141,9 @@ class Document(Part):
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     sampler: SamplerPart | None = None
     plan: PlanPart | None = None
+    guidance: GuidancePart | None = None
+    bits: BitsPart | None = None
+    corrections: CorrectionsPart | None = None
     scores: dict[Name, ScorePart] = Field(default={}, max_length=200)
     made: dict[Name, Any] = Field(default={}, max_length=200)
 
@@ -86,10 +151,15 @@ class Document(Part):
     def _consistent(self) -> "Document":
         """Everything that can be checked without a model."""
         sampler = self.sampler
-        if self.steps is None and (self.plan or (sampler and (sampler.timesteps or sampler.order))):
-            raise ScheduleError("steps is missing; plan, sampler.timesteps and sampler.order need it")
+        stepwise = self.plan or self.guidance or (sampler and (sampler.timesteps or sampler.order))
+        if self.steps is None and stepwise:
+            raise ScheduleError("steps is missing; plan, guidance, sampler.timesteps and sampler.order need it")
         if sampler:
             _check_sampler(sampler, self.steps)
+        if self.guidance and self.steps:
+            _check_guidance(self.guidance, self.steps)
+        if self.bits:
+            _check_bits(self.bits)
         _check_data(self.made, "made")
         _ = self._resolved
         return self
@@ -125,6 +195,14 @@ class Document(Part):
                 "axis": self.plan.axis if forecasts else "index",
                 "rules": rules,
             }
+        if self.guidance and not self.guidance.is_off:
+            body["guidance"] = self.guidance.model_dump(exclude_none=True)
+        if self.bits and self.bits.layers:
+            used = sorted(set(self.bits.layers.values()))
+            formats = {name: self.bits.formats[name].model_dump(exclude_defaults=True) for name in used}
+            body["bits"] = {"formats": formats, "layers": dict(self.bits.layers)}
+        if self.corrections and "plan" in body:
+            body["corrections"] = self.corrections.model_dump()
         return body
 
 
@@ -186,11 +264,55 @@ def _check_sampler(sampler: SamplerPart, steps: int | None) -> None:
                 raise ScheduleError(f"sampler.{field} must fall strictly, but {a} is followed by {b} at {i}")
         if values and (values[-1] < 0 or values[0] > 1e6):
             raise ScheduleError(f"sampler.{field} runs from {values[0]} to {values[-1]}; admissible is 0 to 1e6")
+    if sampler.coefficients is not None:
+        _check_coefficients(sampler, steps)
     training = sampler.config.get("num_train_timesteps", 1000)
     if isinstance(training, bool) or not isinstance(training, int) or not 1 <= training <= 100_000:
         raise ScheduleError(f"sampler.config.num_train_timesteps is {training!r:.80}; admissible is 1 to 100000")
     if order is not None:
         check_order(sampler.class_name, [int(k) for k in order], sigmas, sampler.config)
+
+
+def _check_coefficients(sampler: SamplerPart, steps: int | None) -> None:
+    table = sampler.coefficients
+    assert table is not None
+    if sampler.timesteps is None or steps is None:
+        raise ScheduleError("sampler.coefficients is given without sampler.timesteps; a table belongs to its grid")
+    if sampler.order is not None:
+        raise ScheduleError("sampler.order and sampler.coefficients are both given; the table says the order, leave one")
+    for field, found in (("state", len(table.state)), ("outputs", len(table.outputs))):
+        if found != steps:
+            raise ScheduleError(f"sampler.coefficients.{field} has {found} rows; {steps} steps need {steps}")
+    for i, row in enumerate(table.outputs):
+        if len(row) != i + 1:
+            raise ScheduleError(f"sampler.coefficients.outputs[{i}] has {len(row)} entries; row {i} has {i + 1}")
+
+
+def _check_guidance(guidance: GuidancePart, steps: int) -> None:
+    for field, values in (("scale", guidance.scale), ("branch", guidance.branch)):
+        if values is not None and len(values) != steps:
+            raise ScheduleError(f"guidance.{field} has {len(values)} entries; {steps} steps need {steps}")
+    if not 1 < guidance.call <= 1000:
+        raise ScheduleError(f"guidance.call is {guidance.call}; guidance needs a scale above 1, at most 1000")
+    for i, scale in enumerate(guidance.scale or []):
+        if not 0 <= scale <= 1000:
+            raise ScheduleError(f"guidance.scale is {scale} at step {i}; admissible is 0 to 1000")
+    branch = guidance.branch or "C"
+    if "R" in branch and "C" not in branch[: branch.index("R")]:
+        raise ScheduleError(f"guidance.branch is R at step {branch.index('R')}, but no C came before it to reuse")
+
+
+def _check_bits(bits: BitsPart) -> None:
+    for name, form in bits.formats.items():
+        if form.elided and (form.weight or form.activation):
+            raise ScheduleError(f"bits.formats.{name} is elided and has bits; an elided layer has none")
+        if not form.elided and not form.weight:
+            raise ScheduleError(f"bits.formats.{name} has no weight bits; give weight 2 to 8, or elided true")
+    for layer, name in bits.layers.items():
+        if name not in bits.formats:
+            raise ScheduleError(
+                f"bits.layers.{layer} is {name!r}, which bits.formats lacks; it has {', '.join(bits.formats) or 'none'}"
+            )
 
 
 def _check_data(value: Any, where: str, depth: int = 0) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import diffusers
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from search.schedule.errors import ScheduleError
 
@@ -25,6 +26,31 @@ GRIDDED = (
     "FlowMatchEulerDiscreteScheduler",
     "DDIMScheduler",
 )
+
+
+class LinearSolver:
+    """The interpreter of a solver table: x[i+1] = state[i] * x[0] + sum over j <= i of outputs[i][j] * e[j].
+
+    Sums are accumulated in float64 on devices that have it, and returned in the latents' dtype.
+    """
+
+    def __init__(self, state: Sequence[float], outputs: Sequence[Sequence[float]]) -> None:
+        self.state, self.outputs = state, outputs
+        self.values: list[torch.Tensor] = []  # x[0], e[0], e[1], ...
+
+    def step(self, i: int, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """x[i+1] from what the denoiser gave at step i; `sample` is read at step 0 only."""
+        precise = torch.float32 if output.device.type == "mps" else torch.float64
+        if i == 0:
+            self.values = [sample.to(precise)]
+        self.values.append(output.to(precise))
+        total = self.values[0] * self.state[i]
+        for value, weight in zip(self.values[1:], self.outputs[i], strict=True):
+            if weight:
+                total = torch.add(total, value, alpha=weight)
+        if i + 1 == len(self.state):
+            self.values = []
+        return total.to(sample.dtype)
 
 
 class Clock:
@@ -118,6 +144,7 @@ def plan_scheduler(
     sigmas: Sequence[float] | None = None,
     order: Sequence[int] | None = None,
     axis: str = "index",
+    solver: LinearSolver | None = None,
 ) -> Any:
     """A copy of `scheduler` that keeps `clock` and runs the given grid and orders; all parts are optional.
 
@@ -179,7 +206,12 @@ def plan_scheduler(
             planned.lower_order_nums = order[at] - 1
         if gaps:
             planned.num_inference_steps = _Gap(len(gaps), gaps[at])
-        result = original_step(model_output, timestep, *args, **kwargs)
+        if solver is None:
+            result = original_step(model_output, timestep, *args, **kwargs)
+        else:
+            given = inspect.signature(original_step).bind(model_output, timestep, *args, **kwargs).arguments
+            sample = solver.step(at, model_output, given["sample"])
+            result = (sample,) if not given.get("return_dict", True) else SchedulerOutput(prev_sample=sample)
         clock.advance()
         return result
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from search.schedule.apply import Handle, denoiser_of, model_part
 from search.schedule.errors import ScheduleError
-from search.schedule.format import FORMAT, MAX_BYTES, Document, digest, parse, validate
+from search.schedule.format import FORMAT, MAX_BYTES, Document, FormatPart, GuidancePart, digest, parse, validate
 from search.schedule.nodes import Tree
 from search.schedule.plan import OFF, Plan
 
@@ -86,6 +86,17 @@ class Schedule:
     def steps(self) -> int | None:
         """Denoiser evaluation slots per run; None where any number will do."""
         return self._document.steps
+
+    @property
+    def guidance(self) -> GuidancePart | None:
+        """Guidance per step; None where the pipeline's own is used."""
+        return self._document.guidance
+
+    @property
+    def bits(self) -> Mapping[str, FormatPart]:
+        """Formats of the linear layers that are not at full precision, by full layer name."""
+        part = self._document.bits
+        return {layer: part.formats[name] for layer, name in part.layers.items()} if part else {}
 
     @property
     def scores(self) -> dict[str, Any]:

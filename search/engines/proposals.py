@@ -1,0 +1,45 @@
+"""Rows that a method computes once from calibration, evaluated and nothing more: engine=dp, olss, beam."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from search.engines.base import Engine, Start
+
+
+class Rows:
+    """A list of rows x [N, G], each handed out once, in order."""
+
+    def __init__(self, rows: Iterable[np.ndarray], genes: int) -> None:
+        whole = (np.asarray(row, dtype=np.int64) for row in rows)
+        self.waiting = list({row.tobytes(): row for row in whole}.values())
+        self.genes = genes
+
+    def take(self, n: int) -> np.ndarray:
+        """The next n rows x [<=n, G]; none when all were handed out."""
+        rows, self.waiting = self.waiting[:n], self.waiting[n:]
+        return np.array(rows, dtype=np.int64).reshape(len(rows), self.genes)
+
+
+class ProposalEngine(Engine):
+    """The zero row, the rows of the method `of` in its own order, then the seeds; scores change nothing.
+
+    The rows are computed when the engine is made. Any number of objectives.
+    """
+
+    def __init__(self, start: Start, of: str) -> None:
+        if of not in start.proposals:
+            there = ", ".join(start.proposals) or "none"
+            raise ValueError(f"this search has no {of!r} rows; there are: {there}. Use engine=nsga2")
+        proposed = start.proposals[of]()
+        try:
+            proposed = replace(start, seeds=proposed).seeds
+        except ValueError as error:
+            raise ValueError(f"the {of!r} rows do not fit the genes: {error}") from error
+        zero = np.zeros_like(start.levels)
+        self.rows = Rows([zero, *proposed, *start.seeds], len(zero))
+
+    def ask(self, n: int) -> np.ndarray:
+        """The next rows of the list; none when all were handed out."""
+        return self.rows.take(n)
