@@ -2,6 +2,7 @@
 
 import numpy as np
 from pymoo.core.population import Population
+from pymoo.core.survival import Survival
 from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
 from search.engines.base import Engine, Start
@@ -19,7 +20,7 @@ class Nsga2Engine(Engine):
     95 % of the children as they were: there `prob` is the chance that an individual is mutated at all). A move
     may change nothing, so some children are crossovers alone. Parents are picked by binary tournaments, crossover
     is between whole gene groups (all genes of a step), survival is pymoo's; a row is never asked twice. Two or
-    more objectives.
+    more objectives. A row beyond `Start.worst` loses against every row within it (Deb et al. 2002, section VI).
 
     Children are made when asked for, from the best rows told by then: any n and any order of `tell` will do.
     """
@@ -35,7 +36,7 @@ class Nsga2Engine(Engine):
         self.asked: set[bytes] = set()
         self.waiting: list[np.ndarray] = []
         self.parents: tuple[np.ndarray, np.ndarray] | None = None  # x [P, G], y [P, M], best rank first
-        self.rank, self.crowding = np.zeros(0), np.zeros(0)  # [P] each
+        self.excess, self.rank, self.crowding = np.zeros(0), np.zeros(0), np.zeros(0)  # [P] each
         for row in [np.zeros_like(self.levels), *start.seeds]:
             if row.tobytes() not in self.asked:
                 self._queue(row)
@@ -59,15 +60,14 @@ class Nsga2Engine(Engine):
         y = np.where(np.isfinite(y).all(axis=1, keepdims=True), y, WORST)
         if self.parents is not None:
             x, y = np.concatenate([self.parents[0], x]), np.concatenate([self.parents[1], y])
-        kept = RankAndCrowding().do(
-            _Problem(),
-            Population.new(X=x, F=y),
-            n_survive=self.population,
-            random_state=self.start.rng,  # without it ties are broken by a generator that nobody seeded
-        )
-        self.parents = np.array([k.X for k in kept], dtype=np.int64), np.array([k.F for k in kept])
-        self.rank = np.array([k.get("rank") for k in kept], dtype=float)
-        self.crowding = np.array([k.get("crowding") for k in kept], dtype=float)
+        over = excess(y, self.start.worst)
+        kept = self._survive(y, over)
+        self.parents, self.excess = (np.asarray(x)[kept].astype(np.int64), y[kept]), over[kept]
+
+    def _survive(self, y: np.ndarray, over: np.ndarray) -> np.ndarray:
+        """Indices [P] of the rows that stay, and for the tournaments their rank and crowding."""
+        kept, self.rank, self.crowding = survivors(self, RankAndCrowding(), y, over, "rank", "crowding")
+        return kept.astype(int)
 
     def _fill(self, n: int) -> None:
         while len(self.waiting) < n and self._queue(self._guess() if self.parents is None else self._child()):
@@ -100,11 +100,15 @@ class Nsga2Engine(Engine):
         return child
 
     def _select(self) -> np.ndarray:
-        """Binary tournament on rank, then crowding."""
+        """Binary tournament: what is within the bounds, then what `_better` says."""
         assert self.parents is not None
         a, b = self.start.rng.integers(len(self.parents[0]), size=2)
-        better = (self.rank[a], -self.crowding[a]) <= (self.rank[b], -self.crowding[b])
+        better = self._better(a, b) if self.excess[a] == self.excess[b] else self.excess[a] < self.excess[b]
         return self.parents[0][a if better else b]
+
+    def _better(self, a: int, b: int) -> bool:
+        """Whether parent a wins against b: by rank, then crowding."""
+        return bool((self.rank[a], -self.crowding[a]) <= (self.rank[b], -self.crowding[b]))
 
     def _cross(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Half of the time each group comes from either parent, else one stretch of groups comes from b."""
@@ -123,7 +127,7 @@ class Nsga2Engine(Engine):
         """A copy after one move, drawn at random. It may change nothing: `_queue` then moves on.
 
         reset: each gene to a random level, with a chance of 1/G to 5/G; nudge: the same with ordered genes,
-        by 1 or 2 levels; copy: a group onto its neighbour; swap: two groups; off: a group to 0; shift: a run of
+        by at most 2 levels, or 1/40 of the levels where that is more; copy: a group onto its neighbour; swap: two groups; off: a group to 0; shift: a run of
         groups by one. Groups trade places only with groups of the same shape (number of levels of each gene).
         """
         rng, row = self.start.rng, row.copy()
@@ -137,7 +141,8 @@ class Nsga2Engine(Engine):
         there = int(rng.integers(len(alike)))
         if move == "nudge" and self.ordered.any():
             hit = self.ordered & (rng.random(len(row)) < chance)
-            return np.clip(row + hit * rng.choice((-2, -1, 1, 2), size=len(row)), 0, self.levels - 1)
+            by = rng.integers(1, np.maximum(2, self.levels // 40) + 1) * rng.choice((-1, 1), size=len(row))
+            return np.clip(row + hit * by, 0, self.levels - 1)
         if move == "copy":
             beside = min(max(here + int(rng.choice((-1, 1))), 0), len(alike) - 1)
             row[alike[beside]] = row[alike[here]]
@@ -162,10 +167,42 @@ def _groups(start: Start) -> list[np.ndarray]:
     return [np.array(group) for group in found.values()]
 
 
+def excess(y: np.ndarray, worst: np.ndarray) -> np.ndarray:
+    """How far rows of y [N, M] are beyond the bounds `worst` [M], or []: sum of the shares of the bound, 0 within.
+
+    A row with a NaN, infinite or `WORST` score is farther out than any other.
+    """
+    broken = ~(np.abs(y) < WORST).all(axis=1)
+    if not len(worst):
+        return np.where(broken, WORST, 0.0)
+    worst = np.asarray(worst, dtype=float)
+    scale = np.where(worst == 0, 1.0, np.abs(worst))  # a bound of 0 has no share: the excess itself
+    beyond = np.where(broken[:, None], 0.0, y) - worst
+    return np.where(broken, WORST, np.maximum(beyond / scale, 0).sum(axis=1))
+
+
+def survivors(
+    engine: Nsga2Engine, survival: Survival, y: np.ndarray, over: np.ndarray, *names: str
+) -> list[np.ndarray]:
+    """Indices [P] of the rows that pymoo lets survive, and what it noted about them under `names`, [P] each.
+
+    Rows within the bounds (over == 0) go first, the others follow by `over` and have 0 for every name.
+    """
+    kept = survival.do(
+        _Problem(),
+        Population.new(index=np.arange(len(y)), F=y, G=over[:, None]),
+        n_survive=engine.population,
+        random_state=engine.start.rng,  # without it ties are broken by a generator that nobody seeded
+    )
+    within = over[[k.get("index") for k in kept]] == 0
+    noted = [[k.get(name) if ok else 0 for k, ok in zip(kept, within, strict=True)] for name in names]
+    return [np.array(values, dtype=float) for values in ([k.get("index") for k in kept], *noted)]
+
+
 class _Problem:
     """What pymoo's survival asks of a problem."""
 
-    n_constr = 0
+    n_constr = 1
 
     def has_constraints(self) -> bool:
-        return False
+        return True

@@ -1,5 +1,6 @@
 """What a model adapter is: a loaded pipeline, and its denoising loop opened up."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,8 +33,22 @@ class Model(ABC):
         """Initial noise [B, C, h, w], one seed per picture: what the pipeline draws from these generators."""
 
     @abstractmethod
+    def begin(self, conditions: Any, noise: Tensor) -> Tensor:
+        """Set the scheduler's timesteps for a new run and return the latents [B, C, h, w] that it begins with."""
+
+    @abstractmethod
+    def denoise(self, conditions: Any, latents: Tensor, t: Tensor) -> Tensor:
+        """The guided prediction [B, C, h, w] at timestep t, as the pipeline hands it to `scheduler.step`."""
+
+    @torch.no_grad()
     def sample(self, conditions: Any, noise: Tensor) -> Tensor:
         """Final latents [B, C, h, w] by the pipeline's own arithmetic, under whatever schedule is applied."""
+        latents, scheduler = self.begin(conditions, noise), self.pipe.scheduler
+        extra = {"eta": 0.0} if "eta" in inspect.signature(scheduler.step).parameters else {}
+        for t in scheduler.timesteps:
+            prediction = self.denoise(conditions, latents, t)
+            latents = scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
+        return latents
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """PixArt-alpha and -Sigma (arXiv:2310.00426, 2403.04692), and the small one that ships with the project."""
 
-import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -104,38 +103,36 @@ class PixArt(Model):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return randn_tensor((len(seeds), *shape[1:]), generator=generators, dtype=self.denoiser.dtype).to(self.device)
 
-    @torch.no_grad()
-    def sample(self, conditions: Conditions, noise: Tensor) -> Tensor:
-        """PixArtAlphaPipeline.__call__ between encoding and decoding, line by line the same arithmetic."""
-        scheduler, guided = self.pipe.scheduler, self.guidance_scale > 1
+    def begin(self, conditions: Conditions, noise: Tensor) -> Tensor:
+        scheduler = self.pipe.scheduler
         scheduler.set_timesteps(self.steps, device=self.device)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
-        latents = noise * scheduler.init_noise_sigma
+        return noise * scheduler.init_noise_sigma
+
+    @torch.no_grad()
+    def denoise(self, conditions: Conditions, latents: Tensor, t: Tensor) -> Tensor:
+        """PixArtAlphaPipeline.__call__ between encoding and the scheduler's step, line by line the same arithmetic."""
+        guided = self.guidance_scale > 1
         text, mask = conditions.text, conditions.mask
         if guided:
-            text = torch.cat([conditions.empty, text])
-            mask = torch.cat([conditions.empty_mask, mask])
-        micro = self._micro_conditions(len(text), text)
-        extra = {"eta": 0.0} if "eta" in inspect.signature(scheduler.step).parameters else {}
-        for t in scheduler.timesteps:
-            x = torch.cat([latents] * 2) if guided else latents
-            x = scheduler.scale_model_input(x, t)
-            prediction = self.denoiser(
-                x,
-                encoder_hidden_states=text,
-                encoder_attention_mask=mask,
-                timestep=t[None].to(x.device).expand(len(x)),
-                added_cond_kwargs=micro,
-                return_dict=False,
-            )[0]
-            if guided:
-                without, conditional = prediction.chunk(2)
-                prediction = without + self.guidance_scale * (conditional - without)
-            if self.denoiser.config.out_channels // 2 == latents.shape[1]:
-                prediction = prediction.chunk(2, dim=1)[0]  # the other half is the learned variance
-            latents = scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
-        return latents
+            text, mask = torch.cat([conditions.empty, text]), torch.cat([conditions.empty_mask, mask])
+        x = torch.cat([latents] * 2) if guided else latents
+        x = self.pipe.scheduler.scale_model_input(x, t)
+        prediction = self.denoiser(
+            x,
+            encoder_hidden_states=text,
+            encoder_attention_mask=mask,
+            timestep=t[None].to(x.device).expand(len(x)),
+            added_cond_kwargs=self._micro_conditions(len(text), text),
+            return_dict=False,
+        )[0]
+        if guided:
+            without, conditional = prediction.chunk(2)
+            prediction = without + self.guidance_scale * (conditional - without)
+        if self.denoiser.config.out_channels // 2 == latents.shape[1]:
+            prediction = prediction.chunk(2, dim=1)[0]  # the other half is the learned variance
+        return prediction
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -45,7 +45,9 @@ class Handle:
         pipe: Any,
         strict: bool = True,
         compile: Callable[[Callable], Callable] | None = None,
+        solver: LinearSolver | None = None,
     ) -> None:
+        """`solver` runs instead of the file's own: what a least-squares fit of the solver uses."""
         self.denoiser = denoiser_of(pipe)
         _check_denoiser(self.denoiser)
         self.tree = Tree.of(self.denoiser)
@@ -63,7 +65,7 @@ class Handle:
             timesteps=sampler.timesteps if sampler else None,
             sigmas=sampler.sigmas if sampler else None,
             order=[int(k) for k in sampler.order] if sampler and sampler.order else None,
-            solver=LinearSolver(table.state, table.outputs) if table else None,
+            solver=solver or (LinearSolver(table.state, table.outputs) if table else None),
         )
         # fmt: on
         self.stores: dict[str, Store] = {}

@@ -1,0 +1,70 @@
+"""NSGA-III (Deb and Jain 2014, doi:10.1109/TEVC.2013.2281535), for three objectives and more."""
+
+import math
+import warnings
+
+import numpy as np
+
+from search.engines.base import Start
+from search.engines.nsga2 import Nsga2Engine, survivors
+
+
+class Nsga3Engine(Nsga2Engine):
+    """NSGA-II with another survival: reference directions share out the places, not crowding.
+
+    Parents are picked at random; with `unified` two of the same direction are compared by rank, then by distance
+    to it (U-NSGA-III: Seada and Deb 2016, doi:10.1109/TEVC.2015.2459718). Bounds are as in NSGA-II.
+
+    Survival is pymoo's on scores scaled to the range of all rows at hand: pymoo takes ranges below 1e-6 for
+    none, and drift may be that small.
+    """
+
+    def __init__(self, start: Start, population: int = 24, unified: bool = False) -> None:
+        if population < max(2, start.objectives):
+            least = max(2, start.objectives)
+            raise ValueError(
+                f"population {population} is too small for {start.objectives} objectives; "
+                f"use engine.population=24, at least {least}"
+            )
+        self.unified = unified
+        self.directions = directions(start.objectives, population)  # [D, M]
+        self.ideal = np.full(start.objectives, np.inf)  # the least of each score ever told
+        self.niche, self.distance = np.zeros(0), np.zeros(0)  # [P] each
+        super().__init__(start, population)
+
+    def _survive(self, y: np.ndarray, over: np.ndarray) -> np.ndarray:
+        """Indices [P] of the rows that stay, and for the tournaments rank, direction and distance to it."""
+        from pymoo.algorithms.moo.nsga3 import ReferenceDirectionSurvival
+
+        within = y[over == 0] if (over == 0).any() else np.zeros((1, y.shape[1]))
+        if (over == 0).any():
+            self.ideal = np.minimum(self.ideal, within.min(axis=0))
+        low, high = np.minimum(self.ideal, within.min(axis=0)), within.max(axis=0)
+        scaled = (y - low) / np.where(high > low, high - low, 1.0)
+        survival = ReferenceDirectionSurvival(self.directions)
+        survival.norm.ideal_point = np.zeros(y.shape[1])
+        with warnings.catch_warnings():  # pymoo switches all warnings off for good
+            names = ("rank", "niche", "dist_to_niche")
+            kept, self.rank, self.niche, self.distance = survivors(self, survival, scaled, over, *names)
+        return kept.astype(int)
+
+    def _better(self, a: int, b: int) -> bool:
+        if self.unified and self.niche[a] == self.niche[b]:
+            return bool((self.rank[a], self.distance[a]) <= (self.rank[b], self.distance[b]))
+        return bool(self.start.rng.random() < 0.5)
+
+
+def directions(objectives: int, count: int) -> np.ndarray:
+    """At most `count` reference directions [D, M] on the simplex, evenly spread.
+
+    The finest Das-Dennis lattice that fits; where it has no point inside, only on the rim, `count` directions of
+    least Riesz energy instead (Blank et al. 2021, doi:10.1109/TEVC.2020.2992387).
+    """
+    from pymoo.util.ref_dirs import get_reference_directions
+
+    parts = 1
+    while math.comb(objectives + parts, objectives - 1) <= count and objectives > 1:
+        parts += 1
+    if parts >= objectives:
+        return get_reference_directions("das-dennis", objectives, n_partitions=parts)
+    return get_reference_directions("energy", objectives, count, seed=1)
