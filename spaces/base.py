@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,7 +27,9 @@ class Gene:
 class Space(ABC):
     """Decisions about how a denoiser is run. The zero row decodes to nothing, that is the bare pipeline."""
 
-    key: str
+    key: ClassVar[str]
+    stage: ClassVar[int] = 2  # 0 moves the steps, 1 solves on them, 2 says what runs at each: the order of decoding
+    additive: ClassVar[bool] = False  # few enough levels to measure each alone, for dynamic and integer programs
 
     @abstractmethod
     def genes(self, target: Target) -> list[Gene]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class CacheSpace(Space):
     granularity: Literal["interval", "component", "block", "step"] = "interval"
     max_order: int = 1
     axis: Literal["index", "timestep", "sigma", "logsnr"] = "index"
-    key = "cache"
+    key: ClassVar[str] = "cache"
 
     def __post_init__(self) -> None:
         if self.granularity not in GRANULARITIES:

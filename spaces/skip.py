@@ -1,0 +1,72 @@
+"""Skip schedules: which blocks or components a step leaves out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from search.schedule.plan import OFF
+from search.spaces.base import Gene, Space
+from search.target import Target
+
+GRANULARITIES = ("block", "component")
+
+
+@dataclass(frozen=True)
+class SkipSpace(Space):
+    """A skipped block passes its input on; a skipped component adds nothing. One gene per step and node.
+
+    This is AutoDiffusion's architecture search (arXiv:2309.10438): a set of left-out layers for every step. Genes of one
+    step form a group, and moves that swap genes or groups keep the number of executed layers.
+    """
+
+    granularity: Literal["block", "component"] = "block"
+    key: ClassVar[str] = "skip"
+    additive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.granularity not in GRANULARITIES:
+            raise ValueError(
+                f"granularity {self.granularity!r} is unknown; choose from {', '.join(GRANULARITIES)}, for "
+                "example space.skip.granularity=component"
+            )
+
+    def genes(self, target: Target) -> list[Gene]:
+        """One gene a step and node: 0 compute, 1 skip."""
+        return [
+            Gene(f"skip {node}@{t}", 2, group=f"step {t}", ordered=False)
+            for t in range(target.reference)
+            for node in self._nodes(target)
+        ]
+
+    def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
+        """The plan part; `{}` where nothing is skipped."""
+        nodes = self._nodes(target)
+        table = np.asarray(x, dtype=np.int64).reshape(target.reference, len(nodes))[list(target.at)]
+        rules = [
+            [node, "".join("S" if skipped else OFF for skipped in column)]
+            for node, column in zip(nodes, table.T.tolist(), strict=True)
+            if any(column)
+        ]
+        return {"plan": {"value": "out", "axis": "index", "rules": rules}} if rules else {}
+
+    def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> None:
+        """These genes cannot say reuse or forecast."""
+        return
+
+    def presets(self, target: Target) -> dict[str, np.ndarray]:
+        """Even thinning of the inner nodes, at all steps and at the noisier half of them."""
+        nodes, steps = len(self._nodes(target)), target.reference
+        found = {}
+        for every in (4, 3, 2):
+            left_out = (np.arange(nodes) % every == every - 1) & (np.arange(nodes) < nodes - 1)
+            for name, first in ((f"skip every {every}. {self.granularity}", steps), ("", (steps + 1) // 2)):
+                x = np.zeros((steps, nodes), dtype=np.int64)
+                x[:first] = left_out
+                if x.any():
+                    found[name or f"skip every {every}. {self.granularity}, first half"] = x.ravel()
+        return found
+
+    def _nodes(self, target: Target) -> list[str]:
+        return [node.name for node in target.tree if node.kind == self.granularity]

@@ -1,0 +1,182 @@
+"""Timestep sequences: how many steps a run has, and where they stand."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from search.noise import Noise
+from search.spaces.base import Gene, Space
+from search.target import Target
+
+FORMS = ("training", "sigma")
+FEWEST = 2
+SHARES = (1.0, 0.75, 0.5, 0.4, 0.25)  # of the teacher's steps: what presets are offered with
+
+
+@dataclass(frozen=True)
+class TimestepsSpace(Space):
+    """Every step of the teacher is a slot that is kept, moved or dropped; the kept ones run in order of noise.
+
+    Two genes a slot: `dropped@i` (0 kept, 1 dropped) and `moved@i` (0 the teacher's own timestep, k the k-th
+    nearest candidate). Candidates are the scheduler's training timesteps (`form="training"`, as AutoDiffusion,
+    arXiv:2309.10438), or `points` places even in log-SNR (`form="sigma"`). Slots that meet in one place are one step, so
+    every row is a falling sequence and nothing has to be repaired.
+
+    sigma at a timestep is interpolated as diffusers does; the sigma after the last step stays the scheduler's own.
+    """
+
+    form: Literal["training", "sigma"] = "training"
+    points: int = 400
+    key: ClassVar[str] = "timesteps"
+    stage: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise ValueError(f"form {self.form!r} is unknown; choose from {', '.join(FORMS)}: space.timesteps.form=sigma")
+        if not 10 <= self.points <= 10_000:
+            raise ValueError(f"points {self.points} is out of range; use 10 to 10000: space.timesteps.points=400")
+
+    def genes(self, target: Target) -> list[Gene]:
+        """Levels: see the class. ValueError where there is nothing to drop, or the class needs whole timesteps."""
+        if target.reference <= FEWEST:
+            raise ValueError(
+                f"a timestep sequence needs more than {FEWEST} steps, model.steps is {target.reference}; use model.steps=20"
+            )
+        if self.form == "sigma" and target.sampler.get("sigmas") is None:
+            raise ValueError(
+                f"form 'sigma' needs a scheduler with sigmas, and {target.sampler['class']} has none; "
+                "use space.timesteps.form=training"
+            )
+        levels = len(self._candidates(target)) + 1
+        return [
+            gene
+            for i in range(target.reference)
+            for gene in (
+                Gene(f"dropped@{i}", 2, group=f"step {i}", ordered=False),
+                Gene(f"moved@{i}", levels, group=f"step {i}"),
+            )
+        ]
+
+    def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
+        """`steps` and the sampler part with its timesteps and sigmas; `{}` on the teacher's own grid."""
+        own = np.array(target.sampler["timesteps"])
+        candidates, nearest = self._candidates(target), self._nearest(target)
+        genes = np.asarray(x, dtype=np.int64).reshape(target.reference, 2)
+        places: dict[float, float | None] = {}  # timestep -> its sigma where it is the teacher's own
+        for i, (dropped, moved) in enumerate(genes.tolist()):
+            if not dropped and not moved:
+                places[float(own[i])] = target.sampler["sigmas"][i] if target.sampler.get("sigmas") else None
+            elif not dropped:
+                places.setdefault(float(candidates[nearest[i][moved - 1]]), None)
+        for i in range(target.reference):  # a run has at least two steps
+            if len(places) >= FEWEST:
+                break
+            places[float(own[i])] = target.sampler["sigmas"][i] if target.sampler.get("sigmas") else None
+        timesteps = sorted(places, reverse=True)
+        if timesteps == own.tolist():
+            return {}
+        sampler = {k: v for k, v in target.sampler.items() if k not in ("timesteps", "sigmas")}
+        sampler["timesteps"] = timesteps
+        if target.sampler.get("sigmas") is not None:
+            found = [places[t] if places[t] is not None else float(target.noise.sigma(t)) for t in timesteps]
+            sampler["sigmas"] = [*found, target.sampler["sigmas"][-1]]
+        return {"steps": len(timesteps), "sampler": sampler}
+
+    def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> None:
+        """Actions of nodes are not what these genes say."""
+        return
+
+    def row(self, timesteps: Sequence[float], target: Target) -> np.ndarray:
+        """Genes [G] of the nearest candidates to the given falling timesteps, at most as many as the teacher has."""
+        own, nearest = np.array(target.sampler["timesteps"]), self._nearest(target)
+        candidates = self._candidates(target)
+        genes = np.tile([1, 0], (target.reference, 1))
+        for slot, t in zip(_slots(own, np.asarray(timesteps, dtype=float)), timesteps, strict=True):
+            if t == own[slot]:
+                genes[slot] = 0
+                continue
+            wanted = int(np.abs(candidates - t).argmin())
+            genes[slot] = [0, 1 + int(np.flatnonzero(nearest[slot] == wanted)[0])]
+        return genes.ravel()
+
+    def presets(self, target: Target) -> dict[str, np.ndarray]:
+        """Named spacings at several numbers of steps, to the nearest candidate."""
+        found = {}
+        for count in dict.fromkeys(max(FEWEST, round(share * target.reference)) for share in SHARES):
+            for name, timesteps in spacings(target.noise, count):
+                x = self.row(timesteps, target)
+                if self.decode(x, target):
+                    found[f"{name}, {count} steps"] = x
+        return found
+
+    def _candidates(self, target: Target) -> np.ndarray:
+        return _candidates(_key(target), self.form, self.points)
+
+    def _nearest(self, target: Target) -> np.ndarray:
+        return _nearest(_key(target), self.form, self.points, tuple(target.sampler["timesteps"]))
+
+
+def spacings(noise: Noise, count: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Published spacings of `count` steps by name: falling timesteps, fractional, within the training range.
+
+    Timestep spacings as in Table 2 of arXiv:2305.08891; Karras is eq. 5 of arXiv:2206.00364 with rho 7; beta is
+    arXiv:2407.12173, drawn in sigma as diffusers does; `log-SNR` is even in lambda (DPM-Solver, arXiv:2206.00927), which on a variance-preserving schedule
+    is diffusers' `use_exponential_sigmas`; quadratic is DDIM's (arXiv:2010.02502).
+    """
+    total, least = len(noise.sigmas), 1 if noise.kind == "flow" else 0
+    places = np.arange(count)
+    yield "uniform", np.linspace(total - 1, least, count + 1)[:-1]
+    yield "trailing", np.maximum(np.round(total - places * total / count) - 1, least)
+    yield "leading", np.maximum(np.round(places * (total // count))[::-1] + 1, least)
+    yield "quadratic", np.maximum((np.linspace(0, np.sqrt(0.8 * total), count) ** 2)[::-1], least + places[::-1])
+    low, high = (np.exp(-noise.logsnr(noise.sigma(t))) for t in (least, total - 1))
+    ramp = np.linspace(0, 1, count)
+    karras = (high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+    yield "Karras", _timesteps(noise, karras)
+    yield "log-SNR", _timesteps(noise, np.exp(np.log(high) + ramp * (np.log(low) - np.log(high))))
+    from scipy.stats import beta
+
+    first, last = noise.sigma(total - 1), noise.sigma(least)
+    yield "beta", noise.timestep(last + beta.ppf(1 - ramp, 0.6, 0.6) * (first - last))
+
+
+def _timesteps(noise: Noise, ratios: np.ndarray) -> np.ndarray:
+    """Timesteps where sigma / alpha is as given."""
+    return noise.timestep(ratios / (1 + ratios) if noise.kind == "flow" else ratios)
+
+
+def _slots(own: np.ndarray, timesteps: np.ndarray) -> list[int]:
+    """A different slot for each timestep, in order, close to where the teacher has its steps."""
+    slots: list[int] = []
+    for j, t in enumerate(timesteps):
+        first, last = (slots[-1] + 1 if slots else 0), len(own) - (len(timesteps) - j)
+        slots.append(first + int(np.abs(own[first : last + 1] - t).argmin()))
+    return slots
+
+
+def _key(target: Target) -> tuple[str, tuple[float, ...]]:
+    noise = target.noise
+    return noise.kind, tuple(noise.sigmas)
+
+
+@lru_cache(maxsize=8)
+def _candidates(key: tuple[str, tuple[float, ...]], form: str, points: int) -> np.ndarray:
+    """Timesteps [N] that a slot may move to, falling."""
+    kind, sigmas = key
+    least = 1 if kind == "flow" else 0
+    if form == "training":
+        return np.arange(len(sigmas) - 1, least - 1, -1, dtype=float)
+    noise = Noise(np.array(sigmas), kind)  # type: ignore[arg-type]
+    low, high = (noise.logsnr(noise.sigma(t)) for t in (len(sigmas) - 1, least))
+    return _timesteps(noise, np.exp(-np.linspace(low, high, points)))
+
+
+@lru_cache(maxsize=8)
+def _nearest(
+    key: tuple[str, tuple[float, ...]], form: str, points: int, own: tuple[float, ...]
+) -> np.ndarray:
+    """Indices [T, N] of the candidates by distance from every slot's own timestep."""
+    return np.abs(_candidates(key, form, points)[None] - np.array(own)[:, None]).argsort(axis=1, kind="stable")
