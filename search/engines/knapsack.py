@@ -113,9 +113,7 @@ class _Gram:
                 now[self.gene[move]] = move
         return now - self.first
 
-    def _pair(
-        self, gain: np.ndarray, extra: np.ndarray, spare: np.ndarray, old: np.ndarray
-    ) -> tuple[list[int], float]:
+    def _pair(self, gain: np.ndarray, extra: np.ndarray, spare: np.ndarray, old: np.ndarray) -> tuple[list[int], float]:
         """The best two changes at once, of different genes, and what they change."""
         real = np.flatnonzero(np.isfinite(gain) & (np.arange(len(old)) != old))
         real = real[gain[real].argsort(kind="stable")]
@@ -125,7 +123,9 @@ class _Gram:
             return [], np.inf
         was = old[some]
         inner = self.inner
-        cross = inner[np.ix_(some, some)] - inner[np.ix_(some, was)] - inner[np.ix_(was, some)] + inner[np.ix_(was, was)]
+        cross = (
+            inner[np.ix_(some, some)] - inner[np.ix_(some, was)] - inner[np.ix_(was, some)] + inner[np.ix_(was, was)]
+        )
         joint = gain[some][:, None] + gain[some] + 2 * cross
         fits = (extra[:, some, None] + extra[:, None, some] <= spare[:, None, None]).all(axis=0)
         joint[~fits | (self.gene[some][:, None] == self.gene[some])] = np.inf
@@ -133,9 +133,7 @@ class _Gram:
         return [int(some[i]), int(some[j])], float(joint[i, j])
 
 
-def _tables(
-    errors: Sequence[np.ndarray], costs: Sequence[np.ndarray]
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _tables(errors: Sequence[np.ndarray], costs: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     errors, costs = [np.asarray(e, dtype=float) for e in errors], [np.asarray(c, dtype=float) for c in costs]
     if [len(e) for e in errors] != [len(c) for c in costs]:
         shapes = f"{[len(e) for e in errors]} errors, {[len(c) for c in costs]} costs"

@@ -1,26 +1,27 @@
-"""Levels from the additive table of single genes, solved instead of searched, for one budget or several."""
+"""Levels from the additive table of single genes: solved, not searched, for one budget or several."""
 
 import itertools
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 
 from search.engines.base import Engine, Start, Table
-from search.engines.knapsack import gram_search, knapsack_front
+from search.engines.knapsack import Point, gram_search, knapsack_front
 from search.engines.proposals import Rows
 
-SECONDS = 20.0  # per integer program; 250 genes x 6 levels under one budget take 0.1 s
-DAMPINGS = (0.5, 1.0)  # which is better depends on how large the errors are: both are evaluated
+SECONDS = 20.0  # at most for one program; 250 genes x 6 levels under one budget take 0.1 s
+DAMPINGS = (0.5, 1.0)  # which is better depends on how large the errors are: rows of both are evaluated
 
 
 class MilpEngine(Engine):
-    """The zero row, the seeds, then what is best for each budget if errors add; scores change nothing.
+    """The zero row, the seeds, then the best rows under many budgets if errors add; scores change nothing.
 
-    Errors of genes are taken as orthogonal: their squares add. `budgets` counts the budgets, evenly spread, per
-    cost; of two and more costs as many combinations are solved together (at least two of each). With `gram` the
-    rows are also improved on the norms of their summed error vectors, where the table has vectors. No surrogate
-    wins everywhere, so all their rows are evaluated in turn, each one's ends and middle first: a search that
-    stops early has seen the whole range. Any number of objectives.
+    Errors of genes are taken as orthogonal: their squares add. `budgets` are spread evenly over each cost alone
+    (the knapsack solves them all at once) and, where there are several costs, over combinations of them (integer
+    programs). With `gram` all these rows are also improved on the norm of the summed error vectors, where the
+    table has vectors. None of these models is best everywhere, so they take turns; each begins with its cheapest
+    and dearest row and goes on by halves: a search that ends early has seen the whole range.
+    Any number of objectives.
     """
 
     def __init__(self, start: Start, budgets: int = 24, gram: bool = True) -> None:
@@ -28,20 +29,101 @@ class MilpEngine(Engine):
             raise ValueError(f"budgets {budgets} is too small; use engine.budgets=24, at least 2")
         if start.table is None:
             raise ValueError("this space has no additive table; use engine=nsga2")
-        table = _checked(start.table(), start.levels)
-        fronts = [knapsack_front(table.errors, cost) for cost in table.costs]
-        fronts = [front for front in fronts if len(front) > 1]  # what always costs the same has no budgets
-        rows = [np.array([front[i][2] for i in _spread(len(front), budgets)]) for front in fronts]
-        rows.append(milp_rows(table, _budgets(table, budgets)))
+        table = start.table()
+        _check(table, start.levels)
+        fronts = [knapsack_front(_squares(table), cost) for cost in table.costs]
+        ranges = [np.linspace(front[0][0], front[-1][0], budgets) for front in fronts]
+        found = [_under(front, limits) for front, limits in zip(fronts, ranges, strict=True)]
+        if len(table.costs) > 1:
+            found.append(milp_rows(table, _joint(ranges)))
         if gram and len(table.vectors):
-            known = np.unique(np.concatenate(rows), axis=0)
-            rows += [gram_search(table.vectors, table.costs, known, damping) for damping in DAMPINGS]
-        # cheapest to dearest, ends and middles first, one of each source at a time
-        turns = itertools.zip_longest(*(source[_spread(len(source), len(source))] for source in rows))
-        solved = [row for turn in turns for row in turn if row is not None]
+            known = np.concatenate(found)
+            found += [gram_search(table.vectors, table.costs, known, damping) for damping in DAMPINGS]
+        in_turn = itertools.zip_longest(*(_by_halves(rows) for rows in found))
         zero = np.zeros_like(start.levels)
+        solved = (row for turn in in_turn for row in turn if row is not None)
         self.rows = Rows([zero, *start.seeds, *solved], len(zero))
 
     def ask(self, n: int) -> np.ndarray:
         """The next rows of the list; none when all were handed out."""
         return self.rows.take(n)
+
+
+def milp_rows(table: Table, budgets: np.ndarray) -> np.ndarray:
+    """Rows x [<=N, G] with the least sum of squared errors under each row of budgets [N, C], in their order.
+
+    A budget bounds the total of its cost (infinity: does not bound); one that no row keeps gives no row. Exact
+    (HiGHS, no gap), unless a program takes longer than 20 s: then the best row it has.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array
+
+    budgets = np.asarray(budgets, dtype=float)
+    if budgets.ndim != 2 or budgets.shape[1] != len(table.costs):
+        raise ValueError(f"budgets have shape {budgets.shape}; give [N, {len(table.costs)}], a column for each cost")
+    counts = [len(error) for error in table.errors]
+    if not counts:
+        return np.zeros((0, 0), dtype=np.int64)
+    gene, total = np.repeat(np.arange(len(counts)), counts), sum(counts)
+    error = np.concatenate(_squares(table))
+    usable = np.isfinite(error)
+    error = np.where(usable, error, 0.0)
+    one_each = LinearConstraint(csr_array((np.ones(total), (gene, np.arange(total)))), 1, 1)
+    costs = np.array([np.concatenate(list(cost)) for cost in table.costs], dtype=float).reshape(-1, total)
+    # HiGHS has absolute tolerances: it needs numbers of order 1.
+    scale = np.abs(costs).max(axis=1, initial=0.0)
+    scale[scale == 0] = 1.0
+    rows = []
+    for budget in budgets:
+        bounded = np.isfinite(budget)
+        limits = LinearConstraint(costs[bounded] / scale[bounded, None], -np.inf, (budget / scale)[bounded])
+        solved = milp(
+            error / (error.max() or 1.0),
+            integrality=np.ones(total),
+            bounds=Bounds(0, usable.astype(float)),
+            constraints=[one_each, limits] if bounded.any() else [one_each],
+            options={"mip_rel_gap": 0.0, "time_limit": SECONDS},
+        )
+        if solved.x is not None:
+            rows.append([int(part.argmax()) for part in np.split(solved.x, np.cumsum(counts)[:-1])])
+    return np.array(rows, dtype=np.int64).reshape(len(rows), len(counts))
+
+
+def _check(table: Table, levels: np.ndarray) -> None:
+    """Every part of the table has one number (or vector) per level."""
+    parts: dict[str, Sequence[np.ndarray]] = {"errors": table.errors}
+    parts |= {f"costs[{c}]": cost for c, cost in enumerate(table.costs)}
+    if len(table.vectors):
+        parts["vectors"] = table.vectors
+    for name, part in parts.items():
+        if [len(p) for p in part] != levels.tolist():
+            raise ValueError(f"{name} of the table has {[len(p) for p in part]} levels; give {levels.tolist()}")
+
+
+def _squares(table: Table) -> list[np.ndarray]:
+    """Squared norms add where errors are orthogonal; a level that was measured as NaN is never chosen."""
+    return [np.where(np.isfinite(error), np.square(error), np.inf) for error in table.errors]
+
+
+def _under(front: list[Point], limits: np.ndarray) -> np.ndarray:
+    """The best point of a front within each limit: x [N, G]."""
+    # The first limit is the cheapest cost itself: rounding must not put it below.
+    places = np.searchsorted([cost for cost, _, _ in front], limits, side="right") - 1
+    return np.array([front[place][2] for place in np.maximum(places, 0)])
+
+
+def _joint(ranges: Sequence[np.ndarray]) -> np.ndarray:
+    """About as many combinations of budgets as there are budgets of one cost; the ends are solved already."""
+    each = max(2, round(len(ranges[0]) ** (1 / len(ranges))))
+    inner = [np.linspace(r[0], r[-1], each + 2)[1:-1] for r in ranges]
+    return np.array(list(itertools.product(*inner)))
+
+
+def _by_halves(rows: np.ndarray) -> np.ndarray:
+    """The same rows: the first, the last, the middle, the quarters, and so on."""
+    order = list(dict.fromkeys([0, len(rows) - 1]))
+    step = len(rows)
+    while step > 1:
+        step = (step + 1) // 2
+        order += range(0, len(rows), step)
+    return rows[list(dict.fromkeys(order))] if len(rows) else rows

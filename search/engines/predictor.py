@@ -1,0 +1,207 @@
+"""NSGA-II whose children are screened by a surrogate that learns from the scores seen so far.
+
+After the predictor of the unified sampling framework's S³ search (arXiv:2312.07243, not in its release) and
+OMS-DPM (arXiv:2306.08860): what counts is the order of rows, so it learns ranks; and it may only choose while
+its predictions of rows it has not seen rank them well.
+"""
+
+import numpy as np
+
+from search.engines.base import Engine, Start
+from search.engines.nsga2 import Nsga2Engine
+from search.front import hypervolume, non_dominated
+
+CHECKED = 12  # rows per held-out check: fewer say little about a rank correlation
+CHECKS = 3  # of which the median is trusted
+TRUSTED = 0.3  # Spearman correlation, of the objective predicted worst
+EXPLORED = 0.2  # share of rows that nothing predicted
+WIDE = 8  # levels from which an ordered gene is a number and no choice
+MOST_KNOWN = 1000  # newest rows the surrogate learns from: its time grows with their cube
+MOST_SPARE = 1000  # children kept for later
+
+
+class PredictorEngine(Engine):
+    """An `Nsga2Engine` makes `screen` times as many children as are asked for; the most promising are evaluated.
+
+    The surrogate is a Gaussian process on ranks (`Surrogate`). It is fitted again after every 12 scores or more,
+    and before that asked to rank these: the Spearman correlations are its held-out check. Below a median of 0.3
+    over three checks, in any objective, children pass as they come. So do the zero row, the seeds and the first
+    `warmup` rows. Children left out wait and compete again with the next ones, up to 1000 of them. 20 % of the
+    rows are drawn from the new children at random. Two or more objectives.
+    """
+
+    def __init__(self, start: Start, population: int = 24, screen: int = 8, warmup: int = 48) -> None:
+        if screen < 1:
+            raise ValueError(f"screen {screen} is too small; use engine.screen=8, at least 1")
+        self.inner = Nsga2Engine(start, population=population)
+        self.start, self.screen = start, screen
+        # The first generation is no children: all seeds deserve to be tried.
+        self.plain = max(warmup, population, 1 + len(start.seeds))
+        self.asked = 0
+        self.spare = np.zeros((0, len(start.genes)), dtype=np.int64)
+        self.x, self.y = self.spare, np.zeros((0, start.objectives))  # what the surrogate knows
+        self.new: list[tuple[np.ndarray, np.ndarray]] = []  # what it has not seen yet
+        self.surrogate: Surrogate | None = None
+        self.spearman: list[list[float]] = []  # per check, per objective; NaN where all scores were equal
+
+    @property
+    def report(self) -> dict[str, list[list[float | None]]]:
+        """How well rows were ranked that the surrogate had not seen, per check and objective; for the log."""
+        return {"spearman": [[None if np.isnan(r) else r for r in check] for check in self.spearman]}
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the surrogate ranks well enough to choose. An objective that never varies does not count."""
+        if self.surrogate is None or len(self.spearman) < CHECKS:
+            return False
+        last = np.array(self.spearman[-CHECKS:])
+        varies = ~np.isnan(last).all(axis=0)
+        return bool(varies.any() and (np.nanmedian(last[:, varies], axis=0) > TRUSTED).all())
+
+    def ask(self, n: int) -> np.ndarray:
+        """The most promising of new children and those left out before, and some at random."""
+        if self.asked < self.plain or self.surrogate is None or not self.trusted:
+            x = self.inner.ask(n)
+        else:
+            x = self.inner.ask(n * self.screen)
+            chance = self.start.rng.permutation(len(x))[: self.start.rng.binomial(n, EXPLORED)]
+            rest = np.concatenate([np.delete(x, chance, axis=0), self.spare])
+            order = self._promising(rest, n - len(chance))
+            best, self.spare = rest[order], np.delete(rest, order, axis=0)[:MOST_SPARE]
+            x = np.concatenate([x[chance], best])
+        if len(x) < n:  # the space is nearly exhausted
+            more, self.spare = np.split(self.spare, [n - len(x)])
+            x = np.concatenate([x, more])
+        self.asked += len(x)
+        return x
+
+    def tell(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Parents compete as in NSGA-II; once there are enough new rows they check and teach the surrogate."""
+        self.inner.tell(x, y)
+        x, y = np.array(x, dtype=np.int64), np.array(y, dtype=float)
+        # As in NSGA-II the whole row: a diverged schedule is worth nothing, however cheap it is.
+        self.new += zip(x, np.where(np.isfinite(y).all(axis=1, keepdims=True), y, np.inf), strict=True)
+        if len(self.new) < CHECKED:
+            return
+        x, y = (np.array(part) for part in zip(*self.new, strict=True))
+        if self.surrogate is not None:
+            predicted = self.surrogate.predict(x)
+            self.spearman.append([_spearman(p, s) for p, s in zip(predicted.T, y.T, strict=True)])
+        self.x, self.y = np.concatenate([self.x, x])[-MOST_KNOWN:], np.concatenate([self.y, y])[-MOST_KNOWN:]
+        self.new = []
+        self.surrogate = Surrogate(self.start, self.x, self.y)
+
+    def _promising(self, x: np.ndarray, n: int) -> np.ndarray:
+        """Indices of n rows: by predicted front, within a front by what they add to the volume of the archive."""
+        assert self.surrogate is not None
+        known = self.surrogate.predict(self.x)  # predictions are flatter than scores: compare like with like
+        y = self.surrogate.predict(x)
+        reference = np.concatenate([known, y]).max(axis=0, initial=0.0) + 0.1
+        front = known[non_dominated(known)]
+        left = np.arange(len(x))
+        chosen: list[int] = []
+        while len(left) and len(chosen) < n:
+            layer = left[non_dominated(y[left])]
+            left = np.setdiff1d(left, layer)
+            chosen += _by_volume(y, layer, front, reference, n - len(chosen))
+        return np.array(chosen, dtype=np.int64)
+
+
+class Surrogate:
+    """Scores of rows as normal scores of their ranks, by a Gaussian process: a linear part and a smooth one.
+
+    Features [N, F]: a column for each level of a gene but 0, or the scaled level of a wide ordered gene; per
+    group the share of genes that are on; and the share in all.
+    """
+
+    def __init__(self, start: Start, x: np.ndarray, y: np.ndarray) -> None:
+        names: dict[str, list[int]] = {}
+        for index, gene in enumerate(start.genes):
+            names.setdefault(gene.group or gene.name, []).append(index)
+        self.groups = list(names.values())
+        self.levels = start.levels
+        self.wide = np.array([gene.ordered and gene.levels >= WIDE for gene in start.genes], dtype=bool)
+        plain = self._features(x)
+        self.mean, self.scale = plain.mean(axis=0), plain.std(axis=0)
+        self.scale[self.scale == 0] = 1.0
+        self.features = self._scaled(x)
+        target = np.stack([_normal_scores(s) for s in y.T], axis=1)
+        self.smooth, self.weights = _fitted(self.features, target)
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Predicted normal scores [N, M]; lower is better."""
+        features = self._scaled(x)
+        columns = [_kernel(features, self.features, s) @ w for s, w in zip(self.smooth, self.weights, strict=True)]
+        # Rounded, so that the last bit, which differs between machines, does not choose.
+        return np.stack(columns, axis=1).round(9)
+
+    def _features(self, x: np.ndarray) -> np.ndarray:
+        on = (x > 0).astype(float)
+        columns = [on[:, group].mean(axis=1) for group in self.groups]
+        columns.append(on.mean(axis=1) if on.size else np.zeros(len(x)))
+        for gene, levels in enumerate(self.levels):
+            if self.wide[gene]:
+                columns.append(x[:, gene] / (levels - 1))
+            else:
+                columns += [(x[:, gene] == level).astype(float) for level in range(1, levels)]
+        return np.stack(columns, axis=1)
+
+    def _scaled(self, x: np.ndarray) -> np.ndarray:
+        return (self._features(x) - self.mean) / self.scale / np.sqrt(len(self.mean))
+
+
+def _kernel(a: np.ndarray, b: np.ndarray, smooth: float) -> np.ndarray:
+    """Covariance of rows of features: (1 - smooth) linear, the rest a squared exponential of length 1."""
+    inner = a @ b.T
+    distance = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * inner
+    return (1 - smooth) * inner + smooth * np.exp(-np.maximum(distance, 0) / 2)
+
+
+def _fitted(features: np.ndarray, target: np.ndarray) -> tuple[list[float], list[np.ndarray]]:
+    """Per objective the share of the smooth part and weights [N], the best of a few by leaving one out."""
+    found: list[tuple[float, float, np.ndarray]] = [(np.inf, 0.0, np.zeros(len(features)))] * target.shape[1]
+    for smooth in (0.0, 0.3, 0.7):
+        values, basis = np.linalg.eigh(_kernel(features, features, smooth))
+        rotated = basis.T @ target
+        for noise in (1e-3, 1e-2, 1e-1, 1.0):
+            inverse = 1 / (np.maximum(values, 0) + noise)
+            weights = basis @ (inverse[:, None] * rotated)
+            # Leaving row i out changes its prediction by weight_i / (K + noise)^-1_ii (Rasmussen & Williams, 5.12).
+            left_out = ((weights / (basis**2 @ inverse)[:, None]) ** 2).mean(axis=0)
+            for objective, loss in enumerate(left_out):
+                if loss < found[objective][0]:
+                    found[objective] = (float(loss), smooth, weights[:, objective])
+    return [smooth for _, smooth, _ in found], [weights for _, _, weights in found]
+
+
+def _by_volume(y: np.ndarray, layer: np.ndarray, front: np.ndarray, reference: np.ndarray, n: int) -> list[int]:
+    """Up to n of a layer, each the one that adds most volume to the front and those before it."""
+    chosen: list[int] = []
+    have = hypervolume(front, reference)
+    # What a row adds only shrinks as others are chosen: an old number is a bound, and most need no new one.
+    bounds = {int(i): np.inf for i in layer}
+    while bounds and len(chosen) < n:
+        fresh: set[int] = set()
+        while (i := max(bounds, key=lambda i: bounds[i])) not in fresh:
+            bounds[i] = hypervolume(np.vstack([front, y[i]]), reference) - have
+            fresh.add(i)
+        have += bounds.pop(i)
+        front = np.vstack([front, y[i]])
+        chosen.append(i)
+    return chosen
+
+
+def _normal_scores(values: np.ndarray) -> np.ndarray:
+    """What ranks would be if values were normal, for values [N]: no outlier, no scale."""
+    from scipy.stats import norm, rankdata
+
+    return norm.ppf((rankdata(values) - 0.5) / len(values))
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Rank correlation; NaN where the scores b are all equal, 0 where only the predictions are."""
+    from scipy.stats import rankdata
+
+    if np.ptp(rankdata(b)) == 0:
+        return float("nan")
+    return 0.0 if np.ptp(a) == 0 else float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
