@@ -1,6 +1,7 @@
 """NSGA-II: generation 0, moves, survival, and that it beats random search."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from engine_contract import EngineContract, continue_, genes, scores, some_seeds
 
 from search.engines.base import Engine, Start
 from search.engines.dp import reuse_front
-from search.engines.nsga2 import MOVES, Nsga2Engine
+from search.engines.nsga2 import MOVES, Nsga2Engine, excess
 from search.engines.random import RandomEngine
 from search.front import hypervolume, non_dominated
 from search.spaces.base import Gene
@@ -83,6 +84,18 @@ class TestNsga2(EngineContract):
         # Of nine pairs the best row wins all five that it is in, the next three, the last only the one with itself.
         assert won == pytest.approx([100, 300, 500], abs=60)
 
+    def test_rows_beyond_the_bounds_lose_against_rows_within(self) -> None:
+        start = self.start()
+        engine = Nsga2Engine(replace(start, worst=np.array([2.0, 10.0])), population=4)
+        x = np.eye(len(self.LEVELS), dtype=np.int64)[:6]
+        y = np.array([[0, 20], [0, 12], [2, 10], [3, 0], [1, 1], [np.nan, 0]])  # bounds: 100 %, 20 %, 0, 50 %, 0
+        engine.tell(x, y)
+        assert sorted(engine.parents[1].tolist()) == [[0, 12], [1, 1], [2, 10], [3, 0]]
+        assert engine.excess.tolist() == [0, 0, 0.2, 0.5]
+        assert sorted(engine.rank.tolist()) == [0, 0, 0, 1]
+        won = np.bincount([int(engine._select().argmax()) for _ in range(900)], minlength=6)
+        assert won[4] > won[2] > won[1] > won[3] > won[0] == won[5] == 0
+
     def test_wrong_shapes_are_refused(self) -> None:
         engine = self.engine()
         x = engine.ask(3)
@@ -136,6 +149,13 @@ class TestMoves:
         assert not change[:, [0, 2, 4, 5, 7]].any()  # "a", also where it is alone
         assert set(change[:, 3].tolist()) == {-2, -1, 0, 1, 2}
 
+    def test_nudge_reaches_farther_where_there_are_hundreds_of_levels(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        only(monkeypatch, "nudge")
+        levels = (400, 120, 119, 9)  # 1/40: 10, 3, less than 3
+        change = variations([Gene(str(n), n) for n in levels], [200, 60, 60, 4], count=900) - [200, 60, 60, 4]
+        reach = [set(range(-r, r + 1)) for r in (10, 3, 2, 2)]
+        assert [set(column) for column in change.T.tolist()] == reach
+
     def test_copy_repeats_a_neighbour(self, monkeypatch: pytest.MonkeyPatch) -> None:
         found = {tuple(self.pairs(row)) for row in self.moved(monkeypatch, "copy")}
         expected = {tuple(self.PAIRS)}
@@ -167,6 +187,12 @@ class TestMoves:
             for by in (-1, 1)
         }
         assert found == expected
+
+
+def test_excess_is_the_sum_of_shares_of_the_bounds() -> None:
+    y = np.array([[1.0, -2.0, 0.0], [3.0, -1.0, 0.5], [-np.inf, 0, 0], [1e300, 0, 0]])
+    assert excess(y, np.array([2.0, -2.0, 0.0])).tolist() == [0, 0.5 + 0.5 + 0.5, 1e300, 1e300]
+    assert excess(y, np.zeros(0)).tolist() == [0, 0, 1e300, 1e300]
 
 
 def test_crossover_takes_whole_groups() -> None:

@@ -126,9 +126,10 @@ class Nsga2Engine(Engine):
     def _vary(self, row: np.ndarray) -> np.ndarray:
         """A copy after one move, drawn at random. It may change nothing: `_queue` then moves on.
 
-        reset: each gene to a random level, with a chance of 1/G to 5/G; nudge: the same with ordered genes,
-        by at most 2 levels, or 1/40 of the levels where that is more; copy: a group onto its neighbour; swap: two groups; off: a group to 0; shift: a run of
-        groups by one. Groups trade places only with groups of the same shape (number of levels of each gene).
+        reset: each gene to a random level, with a chance of 1/G to 5/G; nudge: the same with ordered genes, by at
+        most 2 levels, or 1/40 of the levels where that is more; copy: a group onto its neighbour; swap: two
+        groups; off: a group to 0; shift: a run of groups by one. Groups trade places only with groups of the
+        same shape (number of levels of each gene).
         """
         rng, row = self.start.rng, row.copy()
         if not len(row):
@@ -141,7 +142,9 @@ class Nsga2Engine(Engine):
         there = int(rng.integers(len(alike)))
         if move == "nudge" and self.ordered.any():
             hit = self.ordered & (rng.random(len(row)) < chance)
-            by = rng.integers(1, np.maximum(2, self.levels // 40) + 1) * rng.choice((-1, 1), size=len(row))
+            by, reach = rng.choice((-2, -1, 1, 2), size=len(row)), self.levels // 40
+            if (reach > 2).any():
+                by = np.where(reach > 2, np.sign(by) * rng.integers(1, np.maximum(reach, 1) + 1), by)
             return np.clip(row + hit * by, 0, self.levels - 1)
         if move == "copy":
             beside = min(max(here + int(rng.choice((-1, 1))), 0), len(alike) - 1)

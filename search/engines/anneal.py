@@ -1,0 +1,220 @@
+"""Simulated annealing, then hill climbing, with moves that keep the budget (BudCache, ICML 2026).
+
+BudCache searches one mask of a fixed number of computes. Here several chains, each with its own weights of the
+objectives, share what they find, so that one search yields a front.
+"""
+
+import numpy as np
+
+from search.engines.base import Engine, Start
+from search.engines.nsga2 import WORST, excess
+from search.engines.random import count_on, draw
+from search.front import non_dominated
+
+TRIES = 50  # moves on top of each other that look for a row that was not asked before
+NEAR = 3  # places in the row of genes alike
+NEAR_SHARE = 0.7  # of the relocations, BudCache's number
+OFF_BUDGET = 0.2  # share of the moves that change the budget: chains have to come to their part of the front
+SPREAD = 3  # random rows per chain at first; with 1 some searches of 120 rows never reached the ends of the front
+MOVES = {"relocate": 0.6, "shift": 0.15, "trade": 0.25}
+ALONG = 0.05  # share of the sum in the augmented Tchebycheff scalar: of rows with equal maximum the better wins
+
+
+class AnnealEngine(Engine):
+    """`chains` chains walk from the best told row for their weights; one after the other proposes a row.
+
+    Moves: relocate swaps two genes of a kind that differ, shift turns a run of a kind by one, trade adds one
+    level here and takes one there; genes are of a kind when their name up to "@" and their levels agree. A worse
+    row is accepted with probability exp(-d / T), d in shares of the front's extent; T falls geometrically with
+    every told row, from `start_temperature` to `end_temperature` after `steps`. Then the chains go back to the
+    best row of each and only climb, with near relocations. A row that suits another chain better than its own
+    moves that chain, too. A row beyond `Start.worst` loses against every row within it. Two or more objectives.
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        chains: int = 8,
+        start_temperature: float = 0.05,
+        end_temperature: float = 0.001,
+        steps: int = 200,
+    ) -> None:
+        if chains < 2:
+            raise ValueError(f"{chains} chains cannot cover a front; use engine.chains=8, at least 2")
+        if not 0 < end_temperature <= start_temperature < np.inf:
+            raise ValueError(
+                f"temperatures fall from {start_temperature} to {end_temperature}; "
+                "use engine.start_temperature=0.05 engine.end_temperature=0.001, both above 0"
+            )
+        if steps < 1:
+            raise ValueError(f"{steps} steps of annealing are too few; use engine.steps=200, at least 1")
+        self.start, self.levels = start, start.levels
+        self.temperatures, self.steps = (start_temperature, end_temperature), steps
+        self.kinds = _kinds(start)
+        self.kind_of = {int(gene): kind for kind in self.kinds for gene in kind}
+        self.steppable = np.array([gene.ordered and gene.levels > 2 for gene in start.genes], dtype=bool)
+        self.weights = _weights(chains, start.objectives, start.rng)  # [C, M]
+        self.x: list[np.ndarray | None] = [None] * chains  # where each chain stands
+        self.y = np.full((chains, start.objectives), WORST)
+        self.front_x = np.zeros((0, len(self.levels)), dtype=np.int64)  # non-dominated of all told
+        self.front_y = np.zeros((0, start.objectives))
+        self.count = 0  # rows told
+        self.turn = 0  # the chain that proposes next
+        self.asked: set[bytes] = set()
+        self.chain_of: dict[bytes, int] = {}  # rows that are open
+        self.first = [np.zeros_like(self.levels), *start.seeds]
+        self.spread = SPREAD * chains  # random rows, so that chains have several budgets to begin with
+
+    @property
+    def temperature(self) -> float:
+        """0 from the end of the annealing on."""
+        first, last = self.temperatures
+        return first * (last / first) ** (self.count / self.steps) if self.count < self.steps else 0.0
+
+    def ask(self, n: int) -> np.ndarray:
+        """The zero row and all seeds, some random rows, then proposals of the chains by turns."""
+        rows: list[np.ndarray] = []
+        while len(rows) < n and (row := self._next()) is not None:
+            self.asked.add(row.tobytes())
+            self.chain_of[row.tobytes()] = self.turn
+            self.turn = (self.turn + 1) % len(self.weights)
+            rows.append(row)
+        return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.levels))
+
+    def tell(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Each row is judged by the chain that proposed it, then offered to the others."""
+        y = np.asarray(y, dtype=float)
+        if y.shape != (len(x), self.start.objectives):
+            raise ValueError(f"scores have shape {y.shape}; give [{len(x)}, {self.start.objectives}]")
+        y = np.where(np.isfinite(y).all(axis=1, keepdims=True), y, WORST)
+        for row, scores in zip(np.array(x, dtype=np.int64), y, strict=True):
+            self._note(row, scores)
+            self._offer(row, scores, self.chain_of.pop(row.tobytes(), None))
+            self.count += 1
+            if self.count == self.steps:
+                self._back_to_best()
+
+    def _note(self, row: np.ndarray, scores: np.ndarray) -> None:
+        """Keep the front; rows beyond the bounds are on it only as long as there is no other."""
+        x, y = np.concatenate([self.front_x, row[None]]), np.concatenate([self.front_y, scores[None]])
+        over = excess(y, self.start.worst)
+        kept = over == over.min()
+        kept[kept] = non_dominated(y[kept])
+        self.front_x, self.front_y = x[kept], y[kept]
+
+    def _offer(self, row: np.ndarray, scores: np.ndarray, proposer: int | None) -> None:
+        new, old = self._scalar(scores[None])[:, 0], np.diagonal(self._scalar(self.y))
+        for chain, loss in enumerate(new - old):
+            accepted = self.x[chain] is None or loss < 0
+            if chain == proposer and not accepted:
+                heat = self.temperature
+                accepted = loss == 0 or (heat > 0 and self.start.rng.random() < np.exp(-loss / heat))
+            if accepted:
+                self.x[chain], self.y[chain] = row, scores
+
+    def _back_to_best(self) -> None:
+        best = self._scalar(self.front_y).argmin(axis=1)
+        self.x, self.y = [self.front_x[i] for i in best], self.front_y[best]
+
+    def _scalar(self, y: np.ndarray) -> np.ndarray:
+        """How bad rows of y [N, M] are for each chain [C, N]: augmented Tchebycheff, 0 at the ideal, 1 at the end."""
+        low, high = self.front_y.min(axis=0), self.front_y.max(axis=0)
+        with np.errstate(over="ignore"):
+            z = np.minimum((y - low) / np.where(high > low, high - low, 1.0), 1e6)
+        weighted = self.weights[:, None] * z  # [C, N, M]
+        over = excess(y, self.start.worst)
+        # A bound counts more than any distance within it; broken rows come last.
+        return weighted.max(axis=2) + ALONG * weighted.sum(axis=2) + np.where(over > 0, 1e6 * (1 + over), 0.0)
+
+    def _next(self) -> np.ndarray | None:
+        while self.first:
+            if (row := self.first.pop(0)).tobytes() not in self.asked:
+                return row
+        here = self.x[self.turn]
+        if here is None or self.spread:
+            self.spread = max(self.spread - 1, 0)
+            row = draw(self.start.rng, self.levels)
+        else:
+            row = self._move(here)
+        for _ in range(TRIES):
+            if row.tobytes() not in self.asked:
+                return row
+            row = self._move(row)
+        return count_on(row, self.levels, self.asked)
+
+    def _move(self, row: np.ndarray) -> np.ndarray:
+        """A copy after one move: one that keeps the budget where there is one, now and then one that changes it."""
+        rng, row = self.start.rng, row.copy()
+        if rng.random() >= OFF_BUDGET:
+            name = str(rng.choice(list(MOVES), p=list(MOVES.values())))
+            if {"relocate": self._relocate, "shift": self._shift, "trade": self._trade}[name](row):
+                return row
+        open_ = np.flatnonzero(self.levels > 1)
+        if len(open_):
+            gene = int(rng.choice(open_))
+            if self.steppable[gene] and rng.random() < 0.5:
+                up = row[gene] == 0 or (row[gene] < self.levels[gene] - 1 and rng.random() < 0.5)
+                row[gene] += 1 if up else -1
+            else:
+                row[gene] = (row[gene] + rng.integers(1, self.levels[gene])) % self.levels[gene]
+        return row
+
+    def _relocate(self, row: np.ndarray) -> bool:
+        """Swap two genes of a kind whose values differ; near ones in 70 % of the cases and when climbing."""
+        rng = self.start.rng
+        mixed = [kind for kind in self.kinds if (row[kind] != row[kind[0]]).any()]
+        if not mixed:
+            return False
+        kind = self.kind_of[int(rng.choice(np.concatenate(mixed)))]  # by the number of its genes
+        place = int(rng.integers(len(kind)))
+        others = np.flatnonzero(row[kind] != row[kind[place]])
+        near = others[np.abs(others - place) <= NEAR]
+        if len(near) and (rng.random() < NEAR_SHARE or not self.temperature):
+            others = near
+        a, b = kind[place], kind[rng.choice(others)]
+        row[a], row[b] = row[b], row[a]
+        return True
+
+    def _shift(self, row: np.ndarray) -> bool:
+        """Turn a run of genes of a kind by one place."""
+        rng, long = self.start.rng, [kind for kind in self.kinds if len(kind) > 1]
+        if not long:
+            return False
+        kind = long[int(rng.integers(len(long)))]
+        low, high = np.sort(rng.choice(len(kind), size=2, replace=False))
+        before = row.copy()
+        row[kind[low : high + 1]] = np.roll(row[kind[low : high + 1]], int(rng.choice((-1, 1))))
+        return bool((row != before).any())
+
+    def _trade(self, row: np.ndarray) -> bool:
+        """One level more here, one less there: two ordered genes of a kind with more than two levels."""
+        rng = self.start.rng
+        up = np.flatnonzero(self.steppable & (row < self.levels - 1))
+        if not len(up):
+            return False
+        more = int(rng.choice(up))
+        alike = self.kind_of[more]
+        down = alike[(row[alike] > 0) & (alike != more)]
+        if not len(down):
+            return False
+        row[more] += 1
+        row[rng.choice(down)] -= 1
+        return True
+
+
+def _kinds(start: Start) -> list[np.ndarray]:
+    """Gene indices of each kind, in their order; genes without a choice are of none."""
+    found: dict[tuple[str, int, bool], list[int]] = {}
+    for index, gene in enumerate(start.genes):
+        if gene.levels > 1:
+            found.setdefault((gene.name.split("@")[0], gene.levels, gene.ordered), []).append(index)
+    return [np.array(kind) for kind in found.values()]
+
+
+def _weights(chains: int, objectives: int, rng: np.random.Generator) -> np.ndarray:
+    """Weights [C, M] that sum to 1, none 0: even steps for two objectives, else random after the corners."""
+    if objectives == 2:
+        first = np.linspace(0.02, 0.98, chains)
+        return np.stack([first, 1 - first], axis=1)
+    drawn = np.concatenate([np.eye(objectives), rng.dirichlet(np.ones(objectives), size=chains)])[:chains]
+    return 0.94 * drawn + 0.06 / objectives

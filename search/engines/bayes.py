@@ -1,0 +1,282 @@
+"""Bayesian optimisation through Optuna: multi-objective TPE (Ozaki et al. 2022) or Gaussian processes.
+
+TPE (doi:10.1613/jair.1.13188) models which levels good rows have, GP each objective (log EHVI, arXiv:2006.05078).
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
+
+import numpy as np
+
+from search.engines.base import Engine, Start
+from search.engines.nsga2 import excess
+from search.engines.random import count_on, draw
+
+TRIES = 5  # proposals of a sampler that find only rows asked before, ahead of moves
+GP_GENES = 200  # fitting one length scale per gene takes too long above
+
+Told = tuple[list[float], list[float]]  # scores [M], and how far each is beyond its bound [M], or []
+
+
+class BayesEngine(Engine):
+    """The zero row, all seeds, random rows until `startup` are told, then one proposal of the sampler per row.
+
+    Ordered genes are numbers to the sampler, the others categories. `Start.worst` are constraints: the samplers
+    know which rows were beyond and how far. A row with a NaN or infinite score is told as a little worse than
+    all told so far. Any number of objectives.
+
+    `storage` lets processes share the study of that name: "sqlite:///study.db" (any database of Optuna's) or
+    "study.log" (a journal, also on network drives). Then each process learns from the rows of all, and asks for
+    none that another has asked for.
+
+    The state is rows and scores: the study is made again from them after pickling, and every `ask` seeds its
+    own sampler. So a checkpoint does not depend on the version of Optuna.
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        sampler: Literal["tpe", "gp"] = "tpe",
+        storage: str | None = None,
+        study: str = "search",
+        startup: int = 24,
+    ) -> None:
+        decisions = int((start.levels > 1).sum())
+        if sampler not in ("tpe", "gp"):
+            raise ValueError(f"sampler {sampler!r} is unknown; use engine.sampler=tpe or engine.sampler=gp")
+        if sampler == "gp" and decisions > GP_GENES:
+            raise ValueError(
+                f"gp is too slow for {decisions} genes, at most {GP_GENES} have more than one level; "
+                "use engine.sampler=tpe"
+            )
+        if storage is not None and not (storage.endswith(".log") or "://" in storage):
+            raise ValueError(
+                f"storage {storage!r} is neither a journal nor a database; "
+                "use engine.storage=study.log or engine.storage=sqlite:///study.db"
+            )
+        if startup < 2:
+            raise ValueError(f"startup {startup} is too small to learn from; use engine.startup=24, at least 2")
+        self.start, self.sampler, self.storage, self.name, self.startup = start, sampler, storage, study, startup
+        self.levels = start.levels
+        self.waiting = [np.zeros_like(self.levels), *start.seeds]
+        self.asked: set[bytes] = set()  # by any process
+        self.read = 0  # trials of the study that are in `asked`
+        self.trials: dict[bytes, int] = {}  # Optuna's identity of each own row, in the order of asking
+        self.told: dict[bytes, Told | None] = {}  # None: broken, and nothing else was told before
+        self.study: Any = None  # made from the above when there is none
+        with _quiet():
+            self._read(self._open())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the study, which holds connections and locks."""
+        return self.__dict__ | {"study": None}
+
+    def ask(self, n: int) -> np.ndarray:
+        """The next n rows; the sampler knows which rows are still open."""
+        rows: list[np.ndarray] = []
+        with _quiet():
+            study = self._open()
+            self._read(study)
+            study.sampler = _sampler(self._pick(study))
+            while len(rows) < n and len(self.asked) < math.prod(self.levels.tolist()):
+                trial = study.ask(self._space())
+                rows.append(self._row(trial.params))
+                self.asked.add(rows[-1].tobytes())
+                self.trials[rows[-1].tobytes()] = trial._trial_id  # what Trial() wants; the number is not it
+        return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.levels))
+
+    def tell(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Scores of rows, asked by this engine or not; the second score of a row is ignored."""
+        y = np.asarray(y, dtype=float)
+        if y.shape != (len(x), self.start.objectives):
+            raise ValueError(f"scores have shape {y.shape}; give [{len(x)}, {self.start.objectives}]")
+        with _quiet():
+            study = self._open()
+            for row, scores in zip(np.asarray(x, dtype=np.int64), y, strict=True):
+                if (key := row.tobytes()) in self.told:
+                    continue
+                self.told[key] = self._told(scores)
+                self.asked.add(key)
+                if key in self.trials:
+                    self._finish(study, self.trials[key], self.told[key])
+                else:
+                    self.trials[key] = self._add(study, row)
+
+    def _told(self, scores: np.ndarray) -> Told | None:
+        """Scores and how far each is beyond its bound, in shares of it."""
+        if excess(scores[None], np.zeros(0))[0]:
+            known = np.array([told[0] for told in self.told.values() if told])
+            if not len(known):
+                return None
+            scores = known.max(axis=0) + 0.1 * np.ptp(known, axis=0)
+        worst = np.asarray(self.start.worst, dtype=float)
+        beyond = (scores - worst) / np.where(worst == 0, 1.0, np.abs(worst)) if len(worst) else worst
+        return scores.tolist(), beyond.tolist()
+
+    def _pick(self, study: Any) -> Callable[[Any, Any], dict[str, int]]:
+        """What chooses the parameters of a new trial; its own seed, so that nothing but rows must be kept."""
+        import optuna
+
+        seed, space = int(self.start.rng.integers(2**31)), self._space()
+        if self.sampler == "gp":
+            inner = optuna.samplers.GPSampler(seed=seed, n_startup_trials=1, deterministic_objective=True)
+        else:
+            inner = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True)
+        learned = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))) >= self.startup
+
+        def pick(study: Any, trial: Any) -> dict[str, int]:
+            while self.waiting:
+                if (row := self.waiting.pop(0)).tobytes() not in self.asked:
+                    return self._parameters(row)
+            for _ in range(TRIES):
+                proposed = inner.sample_relative(study, trial, space) if learned else None
+                row = self._row(proposed) if proposed else draw(self.start.rng, self.levels)
+                if row.tobytes() not in self.asked:
+                    break
+            return self._parameters(self._unasked(row))
+
+        return pick
+
+    def _unasked(self, row: np.ndarray) -> np.ndarray:
+        """The row, or one not asked before that resets of single genes lead to."""
+        for _ in range(10 * TRIES):
+            if row.tobytes() not in self.asked:
+                return row
+            row, gene = row.copy(), int(self.start.rng.integers(len(row)))
+            row[gene] = self.start.rng.integers(self.levels[gene])
+        found = count_on(row, self.levels, self.asked)
+        assert found is not None, "ask counts what is left"
+        return found
+
+    def _space(self) -> dict[str, Any]:
+        """Optuna's distribution of each gene that has a choice, in the order of genes."""
+        from optuna.distributions import CategoricalDistribution, IntDistribution
+
+        return {
+            f"{i} {gene.name}": IntDistribution(0, gene.levels - 1)
+            if gene.ordered
+            else CategoricalDistribution(range(gene.levels))
+            for i, gene in enumerate(self.start.genes)
+            if gene.levels > 1
+        }
+
+    def _parameters(self, row: np.ndarray) -> dict[str, int]:
+        return {f"{i} {gene.name}": int(row[i]) for i, gene in enumerate(self.start.genes) if gene.levels > 1}
+
+    def _row(self, parameters: dict[str, int]) -> np.ndarray:
+        row = np.zeros_like(self.levels)
+        for name, level in parameters.items():
+            row[int(name.split()[0])] = level
+        return row
+
+    def _open(self) -> Any:
+        """The study: of the storage, or one in memory with all rows asked so far."""
+        import optuna
+
+        if self.study is not None:
+            return self.study
+        storage: Any = self.storage
+        if storage is not None and "://" not in storage:
+            from optuna.storages import JournalStorage
+            from optuna.storages.journal import JournalFileBackend
+
+            storage = JournalStorage(JournalFileBackend(storage))
+        study = optuna.create_study(
+            storage=storage,
+            study_name=self.name,
+            directions=["minimize"] * self.start.objectives,
+            load_if_exists=True,
+        )
+        if len(study.directions) != self.start.objectives:
+            raise ValueError(
+                f"study {self.name!r} in {self.storage} has {len(study.directions)} objectives, this search "
+                f"{self.start.objectives}; use another name, engine.study={self.name}2"
+            )
+        if self.storage is None:
+            for key in self.trials:
+                self.trials[key] = self._add(study, np.frombuffer(key, dtype=np.int64))
+        self.study = study
+        return study
+
+    def _read(self, study: Any) -> None:
+        """Take note of the rows that other processes asked for."""
+        if self.storage is None:
+            return
+        space = self._space()
+        for trial in study.get_trials(deepcopy=False)[self.read :]:
+            if any(space.get(name) != of for name, of in trial.distributions.items()):
+                raise ValueError(
+                    f"study {self.name!r} in {self.storage} holds rows of another space; "
+                    f"use another name, engine.study={self.name}2"
+                )
+            if len(trial.params) < len(space) and not trial.state.is_finished():
+                break  # another process is writing it: read on from here next time
+            self.asked.add(self._row(trial.params).tobytes())
+            self.read += 1
+
+    def _add(self, study: Any, row: np.ndarray) -> int:
+        """A new trial as it would stand after `ask`, and `tell` where the row has been told; its identity."""
+        from optuna.trial import TrialState, create_trial
+
+        told = self.told.get(row.tobytes())
+        state = TrialState.COMPLETE if told else TrialState.FAIL if row.tobytes() in self.told else TrialState.RUNNING
+        study.add_trial(
+            create_trial(
+                state=state,
+                params=self._parameters(row),
+                distributions=self._space(),
+                values=told[0] if told else None,
+                constraints={str(i): beyond for i, beyond in enumerate(told[1])} if told else None,
+            )
+        )
+        return study.get_trials(deepcopy=False)[-1]._trial_id
+
+    def _finish(self, study: Any, identity: int, told: Told | None) -> None:
+        from optuna.exceptions import UpdateFinishedTrialError
+        from optuna.trial import Trial, TrialState
+
+        trial = Trial(study, identity)
+        with suppress(UpdateFinishedTrialError):  # told before, by a process that resumes from an older checkpoint
+            for i, beyond in enumerate(told[1] if told else ()):
+                trial.set_constraint(str(i), beyond)
+            study.tell(trial, told[0] if told else None, None if told else TrialState.FAIL, skip_if_finished=True)
+
+
+def _sampler(pick: Callable[[Any, Any], dict[str, int]]) -> Any:
+    """A sampler for Optuna's `ask` that leaves the choice of all parameters to `pick`."""
+    from optuna.samplers import BaseSampler
+
+    class Picked(BaseSampler):
+        """One trial per row: a row asked before is replaced before the storage hears of it."""
+
+        chosen: dict[str, int]
+
+        def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+            return {}
+
+        def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
+            self.chosen = pick(study, trial)
+            return {}
+
+        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+            return self.chosen[param_name]
+
+    return Picked()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No log lines and no warnings (of experimental arguments, of categories that are numbers) from Optuna."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
