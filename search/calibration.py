@@ -3,15 +3,21 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from search.schedule import Schedule
+from search.schedule.bits import packed_bytes
 from search.schedule.forecast import newton_weights
+from search.schedule.format import FormatPart
+from search.schedule.guidance import WITH, WITHOUT, flow, is_narrow, last_use
 from search.schedule.nodes import ROOT, Node, Tree
-from search.schedule.plan import ABSENT, OFF, Plan
+from search.schedule.plan import ABSENT, OFF
+
+FULL = 16  # bits of what is not rounded, whatever type it runs in
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,9 @@ class Costs:
     `component_macs` and `value_bytes` are per node; `floor_macs` is what a denoiser call costs outside of the
     components; `milliseconds` holds `run` (the intercept: solver and decoding), `denoiser` (a call's floor)
     and one entry per component kind; empty until latency was calibrated.
+
+    `layer_macs` of one call, `layer_shapes` (outputs, inputs) and `layer_bytes` (weight, bias) are per linear
+    layer, by its full name; `weight_bytes` is all of the denoiser's parameters as they are.
     """
 
     steps: int
@@ -28,6 +37,10 @@ class Costs:
     floor_macs: int
     value_bytes: Mapping[str, int]
     milliseconds: Mapping[str, float] = field(default_factory=dict)
+    layer_macs: Mapping[str, int] = field(default_factory=dict)
+    layer_shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    layer_bytes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    weight_bytes: int = 0
 
     @cached_property
     def call_macs(self) -> int:
@@ -49,16 +62,72 @@ class Costs:
         return sum(self.value_bytes[name] for name in self.component_macs)
 
     def macs(self, schedule: Schedule) -> int:
-        """Executed MACs of one picture."""
-        tokens = schedule.plan.tokens
-        executed = sum(m * tokens[name].count(OFF) for name, m in self.component_macs.items())
-        return executed + self.floor_macs * tokens[ROOT].count(OFF)
+        """Executed MACs of one picture; elided layers execute none."""
+        computed = self._computed(schedule)
+        executed = sum(m * computed(name) for name, m in self.component_macs.items())
+        elided = sum(macs for form, macs in self._rounded(schedule) if form.elided)
+        return round(executed + self.floor_macs * computed(ROOT) - elided)
+
+    def bops(self, schedule: Schedule) -> int:
+        """Bit operations of one picture: executed MACs times weight bits times activation bits, 16 by 16 unrounded."""
+        saved = 0.0
+        for form, macs in self._rounded(schedule):
+            if not form.elided:
+                saved += macs * (FULL * FULL - (form.weight or FULL) * (form.activation or FULL))
+        return round(self.macs(schedule) * FULL * FULL - saved)
+
+    @property
+    def teacher_bops(self) -> int:
+        return self.teacher_macs * FULL * FULL
+
+    def size(self, schedule: Schedule) -> int:
+        """Bytes of the denoiser's weights: rounded ones at their nominal bits, elided layers as 16-bit tables."""
+        if not self.weight_bytes:
+            raise ValueError("weights were not counted; make the tables with count_costs")
+        total = self.weight_bytes
+        for name, form in schedule.bits.items():
+            (outputs, inputs), (weight, bias) = self._known(name, self.layer_shapes), self.layer_bytes[name]
+            if form.elided:
+                total += 2 * outputs * (schedule.steps or self.steps) - weight - bias
+            else:
+                total += packed_bytes(form, outputs, inputs) - weight
+        return total
+
+    def _rounded(self, schedule: Schedule) -> list[tuple[FormatPart, float]]:
+        """Format and executed full-precision MACs of each layer that has one."""
+        bits = schedule.bits
+        if not bits:
+            return []
+        computed, found = self._computed(schedule), []
+        for name, form in bits.items():
+            node = schedule.tree.node_of(name)
+            place = node.name if node.kind == "component" else ROOT  # the floor is counted with the denoiser
+            found.append((form, self._known(name, self.layer_macs) * computed(place)))
+        return found
+
+    @staticmethod
+    def _known(name: str, table: Mapping[str, Any]) -> Any:
+        if name not in table:
+            raise ValueError(f"bits.layers.{name} was not counted; the tables have {len(table)} linear layers")
+        return table[name]
+
+    def share(self, schedule: Schedule) -> list[float]:
+        """Part of the batch that each step computes: 1, or 0.5 where guidance computes the conditional half only."""
+        branch = schedule.guidance.branch if schedule.guidance else None
+        return [1.0 if kind == "C" else 0.5 for kind in branch or "C" * (schedule.steps or 0)]
+
+    def _computed(self, schedule: Schedule) -> Callable[[str], float]:
+        """How many times the whole batch runs through a node."""
+        tokens, share = schedule.plan.tokens, self.share(schedule)
+        if set(share) <= {1.0}:
+            return lambda name: tokens[name].count(OFF)
+        return lambda name: sum(part for token, part in zip(tokens[name], share, strict=True) if token == OFF)
 
     def latency(self, schedule: Schedule) -> float:
         """Predicted milliseconds of one picture; ValueError where latency was not calibrated."""
         if not self.milliseconds:
             raise ValueError("latency was not calibrated; call calibrate_latency first")
-        return float(np.dot(self.features(schedule.plan), list(self.milliseconds.values())))
+        return float(np.dot(self.features(schedule), list(self.milliseconds.values())))
 
     @property
     def teacher_latency(self) -> float:
@@ -74,16 +143,19 @@ class Costs:
             found[kind] = found.get(kind, 0) + 1
         return found
 
-    def features(self, plan: Plan) -> list[int]:
-        """What latency is linear in: 1, denoiser calls, computed components of each kind."""
-        counts = dict.fromkeys(self.kinds, 0)
+    def features(self, schedule: Schedule) -> list[float]:
+        """What latency is linear in: 1, denoiser calls, computed components of each kind; half batches are halves."""
+        computed = self._computed(schedule)
+        counts: dict[str, float] = dict.fromkeys(self.kinds, 0)
         for name in self.component_macs:
-            counts[name.rpartition(":")[2]] += plan.tokens[name].count(OFF)
-        return [1, plan.tokens[ROOT].count(OFF), *counts.values()]
+            counts[name.rpartition(":")[2]] += computed(name)
+        return [1, computed(ROOT), *counts.values()]
 
     def peak_bytes(self, schedule: Schedule) -> int:
         """Peak bytes of kept values; equals what the applied schedule reports for a batch of one picture."""
         plan = schedule.plan
+        if (guidance := schedule.guidance) and is_narrow(guidance.branch):
+            return self._peak_of_halves(schedule, guidance.branch or "")
         uses = {name: plan.last_use(name) for name in plan.planned()}
         order = [n for n in _execution(plan.tree) if n in uses]
         alive = {name: 0 for name in order}
@@ -101,6 +173,26 @@ class Costs:
                 peak = max(peak, now)
         return peak
 
+    def _peak_of_halves(self, schedule: Schedule, branch: str) -> int:
+        """The same where some steps compute one half of the batch: each half is kept for itself."""
+        plan = schedule.plan
+        names = {ROOT, *plan.planned()}
+        halves = [(name, half) for name in _execution(plan.tree) if name in names for half in (WITH, WITHOUT)]
+        uses = {(name, half): last for name in names for half, last in last_use(plan, name, branch).items()}
+        flows = {(name, half): flow(name, plan.tokens[name], branch, half) for name, half in halves}
+        kept: dict[tuple[str, str], list[int]] = {key: [] for key in halves}
+        now = peak = 0
+        for step in range(plan.steps):
+            for key in halves:
+                (computes, needs), before = flows[key], len(kept[key])
+                if computes[step] and step in uses[key]:
+                    kept[key].append(step)
+                if needs[step]:
+                    kept[key] = [s for s in kept[key] if uses[key][s] > step]
+                now += (len(kept[key]) - before) * self.value_bytes[key[0]] // 2
+                peak = max(peak, now)
+        return peak
+
 
 def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], object]) -> Costs:
     """Cost tables from one call of the denoiser for one picture, by torch's own counter of operations."""
@@ -111,6 +203,14 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
     counts: dict[str, int] = {}
     counter = FlopCounterMode(display=False)
     removers = []
+    linear = {name: module for name, module in denoiser.named_modules() if type(module) is nn.Linear}
+    layers = dict.fromkeys(linear, 0)
+    for name, module in linear.items():
+
+        def multiply(module: nn.Module, given: tuple, _: object, name: str = name) -> None:
+            layers[name] += given[0].numel() * module.out_features
+
+        removers.append(module.register_forward_hook(multiply))
     for node in tree:
         module = tree.module(denoiser, node)
         if module is None:
@@ -136,10 +236,21 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
     for stack in tree.contract:
         sizes[stack.name] = sizes[f"{stack.name}.{tree.stacks[stack.name] - 1}"]
     components = {node.name: counts[node.name] for node in tree if node.kind == "component"}
-    return Costs(steps, components, counts[ROOT] - sum(components.values()), sizes)
+    return Costs(
+        steps,
+        components,
+        counts[ROOT] - sum(components.values()),
+        sizes,
+        layer_macs=layers,
+        layer_shapes={name: (m.out_features, m.in_features) for name, m in linear.items()},
+        layer_bytes={name: (_nbytes(m.weight), _nbytes(m.bias)) for name, m in linear.items()},
+        weight_bytes=sum(_nbytes(parameter) for parameter in denoiser.parameters()),
+    )
 
 
-def fit_latency(rows: Sequence[Sequence[int]], milliseconds: Sequence[float], kinds: Iterable[str]) -> dict[str, float]:
+def fit_latency(
+    rows: Sequence[Sequence[float]], milliseconds: Sequence[float], kinds: Iterable[str]
+) -> dict[str, float]:
     """Non-negative least squares of measured times [N] on the features [N, 2+K] of their plans."""
     from scipy.optimize import nnls
 
@@ -242,6 +353,10 @@ def threshold_mask(reuse: np.ndarray, threshold: float, longest: int = 4) -> lis
             tokens.append(OFF)
             last = t
     return tokens
+
+
+def _nbytes(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel() * tensor.element_size()
 
 
 def _execution(tree: Tree) -> list[str]:

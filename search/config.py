@@ -123,6 +123,7 @@ class Config(_Strict):
     budget: Budget
     compute: Compute
     tracking: Tracking
+    refit: bool
     seed: Seed
     resume: str | None
     runs: Annotated[str, Field(min_length=1)]

@@ -1,7 +1,9 @@
 """The noise schedule behind a sampler part: signal and noise scales, log-SNR, and timesteps of given sigmas."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -9,9 +11,19 @@ import numpy as np
 from search.schedule.sampler import scheduler_class
 
 FLOW = ("flow_prediction", "flow")
+# These classes divide the denoiser's input by sqrt(sigma² + 1) and keep x0 + sigma * noise as their state.
+VE = (
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DPMSolverSDEScheduler",
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Noise:
     """Scales of x = alpha * x0 + sigma * noise over the training timesteps, all in float64.
 
@@ -26,17 +38,8 @@ class Noise:
 
     @classmethod
     def of(cls, sampler: Mapping[str, Any]) -> "Noise":
-        """The noise schedule of a schedule file's sampler part (class and config)."""
-        scheduler = scheduler_class(sampler["class"]).from_config(dict(sampler.get("config", {})))
-        config = scheduler.config
-        prediction = str(getattr(config, "prediction_type", "epsilon"))
-        if type(scheduler).__name__.startswith("FlowMatch") or prediction in FLOW:
-            count = int(config.num_train_timesteps)
-            return cls(np.arange(count) / count, "flow", "flow")  # a shift moves the grid, not this relation
-        kept = scheduler.alphas_cumprod.double().numpy()
-        # These classes divide the denoiser's input by sqrt(sigma² + 1) and keep x0 + sigma * noise as their state.
-        scaled = type(scheduler).__name__ in VE
-        return cls(np.sqrt((1 - kept) / kept), "ve" if scaled else "vp", prediction)
+        """The noise schedule of a schedule file's sampler part (class and config); ValueError where it has none."""
+        return _of(sampler["class"], json.dumps(sampler.get("config", {}), sort_keys=True))
 
     def scales(self, sigma: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
         """Signal scale alpha and noise scale sigma of the state, for sigma/alpha (flow: sigma) as stored in files."""
@@ -45,11 +48,11 @@ class Noise:
             return 1 - s, s
         if self.kind == "ve":
             return np.ones_like(s), s
-        alpha = 1 / np.sqrt(1 + s**2)
-        return alpha, alpha * s
+        alpha = 1 / np.hypot(1, s)
+        return alpha, np.where(np.isinf(s), 1.0, alpha * np.where(np.isinf(s), 0.0, s))
 
     def logsnr(self, sigma: np.ndarray | float) -> np.ndarray:
-        """lambda = log(alpha / sigma); infinite at sigma 0."""
+        """The logarithm of alpha / sigma; infinite where there is no noise, or nothing but noise."""
         alpha, s = self.scales(sigma)
         with np.errstate(divide="ignore"):
             return np.log(alpha) - np.log(s)
@@ -66,7 +69,7 @@ class Noise:
         wanted, steps = np.asarray(sigma, dtype=float), np.arange(len(self.sigmas), dtype=float)
         if self.kind == "flow":
             return wanted * len(self.sigmas)
-        return np.interp(np.log(np.maximum(wanted, 1e-10)), np.log(self.sigmas), steps)
+        return np.interp(np.log(np.clip(wanted, 1e-10, 1e10)), np.log(np.minimum(self.sigmas, 1e10)), steps)
 
     def grid_logsnr(self, sampler: Mapping[str, Any]) -> np.ndarray:
         """log-SNR [T] of a sampler part's steps."""
@@ -75,10 +78,28 @@ class Noise:
         return self.logsnr(self.sigma(sampler["timesteps"]))
 
 
-VE = (
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "LMSDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-)
+@lru_cache(maxsize=64)
+def _of(class_name: str, config_json: str) -> Noise:
+    """Noise.of, once per class and config: to build a scheduler takes a millisecond."""
+    scheduler = scheduler_class(class_name).from_config(json.loads(config_json))
+    config = scheduler.config
+    prediction = str(getattr(config, "prediction_type", "epsilon"))
+    shifted = class_name.startswith("FlowMatch") or prediction in FLOW
+    if shifted or getattr(config, "use_flow_sigmas", False):
+        count = int(config.num_train_timesteps)
+        # a shift moves the grid, not this relation
+        return Noise(_fixed(np.arange(count) / count), "flow", "flow" if shifted else prediction)
+    if getattr(scheduler, "alphas_cumprod", None) is None:
+        raise ValueError(
+            f"{class_name} has no table of noise levels (alphas_cumprod); use a pipeline with "
+            "DPMSolverMultistepScheduler, or another that has one"
+        )
+    kept = scheduler.alphas_cumprod.double().numpy()
+    with np.errstate(divide="ignore"):
+        sigmas = np.sqrt((1 - kept) / kept)
+    return Noise(_fixed(sigmas), "ve" if class_name in VE else "vp", prediction)
+
+
+def _fixed(values: np.ndarray) -> np.ndarray:
+    values.flags.writeable = False  # shared by all who ask
+    return values

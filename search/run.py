@@ -5,7 +5,8 @@ import os
 import pickle
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from search import seeding
-from search.calibration import Costs, count_costs, record
+from search.calibration import Costs, count_costs
 from search.config import Config, read_prompts
 from search.engines.base import Engine, Start
 from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.fit import Fitter
 from search.evaluate.memo import Memo
 from search.evaluate.timing import calibrate
 from search.finish import finish
@@ -37,9 +38,11 @@ from search.objectives.base import Objective
 from search.objectives.drift import Drift
 from search.result import Result, find_run
 from search.schedule import Schedule
+from search.schedule.nodes import ROOT
 from search.schedule.plan import OFF
-from search.schedule.sampler import coordinates
+from search.seeding import Proposals, plan_schedule
 from search.spaces.base import Space
+from search.spaces.joint import JointSpace
 
 log = logging.getLogger("search")
 BATCH = 24  # rows asked for at a time
@@ -83,7 +86,7 @@ class Search:
         if config.compute.threads:
             torch.set_num_threads(config.compute.threads)
         torch.set_grad_enabled(False)
-        self.space: Space = _only_space(config)
+        self.space: Space = _space(config)
         self.objectives: dict[str, Objective] = {k: instantiate(v) for k, v in config.objective.items()}
         self.calibration, self.held_out = _prompts(config)
         self.model: Model = instantiate(dict(config.model) | {"device": device(config.compute.device)})
@@ -97,6 +100,7 @@ class Search:
             self.memo = Memo(self.folder / "memo.sqlite")
             self.evaluator = self._evaluator(self.state.costs)
             return
+        genes = self.space.genes(target)  # a space that does not apply says so before anything is measured
         self.memo = Memo(self.folder / "memo.sqlite")
         costs = count_costs(self.model.denoiser, target.tree, target.steps, self.model.once)
         self.console.print(
@@ -109,24 +113,18 @@ class Search:
         probe = Evaluator(
             self.model, self.calibration[:PROBED], self._seeds(PROBED), {"drift": Drift()}, costs, self.memo
         )
-        drifts = record(
-            self.model.denoiser,
-            target.tree,
-            self._places(),
-            probe.run_teacher,
-            value_bytes=costs.value_bytes,
+        proposals = Proposals(self.space, target, self.model, probe, costs, list(self.objectives.values()))
+        start = Start(
+            genes,
+            len(self.objectives),
+            np.random.default_rng(self.config.seed),
+            proposals.seeds(),
+            np.array([o.minimised(o.worst(costs)) for o in self.objectives.values()]),
+            proposals.methods(),
+            proposals.table,
         )
-
-        def measure(schedule: Schedule) -> float:
-            return float(np.mean(probe.values(schedule)["drift"]))
-
-        presets = seeding.preset_rows(self.space, target, drifts)
-        weights = seeding.propagation(target, drifts, measure)
-        rows = [*presets.values(), *seeding.dp_rows(self.space, target, drifts, costs, weights, measure)]
-        genes = self.space.genes(target)
-        seeds = np.array(rows, dtype=np.int64).reshape(len(rows), len(genes))
-        start = Start(genes, len(self.objectives), np.random.default_rng(self.config.seed), seeds)
         engine = instantiate(self.config.engine | {"_partial_": True})(start)
+        presets = proposals.presets()
         spent = probe.block_executions + self.evaluator.block_executions
         self.state = State(engine, costs, presets, spent)
         self.state.save(self.checkpoint)
@@ -163,10 +161,22 @@ class Search:
         return ""
 
     def schedule(self, row: np.ndarray) -> Schedule:
-        return to_schedule(self.model, self.space.decode(row, self.target))
+        """The schedule of a row; where its genes ask for it, with a solver fitted to the teacher."""
+        return self._fitted(row)[0]
+
+    def _fitted(self, row: np.ndarray) -> tuple[Schedule, bool]:
+        parts = dict(self.space.decode(row, self.target))
+        fit = bool(parts.pop("fit", False))
+        schedule = to_schedule(self.model, parts)
+        return (self.fitter.fit(schedule) if fit else schedule), fit
+
+    @cached_property
+    def fitter(self) -> Fitter:
+        """Fits solvers on the first calibration prompts and their noise."""
+        return Fitter(self.model, *self.evaluator.inputs[0])
 
     def _evaluate(self, row: np.ndarray) -> list[float]:
-        schedule = self.schedule(row)
+        schedule, fitted = self._fitted(row)
         values = self.evaluator.values(schedule)
         scores = self.evaluator.minimised(values)
         if schedule.digest not in self.state.archive:
@@ -178,7 +188,8 @@ class Search:
             }
             # counted by candidate, not by what the memo happened to know: a resumed search counts the same
             share = self.state.costs.macs(schedule) / self.state.costs.block_macs
-            self.state.block_executions += share * len(self.calibration)
+            pictures = len(self.calibration) + fitted * len(self.evaluator.inputs[0][1])
+            self.state.block_executions += share * pictures
         return scores
 
     def _close_generation(self, rows: int, seconds: float) -> None:
@@ -242,11 +253,6 @@ class Search:
     def _seeds(self, count: int) -> list[int]:
         return [self.config.prompts.seed + i for i in range(count)]
 
-    def _places(self) -> list[float]:
-        self.model.pipe.scheduler.set_timesteps(self.target.steps)
-        axis = getattr(self.space, "axis", "index")
-        return coordinates(self.model.pipe.scheduler, axis)
-
 
 def run(config: Config) -> Result:
     """Search, report, and print where the result is."""
@@ -290,10 +296,10 @@ def _prompts(config: Config) -> tuple[list[str], list[str]]:
     return calibration, held_out
 
 
-def _only_space(config: Config) -> Space:
-    if len(config.space) != 1:
-        raise ValueError(f"space={list(config.space)}: this version searches one space at a time; use +space=cache")
-    return instantiate(next(iter(config.space.values())))
+def _space(config: Config) -> Space:
+    """The space, or several as one."""
+    spaces = [instantiate(part) for part in config.space.values()]
+    return spaces[0] if len(spaces) == 1 else JointSpace(spaces)
 
 
 def _with_latency(model: Model, costs: Costs) -> Costs:
@@ -301,10 +307,10 @@ def _with_latency(model: Model, costs: Costs) -> Costs:
     target = model.target
     alternating = [OFF if t % 2 == 0 else "R" for t in range(target.steps)]
     rare = [OFF if t == 0 else "R" for t in range(target.steps)]
-    plans = [{}, {"denoiser": alternating}, {"denoiser": rare}, *({kind: rare} for kind in target.kinds)]
-    schedules = [seeding._schedule(target, plan) for plan in plans]
+    plans = [{}, {ROOT: alternating}, {ROOT: rare}, *({kind: rare} for kind in target.kinds)]
+    schedules = [plan_schedule(target, plan) for plan in plans]
     table = calibrate(model, schedules, costs)
-    return Costs(costs.steps, costs.component_macs, costs.floor_macs, costs.value_bytes, table)
+    return replace(costs, milliseconds=table)
 
 
 def _ceiling(objective: Objective) -> float:

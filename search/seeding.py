@@ -1,85 +1,332 @@
-"""What a search begins with: published rules, and the exact DP front of the calibration tables."""
+"""What a search begins with: published rules, and the rows that calibration tables propose, each space in its way."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 
-from search.calibration import Costs, Drifts, threshold_mask
+from search.calibration import Costs, Drifts, record, threshold_mask
+from search.engines.base import Table
 from search.engines.dp import forecast_front, merge, reuse_front
+from search.engines.knapsack import gram_search, knapsack_front
+from search.engines.paths import reach_paths, shortest_paths
+from search.evaluate import fit
+from search.evaluate.beam import beam_rows
+from search.evaluate.evaluator import Evaluator, to_schedule
+from search.models.base import Model
+from search.objectives.base import Cost, Objective
+from search.objectives.macs import Macs
 from search.schedule import Schedule
 from search.schedule.nodes import ROOT
 from search.schedule.plan import OFF
+from search.schedule.sampler import coordinates
 from search.spaces.base import Space
+from search.spaces.joint import JointSpace
+from search.spaces.timesteps import TimestepsSpace
 from search.target import Target
 
 THRESHOLDS = (0.05, 0.1, 0.2)
-MOST_MERGED = 24
+MOST_MERGED = 24  # rows taken along a front that has thousands
+MOST_SEEDS = 120
+PICKS = 5  # rows of each space that are combined with the other spaces' rows
+COMBINED = 48
+DENSE = 3  # steps of the recorded run for each of the teacher's
+DAMPINGS = (0.5, 1.0)
 
-Measure = Callable[[Schedule], float]
 Tokens = dict[str, list[str]]
 
 
-def preset_rows(space: Space, target: Target, drifts: Drifts) -> dict[str, np.ndarray]:
-    """The space's own presets, and SmoothCache's rule on the measured errors."""
-    rows = space.presets(target)
-    names = _names(target)
-    for threshold in THRESHOLDS:
-        tokens = {kind: threshold_mask(drifts.reuse(names[kind]), threshold) for kind in target.kinds}
-        x = space.encode(tokens, target)
-        if x is not None and x.any():
-            rows[f"SmoothCache α={threshold:g}"] = x
-    return rows
+class Proposals:
+    """Presets and proposed rows of a space; a joint space's are those of its parts and their combinations.
 
-
-def propagation(target: Target, drifts: Drifts, measure: Measure) -> np.ndarray:
-    """Weights [T]: terminal drift per unit of relative error in the denoiser's output at a step.
-
-    One rollout a step: the step reuses the output of the step before, all else is computed.
+    Everything is measured on the probe's few prompts when it is asked for, once. ValueError says why a method has
+    nothing to propose on a space.
     """
-    local = drifts.reuse([ROOT])
-    weights = np.zeros(target.steps)
-    for t in range(1, target.steps):
-        tokens = [OFF] * target.steps
-        tokens[t] = "R"
-        weights[t] = measure(_schedule(target, {ROOT: tokens})) / max(local[t - 1, t], 1e-12)
-    return weights
+
+    def __init__(
+        self, space: Space, target: Target, model: Model, probe: Evaluator, costs: Costs, objectives: Sequence[Objective]
+    ) -> None:
+        self.space, self.target, self.model, self.probe, self.costs = space, target, model, probe, costs
+        self.prices = [o for o in objectives if isinstance(o, Cost)] or [Macs()]
+        self.parts: dict[str, Space] = {s.key: s for s in getattr(space, "spaces", (space,))}
+        self._tables: dict[str, Table] = {}
+
+    # What a search asks for
+
+    def presets(self) -> dict[str, np.ndarray]:
+        """Published rules as rows [G] by name, and SmoothCache's rule on the measured errors."""
+        rows = dict(self.space.presets(self.target))
+        names = _names(self.target)
+        for threshold in THRESHOLDS if self._caches(self.space) else ():
+            tokens = {kind: threshold_mask(self.drifts.reuse(names[kind]), threshold) for kind in self.target.kinds}
+            x = self.space.encode(tokens, self.target)
+            if x is not None and x.any():
+                rows[f"SmoothCache α={threshold:g}"] = x
+        return rows
+
+    def seeds(self) -> np.ndarray:
+        """What deserves to be tried first: combinations, then each space's own proposals, then presets."""
+        found = [*self._combined()]
+        for key in self.parts:
+            found += self._lift(key, self._own(key))
+        found += self.presets().values()
+        return self._stack(found)[:MOST_SEEDS]
+
+    def methods(self) -> dict[str, Callable[[], np.ndarray]]:
+        """Rows by method, made when called."""
+        return {"dp": self.dp, "olss": self.olss, "beam": self.beam}
+
+    def dp(self) -> np.ndarray:
+        """Exact dynamic programming in every part that has a table, and the combinations of their fronts."""
+        found: list[np.ndarray] = []
+        reasons = []
+        for key in self.parts:
+            try:
+                found += self._lift(key, self._front(key))
+            except ValueError as error:
+                reasons.append(str(error))
+        if not found:
+            raise ValueError(reasons[0])
+        return self._stack([*found, *self._combined()])
+
+    def olss(self) -> np.ndarray:
+        """OLSS's paths of every length, with a fitted solver where the solver space is there."""
+        if "timesteps" not in self.parts and "solver" not in self.parts:
+            raise ValueError(
+                f"olss chooses timesteps and fits the solver, and {self.space.key} does neither; "
+                "use +space=[timesteps,solver], or engine=nsga2"
+            )
+        fitted = self._fitted()
+        paths = self._paths(self.parts["timesteps"], reach_paths) if "timesteps" in self.parts else []
+        rows = [self._join({"timesteps": row} | fitted) for row in paths]
+        return self._stack([*rows, *([self._join(fitted)] if fitted else [])])
+
+    def beam(self) -> np.ndarray:
+        """A Pareto beam over the time axis, from the proposals' own actions."""
+        return beam_rows(self.space, self.target, self.probe, self.seeds(), self.costs, self.weights)
+
+    def table(self) -> Table:
+        """Every gene alone, measured; parts side by side."""
+        for key, space in self.parts.items():
+            if not space.additive:
+                raise ValueError(
+                    f"the {key} space has no additive table: its genes do nothing alone, or there are too many levels; "
+                    "use engine=nsga2"
+                )
+        found = [self._table(key) for key in self.parts]
+        return Table(
+            [e for t in found for e in t.errors],
+            [[c for t in found for c in t.costs[i]] for i in range(len(self.prices))],
+            [v for t in found for v in t.vectors],
+        )
+
+    # Tables, measured once
+
+    @cached_property
+    def drifts(self) -> Drifts:
+        """How the nodes' outputs change over the steps, from one teacher run."""
+        self.model.pipe.scheduler.set_timesteps(self.target.steps)
+        axis = next((s.axis for s in self.parts.values() if hasattr(s, "axis")), "index")
+        places = coordinates(self.model.pipe.scheduler, axis)
+        return record(
+            self.model.denoiser,
+            self.target.tree,
+            places,
+            self.probe.run_teacher,
+            value_bytes=self.costs.value_bytes,
+        )
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """Weights [T]: terminal drift per unit of relative error in the denoiser's output at a step.
+
+        One rollout a step: the step reuses the output of the step before, all else is computed.
+        """
+        local = self.drifts.reuse([ROOT])
+        weights = np.zeros(self.target.steps)
+        for t in range(1, self.target.steps):
+            tokens = [OFF] * self.target.steps
+            tokens[t] = "R"
+            weights[t] = self._drift({ROOT: tokens}) / max(local[t - 1, t], 1e-12)
+        return weights
+
+    @cached_property
+    def trajectory(self) -> fit.Trajectory:
+        """A run of the pipeline's own sampler with more steps than the teacher."""
+        sampler = self.model.shorter(DENSE * self.target.steps)
+        parts = {"steps": len(sampler["timesteps"]), "sampler": sampler}  # type: ignore[arg-type]
+        with to_schedule(self.model, parts).apply(self.model.pipe):
+            return fit.record(self.model, *self.probe.inputs[0])
+
+    def _table(self, key: str) -> Table:
+        """What each gene of a part does alone: relative errors of the final latents, and the change of each cost."""
+        if key not in self._tables:
+            genes = self.parts[key].genes(self.target)
+            base = [price(to_schedule(self.model, {}), self.costs) for price in self.prices]
+            errors, vectors = [], []
+            prices: list[list[np.ndarray]] = [[] for _ in self.prices]
+            for g, gene in enumerate(genes):
+                x = np.zeros(len(genes), dtype=np.int64)
+                found, change = [], np.zeros((len(self.prices), gene.levels))
+                for level in range(1, gene.levels):
+                    x[g] = level
+                    schedule = self._schedule(key, x)
+                    found.append(self._error(schedule))
+                    change[:, level] = [
+                        p(schedule, self.costs) - b for p, b in zip(self.prices, base, strict=True)
+                    ]
+                off = np.zeros(self.probe.teacher[0].numel() * len(self.probe.teacher), dtype=np.float32)
+                vectors.append(np.stack([off, *found]))
+                errors.append(np.linalg.norm(vectors[-1], axis=1))
+                for kept, row in zip(prices, change, strict=True):
+                    kept.append(row)
+            self._tables[key] = Table(errors, prices, vectors)
+        return self._tables[key]
+
+    # Proposals of single parts, in the part's own genes
+
+    def _own(self, key: str) -> list[np.ndarray]:
+        """All that calibration proposes for a part; nothing where it has no table."""
+        if key == "solver":
+            return [row for row in self._fitted().values()]
+        if key == "timesteps":
+            return self._paths(self.parts[key], reach_paths) + self._paths(self.parts[key], _shortest)
+        try:
+            return self._front(key)
+        except ValueError:
+            return []
+
+    def _front(self, key: str) -> list[np.ndarray]:
+        """Exact dynamic programming on a part's table."""
+        space = self.parts[key]
+        if self._caches(space):
+            return self._cache_front(space)
+        if isinstance(space, TimestepsSpace):
+            return self._paths(space, _shortest)
+        if not space.additive:
+            raise ValueError(
+                f"the {key} space has no table for dynamic programming: its genes do nothing alone; "
+                "use engine=nsga2" + (", or engine=olss" if key == "solver" else "")
+            )
+        table = self._table(key)
+        rows: list[np.ndarray] = []
+        for prices in table.costs:
+            front = knapsack_front([e**2 for e in table.errors], prices)
+            rows += [front[i][2] for i in _spread(len(front), MOST_MERGED)]
+        refined = [gram_search(table.vectors, table.costs, np.array(rows), damping) for damping in DAMPINGS]
+        return _unique([*rows, *np.concatenate(refined)])
+
+    def _cache_front(self, space: Space) -> list[np.ndarray]:
+        """The exact fronts of the surrogate over all budgets.
+
+        Whole-denoiser reuse and forecast by segmentation DP; component kinds by one DP each, merged on their
+        convex hulls. A kind's errors are scaled by one measured rollout that reuses this kind at every second step.
+        """
+        found: list[Tokens] = []
+        names, target, weights, drifts = _names(self.target), self.target, self.weights, self.drifts
+        local = drifts.reuse([ROOT])
+        found += [{ROOT: _tokens(mask)} for _, mask in reuse_front(local, weights)]
+        forecast = drifts.forecast([ROOT])
+        found += [{ROOT: _tokens(mask, forecast=True)} for _, mask in forecast_front(local, forecast, weights)]
+
+        every_second = [OFF if t % 2 == 0 else "R" for t in range(target.steps)]
+        fronts, prices = {}, {}
+        for kind in target.kinds:
+            errors = drifts.reuse(names[kind])
+            predicted = sum(weights[t] * errors[t - 1, t] for t in range(1, target.steps, 2))
+            scale = self._drift({kind: every_second}) / max(predicted, 1e-12)
+            fronts[kind] = reuse_front(errors, scale * weights)
+            prices[kind] = float(sum(self.costs.component_macs[name] for name in names[kind]))
+        merged = merge(fronts, prices)
+        found += [
+            {kind: _tokens(mask) for kind, mask in merged[i][2].items()} for i in _spread(len(merged), MOST_MERGED)
+        ]
+        return _unique([space.encode(tokens, target) for tokens in found])
+
+    def _paths(self, space: Space, search: Callable) -> list[np.ndarray]:
+        """Rows of the timesteps space for paths of every length through the dense run."""
+        assert isinstance(space, TimestepsSpace)
+        run = self.trajectory
+        states = run.states.flatten(1).numpy()
+        paths = search(states, run.outputs.flatten(1).numpy(), range(2, self.target.steps))
+        timesteps = run.noise.timestep(np.array(run.sigmas[:-1]))
+        return _unique([space.row([float(timesteps[i]) for i in path], self.target) for path in paths])
+
+    def _fitted(self) -> dict[str, np.ndarray]:
+        """The solver part's own sampler, fitted; nothing where the fit is switched off or there is no solver."""
+        if "solver" not in self.parts:
+            return {}
+        genes = self.parts["solver"].genes(self.target)
+        row = np.array([gene.name == "fit" for gene in genes], dtype=np.int64)
+        return {"solver": row} if row.any() else {}
+
+    def _combined(self) -> list[np.ndarray]:
+        """Rows of all parts at once, from a few rows along each part's own front; always with a fitted solver."""
+        if len(self.parts) < 2:
+            return []
+        fitted = self._fitted()
+        picks: dict[str, list[np.ndarray]] = {}
+        for key in self.parts:
+            if key not in fitted and (rows := self._own(key)):
+                price = [self.prices[0](self._schedule(key, row), self.costs) for row in rows]
+                order = np.argsort(price, kind="stable")
+                picks[key] = [rows[order[i]] for i in _spread(len(rows), PICKS)]
+        rng = np.random.default_rng(0)
+        rows = [fitted | {key: those[rng.integers(len(those))] for key, those in picks.items()} for _ in range(COMBINED)]
+        return _unique([self._join(row) for row in rows])
+
+    # Rows and runs
+
+    def _lift(self, key: str, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [self._join({key: row}) for row in rows]
+
+    def _join(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        if isinstance(self.space, JointSpace):
+            return self.space.join(rows, self.target)
+        return rows[self.space.key]
+
+    def _stack(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        unique = _unique(rows)
+        return np.array(unique, dtype=np.int64).reshape(len(unique), len(self.space.genes(self.target)))
+
+    def _caches(self, space: Space) -> bool:
+        """Whether a space has genes for reuse and forecast."""
+        return space.encode({}, self.target) is not None
+
+    def _schedule(self, key: str, row: np.ndarray) -> Schedule:
+        parts = dict(self.parts[key].decode(row, self.target))
+        parts.pop("fit", None)
+        return to_schedule(self.model, parts)
+
+    def _drift(self, tokens: Mapping[str, Sequence[str]]) -> float:
+        return float(np.mean(self.probe.values(plan_schedule(self.target, tokens))["drift"]))
+
+    def _error(self, schedule: Schedule) -> np.ndarray:
+        """The final latents' relative error as one vector, whose norm is the RMS over prompts of their drifts."""
+        teacher = self.probe.teacher.flatten(1)
+        error = (self.probe.latents(schedule).flatten(1) - teacher) / teacher.norm(dim=1, keepdim=True)
+        return (error.flatten() / len(error) ** 0.5).numpy()
 
 
-def dp_rows(
-    space: Space,
-    target: Target,
-    drifts: Drifts,
-    costs: Costs,
-    weights: np.ndarray,
-    measure: Measure,
-) -> list[np.ndarray]:
-    """The exact fronts of the surrogate over all budgets, in the space's genes.
+def _shortest(states: np.ndarray, outputs: np.ndarray, counts: Sequence[int]) -> list[list[int]]:
+    """GITS (arXiv:2405.11326): exact least sum of the errors of single jumps along the outputs."""
+    size = len(outputs)
+    cost = np.full((size, size + 1), np.inf)
+    for i in range(size):
+        # the best jump in this direction, so that no solver's arithmetic is needed: distance to the ray
+        moves = states[i + 1 :] - states[i]
+        share = (moves @ outputs[i]) / max(float(outputs[i] @ outputs[i]), 1e-30)
+        cost[i, i + 1 :] = np.linalg.norm(moves - share[:, None] * outputs[i], axis=1)
+    return shortest_paths(cost, counts)
 
-    Whole-denoiser reuse and forecast by segmentation DP; component kinds by one DP each, merged on their
-    convex hulls. A kind's errors are scaled by one measured rollout that reuses this kind at every second step.
-    """
-    found: list[Tokens] = []
-    names = _names(target)
-    local = drifts.reuse([ROOT])
-    found += [{ROOT: _tokens(mask)} for _, mask in reuse_front(local, weights)]
-    forecast = drifts.forecast([ROOT])
-    found += [{ROOT: _tokens(mask, forecast=True)} for _, mask in forecast_front(local, forecast, weights)]
 
-    every_second = [OFF if t % 2 == 0 else "R" for t in range(target.steps)]
-    fronts, prices = {}, {}
-    for kind in target.kinds:
-        errors = drifts.reuse(names[kind])
-        predicted = sum(weights[t] * errors[t - 1, t] for t in range(1, target.steps, 2))
-        scale = measure(_schedule(target, {kind: every_second})) / max(predicted, 1e-12)
-        fronts[kind] = reuse_front(errors, scale * weights)
-        prices[kind] = float(sum(costs.component_macs[name] for name in names[kind]))
-    merged = merge(fronts, prices)
-    chosen = np.unique(np.linspace(0, len(merged) - 1, min(MOST_MERGED, len(merged))).round().astype(int))
-    found += [{kind: _tokens(mask) for kind, mask in merged[i][2].items()} for i in chosen]
+def _spread(size: int, most: int) -> list[int]:
+    return np.unique(np.linspace(0, size - 1, min(most, size)).round().astype(int)).tolist()
 
-    rows = [space.encode(tokens, target) for tokens in found]
-    unique = {row.tobytes(): row for row in rows if row is not None and row.any()}
-    return list(unique.values())
+
+def _unique(rows: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+    """Each row once and none that is all off."""
+    return list({row.tobytes(): row for row in rows if row is not None and row.any()}.values())
 
 
 def shorter_runs(
@@ -105,7 +352,8 @@ def _tokens(mask: np.ndarray, forecast: bool = False) -> list[str]:
     return tokens
 
 
-def _schedule(target: Target, tokens: Mapping[str, Sequence[str]]) -> Schedule:
+def plan_schedule(target: Target, tokens: Mapping[str, Sequence[str]]) -> Schedule:
+    """A schedule of the teacher's sampler with these actions of the denoiser or of component kinds."""
     stacks = [stack.name for stack in target.tree.contract]
     rules = []
     for name, actions in tokens.items():

@@ -37,7 +37,7 @@ class Evaluator:
         self.block_executions = 0.0
         self.runs = 0
         chunks = [slice(i, i + batch) for i in range(0, len(self.prompts), batch)]
-        self._inputs = [(model.encode(self.prompts[chunk]), model.noise(self.seeds[chunk])) for chunk in chunks]
+        self.inputs = [(model.encode(self.prompts[chunk]), model.noise(self.seeds[chunk])) for chunk in chunks]
         self.teacher = self._sample(None)
         self._teacher_images: Tensor | None = None
         state = [model.name, model.target.model, dict(model.target.sampler), self.prompts, self.seeds]
@@ -46,7 +46,7 @@ class Evaluator:
 
     def run_teacher(self) -> Tensor:
         """Final latents of the bare pipeline, for measuring what a search does not need."""
-        return self.model.sample(*self._inputs[0])
+        return self.model.sample(*self.inputs[0])
 
     @property
     def teacher_images(self) -> Tensor:
@@ -98,7 +98,7 @@ class Evaluator:
         return found
 
     def _sample(self, schedule: Schedule | None) -> Tensor:
-        parts = [self.model.sample(conditions, noise).cpu() for conditions, noise in self._inputs]
+        parts = [self.model.sample(conditions, noise).cpu() for conditions, noise in self.inputs]
         macs = self.costs.teacher_macs if schedule is None else self.costs.macs(schedule)
         self.block_executions += macs / self.costs.block_macs * len(self.prompts)
         self.runs += len(self.prompts)

@@ -44,7 +44,7 @@ def measure(
 def calibrate(model: Model, schedules: Sequence[Schedule], costs: Costs, repeats: int = 3) -> dict[str, float]:
     """The latency table: times of a few unlike schedules, fitted on what they compute."""
     times = measure(model, schedules, repeats)
-    rows = [costs.features(schedule.plan) for schedule in schedules]
+    rows = [costs.features(schedule) for schedule in schedules]
     return fit_latency(rows, [statistics.median(t) for t in times], costs.kinds)
 
 

@@ -9,19 +9,25 @@ from torch import Tensor, nn
 
 from search.schedule.errors import ScheduleError
 from search.schedule.forecast import combine, newton_weights
+from search.schedule.guidance import WITH, WITHOUT, Guidance, last_use
 from search.schedule.plan import ABSENT, OFF, Plan, history
 from search.schedule.sampler import Clock
 
 
 class Store:
-    """Computed values of one node, per CFG branch; each is freed after the last step that reads it."""
+    """Computed values of one node, per CFG branch; each is freed after the last step that reads it.
+
+    With `latest` above 0 the last so many values of a branch stay to the end instead: another plan may read them.
+    """
+
+    latest = 0
 
     def __init__(self, name: str, plan: Plan, memory: "Memory") -> None:
         self.name, self.last_use = name, plan.last_use(name)
         self.tokens: Sequence[str] | Mapping[int, str] = plan.tokens[name]
         self.memory = memory
         self.values: dict[int, list[tuple[int, Tensor]]] = {}  # branch -> [(step, value)], oldest first
-        self.weights: dict[int, list[float]] = {}  # step -> forecast weights
+        self.weights: dict[tuple[int, int], list[float]] = {}  # (step, branch) -> forecast weights
         self.counts: dict[str, int] = {}
 
     def clear(self) -> None:
@@ -30,9 +36,13 @@ class Store:
                 self.memory.free(value)
         self.values.clear()
 
+    def uses(self, branch: int) -> Mapping[int, int]:
+        """For each step whose value is read later: the last step that reads it."""
+        return self.last_use
+
     def keep(self, step: int, branch: int, value: Tensor) -> None:
         """Keep a computed value if a later step reads it."""
-        if self.last_use.get(step, -1) <= step:
+        if not self.wants(step, branch):
             return
         kept = self.values.setdefault(branch, [])
         if kept and kept[-1][0] == step:
@@ -43,10 +53,30 @@ class Store:
         value = value.detach()
         self.memory.add(value)
         kept.append((step, value))
+        if self.latest and len(kept) > self.latest:
+            self.memory.free(kept.pop(0)[1])
+
+    def wants(self, step: int, branch: int) -> bool:
+        """Whether the value computed at this step has to be kept."""
+        return self.latest > 0 or self.uses(branch).get(step, -1) > step
+
+    def restore(self, values: Mapping[int, Sequence[tuple[int, Tensor]]]) -> None:
+        """Take the `values` of another store of this node, which stay as they are."""
+        self.clear()
+        self.weights.clear()
+        self.values = {branch: list(kept) for branch, kept in values.items()}
+        for kept in self.values.values():
+            for _, value in kept:
+                self.memory.add(value)
 
     def read(self, step: int, branch: int, clock: Clock) -> Tensor:
         """The value that the action of this step stands for."""
-        needs = history(self.tokens[step])
+        return self._read(step, branch, clock, history(self.tokens[step]))
+
+    def count(self, token: str) -> None:
+        self.counts[token] = self.counts.get(token, 0) + 1
+
+    def _read(self, step: int, branch: int, clock: Clock, needs: int) -> Tensor:
         kept = self.values.get(branch, [])[-needs:]
         if len(kept) < needs:
             raise ScheduleError(
@@ -56,24 +86,76 @@ class Store:
         if needs == 1:
             value = kept[-1][1]
         else:
-            if step not in self.weights:
+            if (step, branch) not in self.weights:
                 places = [clock.places[s] for s, _ in kept]
-                self.weights[step] = newton_weights(places, clock.places[step])
-            value = combine([v for _, v in kept], self.weights[step])
+                self.weights[step, branch] = newton_weights(places, clock.places[step])
+            value = combine([v for _, v in kept], self.weights[step, branch])
         self._free(step, branch)
         return value
 
-    def count(self, token: str) -> None:
-        self.counts[token] = self.counts.get(token, 0) + 1
-
     def _free(self, step: int, branch: int) -> None:
+        if self.latest:
+            return
         alive: list[tuple[int, Tensor]] = []
         for source, value in self.values[branch]:
-            if self.last_use[source] > step:
+            if self.uses(branch)[source] > step:
                 alive.append((source, value))
             else:
                 self.memory.free(value)
         self.values[branch] = alive
+
+
+class HalvedStore(Store):
+    """Computed values of one node by half of the guided batch, where some steps compute the conditional one only.
+
+    A half's place in the batch, 0 or 1, is its branch here: such a pipeline calls the denoiser once a step.
+    """
+
+    def __init__(self, name: str, plan: Plan, memory: "Memory", guidance: Guidance) -> None:
+        super().__init__(name, plan, memory)
+        self.guidance = guidance
+        halves = last_use(plan, name, guidance.branch)
+        place = guidance.conditional
+        self.halves = {place: halves[WITH], 1 - place: halves[WITHOUT]}
+        self.last_use = {**halves[WITH], **halves[WITHOUT]}
+
+    def uses(self, branch: int) -> Mapping[int, int]:
+        return self.halves[branch]
+
+    def keep(self, step: int, branch: int, value: Tensor) -> None:
+        """Keep what a later step reads: of a full step both halves, of a narrow one the conditional half."""
+        if self.guidance.narrow(step):
+            super().keep(step, self.guidance.conditional, value)
+            return
+        together = self.halves[0].get(step) == self.halves[1].get(step)
+        for half, part in enumerate(value.chunk(2)):
+            if self.wants(step, half):  # halves that are freed apart must not share one piece of memory
+                super().keep(step, half, part if together else part.clone())
+
+    def read(self, step: int, branch: int, clock: Clock) -> Tensor:
+        """The value [B, ...] that the action of a full step stands for, [B/2, ...] at a narrow one."""
+        if self.guidance.narrow(step):
+            return super().read(step, self.guidance.conditional, clock)
+        needs = history(self.tokens[step])
+        return torch.cat([self._read(step, half, clock, needs) for half in (0, 1)])
+
+    def last_without(self, step: int, clock: Clock) -> Tensor:
+        """The last computed unconditional half."""
+        return self._read(step, 1 - self.guidance.conditional, clock, 1)
+
+
+Values = Mapping[int, Sequence[tuple[int, Tensor]]]
+
+
+def halved(values: Values) -> Values:
+    """Values of a `Store` as a `HalvedStore` has them."""
+    return {half: [(step, value.chunk(2)[half]) for step, value in values.get(0, ())] for half in (0, 1)}
+
+
+def whole(values: Values) -> Values:
+    """Values of a `HalvedStore` that has seen full steps only as a `Store` has them."""
+    pairs = zip(values.get(0, ()), values.get(1, ()), strict=True)
+    return {0: [(step, torch.cat([a, b])) for (step, a), (_, b) in pairs]}
 
 
 class Memory:
@@ -154,14 +236,14 @@ class BlockHook(PlannedHook):
 
 
 class DenoiserHook(PlannedHook):
-    """The denoiser: counts CFG branches, checks that the run is whole, and reuses or forecasts whole steps.
+    """The denoiser: counts CFG branches, checks that the run is whole, reuses or forecasts whole steps, and guides.
 
     Values are cloned on the way in and out, because a pipeline may write into what it was given.
     """
 
-    def __init__(self, clock: Clock, store: Store, check: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, store: Store, check: Callable[[], None], guidance: Guidance | None = None) -> None:
         super().__init__(clock)
-        self.store, self.check = store, check
+        self.store, self.check, self.guidance = store, check, guidance
         self.inputs: dict[int, tuple] = {}  # branch -> shape, dtype and device of this run
         self.container: Any = tuple  # of the outputs: a tuple, or a class with `sample`
 
@@ -178,9 +260,14 @@ class DenoiserHook(PlannedHook):
                 f"the denoiser's input changed from {known} to {found} at step {step}; batch, resolution, "
                 "type, device and guidance may not change during a run"
             )
+        guidance = self.guidance
+        if guidance is not None:
+            guidance.check(hidden, step, branch)
         token = self.store.tokens[step]
         self.store.count(token)
         if token == OFF:
+            if guidance is not None and guidance.narrow(step):
+                args, kwargs = (), guidance.narrowed(module, step, args, kwargs)
             try:
                 output = self.fn_ref.original_forward(*args, **kwargs)
             except BaseException:
@@ -188,8 +275,19 @@ class DenoiserHook(PlannedHook):
                 raise
             tensor = output[0]
             self.container = type(output)
-            if step in self.store.last_use:
+            if self.store.latest or step in self.store.last_use:
                 self.store.keep(step, branch, tensor.clone())
-            return output
-        value = self.store.read(step, branch, self.clock).clone()
+            value = tensor if guidance is None else self._guided(guidance, step, tensor)
+            if value is tensor:
+                return output
+        else:
+            value = self.store.read(step, branch, self.clock).clone()
+            value = value if guidance is None else self._guided(guidance, step, value)
         return (value,) if self.container is tuple else self.container(sample=value)
+
+    def _guided(self, guidance: Guidance, step: int, value: Tensor) -> Tensor:
+        without = None
+        if guidance.branch[step] == "R":
+            assert isinstance(self.store, HalvedStore)
+            without = self.store.last_without(step, self.clock)
+        return guidance.returned(step, value, without)

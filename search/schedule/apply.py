@@ -4,19 +4,21 @@ import hashlib
 import json
 import weakref
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
-from search.schedule.actions import BlockHook, ComponentHook, DenoiserHook, Memory, Store
+from search.schedule.actions import BlockHook, ComponentHook, DenoiserHook, HalvedStore, Memory, Store, halved, whole
+from search.schedule.bits import LayerBits
 from search.schedule.errors import ScheduleError
 from search.schedule.format import Document
+from search.schedule.guidance import is_narrow
 from search.schedule.nodes import ROOT, Tree
 from search.schedule.plan import OFF, Plan
-from search.schedule.sampler import Clock, LinearSolver, plan_scheduler
+from search.schedule.sampler import Clock, LinearSolver, attributes, plan_scheduler, progress, resume
 
 HOOK = "diffusion-schedule-search"
 
@@ -46,17 +48,29 @@ class Handle:
         strict: bool = True,
         compile: Callable[[Callable], Callable] | None = None,
         solver: LinearSolver | None = None,
+        keep: Mapping[str, int] | None = None,
+        bits: str = "simulate",
     ) -> None:
-        """`solver` runs instead of the file's own: what a least-squares fit of the solver uses."""
+        """`solver` runs instead of the file's own: what a least-squares fit of the solver uses.
+
+        `keep` is how many of its latest values each node keeps to the end, whether this plan reads them or not:
+        what `snapshot` needs.
+        """
         self.denoiser = denoiser_of(pipe)
         _check_denoiser(self.denoiser)
         self.tree = Tree.of(self.denoiser)
         _check_model(document, self.denoiser, self.tree, strict)
+        self.bits = LayerBits(document.bits, self.denoiser, bits)
         steps = document.steps
-        self.plan = document.resolve() or Plan(self.tree, 0, {n.name: () for n in self.tree})
+        self.guidance = document.guide()
+        self.keep = dict(keep or {})
+        planned = (steps or 0) if self.guidance or keep is not None else 0
+        self.plan = document.resolve() or Plan(self.tree, planned, {n.name: (OFF,) * planned for n in self.tree})
+        self._halved = self.guidance is not None and is_narrow(self.guidance.branch)
         self.clock, self.memory = Clock(), Memory()
         sampler, axis = document.sampler, document.plan.axis if document.plan else "index"
         table = sampler.coefficients if sampler else None
+        self.solver = solver or (LinearSolver(table.state, table.outputs) if table else None)
         # fmt: off
         self.scheduler = plan_scheduler(
             pipe.scheduler, self.clock, steps=steps, axis=axis,
@@ -65,7 +79,7 @@ class Handle:
             timesteps=sampler.timesteps if sampler else None,
             sigmas=sampler.sigmas if sampler else None,
             order=[int(k) for k in sampler.order] if sampler and sampler.order else None,
-            solver=solver or (LinearSolver(table.state, table.outputs) if table else None),
+            solver=self.solver,
         )
         # fmt: on
         self.stores: dict[str, Store] = {}
@@ -98,6 +112,7 @@ class Handle:
         while self._hooked:
             module = self._hooked.pop()
             _beneath_offload(module, _unhook)
+        self.bits.remove()
         self.clock.stop()
         pipe = self._pipe()
         if pipe is not None and pipe.scheduler is self.scheduler:
@@ -126,9 +141,40 @@ class Handle:
             "peak_bytes": self.memory.peak,
         }
 
+    def snapshot(self) -> dict[str, Any]:
+        """All that the steps to come may read, between two steps of a run that keeps values (`keep`).
+
+        Plain data that any number of handles on this pipeline may restore. Tensors are shared, not copied: nothing
+        writes into them.
+        """
+        return {
+            "step": self.clock.step,
+            "halved": self._halved,
+            "values": {n: {b: list(kept) for b, kept in store.values.items()} for n, store in self.stores.items()},
+            "inputs": dict(self._root.inputs),
+            "container": self._root.container,
+            "scheduler": progress(self.scheduler, self._fresh),
+            "solver": list(self.solver.values) if self.solver else [],
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Go on where the snapshot was taken, in a run that has just begun (`scheduler.set_timesteps`)."""
+        for name, store in self.stores.items():
+            values = snapshot["values"].get(name, {})
+            if self._halved != snapshot["halved"]:
+                values = halved(values) if self._halved else whole(values)
+            store.restore(values)
+        self.clock.step, self.clock.calls = snapshot["step"], 0
+        self._root.inputs, self._root.container = dict(snapshot["inputs"]), snapshot["container"]
+        resume(self.scheduler, self._fresh, snapshot["scheduler"])
+        if self.solver:
+            self.solver.values = list(snapshot["solver"])
+
     def _install(self, compile: Callable[[Callable], Callable] | None) -> None:
-        planned = set(self.plan.planned())
-        self._add(self.denoiser, DenoiserHook(self.clock, self._store(ROOT), self._check_run))
+        planned = {*self.plan.planned(), *self.keep}
+        self._root = DenoiserHook(self.clock, self._store(ROOT), self._check_run, self.guidance)
+        self._add(self.denoiser, self._root)
+        self.bits.install(self.clock, self._add, lambda: self.scheduler.timesteps.tolist())
         for node in self.tree:
             module = self.tree.module(self.denoiser, node)
             if node.kind == "component":
@@ -159,7 +205,13 @@ class Handle:
 
     def _store(self, name: str) -> Store:
         if name not in self.stores:
-            self.stores[name] = Store(name, self.plan, self.memory) if self.plan.steps else _Idle(name, self)
+            if not self.plan.steps:
+                self.stores[name] = _Idle(name, self)
+            elif self.guidance and self._halved:
+                self.stores[name] = HalvedStore(name, self.plan, self.memory, self.guidance)
+            else:
+                self.stores[name] = Store(name, self.plan, self.memory)
+            self.stores[name].latest = self.keep.get(name, 0)
         return self.stores[name]
 
     def _reset(self) -> None:
@@ -169,6 +221,7 @@ class Handle:
             store.weights.clear()
         if self.clock.step < 0:
             return
+        self._fresh = attributes(self.scheduler)
         self.runs += 1
         pipe = self._pipe()
         if pipe is not None and (found := denoiser_of(pipe)) is not self.denoiser:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from search.schedule.errors import ScheduleError
+from search.schedule.guidance import Guidance, check_halves, is_narrow
 from search.schedule.nodes import Tree
 from search.schedule.plan import MAX_ACTIONS, MAX_STEPS, Plan
 from search.schedule.sampler import check_order
@@ -90,7 +91,16 @@ class GuidancePart(Part):
 
     @property
     def is_off(self) -> bool:
-        return set(self.scale or [self.call]) == {self.call} and set(self.branch or "C") == {"C"}
+        return self.normal() == {"call": self.call}
+
+    def normal(self) -> dict[str, Any]:
+        """What it does: no scale where none is used (O), and nothing that is the pipeline's own."""
+        scale, branch = list(self.scale or ()), self.branch or ""
+        for i, kind in enumerate(branch[: len(scale)]):
+            scale[i] = self.call if kind == "O" else scale[i]
+        body: dict[str, Any] = {"call": self.call}
+        body |= {"scale": scale} if set(scale) - {self.call} else {}
+        return body | ({"branch": branch} if set(branch) - {"C"} else {})
 
 
 class FormatPart(Part):
@@ -161,8 +171,17 @@ class Document(Part):
         if self.bits:
             _check_bits(self.bits)
         _check_data(self.made, "made")
-        _ = self._resolved
+        plan = self._resolved
+        if (guidance := self.guide()) and plan and is_narrow(guidance.branch):
+            check_halves(plan, guidance.branch)
         return self
+
+    def guide(self) -> Guidance | None:
+        """Guidance with an entry per step; None where it is the pipeline's own."""
+        part = self.guidance
+        if part is None or part.is_off or self.steps is None:
+            return None
+        return Guidance.of(part.call, part.scale, part.branch, self.model.class_name, self.steps)
 
     def resolve(self) -> Plan | None:
         """The plan with every rule expanded; None where there is no plan."""
@@ -196,7 +215,7 @@ class Document(Part):
                 "rules": rules,
             }
         if self.guidance and not self.guidance.is_off:
-            body["guidance"] = self.guidance.model_dump(exclude_none=True)
+            body["guidance"] = self.guidance.normal()
         if self.bits and self.bits.layers:
             used = sorted(set(self.bits.layers.values()))
             formats = {name: self.bits.formats[name].model_dump(exclude_defaults=True) for name in used}

@@ -35,6 +35,11 @@ CONTRACTS: Mapping[str, tuple[Stack, ...]] = {
     "DiTTransformer2DModel": (Stack("transformer_blocks", ("attn1", "ff")),),
 }
 
+# Classifier-free guidance: which half of the batch the class's pipelines make the conditional one, and the
+# argument with its text states, where it has any.
+CONDITIONAL: Mapping[str, int] = {"PixArtTransformer2DModel": 1, "DiTTransformer2DModel": 0}
+TEXT: Mapping[str, str] = {"PixArtTransformer2DModel": "encoder_hidden_states"}
+
 
 @dataclass(frozen=True)
 class Node:
@@ -105,6 +110,12 @@ class Tree:
                 f"{self.model_class} has no {node.name}: {type(block).__name__} lacks {node.component!r}"
             )
         return component
+
+    def node_of(self, layer: str) -> Node:
+        """The innermost node that a layer lies in, by its full name `transformer_blocks.3.attn1.to_q`."""
+        stack, block, component, *_ = [*layer.split("."), "", "", ""]
+        inner = self.nodes.get(f"{stack}.{block}:{component}") or self.nodes.get(f"{stack}.{block}")
+        return inner or self.nodes[ROOT]
 
     def select(self, selector: str) -> list[str]:
         """Names of the nodes that a selector means; ScheduleError where it means none.

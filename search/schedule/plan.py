@@ -135,14 +135,8 @@ class Plan:
 
     def last_use(self, name: str) -> dict[int, int]:
         """For each step whose computed value is read later: the last step that reads it."""
-        uses: dict[int, int] = {}
-        computed: list[int] = []
-        for step, token in enumerate(self.tokens[name]):
-            if token == OFF:
-                computed.append(step)
-            for source in computed[len(computed) - history(token) :]:
-                uses[source] = step
-        return uses
+        tokens = self.tokens[name]
+        return last_uses([token == OFF for token in tokens], [history(token) for token in tokens])
 
     def rules(self) -> list[tuple[str, str]]:
         """The canonical rules: nodes of equal actions share one selector, off is left out."""
@@ -167,6 +161,21 @@ class Plan:
 def history(token: str) -> int:
     """How many computed values an action reads: 1 for R, k+1 for Fk, 0 for the others."""
     return 1 if token == "R" else int(token[1]) + 1 if token[0] == "F" else 0
+
+
+def last_uses(computes: Sequence[bool], needs: Sequence[int]) -> dict[int, int]:
+    """For each computing step whose value is read later: the last step that reads it.
+
+    Step t reads the latest `needs[t]` computed values.
+    """
+    uses: dict[int, int] = {}
+    computed: list[int] = []
+    for step, (computing, count) in enumerate(zip(computes, needs, strict=True)):
+        if computing:
+            computed.append(step)
+        for source in computed[len(computed) - count :] if count else ():
+            uses[source] = step
+    return uses
 
 
 def _order(item: tuple[tuple[str, str, Tokens], list[int]]) -> tuple:

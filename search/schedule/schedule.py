@@ -69,13 +69,15 @@ class Schedule:
         *,
         strict: bool = True,
         compile: Callable[[Callable], Callable] | None = None,
+        bits: str = "simulate",
     ) -> Handle:
         """Run `pipe` by this schedule until the handle is removed.
 
         `strict=False` accepts another resolution or configuration of the same architecture. `compile`, for
-        instance `torch.compile`, is applied to the components beneath the hooks.
+        instance `torch.compile`, is applied to the components beneath the hooks. `bits` says who runs layers at
+        few bits: `simulate` rounds on any device and saves nothing, `torchao` runs what it can.
         """
-        return Handle(self._document, pipe, strict, compile)
+        return Handle(self._document, pipe, strict, compile, bits=bits)
 
     @cached_property
     def digest(self) -> str:
@@ -86,6 +88,12 @@ class Schedule:
     def steps(self) -> int | None:
         """Denoiser evaluation slots per run; None where any number will do."""
         return self._document.steps
+
+    @property
+    def sampler(self) -> dict[str, Any] | None:
+        """The sampler part as in the file; None where the pipeline's own sampler runs."""
+        part = self._document.sampler
+        return part.model_dump(by_alias=True, exclude_none=True) if part else None
 
     @property
     def guidance(self) -> GuidancePart | None:

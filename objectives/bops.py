@@ -1,0 +1,17 @@
+"""Bit operations of the denoiser."""
+
+from search.calibration import Costs
+from search.objectives.base import Cost
+from search.schedule import Schedule
+
+
+class Bops(Cost):
+    """Executed MACs times weight bits times activation bits, as a share of the teacher's at 16 x 16 (BOPs)."""
+
+    key, unit = "bops", "ratio"
+
+    def __call__(self, schedule: Schedule, costs: Costs) -> float:
+        return costs.bops(schedule) / costs.teacher_bops
+
+    def worst(self, costs: Costs) -> float:
+        return 1.0

@@ -1,0 +1,17 @@
+"""Size of the denoiser's weights."""
+
+from search.calibration import Costs
+from search.objectives.base import Cost
+from search.schedule import Schedule
+
+
+class Size(Cost):
+    """MiB of the denoiser's weights at their nominal bits, with scales; what a library really packs may differ."""
+
+    key, unit = "size", "MiB"
+
+    def __call__(self, schedule: Schedule, costs: Costs) -> float:
+        return costs.size(schedule) / 2**20
+
+    def worst(self, costs: Costs) -> float:
+        return costs.weight_bytes / 2**20

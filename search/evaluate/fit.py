@@ -1,0 +1,158 @@
+"""Least squares of a solver's table against the teacher, under whatever plan and bits a schedule has.
+
+OLSS (arXiv:2305.14677) fits x[i+1] on x[0] and the outputs e[0..i] of the *teacher*. Here the outputs are those that
+the schedule itself produces: each row is fitted while the run goes on, so the next output already follows the
+fitted state. One run on a few calibration prompts fits the whole table, and the solver takes up the systematic
+part of what caching, skipping and rounding do.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from search.models.base import Model
+from search.noise import Noise
+from search.schedule import Schedule
+from search.schedule.apply import Handle
+from search.schedule.sampler import LinearSolver, scheduler_class
+from search.solvers import traced
+
+RIDGE = 1e-3
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A recorded run. `states` [T+1, B, ...] and `outputs` [T, B, ...] in float64, `sigmas` [T+1] as in files."""
+
+    noise: Noise
+    sigmas: Sequence[float]
+    states: Tensor
+    outputs: Tensor
+
+    def state(self, sigma: float) -> Tensor:
+        """The state at a sigma [B, ...]: cubic Hermite interpolation, with the outputs as slopes.
+
+        In x / alpha over sigma / alpha (flow: x over sigma) the slope of the probability-flow ODE is the predicted
+        noise (flow: the velocity), which was recorded. Exact at recorded sigmas.
+        """
+        i = next((i for i, s in enumerate(self.sigmas) if s <= sigma), len(self.sigmas) - 1)
+        if self.sigmas[i] == sigma or i == 0:
+            return self.states[i]
+        left, right = self.sigmas[i - 1], self.sigmas[i]
+        a, b, width = self._straight(i - 1), self._straight(i), right - left
+        u = (sigma - left) / width
+        slope = self._slope(i - 1) * width
+        if i < len(self.outputs):
+            end = self._slope(i) * width
+            value = a + u * slope + u * u * (3 * (b - a) - 2 * slope - end) + u**3 * (2 * (a - b) + slope + end)
+        else:  # nothing was evaluated at the end: a parabola
+            value = a + u * slope + u * u * (b - a - slope)
+        return value * float(self._alpha(sigma))
+
+    def _alpha(self, sigma: float) -> float:
+        return 1.0 if self.noise.kind == "flow" else float(self.noise.scales(sigma)[0])
+
+    def _straight(self, i: int) -> Tensor:
+        return self.states[i] / self._alpha(self.sigmas[i])
+
+    def _slope(self, i: int) -> Tensor:
+        x, e = self.states[i], self.outputs[i]
+        if self.noise.kind == "flow" or self.noise.prediction == "epsilon":
+            return e
+        alpha, sigma = (float(v) for v in self.noise.scales(self.sigmas[i]))
+        if self.noise.prediction == "v_prediction":
+            return alpha * e + sigma * x
+        return (x - alpha * e) / sigma
+
+
+def record(model: Model, conditions: Any, noise: Tensor) -> Trajectory:
+    """Run the model under whatever is applied and keep everything that the solver sees."""
+    states, outputs = [], []
+    scheduler = model.pipe.scheduler
+    latents = model.begin(conditions, noise)
+    for t in scheduler.timesteps:
+        output = model.denoise(conditions, latents, t)
+        states.append(latents.double())
+        outputs.append(output.double())
+        latents = scheduler.step(output, t, latents, return_dict=False)[0]
+    states.append(latents.double())
+    sampler = model.target.sampler
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None or len(sigmas) != len(states):
+        raise ValueError(f"{sampler['class']} has no sigmas to fit a solver on; use a scheduler that has them")
+    return Trajectory(model.target.noise, [float(s) for s in sigmas], torch.stack(states), torch.stack(outputs))
+
+
+class Fitter:
+    """Fits solver tables on a few calibration prompts and their noise."""
+
+    def __init__(self, model: Model, conditions: Any, noise: Tensor, ridge: float = RIDGE) -> None:
+        self.model, self.conditions, self.noise, self.ridge = model, conditions, noise, ridge
+        with torch.no_grad():
+            self.teacher = record(model, conditions, noise)
+        self.known: dict[str, Schedule] = {}
+        self.runs = 1
+
+    @torch.no_grad()
+    def fit(self, schedule: Schedule) -> Schedule:
+        """The same schedule with its solver's table refitted; ValueError where it brings no grid of its own."""
+        if schedule.digest not in self.known:
+            data = schedule.to_dict()
+            sampler = data.get("sampler", {})
+            if not sampler.get("sigmas"):
+                raise ValueError("a fit needs sampler.timesteps and sampler.sigmas in the schedule")
+            state, outputs = _prior(sampler)
+            targets = [self.teacher.state(sigma) for sigma in sampler["sigmas"][1:]]
+            solver = FittedSolver(state, outputs, targets, self.ridge)
+            with Handle(schedule._document, self.model.pipe, solver=solver):
+                self.model.sample(self.conditions, self.noise)
+            self.runs += 1
+            fitted = {k: v for k, v in sampler.items() if k != "order"}
+            fitted["coefficients"] = {"state": solver.fitted_state, "outputs": solver.fitted_outputs}
+            kept = {k: v for k, v in data.items() if k not in ("digest", "scores")}
+            self.known[schedule.digest] = Schedule.from_dict(kept | {"sampler": fitted})
+        return self.known[schedule.digest]
+
+
+def _prior(sampler: Mapping[str, Any]) -> tuple[list[float], list[list[float]]]:
+    """The table that a sampler part runs without a fit."""
+    if "coefficients" in sampler:
+        return sampler["coefficients"]["state"], sampler["coefficients"]["outputs"]
+    scheduler = scheduler_class(sampler["class"]).from_config(dict(sampler["config"]))
+    part = traced(scheduler, timesteps=sampler["timesteps"], sigmas=sampler["sigmas"]).part()
+    return part["state"], part["outputs"]
+
+
+class FittedSolver(LinearSolver):
+    """Runs a table whose rows it fits on the way: ridge regression around the prior's row.
+
+    Columns are scaled to unit norm, so `ridge` is a share of a column's energy.
+    """
+
+    def __init__(
+        self, state: Sequence[float], outputs: Sequence[Sequence[float]], targets: Sequence[Tensor], ridge: float
+    ) -> None:
+        super().__init__(state, outputs)
+        self.targets, self.ridge = targets, ridge
+        self.fitted_state: list[float] = []
+        self.fitted_outputs: list[list[float]] = []
+
+    def step(self, i: int, output: Tensor, sample: Tensor) -> Tensor:
+        """x[i+1] by the fitted row."""
+        if i == 0:
+            self.values = [sample.double()]
+            self.fitted_state, self.fitted_outputs = [], []
+        self.values.append(output.double())
+        columns = torch.stack([value.flatten() for value in self.values], dim=1)
+        prior = torch.tensor([self.state[i], *self.outputs[i]], dtype=columns.dtype, device=columns.device)
+        norms = columns.norm(dim=0).clamp(min=1e-30)
+        scaled = columns / norms
+        left = self.targets[i].to(columns).flatten() - columns @ prior
+        gram = scaled.T @ scaled + self.ridge * torch.eye(len(norms), dtype=columns.dtype, device=columns.device)
+        row = prior + torch.linalg.solve(gram, scaled.T @ left) / norms
+        self.fitted_state.append(float(row[0]))
+        self.fitted_outputs.append(row[1:].tolist())
+        return (columns @ row).reshape(sample.shape).to(sample.dtype)

@@ -1,0 +1,166 @@
+"""Several spaces as one: `+space=[timesteps,solver,cache,bits]`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from search.schedule.forecast import newton_weights
+from search.schedule.guidance import settle
+from search.schedule.nodes import ROOT, Tree
+from search.schedule.plan import OFF, Tokens, format_actions, history, parse_actions
+from search.spaces.base import Gene, Space
+from search.target import Target
+
+
+class JointSpace(Space):
+    """The genes of all spaces side by side; those of one step stay in one group, whichever space they come from.
+
+    Spaces decode in the order of their stage: where timesteps move, the others decode on the moved grid and take
+    for every step the genes of the teacher's step nearest in log-SNR (`Target.at`). Actions of several spaces on
+    one node are laid over each other, a skip over all else; what then reads a value that is no longer computed is
+    lowered; a wholly reused step of a solver table is folded into the table and vanishes. So dead genes leave no
+    trace in the schedule, and equal behaviour has one digest.
+    """
+
+    def __init__(self, spaces: Sequence[Space]) -> None:
+        if len({space.key for space in spaces}) < len(spaces):
+            raise ValueError(f"space={[s.key for s in spaces]} names one space twice; name each once")
+        self.spaces = tuple(spaces)
+        self.key = "+".join(space.key for space in spaces)  # type: ignore[misc]
+        self.additive = all(space.additive for space in spaces)  # type: ignore[misc]
+
+    def genes(self, target: Target) -> list[Gene]:
+        """All genes, `<space>.<name>` each."""
+        return [
+            replace(gene, name=f"{space.key}.{gene.name}") for space in self.spaces for gene in space.genes(target)
+        ]
+
+    def split(self, x: Sequence[int] | np.ndarray, target: Target) -> list[np.ndarray]:
+        """Each space's own genes out of a row [G]."""
+        ends = np.cumsum([len(space.genes(target)) for space in self.spaces])
+        return np.split(np.asarray(x, dtype=np.int64), ends[:-1])
+
+    def join(self, rows: Mapping[str, np.ndarray], target: Target) -> np.ndarray:
+        """A row [G] from rows of single spaces by key; a missing space is off."""
+        off = {space.key: np.zeros(len(space.genes(target)), dtype=np.int64) for space in self.spaces}
+        return np.concatenate([rows.get(key, zeros) for key, zeros in off.items()])
+
+    def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
+        """The parts of all spaces, made consistent."""
+        parts: dict[str, Any] = {}
+        plans: list[Mapping[str, Any]] = []
+        own = zip(self.spaces, self.split(x, target), strict=True)
+        for space, genes in sorted(own, key=lambda pair: pair[0].stage):
+            found = dict(space.decode(genes, target))
+            if "plan" in found:
+                plans.append(found.pop("plan"))
+            parts |= found
+            target = target.on(found)
+        if plans:
+            branch = parts.get("guidance", {}).get("branch")
+            parts |= _plan(_overlay(plans, target), target.tree, _axis(plans), branch)
+        return folded(parts, target)
+
+    def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> np.ndarray | None:
+        """By the first space that has genes for these actions; the others are off."""
+        for space in self.spaces:
+            if (x := space.encode(tokens, target)) is not None:
+                return self.join({space.key: x}, target)
+        return None
+
+    def presets(self, target: Target) -> dict[str, np.ndarray]:
+        """The presets of every space, the other spaces off."""
+        return {
+            name: self.join({space.key: x}, target)
+            for space in self.spaces
+            for name, x in space.presets(target).items()
+        }
+
+
+def folded(parts: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    """The same behaviour without the steps whose whole output is reused or forecast, where a solver table runs.
+
+    The output of such a step is a weighted sum of earlier outputs, and the solver is linear: its column is added
+    to theirs, and the step is not run. Only where guidance is the same at all steps, because it acts on the
+    outputs, and where no forecast counts steps.
+    """
+    found = dict(parts)
+    table = found.get("sampler", {}).get("coefficients")
+    rules = {name: parse_actions(text, target.steps) for name, text in found.get("plan", {}).get("rules", ())}
+    tokens = rules.pop(ROOT, None)
+    axis = found.get("plan", {}).get("axis", "index")
+    forecasts = any(t[0] == "F" for actions in rules.values() for t in actions)
+    if not table or tokens is None or "guidance" in found or (forecasts and axis == "index"):
+        return found
+    kept = [t for t, token in enumerate(tokens) if token == OFF]
+    columns = _columns(tokens, _places(target, axis))
+    ends = [t - 1 for t in [*kept[1:], target.steps]]  # the row whose result the next kept step begins with
+    square = np.zeros((target.steps, target.steps))
+    for i, row in enumerate(table["outputs"]):
+        square[i, : i + 1] = row
+    merged = square @ columns  # [T, kept]
+    sampler = dict(found["sampler"])
+    sampler["coefficients"] = {
+        "state": [table["state"][i] for i in ends],
+        "outputs": [merged[i, : k + 1].tolist() for k, i in enumerate(ends)],
+    }
+    sampler["timesteps"] = [sampler["timesteps"][t] for t in kept]
+    if sampler.get("sigmas") is not None:
+        sampler["sigmas"] = [sampler["sigmas"][t] for t in kept] + [sampler["sigmas"][-1]]
+    found |= {"sampler": sampler, "steps": len(kept)}
+    found.pop("plan")
+    left = {name: tuple(actions[t] for t in kept) for name, actions in rules.items()}
+    return found | _plan(left, target.tree, axis, None)
+
+
+def _columns(tokens: Tokens, places: Sequence[float]) -> np.ndarray:
+    """Every step's output [T] as weights of the kept steps' outputs [kept]."""
+    kept = [t for t, token in enumerate(tokens) if token == OFF]
+    weights = np.zeros((len(tokens), len(kept)))
+    for t, token in enumerate(tokens):
+        before = [k for k, step in enumerate(kept) if step < t or (step == t and token == OFF)]
+        if token == OFF:
+            weights[t, before[-1]] = 1
+        else:
+            read = before[-history(token) :]
+            known = [places[kept[k]] for k in read]
+            weights[t, read] = newton_weights(known, places[t]) if len(read) > 1 else 1
+    return weights
+
+
+def _places(target: Target, axis: str) -> list[float]:
+    if axis == "index":
+        return [float(t) for t in range(target.steps)]
+    if axis == "timestep":
+        return [float(t) for t in target.sampler["timesteps"]]
+    if axis == "sigma":
+        return [float(s) for s in target.sampler["sigmas"][:-1]]
+    return [float(place) for place in target.noise.grid_logsnr(target.sampler)]
+
+
+def _overlay(plans: Sequence[Mapping[str, Any]], target: Target) -> dict[str, Tokens]:
+    """One action per node and step: skip before anything else, then whatever is not compute."""
+    tokens: dict[str, Tokens] = {}
+    for plan in plans:
+        for name, text in plan["rules"]:
+            new = parse_actions(text, target.steps)
+            old = tokens.get(name, (OFF,) * target.steps)
+            tokens[name] = tuple(
+                "S" if "S" in (a, b) else a if a != OFF else b for a, b in zip(old, new, strict=True)
+            )
+    return tokens
+
+
+def _axis(plans: Sequence[Mapping[str, Any]]) -> str:
+    """The axis of the plan that forecasts."""
+    found = [p["axis"] for p in plans if any("F" in text for _, text in p["rules"])]
+    return found[0] if found else "index"
+
+
+def _plan(tokens: Mapping[str, Tokens], tree: Tree, axis: str, branch: str | None) -> dict[str, Any]:
+    """A plan part of these actions, each lowered to what it can read; `{}` where all is computed."""
+    settled = settle(tokens, tree, branch) if tokens else {}
+    rules = [[name, format_actions(actions)] for name, actions in settled.items() if set(actions) != {OFF}]
+    return {"plan": {"value": "out", "axis": axis, "rules": rules}} if rules else {}

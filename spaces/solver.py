@@ -1,0 +1,165 @@
+"""Solver schedules: the order, form, stencil and corrector of every step, run as a table of coefficients."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from search.noise import Noise
+from search.schedule.sampler import GRIDDED, scheduler_class
+from search.solvers import MAX_ORDER, STENCILS, Rule, Table, check_linear, own_rules, program, traced
+from search.spaces.base import Gene, Space
+from search.target import Target
+
+FORMS = ("data", "noise")
+LARGEST = 1e4  # of a table; beyond it a latent in half precision is lost
+
+
+@dataclass(frozen=True)
+class SolverSpace(Space):
+    """How each step is made from past outputs; USF's decisions (arXiv:2312.07243) that cost no denoiser call.
+
+    Genes of step t, 0 what the pipeline's own scheduler does there:
+
+    - `order@t`: 1.. that order, lowered where there are fewer past outputs. The first step is of order 1.
+    - `form@t`: 1 extrapolates x0 (data), 2 the noise.
+    - `stencil@t`: 1.. of `stencils`, see `search.solvers.Rule`.
+    - `corrector@t`: 1 the next evaluation corrects where this step has led to, 2 it does not. No denoiser call.
+    - `fit`: 1 asks that the table be refitted by least squares to the teacher (OLSS, arXiv:2305.14677): `decode`
+      then says `"fit": True` beside `sampler`, for the caller to take out and do.
+
+    DDIM, DPM-Solver++ (arXiv:2211.01095), DEIS (arXiv:2204.13902), UniPC (arXiv:2302.04867) and PNDM
+    (arXiv:2202.09778) are rows of it. Where rules cannot say the pipeline's own scheduler, a step that leaves all
+    at 0 is DDIM's as soon as any other gene is on.
+    """
+
+    max_order: int = 3
+    stencils: tuple[str, ...] = STENCILS
+    correctors: bool = True
+    fit: bool = True
+    key = "solver"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_order <= MAX_ORDER:
+            raise ValueError(f"max_order {self.max_order} is out of range; use 1 to {MAX_ORDER}")
+        object.__setattr__(self, "stencils", tuple(self.stencils))  # a YAML gives a list
+        if unknown := [s for s in self.stencils if s not in STENCILS]:
+            raise ValueError(
+                f"stencils {unknown} are unknown; choose from {', '.join(STENCILS)}, for example "
+                "space.solver.stencils=[exact,midpoint]"
+            )
+
+    def genes(self, target: Target) -> list[Gene]:
+        """Levels: see the class. ValueError where the pipeline's scheduler is not linear or runs no table."""
+        name = target.sampler["class"]
+        if name not in GRIDDED:
+            raise ValueError(f"{name} runs no given timesteps, hence no table; use {', '.join(GRIDDED)}")
+        check_linear(scheduler_class(name).from_config(dict(target.sampler.get("config", {}))))
+        _own(target.sampler)  # the denoiser's kind of output, and the grid
+        rows = [(f"{n}@{t}", levels, t, ordered) for t in range(target.reference) for n, levels, ordered in self._row()]
+        genes = [Gene(n, levels, group=f"step {t}", ordered=ordered) for n, levels, t, ordered in rows]
+        return [*genes, Gene("fit", 2, group="fit")] if self.fit else genes
+
+    def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
+        """The sampler part with its table; `{}` where every step is the pipeline's own. `fit` stands beside it."""
+        genes = np.asarray(x, dtype=np.int64)
+        own, sayable, table = _own(target.sampler)
+        fit = bool(self.fit and genes[-1])
+        if any(map(any, self._table(genes, target))):
+            rules = self._rules(genes, own, target)
+            if not sayable or rules != own:
+                table = program(rules, target.noise, target.sampler, LARGEST)
+            elif not fit:
+                return {}
+        elif not fit:
+            return {}
+        part = {k: v for k, v in target.sampler.items() if k not in ("order", "coefficients")}
+        return {"sampler": part | {"coefficients": table.part()}} | ({"fit": True} if fit else {})
+
+    def presets(self, target: Target) -> dict[str, np.ndarray]:
+        """The published solvers that these genes can say, and that are not the pipeline's own."""
+        own, sayable, table = _own(target.sampler)
+        found = {}
+        for name, rule in PRESETS.items():
+            if rule.order > self.max_order or rule.stencil not in self.stencils:
+                continue
+            if not self.correctors and any(theirs.corrector != rule.corrector for theirs in own):
+                continue
+            x = self._preset(name, rule, target.reference)
+            said = program(self._rules(x, own, target), target.noise, target.sampler, LARGEST)
+            if not (sayable and said.close(table)):
+                found[name] = x
+        return found
+
+    def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> np.ndarray | None:
+        """None: actions of a cache are nothing that a solver says."""
+        return None
+
+    # One step's genes: their names and levels, what they mean, and how to write them.
+
+    def _row(self) -> list[tuple[str, int, bool]]:
+        row = [("order", self.max_order + 1, True), ("form", 3, False), ("stencil", len(self.stencils) + 1, False)]
+        return [*row, ("corrector", 3, False)] if self.correctors else row
+
+    def _table(self, x: np.ndarray, target: Target) -> list[list[int]]:
+        """Genes of every step of the target's grid."""
+        width = len(self._row())
+        rows = x[: target.reference * width].reshape(target.reference, width).tolist()
+        return [rows[t] for t in target.at]
+
+    def _rules(self, x: np.ndarray, own: tuple[Rule, ...], target: Target) -> tuple[Rule, ...]:
+        return tuple(
+            self._rule(rule, *row) if any(row) else rule for rule, row in zip(own, self._table(x, target), strict=True)
+        )
+
+    def _rule(self, own: Rule, order: int, form: int, stencil: int, corrector: int = 0) -> Rule:
+        return Rule(
+            order or own.order,
+            FORMS[form - 1] if form else own.form,
+            self.stencils[stencil - 1] if stencil else own.stencil,  # type: ignore[arg-type]
+            corrector == 1 if corrector else own.corrector,
+        )
+
+    def _preset(self, name: str, rule: Rule, steps: int) -> np.ndarray:
+        rows = []
+        for t in range(steps):
+            left = steps - t  # diffusers lowers the last orders: UniPC's always, the others' of less than 15 steps
+            lowered = name.startswith("UniPC") or (steps < 15 and rule.stencil != "even")
+            row = [min(rule.order, left) if lowered else rule.order]
+            row += [1 + FORMS.index(rule.form), 1 + self.stencils.index(rule.stencil)]
+            rows.append([*row, 1 if rule.corrector else 2] if self.correctors else row)
+        return np.array([*np.ravel(rows), *([0] if self.fit else [])], dtype=np.int64)
+
+
+PRESETS = {
+    "DDIM": Rule(1, "data", "exact"),
+    "DPM-Solver++ 2M": Rule(2, "data", "midpoint"),
+    "DPM-Solver++ 3M": Rule(3, "data", "midpoint"),
+    "DEIS 3": Rule(3, "noise", "exact"),
+    "UniPC 2": Rule(2, "data", "bh2", corrector=True),
+    "UniPC 3": Rule(3, "data", "bh2", corrector=True),
+    "PNDM 4": Rule(4, "noise", "even"),
+}
+
+
+def _own(sampler: Mapping[str, Any]) -> tuple[tuple[Rule, ...], bool, Table]:
+    """Rules of the sampler part's own scheduler, whether they say it, and its table."""
+    return _own_of(json.dumps(sampler, sort_keys=True))
+
+
+@lru_cache(maxsize=256)
+def _own_of(text: str) -> tuple[tuple[Rule, ...], bool, Table]:
+    sampler = json.loads(text)
+    noise = Noise.of(sampler)
+    try:
+        rules, sayable = own_rules(sampler), True
+    except ValueError:
+        rules, sayable = (Rule(),) * len(sampler["timesteps"]), False
+    said = program(rules, noise, sampler, LARGEST)
+    if sayable:
+        return rules, True, said
+    scheduler = scheduler_class(sampler["class"]).from_config(sampler.get("config", {}))
+    return rules, False, traced(scheduler, timesteps=sampler["timesteps"], sigmas=sampler.get("sigmas"))
