@@ -124,6 +124,7 @@ class Config(_Strict):
     compute: Compute
     tracking: Tracking
     refit: bool
+    correct: bool
     seed: Seed
     resume: str | None
     runs: Annotated[str, Field(min_length=1)]

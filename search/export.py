@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from search.result import COSTS, find_run, read_front
+from search.result import COSTS, TENSORS, find_run, read_front
 
 DEFAULTS = {"run": "latest", "pick": "recommended", "out": "schedule.json", "runs": "runs"}
 CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*([-+.\deE]+)\s*")
@@ -34,9 +34,20 @@ def export(
         if target.suffix == ".json":
             raise ValueError(f"out={str(out)!r} is a file name; pick=all writes a folder, for example out=schedules")
         target.mkdir(parents=True, exist_ok=True)
-        return [Path(shutil.copy(folder / e["file"], target / Path(e["file"]).name)) for e in chosen]
+        return [_copy(folder / e["file"], target / Path(e["file"]).name) for e in chosen]
     target.parent.mkdir(parents=True, exist_ok=True)
-    return [Path(shutil.copy(folder / chosen[0]["file"], target))]
+    return [_copy(folder / chosen[0]["file"], target)]
+
+
+def _copy(file: Path, target: Path) -> Path:
+    """A schedule, and the tensors beside it where it has some."""
+    tensors = file.with_suffix(TENSORS)
+    if tensors.exists() and target.suffix == TENSORS:
+        raise ValueError(f"out={str(target)!r} is the name of the file beside a schedule; type out=schedule.json")
+    written = Path(shutil.copy(file, target))
+    if tensors.exists():
+        shutil.copy(tensors, written.with_suffix(TENSORS))
+    return written
 
 
 def choose(front: dict[str, Any], pick: str) -> list[dict[str, Any]]:

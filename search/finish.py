@@ -70,7 +70,7 @@ def collect(search: "Search", stopped: str) -> Result:
     front = thin([a["scores"] for a in archive], worst, MOST_ON_FRONT) if archive else []
     on_front = dict.fromkeys(search.schedule(archive[i]["x"]) for i in front)
     on_front.pop(teacher, None)
-    found = dict.fromkeys(_refitted(search, schedule) for schedule in on_front)
+    found = dict.fromkeys(_tuned(search, schedule) for schedule in on_front)
     presets = {name: search.schedule(x) for name, x in state.presets.items()}
     presets |= seeding.shorter_runs(target, search.model.shorter, SHORTER)
 
@@ -120,6 +120,14 @@ def collect(search: "Search", stopped: str) -> Result:
         | {"seed_to_seed_psnr_db": f"{band[0]:.1f} (90 % in {band[1]:.1f} to {band[2]:.1f})"},
         stopped=stopped,
     )
+
+
+def _tuned(search: "Search", schedule: Schedule) -> Schedule:
+    """The schedule refitted, or with its reused values corrected and then refitted: what drifts least."""
+    options = [_refitted(search, schedule)]
+    if search.config.correct and (corrected := search.corrector.fit(schedule)) != schedule:
+        options.append(_refitted(search, corrected))
+    return min(options, key=lambda option: drift(search, option)) if len(options) > 1 else options[0]
 
 
 def _refitted(search: "Search", schedule: Schedule) -> Schedule:

@@ -72,16 +72,17 @@ class Noise:
         return np.interp(np.log(np.clip(wanted, 1e-10, 1e10)), np.log(np.minimum(self.sigmas, 1e10)), steps)
 
     def grid_logsnr(self, sampler: Mapping[str, Any]) -> np.ndarray:
-        """log-SNR [T] of a sampler part's steps."""
-        if sampler.get("sigmas") is not None:
-            return self.logsnr(np.array(sampler["sigmas"][:-1]))
-        return self.logsnr(self.sigma(sampler["timesteps"]))
+        """log-SNR [T] of a sampler part's steps, within -30..30 so that steps can be compared."""
+        given = sampler.get("sigmas")
+        sigmas = self.sigma(sampler["timesteps"]) if given is None else np.array(given[:-1])
+        return np.clip(self.logsnr(sigmas), -30, 30)
 
 
 @lru_cache(maxsize=64)
 def _of(class_name: str, config_json: str) -> Noise:
     """Noise.of, once per class and config: to build a scheduler takes a millisecond."""
-    scheduler = scheduler_class(class_name).from_config(json.loads(config_json))
+    cls: Any = scheduler_class(class_name)
+    scheduler = cls.from_config(json.loads(config_json))
     config = scheduler.config
     prediction = str(getattr(config, "prediction_type", "epsilon"))
     shifted = class_name.startswith("FlowMatch") or prediction in FLOW

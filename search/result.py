@@ -12,7 +12,8 @@ if TYPE_CHECKING:  # reading a run folder, as export does, needs neither torch n
     from search.schedule import Schedule
 
 FIRST = "python -m search +space=cache model=pixart"
-COSTS = ("macs", "latency", "memory")
+TENSORS = ".safetensors"  # ending of the file beside a schedule that has corrections
+COSTS = ("macs", "latency", "memory", "bops", "size")
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,9 @@ class Result:
     def save(self) -> None:
         """Write schedules/*.json and front.json."""
         (self.folder / "schedules").mkdir(parents=True, exist_ok=True)
-        for stale in (self.folder / "schedules").glob("*.json"):
-            stale.unlink()
+        for stale in (self.folder / "schedules").iterdir():
+            if stale.suffix in (".json", TENSORS):
+                stale.unlink()
         rows = []
         for entry in self.entries:
             entry.schedule.save(self.folder / self.file(entry))

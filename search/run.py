@@ -26,6 +26,7 @@ from rich.progress import (
 from search.calibration import Costs, count_costs
 from search.config import Config, read_prompts
 from search.engines.base import Engine, Start
+from search.evaluate.correct import Corrector
 from search.evaluate.evaluator import Evaluator, to_schedule
 from search.evaluate.fit import Fitter
 from search.evaluate.memo import Memo
@@ -174,6 +175,11 @@ class Search:
     def fitter(self) -> Fitter:
         """Fits solvers on the first calibration prompts and their noise."""
         return Fitter(self.model, *self.evaluator.inputs[0])
+
+    @cached_property
+    def corrector(self) -> Corrector:
+        """Fits corrections of reused values on the same prompts."""
+        return Corrector(self.model, *self.evaluator.inputs[0])
 
     def _evaluate(self, row: np.ndarray) -> list[float]:
         schedule, fitted = self._fitted(row)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,8 +66,8 @@ class Rule:
     """
 
     order: int = 1
-    form: Literal["data", "noise"] = "data"
-    stencil: Literal["exact", "midpoint", "bh1", "bh2", "even"] = "exact"
+    form: str = "data"
+    stencil: str = "exact"
     corrector: bool = False
 
     def __post_init__(self) -> None:
@@ -184,11 +184,12 @@ def _text(sampler: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=64)
 def _scheduler(class_name: str, config_json: str) -> Any:
-    """A scheduler to read from, never to run."""
-    return scheduler_class(class_name).from_config(json.loads(config_json))
+    cls: Any = scheduler_class(class_name)
+    return cls.from_config(json.loads(config_json))
 
 
-def _built(sampler: Mapping[str, Any]) -> Any:
+def built(sampler: Mapping[str, Any]) -> Any:
+    """The scheduler of a sampler part, to read from and never to run."""
     return _scheduler(sampler["class"], json.dumps(sampler.get("config", {}), sort_keys=True))
 
 
@@ -212,7 +213,7 @@ class _Places:
         if sigmas is not None:
             starts, ends = np.array(sigmas[:-1], dtype=float), np.array(sigmas[1:], dtype=float)
         else:
-            scheduler = _built(sampler)
+            scheduler = built(sampler)
             if getattr(scheduler, "final_alpha_cumprod", None) is None:
                 raise ValueError(
                     f"the sampler part has no sigmas; {sampler['class']} needs {self.steps + 1} for {self.steps} steps"
@@ -221,6 +222,10 @@ class _Places:
             starts = noise.sigma(timesteps)
             ends = np.append(starts[1:], math.sqrt((1 - kept) / kept))
             even = self._even(scheduler, [int(t) for t in timesteps])
+        if noise.kind == "flow" and not (starts <= 1).all():
+            raise ValueError(
+                f"sampler.sigmas reach {starts.max():g}; those of a flow lie in 0..1: use_flow_sigmas true"
+            )
         alpha, sigma = noise.scales(starts)
         self.alpha_end, self.sigma_end = noise.scales(ends)
         self.place, self.place_end = noise.logsnr(starts), noise.logsnr(ends)
@@ -332,7 +337,7 @@ class _Places:
             span = self.place_end[i] - self.place[i]
             new = self.place[i + 1] - self.place[i]
             moments = _moments(span, order + 1, form)
-            if order == 1 and stencil in ("midpoint", "bh1", "bh2"):
+            if order == 1 and stencil in ("midpoint", "bh1", "bh2"):  # diffusers: half of B(h)
                 moments[1] = (span if stencil == "bh1" else moments[0]) * span / 2
             nodes = np.append(self.place[self.past[i][:order]] - self.place[i], new)
             found = _interpolated(nodes, moments)
@@ -417,16 +422,25 @@ class _Places:
 
 def _moments(span: float, count: int, form: str) -> np.ndarray:
     """Integrals of u^k exp(-(span - u)) over 0..span (data; noise: of the rising exponential), k < count."""
-    z = -span if form == "data" else span
-    powers = np.arange(count)
-    return span ** (powers + 1) * np.array([math.factorial(k) * _phi(k + 1, z) for k in powers])
+    phi = _phi(count, -span if form == "data" else span)
+    return np.array([span ** (k + 1) * math.factorial(k) * phi[k] for k in range(count)])
 
 
-def _phi(k: int, z: float) -> float:
-    """phi_k(z): phi_0 = exp, phi_{k+1} = (phi_k - 1/k!) / z."""
-    if abs(z) < 1.5:
-        return sum(z**n / math.factorial(n + k) for n in range(24))
-    return math.exp(z) if k == 0 else (_phi(k - 1, z) - 1 / math.factorial(k - 1)) / z
+def _phi(count: int, z: float) -> list[float]:
+    """phi_1(z) .. phi_count(z), where phi_0 = exp and phi_{k+1} = (phi_k - 1/k!) / z."""
+    if abs(z) > 1.5:
+        found = [math.exp(z)]
+        for k in range(count):
+            found.append((found[-1] - 1 / math.factorial(k)) / z)
+        return found[1:]
+    term = total = 1 / math.factorial(count)  # the series of the last, and from there back: no cancelling
+    for n in range(1, 22):
+        term *= z / (count + n)
+        total += term
+    found = [total]
+    for k in range(count - 1, 0, -1):
+        found.append(z * found[-1] + 1 / math.factorial(k))
+    return found[::-1]
 
 
 def _interpolated(nodes: np.ndarray, moments: np.ndarray) -> np.ndarray:
@@ -447,7 +461,7 @@ def own_rules(sampler: Mapping[str, Any]) -> tuple[Rule, ...]:
 @lru_cache(maxsize=256)
 def _own_rules(text: str, table: bool) -> tuple[Rule, ...]:
     sampler = json.loads(text)
-    scheduler, name = _built(sampler), sampler["class"]
+    scheduler, name = built(sampler), sampler["class"]
     check_linear(scheduler)
     if table:
         raise ValueError("the sampler part is a table already; leave out its coefficients")
@@ -470,10 +484,10 @@ def _own_rules(text: str, table: bool) -> tuple[Rule, ...]:
     if name == "DEISMultistepScheduler":
         return tuple(Rule(k, "noise", "exact") for k in orders)
     if name == "UniPCMultistepScheduler":
-        form: Any = "data" if config.predict_x0 else "noise"
+        form = "data" if config.predict_x0 else "noise"
         return tuple(Rule(k, form, config.solver_type, i not in config.disable_corrector) for i, k in enumerate(orders))
     form = "data" if config.algorithm_type == "dpmsolver++" else "noise"
-    second: Any = "exact" if config.solver_type == "heun" else "midpoint"
+    second = "exact" if config.solver_type == "heun" else "midpoint"
     return tuple(Rule(k, form, second if k == 2 else "midpoint") for k in orders)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.result import Entry, Result
+from search.result import TENSORS, Entry, Result
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -145,7 +145,10 @@ def _log_entry(client: "MlflowClient", run: "Run", result: Result, entry: Entry)
     if run.info.run_name != entry.name:
         client.update_run(run.info.run_id, name=entry.name)
     _log_scores(client, run, entry, {"recommended": str(entry.name == result.recommended).lower()})
-    client.log_artifact(run.info.run_id, str(result.folder / result.file(entry)))
+    file = result.folder / result.file(entry)
+    for written in (file, file.with_suffix(TENSORS)):
+        if written.exists():
+            client.log_artifact(run.info.run_id, str(written))
     for kind in ("grids", "heatmaps"):
         picture = result.folder / "figures" / kind / f"{result.number(entry):02d}.png"
         if picture.exists():

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -31,7 +31,8 @@ class BitsSpace(Space):
     formats: tuple[str, ...] = ("w8a8d", "w4a8d", "w3a8d")
     protect: tuple[str, ...] = ()
     elide: bool = True
-    key = "bits"
+    key: ClassVar[str] = "bits"
+    additive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for field in ("formats", "protect"):

@@ -26,6 +26,7 @@ class GuidanceSpace(Space):
     scales: Sequence[float] = (0.5, 0.75, 1.25, 1.5)
     branches: Sequence[str] = BRANCHES
     key: ClassVar[str] = "guidance"
+    additive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))

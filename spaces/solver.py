@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from search.noise import Noise
-from search.schedule.sampler import GRIDDED, scheduler_class
-from search.solvers import MAX_ORDER, STENCILS, Rule, Table, check_linear, own_rules, program, traced
+from search.schedule.sampler import GRIDDED
+from search.solvers import MAX_ORDER, STENCILS, Rule, Table, built, check_linear, own_rules, program, traced
 from search.spaces.base import Gene, Space
 from search.target import Target
 
 FORMS = ("data", "noise")
-LARGEST = 1e4  # of a table; beyond it a latent in half precision is lost
+LARGEST = 1e4  # coefficient of a table; beyond it the rounding of the denoiser's outputs shows
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class SolverSpace(Space):
         name = target.sampler["class"]
         if name not in GRIDDED:
             raise ValueError(f"{name} runs no given timesteps, hence no table; use {', '.join(GRIDDED)}")
-        check_linear(scheduler_class(name).from_config(dict(target.sampler.get("config", {}))))
+        check_linear(built(target.sampler))
         _own(target.sampler)  # the denoiser's kind of output, and the grid
         rows = [(f"{n}@{t}", levels, t, ordered) for t in range(target.reference) for n, levels, ordered in self._row()]
         genes = [Gene(n, levels, group=f"step {t}", ordered=ordered) for n, levels, t, ordered in rows]
@@ -119,7 +119,7 @@ class SolverSpace(Space):
         return Rule(
             order or own.order,
             FORMS[form - 1] if form else own.form,
-            self.stencils[stencil - 1] if stencil else own.stencil,  # type: ignore[arg-type]
+            self.stencils[stencil - 1] if stencil else own.stencil,
             corrector == 1 if corrector else own.corrector,
         )
 
@@ -161,5 +161,4 @@ def _own_of(text: str) -> tuple[tuple[Rule, ...], bool, Table]:
     said = program(rules, noise, sampler, LARGEST)
     if sayable:
         return rules, True, said
-    scheduler = scheduler_class(sampler["class"]).from_config(sampler.get("config", {}))
-    return rules, False, traced(scheduler, timesteps=sampler["timesteps"], sigmas=sampler.get("sigmas"))
+    return rules, False, traced(built(sampler), timesteps=sampler["timesteps"], sigmas=sampler.get("sigmas"))

@@ -13,7 +13,7 @@ from search.target import Target
 
 FORMS = ("training", "sigma")
 FEWEST = 2
-SHARES = (1.0, 0.75, 0.5, 0.4, 0.25)  # of the teacher's steps: what presets are offered with
+SHARES = (0.5, 0.25)  # of the teacher's steps: what presets are offered with
 
 
 @dataclass(frozen=True)

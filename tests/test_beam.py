@@ -15,6 +15,8 @@ from search.front import hypervolume, non_dominated
 from search.objectives.drift import Drift
 from search.spaces.base import Gene, Space
 from search.spaces.cache import CacheSpace
+from search.spaces.guidance import GuidanceSpace
+from search.spaces.joint import JointSpace
 from search.spaces.skip import SkipSpace
 from search.spaces.timesteps import TimestepsSpace
 from tests.models import tiny_model
@@ -81,7 +83,15 @@ def test_a_narrow_beam_beats_random_rows_of_as_many_steps(probe):
     assert found >= np.median(random)
 
 
-@pytest.mark.parametrize("space", [CacheSpace("interval"), CacheSpace("component", max_order=2), SkipSpace()])
+@pytest.mark.parametrize(
+    "space",
+    [
+        CacheSpace("interval"),
+        CacheSpace("component", max_order=2),
+        SkipSpace(),
+        JointSpace([CacheSpace("interval"), GuidanceSpace()]),
+    ],
+)
 def test_other_spaces_of_steps(probe, space):
     target = probe.model.target
     levels = np.array([gene.levels for gene in space.genes(target)])
@@ -109,8 +119,10 @@ class Groupless(CacheSpace):
 def test_spaces_without_genes_of_steps_are_refused(probe):
     with pytest.raises(ValueError, match="space groupless has no genes of steps; use engine=milp"):
         beam(Groupless("step"), probe, np.zeros((0, STEPS - 1), dtype=np.int64))
+    with pytest.raises(ValueError, match="width 1 is too narrow for a front; use at least 2"):
+        beam(SPACE, probe, np.zeros((0, STEPS - 1), dtype=np.int64), width=1)
     space = TimestepsSpace()
-    with pytest.raises(ValueError, match="and space timesteps moves the steps; use engine=olss"):
+    with pytest.raises(ValueError, match="and space timesteps moves the steps or changes the solver; use engine=olss"):
         beam(space, probe, np.zeros((0, len(space.genes(probe.model.target))), dtype=np.int64))
 
 
@@ -119,5 +131,5 @@ def test_survivors_are_whole_fronts_and_then_what_lies_apart():
     assert survivors(points, 3) == [0, 1, 3] or survivors(points, 3) == [0, 2, 3]
     assert survivors(points, 5) == [0, 1, 2, 3, 4]
     assert survivors(points, 9) == [0, 1, 2, 3, 4, 5]
-    assert survivors(points, 1) == [0]
+    assert survivors(np.array([[1, np.nan], [2, 1], [0, np.inf]]), 3) == [2, 1]
     assert survivors(np.array([[1.0, 1.0], [1.0, 1.0]]), 2) == [0, 1]

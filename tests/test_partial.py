@@ -279,8 +279,8 @@ def test_a_sweep_executes_each_beginning_once():
     swept = sweep(run, schedules)
     # C, then C CCCC|R (4 + 1 + 1) and R CCCC (5), R from the fifth on (2), R at the sixth (1)
     assert (swept.executed, swept.unshared) == (6 + 1 + 5 + 2 + 1, 36)
-    for given, latents in zip(schedules, swept.results, strict=True):
-        assert torch.equal(latents, whole(given))
+    for each, latents in zip(schedules, swept.results, strict=True):
+        assert torch.equal(latents, whole(each))
     sizes = sweep(partial(needs(schedules)), schedules, lambda latents: tuple(latents.shape)).results
     assert sizes == [(2, 4, 8, 8)] * 6
     assert sweep(run, []).results == []

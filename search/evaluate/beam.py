@@ -45,10 +45,12 @@ def beam_rows(
     At every step the genes of that step take the values they have in `seeds` [S, G], the commonest `options` of
     them and always all-off. Trajectories compete by MACs so far and drift so far, the latter in `weights` [T]
     (terminal drift per unit of error at a step, `seeding.propagation`); of equal fronts the ones that lie apart in
-    cost survive. `probe` gives the model and its first batch of prompts, and counts the work. `progress` is called after
-    every step with the number of steps done and of model steps executed. ValueError where the space has no genes
-    of steps.
+    cost survive. `probe` gives the model and its first batch of prompts, and counts the work. After every step
+    `progress` is called with the number of steps done and of model steps executed. ValueError where the space has
+    no genes of steps, or moves them.
     """
+    if width < 2:
+        raise ValueError(f"width {width} is too narrow for a front; use at least 2")
     columns = _columns(space, target, seeds)
     choices = _options(seeds, columns, options)
     model, zero = probe.model, np.zeros(seeds.shape[1], dtype=np.int64)
@@ -75,11 +77,16 @@ def beam_rows(
 
 
 def survivors(scores: np.ndarray, width: int) -> list[int]:
-    """Indices of up to `width` rows of scores [N, 2]: whole fronts, and of the last one what lies apart in cost."""
+    """Indices of up to `width` rows of scores [N, 2]: whole fronts, and of the last one what lies apart in cost.
+
+    Rows with a NaN do not survive; the cheapest and the best row of the first front do.
+    """
     kept: list[int] = []
     left = np.arange(len(scores))
     while len(left) and len(kept) < width:
         mask = non_dominated(scores[left])
+        if not mask.any():
+            break  # what is left has diverged
         front = left[mask]
         front = front[scores[front, 0].argsort()]
         kept += _apart(scores[front, 0], width - len(kept), front)
@@ -112,8 +119,8 @@ def _columns(space: Space, target: Target, seeds: np.ndarray) -> list[np.ndarray
     moved = any({"sampler", "steps", "fit"} & set(space.decode(row, target)) for row in (*seeds, highest))
     if moved:
         raise ValueError(
-            f"the beam extends trajectories on the teacher's steps, and space {space.key} moves the steps; "
-            "use engine=olss"
+            f"the beam extends trajectories on the teacher's steps, and space {space.key} moves the steps or changes "
+            "the solver; use engine=olss"
         )
     if not set(groups) <= set(names):
         raise ValueError(

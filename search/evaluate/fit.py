@@ -107,13 +107,12 @@ class Fitter:
             state, outputs = _prior(sampler)
             targets = [self.teacher.state(sigma) for sigma in sampler["sigmas"][1:]]
             solver = FittedSolver(state, outputs, targets, self.ridge)
-            with Handle(schedule._document, self.model.pipe, solver=solver):
+            with Handle(schedule._document, self.model.pipe, solver=solver, corrections=schedule.corrections):
                 self.model.sample(self.conditions, self.noise)
             self.runs += 1
             fitted = {k: v for k, v in sampler.items() if k != "order"}
             fitted["coefficients"] = {"state": solver.fitted_state, "outputs": solver.fitted_outputs}
-            kept = {k: v for k, v in data.items() if k not in ("digest", "scores")}
-            self.known[schedule.digest] = Schedule.from_dict(kept | {"sampler": fitted})
+            self.known[schedule.digest] = schedule.with_sampler(fitted)
         return self.known[schedule.digest]
 
 

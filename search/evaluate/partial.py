@@ -73,7 +73,7 @@ class Partial:
             raise ValueError(f"the schedule reads more values of {missing[0]!r} than are kept; give them in keep")
         macs = step_macs(self.costs, schedule)
         cost = state.macs
-        with Handle(schedule._document, self.model.pipe, keep=self.keep) as handle:
+        with Handle(schedule._document, self.model.pipe, keep=self.keep, corrections=schedule.corrections) as handle:
             latents, scheduler = self.model.begin(self.conditions, self.noise), self.model.pipe.scheduler
             if state.step:
                 handle.restore(state.snapshot)
@@ -108,13 +108,15 @@ def sweep(
     numbers: dict[Any, int] = {}  # of what a step may do
     paths = [tuple(numbers.setdefault(key, len(numbers)) for key in path(schedule)) for schedule in schedules]
     results: list[Any] = [None] * len(schedules)
-    states, before, began = [partial.begin()], (), partial.steps
+    states, began = [partial.begin()], partial.steps
+    before: tuple[int, ...] = ()
+    last = 0  # the schedule that was run before
     for i in sorted(range(len(paths)), key=paths.__getitem__):
-        shared = next((k for k, (a, b) in enumerate(zip(paths[i], before, strict=False)) if a != b), len(before))
-        del states[shared + 1 :]
-        if shared == len(paths[i]) and before:
+        if paths[i] == before:
             results[i] = results[last]
             continue
+        shared = next((k for k, (a, b) in enumerate(zip(paths[i], before, strict=False)) if a != b), len(before))
+        del states[shared + 1 :]
         with closing(partial.follow(states[-1], schedules[i])) as steps:
             states.extend(steps)
         results[i], before, last = measure(states[-1].latents), paths[i], i
@@ -164,9 +166,6 @@ def _guided(call: float | None, scale: float | None, branch: str) -> tuple:
 
 def step_macs(costs: Costs, schedule: Schedule) -> list[float]:
     """`Costs.macs` of each step [T]."""
-    tokens = schedule.plan.tokens
+    tokens, shares = schedule.plan.tokens, costs.share(schedule)
     macs = [(tokens[ROOT], costs.floor_macs), *((tokens[name], m) for name, m in costs.component_macs.items())]
-    return [
-        share * sum(m for actions, m in macs if actions[step] == OFF)
-        for step, share in enumerate(costs.share(schedule))
-    ]
+    return [share * sum(m for actions, m in macs if actions[t] == OFF) for t, share in enumerate(shares)]

@@ -1,6 +1,7 @@
 """What happens at a planned node: compute, reuse, forecast or skip, with values kept as long as they are read."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ class Store:
     """
 
     latest = 0
+    correction: "Correction | None" = None
 
     def __init__(self, name: str, plan: Plan, memory: "Memory") -> None:
         self.name, self.last_use = name, plan.last_use(name)
@@ -146,6 +148,9 @@ class HalvedStore(Store):
 
 Values = Mapping[int, Sequence[tuple[int, Tensor]]]
 
+# Of a step, the value that is read there, and what would compute the node there instead: the value to go on with.
+Correction = Callable[[int, Tensor, Callable[[], Tensor]], Tensor]
+
 
 def halved(values: Values) -> Values:
     """Values of a `Store` as a `HalvedStore` has them."""
@@ -182,6 +187,20 @@ class PlannedHook(ModelHook):
     def branch(self) -> int:
         return self.clock.calls - 1  # the denoiser hook has counted the running call already
 
+    def reuse(self, store: Store, compute: Callable[[], Tensor]) -> Tensor:
+        """The value that a node's action at this step stands for, corrected where the schedule says so."""
+        value = store.read(self.clock.step, self.branch(), self.clock)
+        if store.correction is None:
+            return value
+        return store.correction(self.clock.step, value, partial(self._aside, compute))
+
+    def _aside(self, compute: Callable[[], Tensor]) -> Tensor:
+        self.clock.aside = True
+        try:
+            return compute()
+        finally:
+            self.clock.aside = False
+
 
 class ComponentHook(PlannedHook):
     """A component: its output is kept before the block's gate; skipped, it contributes zero."""
@@ -191,6 +210,8 @@ class ComponentHook(PlannedHook):
         self.store = store
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        if self.clock.aside:
+            return self.fn_ref.original_forward(*args, **kwargs)
         step, store = self.clock.step, self.store
         token = store.tokens[step]
         store.count(token)
@@ -201,17 +222,20 @@ class ComponentHook(PlannedHook):
             return output
         if token == "S":
             return torch.zeros_like(hidden)
-        return store.read(step, self.branch(), self.clock)
+        return self.reuse(store, lambda: self.fn_ref.original_forward(*args, **kwargs))
 
 
 class BlockHook(PlannedHook):
     """A block, and the stack around it: where the stack is not computed, its last block gives the stack's value."""
 
-    def __init__(self, clock: Clock, block: Store, stack: Store, last: bool) -> None:
+    def __init__(self, clock: Clock, block: Store, stack: Store, blocks: Sequence[nn.Module], last: bool) -> None:
+        """`blocks` are all of the stack."""
         super().__init__(clock)
-        self.block, self.stack, self.last = block, stack, last
+        self.block, self.stack, self.blocks, self.last = block, stack, blocks, last
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        if self.clock.aside:
+            return self.fn_ref.original_forward(*args, **kwargs)
         step, branch = self.clock.step, self.branch()
         hidden = args[0] if args else kwargs["hidden_states"]
         outer = self.stack.tokens[step]
@@ -220,7 +244,7 @@ class BlockHook(PlannedHook):
         if outer not in (OFF, ABSENT):
             if outer == "S" or not self.last:
                 return hidden
-            return self.stack.read(step, branch, self.clock)
+            return self.reuse(self.stack, lambda: self._through(args, kwargs))
         token = self.block.tokens[step]
         self.block.count(token)
         if token == OFF:
@@ -229,10 +253,18 @@ class BlockHook(PlannedHook):
         elif token == "S":
             output = hidden
         else:
-            output = self.block.read(step, branch, self.clock)
+            output = self.reuse(self.block, lambda: self.fn_ref.original_forward(*args, **kwargs))
         if self.last:
             self.stack.keep(step, branch, output)
         return output
+
+    def _through(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+        """The whole stack, from what entered it."""
+        rest = dict(kwargs)
+        hidden = args[0] if args else rest.pop("hidden_states")
+        for block in self.blocks:
+            hidden = block(hidden, *args[1:], **rest)
+        return hidden
 
 
 class DenoiserHook(PlannedHook):
@@ -265,11 +297,15 @@ class DenoiserHook(PlannedHook):
             guidance.check(hidden, step, branch)
         token = self.store.tokens[step]
         self.store.count(token)
+
+        def compute() -> Any:
+            if guidance is None or not guidance.narrow(step):
+                return self.fn_ref.original_forward(*args, **kwargs)
+            return self.fn_ref.original_forward(**guidance.narrowed(module, step, args, kwargs))
+
         if token == OFF:
-            if guidance is not None and guidance.narrow(step):
-                args, kwargs = (), guidance.narrowed(module, step, args, kwargs)
             try:
-                output = self.fn_ref.original_forward(*args, **kwargs)
+                output = compute()
             except BaseException:
                 self.clock.stop()  # an interrupted run leaves no values behind
                 raise
@@ -281,7 +317,7 @@ class DenoiserHook(PlannedHook):
             if value is tensor:
                 return output
         else:
-            value = self.store.read(step, branch, self.clock).clone()
+            value = self.reuse(self.store, lambda: compute()[0]).clone()
             value = value if guidance is None else self._guided(guidance, step, value)
         return (value,) if self.container is tuple else self.container(sample=value)
 

@@ -11,7 +11,17 @@ from typing import Any
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
-from search.schedule.actions import BlockHook, ComponentHook, DenoiserHook, HalvedStore, Memory, Store, halved, whole
+from search.schedule.actions import (
+    BlockHook,
+    ComponentHook,
+    Correction,
+    DenoiserHook,
+    HalvedStore,
+    Memory,
+    Store,
+    halved,
+    whole,
+)
 from search.schedule.bits import LayerBits
 from search.schedule.errors import ScheduleError
 from search.schedule.format import Document
@@ -50,16 +60,23 @@ class Handle:
         solver: LinearSolver | None = None,
         keep: Mapping[str, int] | None = None,
         bits: str = "simulate",
+        corrections: Mapping[str, Correction] | None = None,
     ) -> None:
         """`solver` runs instead of the file's own: what a least-squares fit of the solver uses.
 
         `keep` is how many of its latest values each node keeps to the end, whether this plan reads them or not:
-        what `snapshot` needs.
+        what `snapshot` needs. `corrections` are what the document's part of that name stands for, by node.
         """
         self.denoiser = denoiser_of(pipe)
         _check_denoiser(self.denoiser)
         self.tree = Tree.of(self.denoiser)
         _check_model(document, self.denoiser, self.tree, strict)
+        if document.corrections and not corrections:
+            raise ScheduleError(
+                "this schedule's corrections were not read; load it from its file with Schedule.load(path), the "
+                ".safetensors beside it, or give them by schedule.with_corrections(tensors)"
+            )
+        self.corrections = dict(corrections or {})
         self.bits = LayerBits(document.bits, self.denoiser, bits)
         steps = document.steps
         self.guidance = document.guide()
@@ -182,8 +199,9 @@ class Handle:
                     self._add(module, ComponentHook(self.clock, self._store(node.name)))
             elif node.kind == "block" and {node.name, node.parent} & planned:
                 block, stack = self._store(node.name), self._store(node.stack)
-                last = node.block == self.tree.stacks[node.stack] - 1
-                self._add(module, BlockHook(self.clock, block, stack, last))
+                blocks = getattr(self.denoiser, node.stack)
+                last = node.block == len(blocks) - 1
+                self._add(module, BlockHook(self.clock, block, stack, blocks, last))
         if compile is not None:
             self._compile(compile)
 
@@ -212,6 +230,7 @@ class Handle:
             else:
                 self.stores[name] = Store(name, self.plan, self.memory)
             self.stores[name].latest = self.keep.get(name, 0)
+            self.stores[name].correction = self.corrections.get(name)
         return self.stores[name]
 
     def _reset(self) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from search.schedule.errors import ScheduleError
 from search.schedule.guidance import Guidance, check_halves, is_narrow
 from search.schedule.nodes import Tree
-from search.schedule.plan import MAX_ACTIONS, MAX_STEPS, Plan
+from search.schedule.plan import MAX_ACTIONS, MAX_STEPS, Plan, history
 from search.schedule.sampler import check_order
 
 FORMAT = "schedule/1"
@@ -126,11 +126,13 @@ class CorrectionsPart(Part):
     """Channel-wise affine corrections of reused values: a * value + b, CacheQuant (arXiv:2503.01323).
 
     The numbers lie in a .safetensors file beside the schedule; `digest` is the file's sha256. `steps` names the
-    corrected steps of every node.
+    corrected steps of every node, at which the plan reuses or forecasts it.
     """
 
-    digest: str = Field(max_length=100)
-    steps: dict[Name, list[int]] = Field(max_length=MAX_ENTRIES)
+    digest: str = Field(pattern="^sha256:[0-9a-f]{64}$")
+    steps: dict[Name, Annotated[list[int], Field(min_length=1, max_length=MAX_STEPS)]] = Field(
+        min_length=1, max_length=MAX_ENTRIES
+    )
 
 
 class ScorePart(Part):
@@ -174,6 +176,8 @@ class Document(Part):
         plan = self._resolved
         if (guidance := self.guide()) and plan and is_narrow(guidance.branch):
             check_halves(plan, guidance.branch)
+        if self.corrections:
+            _check_corrections(self.corrections, plan)
         return self
 
     def guide(self) -> Guidance | None:
@@ -298,7 +302,9 @@ def _check_coefficients(sampler: SamplerPart, steps: int | None) -> None:
     if sampler.timesteps is None or steps is None:
         raise ScheduleError("sampler.coefficients is given without sampler.timesteps; a table belongs to its grid")
     if sampler.order is not None:
-        raise ScheduleError("sampler.order and sampler.coefficients are both given; the table says the order, leave one")
+        raise ScheduleError(
+            "sampler.order and sampler.coefficients are both given; the table says the order, leave one"
+        )
     for field, found in (("state", len(table.state)), ("outputs", len(table.outputs))):
         if found != steps:
             raise ScheduleError(f"sampler.coefficients.{field} has {found} rows; {steps} steps need {steps}")
@@ -332,6 +338,22 @@ def _check_bits(bits: BitsPart) -> None:
             raise ScheduleError(
                 f"bits.layers.{layer} is {name!r}, which bits.formats lacks; it has {', '.join(bits.formats) or 'none'}"
             )
+
+
+def _check_corrections(corrections: CorrectionsPart, plan: Plan | None) -> None:
+    tokens = plan.tokens if plan else {}
+    for name, steps in corrections.steps.items():
+        if name not in tokens:
+            raise ScheduleError(f"corrections.steps names {name!r:.80}, which is no node of the plan")
+        if any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
+            raise ScheduleError(f"corrections.steps.{name} must rise strictly")
+        for step in steps:
+            if not 0 <= step < len(tokens[name]) or not history(tokens[name][step]):
+                found = tokens[name][step] if 0 <= step < len(tokens[name]) else "no step"
+                raise ScheduleError(
+                    f"corrections.steps.{name} has step {step}, which is {found}; only what is reused (R) or forecast "
+                    "(F) is corrected"
+                )
 
 
 def _check_data(value: Any, where: str, depth: int = 0) -> None:

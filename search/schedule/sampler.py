@@ -61,6 +61,7 @@ class Clock:
         self.steps = 0
         self.places: list[float] = []
         self.calls = 0  # denoiser calls since the last scheduler step: the CFG branch
+        self.aside = False  # what a plan does not compute is computed for comparison: all below runs, nothing is kept
         self.on_reset: list[Callable[[], None]] = []
 
     def __deepcopy__(self, memo: Any) -> NoReturn:

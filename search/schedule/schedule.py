@@ -2,12 +2,15 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from search.schedule.apply import Handle, denoiser_of, model_part
+from search.schedule.corrections import SCALE, SHIFT, Affine, Corrections, beside, reused_steps
 from search.schedule.errors import ScheduleError
 from search.schedule.format import FORMAT, MAX_BYTES, Document, FormatPart, GuidancePart, digest, parse, validate
 from search.schedule.nodes import Tree
@@ -21,19 +24,25 @@ class Schedule:
     ...     image = pipe("red apple, 3d style").images[0]
     """
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, corrections: Corrections | None = None) -> None:
+        """`corrections` is the tensors file that the document's part of that name means."""
         self._document = document
+        self._corrections = corrections if document.corrections else None
 
     @classmethod
     def load(cls, path: str | Path) -> "Schedule":
-        """Read a schedule file; ScheduleError names the field and the value that is wrong."""
+        """Read a schedule file, and its tensors beside it where it has some.
+
+        ScheduleError names the field and the value that is wrong.
+        """
         try:
             with open(path, "rb") as file:
-                return cls(parse(file.read(MAX_BYTES + 1)))
+                document = parse(file.read(MAX_BYTES + 1))
         except ScheduleError as error:
             raise ScheduleError(f"{path}: {error}") from None
         except (OSError, ValueError) as error:  # ValueError: a path that can be no path
             raise ScheduleError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+        return cls(document, Corrections.read(Path(path), document.corrections) if document.corrections else None)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Schedule":
@@ -56,11 +65,13 @@ class Schedule:
         return head | {k: v for k, v in data.items() if k not in head and v != {}}
 
     def save(self, path: str | Path) -> Path:
-        """Write the file, whole or not at all."""
+        """Write the file, whole or not at all; corrections go into a .safetensors file beside it."""
         path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        beside.replace(path)
+        if self._document.corrections:
+            if self._corrections is None:
+                raise ScheduleError(f"{path}: this schedule's corrections were not read, so they cannot be saved")
+            _write(beside(path), self._corrections.data)
+        _write(path, (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode())
         return path
 
     def apply(
@@ -77,7 +88,7 @@ class Schedule:
         instance `torch.compile`, is applied to the components beneath the hooks. `bits` says who runs layers at
         few bits: `simulate` rounds on any device and saves nothing, `torchao` runs what it can.
         """
-        return Handle(self._document, pipe, strict, compile, bits=bits)
+        return Handle(self._document, pipe, strict, compile, bits=bits, corrections=self.corrections)
 
     @cached_property
     def digest(self) -> str:
@@ -105,6 +116,11 @@ class Schedule:
         """Formats of the linear layers that are not at full precision, by full layer name."""
         part = self._document.bits
         return {layer: part.formats[name] for layer, name in part.layers.items()} if part else {}
+
+    @property
+    def corrections(self) -> Mapping[str, Affine]:
+        """What corrects the reused values of each node; nothing where there are none, or they were not read."""
+        return self._corrections.nodes() if self._corrections else {}
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -136,8 +152,35 @@ class Schedule:
         """The same behaviour with this record of how it was found."""
         return self._replace(made=dict(made))
 
+    def with_corrections(
+        self, tensors: Mapping[str, Tensor], steps: Mapping[str, Sequence[int]] | None = None
+    ) -> "Schedule":
+        """The same schedule with these corrections of reused values, and without scores; {} takes them away.
+
+        `tensors` are `<node>.scale` and `<node>.shift` [steps, C] of every corrected node. `steps` says which steps
+        their rows are; by default those of the corrections part, or all at which the plan does not compute the node.
+        """
+        parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores", "corrections")}
+        if not tensors:
+            return Schedule.from_dict(parts)
+        nodes = {name.removesuffix(SCALE).removesuffix(SHIFT) for name in tensors}
+        own = self._document.corrections
+        known = steps or (own.steps if own else reused_steps(self.plan))
+        if unknown := sorted(nodes - set(known)):
+            raise ScheduleError(
+                f"corrections are given for {unknown[0]!r:.100}, of which no step is known to be reused or forecast; "
+                f"these nodes may be corrected: {', '.join(known)[:200] or 'none'}"
+            )
+        corrections = Corrections.of(tensors, {name: known[name] for name in sorted(nodes)})
+        return Schedule(validate(parts | {"corrections": corrections.part.model_dump()}), corrections)
+
+    def with_sampler(self, sampler: Mapping[str, Any]) -> "Schedule":
+        """The same schedule with another sampler part, and without scores."""
+        parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores")}
+        return Schedule(validate(parts | {"sampler": dict(sampler)}), self._corrections)
+
     def _replace(self, **parts: Any) -> "Schedule":
-        return Schedule.from_dict(self.to_dict() | parts)
+        return Schedule(validate(self.to_dict() | parts), self._corrections)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and self.digest == other.digest
@@ -147,3 +190,10 @@ class Schedule:
 
     def __repr__(self) -> str:
         return f"Schedule({self.tree.model_class}, steps={self.steps}, {self.digest[:15]})"
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_bytes(data)
+    unfinished.replace(path)
