@@ -30,6 +30,7 @@ MOST_MERGED = 24  # rows taken along a front that has thousands
 MOST_SEEDS = 120
 PICKS = 5  # rows of each space that are combined with the other spaces' rows
 COMBINED = 48
+WIDTH = 16  # trajectories of the beam that seeds a cache; engine=beam takes twice as many
 DENSE = 3  # steps of the recorded run for each of the teacher's
 DAMPINGS = (0.5, 1.0)
 
@@ -103,7 +104,7 @@ class Proposals:
 
     def beam(self) -> np.ndarray:
         """A Pareto beam over the time axis, from the proposals' own actions."""
-        return beam_rows(self.space, self.target, self.probe, self.seeds(), self.costs, self.weights)
+        return beam_rows(self.space, self.target, self.probe, self.seeds(), self.costs)
 
     def table(self) -> Table:
         """Every gene alone, measured; parts side by side."""
@@ -192,9 +193,10 @@ class Proposals:
         if key == "timesteps":
             return self._paths(self.parts[key], reach_paths) + self._paths(self.parts[key], _shortest)
         try:
-            return self._front(key)
+            front = self._front(key)
         except ValueError:
             return []
+        return front + self._beam(key, front) if self._caches(self.parts[key]) else front
 
     def _front(self, key: str) -> list[np.ndarray]:
         """Exact dynamic programming on a part's table."""
@@ -215,6 +217,12 @@ class Proposals:
             rows += [front[i][2] for i in _spread(len(front), MOST_MERGED)]
         refined = [gram_search(table.vectors, table.costs, np.array(rows), damping) for damping in DAMPINGS]
         return _unique([*rows, *np.concatenate(refined)])
+
+    def _beam(self, key: str, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """What a beam makes of the actions that other rows of a part take at each step."""
+        space = self.parts[key]
+        known = np.array([*rows, *space.presets(self.target).values()])
+        return _unique(beam_rows(space, self.target, self.probe, known, self.costs, WIDTH))
 
     def _cache_front(self, space: Space) -> list[np.ndarray]:
         """The exact fronts of the surrogate over all budgets.

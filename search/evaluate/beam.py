@@ -35,19 +35,16 @@ def beam_rows(
     probe: Evaluator,
     seeds: np.ndarray,
     costs: Costs,
-    weights: np.ndarray,
-    width: int = 16,
+    width: int = 32,
     options: int = 8,
     progress: Callable[[int, int], None] = lambda done, executed: None,
 ) -> np.ndarray:
     """Rows [P, G], best front first: what survives when up to `width` trajectories are extended step by step.
 
     At every step the genes of that step take the values they have in `seeds` [S, G], the commonest `options` of
-    them and always all-off. Trajectories compete by MACs so far and drift so far, the latter in `weights` [T]
-    (terminal drift per unit of error at a step, `seeding.propagation`); of equal fronts the ones that lie apart in
-    cost survive. `probe` gives the model and its first batch of prompts, and counts the work. After every step
-    `progress` is called with the number of steps done and of model steps executed. ValueError where the space has
-    no genes of steps, or moves them.
+    them and always all-off. Trajectories compete by MACs so far and drift so far; of equal fronts the ones that lie
+    apart in cost survive. `probe` gives the model and its first batch of prompts, and counts the work. After every step `progress` is called with the number of steps done and of model steps executed.
+    ValueError where the space has no genes of steps, or moves them.
     """
     if width < 2:
         raise ValueError(f"width {width} is too narrow for a front; use at least 2")
@@ -69,7 +66,7 @@ def beam_rows(
                 if (done := path(schedule)[: step + 1]) not in grown:
                     grown[done] = Candidate(row, run.extend(candidate.state, schedule))
         beam = list(grown.values())
-        scores = [_score(candidate.state, teacher[step], weights[step]) for candidate in beam]
+        scores = [_score(candidate.state, teacher[step]) for candidate in beam]
         beam = [beam[i] for i in survivors(np.array(scores), width)]
         progress(step + 1, run.steps)
     probe.block_executions += run.block_executions
@@ -103,9 +100,8 @@ def _apart(cost: np.ndarray, count: int, names: np.ndarray) -> list[int]:
     return [int(names[i]) for i in at[:count]]
 
 
-def _score(state: State, teacher: Tensor, weight: float) -> tuple[float, float]:
-    drift = float(Drift()(state.latents, teacher).mean())
-    return state.macs, drift * (weight if weight > 0 else 1.0)  # step 0 has no weight, and drifts all the same
+def _score(state: State, teacher: Tensor) -> tuple[float, float]:
+    return state.macs, float(Drift()(state.latents, teacher).mean())
 
 
 def _columns(space: Space, target: Target, seeds: np.ndarray) -> list[np.ndarray]:

@@ -72,7 +72,10 @@ class Corrections:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], steps: Mapping[str, Sequence[int]]) -> "Corrections":
         """From the tensors by their names, and the steps of every node's rows; rounds to fp16."""
-        data = save({name: t.detach().to("cpu", torch.float16).contiguous() for name, t in tensors.items()})
+        whole = torch.contiguous_format
+        data = save(
+            {name: t.detach().to("cpu", torch.float16).clone(memory_format=whole) for name, t in tensors.items()}
+        )
         part = CorrectionsPart(digest=_digest(data), steps={name: list(found) for name, found in steps.items()})
         return cls.parse(data, part)
 

@@ -172,6 +172,8 @@ class Schedule:
                 f"these nodes may be corrected: {', '.join(known)[:200] or 'none'}"
             )
         corrections = Corrections.of(tensors, {name: known[name] for name in sorted(nodes)})
+        if corrections.part == own:  # those that it had, now at hand
+            return Schedule(self._document, corrections)
         return Schedule(validate(parts | {"corrections": corrections.part.model_dump()}), corrections)
 
     def with_sampler(self, sampler: Mapping[str, Any]) -> "Schedule":
