@@ -68,10 +68,10 @@ def collect(search: "Search", stopped: str) -> Result:
     archive = list(state.archive.values())
     worst = [o.minimised(o.worst(state.costs)) for o in search.objectives.values()]
     front = thin([a["scores"] for a in archive], worst, MOST_ON_FRONT) if archive else []
-    on_front = dict.fromkeys(search.schedule(archive[i]["x"]) for i in front)
-    on_front.pop(teacher, None)
-    found = dict.fromkeys(_tuned(search, schedule) for schedule in on_front)
-    presets = {name: search.schedule(x) for name, x in state.presets.items()}
+    rows = [archive[i]["x"] for i in front]
+    found = dict.fromkeys(_corrected(search, search.schedule(x), search.plain(x)) for x in rows)
+    found.pop(teacher, None)
+    presets = {name: search.plain(x) for name, x in state.presets.items()}
     presets |= seeding.shorter_runs(target, search.model.shorter, SHORTER)
 
     everyone = [*found, *presets.values(), teacher]
@@ -122,28 +122,13 @@ def collect(search: "Search", stopped: str) -> Result:
     )
 
 
-def _tuned(search: "Search", schedule: Schedule) -> Schedule:
-    """The schedule refitted, or with its reused values corrected and then refitted: what drifts least."""
-    options = [_refitted(search, schedule)]
-    if search.config.correct and (corrected := search.corrector.fit(schedule)) != schedule:
-        options.append(_refitted(search, corrected))
-    return min(options, key=lambda option: drift(search, option)) if len(options) > 1 else options[0]
-
-
-def _refitted(search: "Search", schedule: Schedule) -> Schedule:
-    """The schedule with its solver fitted to the teacher under its own plan and bits, where that lowers the drift.
-
-    Both are scored on the calibration prompts with the same noise; the fit costs nothing in production.
-    """
-    if not search.config.refit:
+def _corrected(search: "Search", schedule: Schedule, plain: Schedule) -> Schedule:
+    """The schedule, or with its reused values corrected and then its solver fitted, whichever drifts less."""
+    if not search.config.correct or (corrected := search.corrector.fit(plain)) == plain:
         return schedule
-    try:
-        fitted = search.fitter.fit(schedule)
-    except ValueError as error:  # this scheduler cannot run a table
-        log.info("not refitted: %s", error)
-        return schedule
-    scores = [drift(search, s) for s in (fitted, schedule)]
-    return fitted if scores[0] < scores[1] else schedule
+    if search.config.refit and search.fitter:
+        corrected = search.fitter.fit(corrected)
+    return min(corrected, schedule, key=lambda option: drift(search, option))
 
 
 def drift(search: "Search", schedule: Schedule) -> float:

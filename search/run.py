@@ -161,20 +161,30 @@ class Search:
             return "stopped by Ctrl-C"
         return ""
 
-    def schedule(self, row: np.ndarray) -> Schedule:
-        """The schedule of a row; where its genes ask for it, with a solver fitted to the teacher."""
-        return self._fitted(row)[0]
-
-    def _fitted(self, row: np.ndarray) -> tuple[Schedule, bool]:
+    def plain(self, row: np.ndarray) -> Schedule:
+        """The schedule of a row as its genes say it, its solver not fitted."""
         parts = dict(self.space.decode(row, self.target))
-        fit = bool(parts.pop("fit", False))
+        parts.pop("fit", None)
+        return to_schedule(self.model, parts)
+
+    def schedule(self, row: np.ndarray) -> Schedule:
+        """What is evaluated for a row: with `refit`, or where its genes ask for it, its solver is fitted to the teacher."""
+        parts = dict(self.space.decode(row, self.target))
+        wanted = parts.pop("fit", False) or self.config.refit
         schedule = to_schedule(self.model, parts)
-        return (self.fitter.fit(schedule) if fit else schedule), fit
+        return self.fitter.fit(schedule) if parts and wanted and self.fitter else schedule
 
     @cached_property
-    def fitter(self) -> Fitter:
-        """Fits solvers on the first calibration prompts and their noise."""
-        return Fitter(self.model, *self.evaluator.inputs[0])
+    def fitter(self) -> Fitter | None:
+        """Fits solvers on the first calibration prompts and their noise; None where the scheduler runs no tables."""
+        parts, evaluator = self.evaluator.inputs[0], self.evaluator
+        try:
+            fitter = Fitter(self.model, *parts, memo=self.memo, context=evaluator.context)
+            fitter.fit(to_schedule(self.model, {}))
+        except ValueError as error:
+            self.console.print(f"[yellow]solvers are not fitted: {error}[/yellow]")
+            return None
+        return fitter
 
     @cached_property
     def corrector(self) -> Corrector:
@@ -182,8 +192,10 @@ class Search:
         return Corrector(self.model, *self.evaluator.inputs[0])
 
     def _evaluate(self, row: np.ndarray) -> list[float]:
-        schedule, fitted = self._fitted(row)
-        values = self.evaluator.values(schedule)
+        schedule = self.schedule(row)
+        ended = self.fitter.latents.get(schedule.digest) if self.fitter else None
+        whole = len(self.evaluator.inputs) == 1  # the fit ran all of the prompts: there is nothing left to run
+        values = self.evaluator.values(schedule, ended if whole else None)
         scores = self.evaluator.minimised(values)
         if schedule.digest not in self.state.archive:
             self.state.archive[schedule.digest] = {
@@ -194,6 +206,7 @@ class Search:
             }
             # counted by candidate, not by what the memo happened to know: a resumed search counts the same
             share = self.state.costs.macs(schedule) / self.state.costs.block_macs
+            fitted = "coefficients" in (schedule.sampler or {}) and not whole
             pictures = len(self.calibration) + fitted * len(self.evaluator.inputs[0][1])
             self.state.block_executions += share * pictures
         return scores

@@ -1,10 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from search import Schedule
 from search.evaluate.fit import FittedSolver, Fitter, record
-from search.schedule.sampler import LinearSolver
+from search.evaluate.memo import Memo
 from search.spaces.timesteps import TimestepsSpace
 from tests.models import tiny_model
 
@@ -52,20 +54,25 @@ def test_a_fit_takes_up_what_a_plan_does(model, fitter):
 
 
 def test_what_was_fitted_is_what_the_file_does(model, fitter):
-    """The run that made the table and a run of the table end in the same latents."""
+    """The run that made the table and the stock pipeline under the file end in the same latents, bit for bit."""
     fitted = fitter.fit(shorter(model, 4))
-    rows = fitted.sampler["coefficients"]
-    targets = [fitter.teacher.state(s) for s in fitted.sampler["sigmas"][1:]]
-    solver = FittedSolver(rows["state"], rows["outputs"], targets, fitter.ridge)
-    plain = LinearSolver(rows["state"], rows["outputs"])
-    from search.schedule.apply import Handle
+    again = Schedule.from_dict(json.loads(json.dumps(fitted.to_dict())))
+    assert again == fitted
+    with again.apply(model.pipe):
+        stock = model.stock(PROMPTS, [0, 1, 2], output_type="latent")
+    assert torch.equal(stock, fitter.latents[fitted.digest])
 
-    found = []
-    for run in (solver, plain):
-        with Handle(fitted._document, model.pipe, solver=run):
-            found.append(model.sample(fitter.conditions, fitter.noise))
-    assert torch.allclose(found[0], found[1], atol=0.05)
-    assert Schedule.from_dict(fitted.to_dict()) == fitted
+
+def test_a_memo_keeps_tables_for_the_next_search(model, tmp_path):
+    parts = model.encode(PROMPTS), model.noise([0, 1, 2])
+    first = Fitter(model, *parts, memo=Memo(tmp_path / "memo.sqlite"), context="x")
+    fitted = first.fit(shorter(model, 5))
+    second = Fitter(model, *parts, memo=Memo(tmp_path / "memo.sqlite"), context="x")
+    assert second.fit(shorter(model, 5)) == fitted
+    assert second.runs == 1  # the teacher
+    other = Fitter(model, *parts, memo=Memo(tmp_path / "memo.sqlite"), context="y")
+    other.fit(shorter(model, 5))
+    assert other.runs == 2
 
 
 def test_rows_are_the_ridge_solution():
@@ -78,8 +85,8 @@ def test_rows_are_the_ridge_solution():
     stacked = torch.cat([columns, 0.1**0.5 * torch.eye(2, dtype=torch.float64)])
     right = torch.cat([y - prior[0] * x - prior[1] * e, torch.zeros(2, dtype=torch.float64)])
     change = torch.linalg.lstsq(stacked, right[:, None]).solution[:, 0] / torch.stack([x.norm(), e.norm()])
-    assert solver.fitted_state[0] == pytest.approx(prior[0] + float(change[0]))
-    assert solver.fitted_outputs[0][0] == pytest.approx(prior[1] + float(change[1]))
+    assert solver.state[0] == pytest.approx(prior[0] + float(change[0]))
+    assert solver.outputs[0][0] == pytest.approx(prior[1] + float(change[1]))
 
 
 def test_states_between_the_teachers_steps(model, fitter):

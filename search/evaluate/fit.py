@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from search.evaluate.memo import Memo
 from search.models.base import Model
 from search.noise import Noise
 from search.schedule import Schedule
@@ -87,33 +88,68 @@ def record(model: Model, conditions: Any, noise: Tensor) -> Trajectory:
 
 
 class Fitter:
-    """Fits solver tables on a few calibration prompts and their noise."""
+    """Fits solver tables on a few calibration prompts and their noise.
 
-    def __init__(self, model: Model, conditions: Any, noise: Tensor, ridge: float = RIDGE) -> None:
+    A fit is a run of these prompts, and the fitted table gives the very latents in which that run ended: `latents`
+    holds those of the last fit by the fitted schedule's digest. A memo (with a context that names the model, the
+    prompts and the noise) keeps tables, so that nothing is fitted twice, not even by a resumed search.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        conditions: Any,
+        noise: Tensor,
+        ridge: float = RIDGE,
+        memo: Memo | None = None,
+        context: str = "",
+    ) -> None:
         self.model, self.conditions, self.noise, self.ridge = model, conditions, noise, ridge
+        self.memo, self.context = memo, f"fit {ridge} {context}"
         with torch.no_grad():
             self.teacher = record(model, conditions, noise)
         self.known: dict[str, Schedule] = {}
+        self.latents: dict[str, Tensor] = {}
         self.runs = 1
 
-    @torch.no_grad()
     def fit(self, schedule: Schedule) -> Schedule:
         """The same schedule with its solver's table refitted; ValueError where it brings no grid of its own."""
         if schedule.digest not in self.known:
-            data = schedule.to_dict()
-            sampler = data.get("sampler", {})
+            sampler = schedule.sampler or {}
             if not sampler.get("sigmas"):
                 raise ValueError("a fit needs sampler.timesteps and sampler.sigmas in the schedule")
-            state, outputs = _prior(sampler)
-            targets = [self.teacher.state(sigma) for sigma in sampler["sigmas"][1:]]
-            solver = FittedSolver(state, outputs, targets, self.ridge)
-            with Handle(schedule._document, self.model.pipe, solver=solver, corrections=schedule.corrections):
-                self.model.sample(self.conditions, self.noise)
-            self.runs += 1
-            fitted = {k: v for k, v in sampler.items() if k != "order"}
-            fitted["coefficients"] = {"state": solver.fitted_state, "outputs": solver.fitted_outputs}
-            self.known[schedule.digest] = schedule.with_sampler(fitted)
+            kept = self.memo.get(self.context, schedule.digest) if self.memo else {}
+            state, outputs = (kept["state"], _triangle(kept["outputs"])) if kept else self._run(schedule, sampler)
+            part = {k: v for k, v in sampler.items() if k != "order"}
+            fitted = schedule.with_sampler(part | {"coefficients": {"state": state, "outputs": outputs}})
+            if not kept:
+                self.latents = {fitted.digest: self._ended}
+                if self.memo:
+                    flat = [value for row in outputs for value in row]
+                    self.memo.put(self.context, schedule.digest, {"state": state, "outputs": flat})
+            self.known[schedule.digest] = fitted
         return self.known[schedule.digest]
+
+    @torch.no_grad()
+    def _run(self, schedule: Schedule, sampler: Mapping[str, Any]) -> tuple[list[float], list[list[float]]]:
+        """Fit while the schedule runs."""
+        targets = [self.teacher.state(sigma) for sigma in sampler["sigmas"][1:]]
+        solver = FittedSolver(*_prior(sampler), targets, self.ridge)
+        with Handle(schedule._document, self.model.pipe, solver=solver, corrections=schedule.corrections):
+            self._ended = self.model.sample(self.conditions, self.noise).cpu()
+        self.runs += 1
+        return solver.state, solver.outputs
+
+
+def _triangle(flat: Sequence[float]) -> list[list[float]]:
+    """Rows of 1, 2, 3, ... values."""
+    rows: list[list[float]] = []
+    left = list(flat)
+    while left:
+        size = len(rows) + 1
+        rows.append(left[:size])
+        left = left[size:]
+    return rows
 
 
 def _prior(sampler: Mapping[str, Any]) -> tuple[list[float], list[list[float]]]:
@@ -131,27 +167,24 @@ class FittedSolver(LinearSolver):
     Columns are scaled to unit norm, so `ridge` is a share of a column's energy.
     """
 
+    state: list[float]
+    outputs: list[list[float]]
+
     def __init__(
         self, state: Sequence[float], outputs: Sequence[Sequence[float]], targets: Sequence[Tensor], ridge: float
     ) -> None:
-        super().__init__(state, outputs)
+        super().__init__(list(state), [list(row) for row in outputs])
         self.targets, self.ridge = targets, ridge
-        self.fitted_state: list[float] = []
-        self.fitted_outputs: list[list[float]] = []
 
     def step(self, i: int, output: Tensor, sample: Tensor) -> Tensor:
-        """x[i+1] by the fitted row."""
-        if i == 0:
-            self.values = [sample.double()]
-            self.fitted_state, self.fitted_outputs = [], []
-        self.values.append(output.double())
-        columns = torch.stack([value.flatten() for value in self.values], dim=1)
+        """x[i+1] by the fitted row, in the arithmetic of the table's interpreter."""
+        known = [sample, output] if i == 0 else [*self.values, output]
+        columns = torch.stack([value.double().flatten() for value in known], dim=1)
         prior = torch.tensor([self.state[i], *self.outputs[i]], dtype=columns.dtype, device=columns.device)
         norms = columns.norm(dim=0).clamp(min=1e-30)
         scaled = columns / norms
         left = self.targets[i].to(columns).flatten() - columns @ prior
         gram = scaled.T @ scaled + self.ridge * torch.eye(len(norms), dtype=columns.dtype, device=columns.device)
-        row = prior + torch.linalg.solve(gram, scaled.T @ left) / norms
-        self.fitted_state.append(float(row[0]))
-        self.fitted_outputs.append(row[1:].tolist())
-        return (columns @ row).reshape(sample.shape).to(sample.dtype)
+        row = (prior + torch.linalg.solve(gram, scaled.T @ left) / norms).tolist()
+        self.state[i], self.outputs[i] = row[0], row[1:]
+        return super().step(i, output, sample)
