@@ -168,7 +168,7 @@ class Search:
         return to_schedule(self.model, parts)
 
     def schedule(self, row: np.ndarray) -> Schedule:
-        """What is evaluated for a row: with `refit`, or where its genes ask for it, its solver is fitted to the teacher."""
+        """What is evaluated for a row: with `refit`, or where its genes ask for it, its solver is fitted."""
         parts = dict(self.space.decode(row, self.target))
         wanted = parts.pop("fit", False) or self.config.refit
         schedule = to_schedule(self.model, parts)

@@ -1,6 +1,6 @@
 """What a search begins with: published rules, and the rows that calibration tables propose, each space in its way."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -45,12 +45,19 @@ class Proposals:
     """
 
     def __init__(
-        self, space: Space, target: Target, model: Model, probe: Evaluator, costs: Costs, objectives: Sequence[Objective]
+        self,
+        space: Space,
+        target: Target,
+        model: Model,
+        probe: Evaluator,
+        costs: Costs,
+        objectives: Sequence[Objective],
     ) -> None:
         self.space, self.target, self.model, self.probe, self.costs = space, target, model, probe, costs
         self.prices = [o for o in objectives if isinstance(o, Cost)] or [Macs()]
         self.parts: dict[str, Space] = {s.key: s for s in getattr(space, "spaces", (space,))}
         self._tables: dict[str, Table] = {}
+        self._rows: dict[str, list[np.ndarray]] = {}
 
     # What a search asks for
 
@@ -155,7 +162,7 @@ class Proposals:
     def trajectory(self) -> fit.Trajectory:
         """A run of the pipeline's own sampler with more steps than the teacher."""
         sampler = self.model.shorter(DENSE * self.target.steps)
-        parts = {"steps": len(sampler["timesteps"]), "sampler": sampler}  # type: ignore[arg-type]
+        parts = {"steps": len(sampler["timesteps"]), "sampler": sampler}
         with to_schedule(self.model, parts).apply(self.model.pipe):
             return fit.record(self.model, *self.probe.inputs[0])
 
@@ -173,9 +180,7 @@ class Proposals:
                     x[g] = level
                     schedule = self._schedule(key, x)
                     found.append(self._error(schedule))
-                    change[:, level] = [
-                        p(schedule, self.costs) - b for p, b in zip(self.prices, base, strict=True)
-                    ]
+                    change[:, level] = [p(schedule, self.costs) - b for p, b in zip(self.prices, base, strict=True)]
                 off = np.zeros(self.probe.teacher[0].numel() * len(self.probe.teacher), dtype=np.float32)
                 vectors.append(np.stack([off, *found]))
                 errors.append(np.linalg.norm(vectors[-1], axis=1))
@@ -188,15 +193,20 @@ class Proposals:
 
     def _own(self, key: str) -> list[np.ndarray]:
         """All that calibration proposes for a part; nothing where it has no table."""
+        if key not in self._rows:
+            self._rows[key] = self._propose(key)
+        return self._rows[key]
+
+    def _propose(self, key: str) -> list[np.ndarray]:
         if key == "solver":
-            return [row for row in self._fitted().values()]
-        if key == "timesteps":
-            return self._paths(self.parts[key], reach_paths) + self._paths(self.parts[key], _shortest)
+            return list(self._fitted().values())
+        if isinstance(space := self.parts[key], TimestepsSpace):
+            return self._paths(space, reach_paths) + self._paths(space, _shortest)
         try:
             front = self._front(key)
         except ValueError:
             return []
-        return front + self._beam(key, front) if self._caches(self.parts[key]) else front
+        return front + self._beam(key, front) if self._caches(space) else front
 
     def _front(self, key: str) -> list[np.ndarray]:
         """Exact dynamic programming on a part's table."""
@@ -275,12 +285,14 @@ class Proposals:
         fitted = self._fitted()
         picks: dict[str, list[np.ndarray]] = {}
         for key in self.parts:
-            if key not in fitted and (rows := self._own(key)):
-                price = [self.prices[0](self._schedule(key, row), self.costs) for row in rows]
+            if key not in fitted and (own := self._own(key)):
+                price = [self.prices[0](self._schedule(key, row), self.costs) for row in own]
                 order = np.argsort(price, kind="stable")
-                picks[key] = [rows[order[i]] for i in _spread(len(rows), PICKS)]
+                picks[key] = [own[order[i]] for i in _spread(len(own), PICKS)]
         rng = np.random.default_rng(0)
-        rows = [fitted | {key: those[rng.integers(len(those))] for key, those in picks.items()} for _ in range(COMBINED)]
+        rows = [
+            fitted | {key: those[rng.integers(len(those))] for key, those in picks.items()} for _ in range(COMBINED)
+        ]
         return _unique([self._join(row) for row in rows])
 
     # Rows and runs
@@ -332,7 +344,7 @@ def _spread(size: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, size - 1, min(most, size)).round().astype(int)).tolist()
 
 
-def _unique(rows: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+def _unique(rows: Iterable[np.ndarray | None]) -> list[np.ndarray]:
     """Each row once and none that is all off."""
     return list({row.tobytes(): row for row in rows if row is not None and row.any()}.values())
 

@@ -33,9 +33,7 @@ class JointSpace(Space):
 
     def genes(self, target: Target) -> list[Gene]:
         """All genes, `<space>.<name>` each."""
-        return [
-            replace(gene, name=f"{space.key}.{gene.name}") for space in self.spaces for gene in space.genes(target)
-        ]
+        return [replace(gene, name=f"{space.key}.{gene.name}") for space in self.spaces for gene in space.genes(target)]
 
     def split(self, x: Sequence[int] | np.ndarray, target: Target) -> list[np.ndarray]:
         """Each space's own genes out of a row [G]."""
@@ -147,9 +145,7 @@ def _overlay(plans: Sequence[Mapping[str, Any]], target: Target) -> dict[str, To
         for name, text in plan["rules"]:
             new = parse_actions(text, target.steps)
             old = tokens.get(name, (OFF,) * target.steps)
-            tokens[name] = tuple(
-                "S" if "S" in (a, b) else a if a != OFF else b for a, b in zip(old, new, strict=True)
-            )
+            tokens[name] = tuple("S" if "S" in (a, b) else a if a != OFF else b for a, b in zip(old, new, strict=True))
     return tokens
 
 

@@ -17,8 +17,8 @@ GRANULARITIES = ("block", "component")
 class SkipSpace(Space):
     """A skipped block passes its input on; a skipped component adds nothing. One gene per step and node.
 
-    This is AutoDiffusion's architecture search (arXiv:2309.10438): a set of left-out layers for every step. Genes of one
-    step form a group, and moves that swap genes or groups keep the number of executed layers.
+    This is AutoDiffusion's architecture search (arXiv:2309.10438): a set of left-out layers for every step. Genes of
+    one step form a group, and moves that swap genes or groups keep the number of executed layers.
     """
 
     granularity: Literal["block", "component"] = "block"

@@ -22,8 +22,8 @@ class TimestepsSpace(Space):
 
     Two genes a slot: `dropped@i` (0 kept, 1 dropped) and `moved@i` (0 the teacher's own timestep, k the k-th
     nearest candidate). Candidates are the scheduler's training timesteps (`form="training"`, as AutoDiffusion,
-    arXiv:2309.10438), or `points` places even in log-SNR (`form="sigma"`). Slots that meet in one place are one step, so
-    every row is a falling sequence and nothing has to be repaired.
+    arXiv:2309.10438), or `points` places even in log-SNR (`form="sigma"`). Slots that meet in one place are one step,
+    so every row is a falling sequence and nothing has to be repaired.
 
     sigma at a timestep is interpolated as diffusers does; the sigma after the last step stays the scheduler's own.
     """
@@ -35,7 +35,9 @@ class TimestepsSpace(Space):
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
-            raise ValueError(f"form {self.form!r} is unknown; choose from {', '.join(FORMS)}: space.timesteps.form=sigma")
+            raise ValueError(
+                f"form {self.form!r} is unknown; choose from {', '.join(FORMS)}: space.timesteps.form=sigma"
+            )
         if not 10 <= self.points <= 10_000:
             raise ValueError(f"points {self.points} is out of range; use 10 to 10000: space.timesteps.points=400")
 
@@ -43,7 +45,8 @@ class TimestepsSpace(Space):
         """Levels: see the class. ValueError where there is nothing to drop, or the class needs whole timesteps."""
         if target.reference <= FEWEST:
             raise ValueError(
-                f"a timestep sequence needs more than {FEWEST} steps, model.steps is {target.reference}; use model.steps=20"
+                f"a timestep sequence needs more than {FEWEST} steps, model.steps is {target.reference}; "
+                "use model.steps=20"
             )
         if self.form == "sigma" and target.sampler.get("sigmas") is None:
             raise ValueError(
@@ -89,7 +92,7 @@ class TimestepsSpace(Space):
         """Actions of nodes are not what these genes say."""
         return
 
-    def row(self, timesteps: Sequence[float], target: Target) -> np.ndarray:
+    def row(self, timesteps: Sequence[float] | np.ndarray, target: Target) -> np.ndarray:
         """Genes [G] of the nearest candidates to the given falling timesteps, at most as many as the teacher has."""
         own, nearest = np.array(target.sampler["timesteps"]), self._nearest(target)
         candidates = self._candidates(target)
@@ -123,8 +126,9 @@ def spacings(noise: Noise, count: int) -> Iterator[tuple[str, np.ndarray]]:
     """Published spacings of `count` steps by name: falling timesteps, fractional, within the training range.
 
     Timestep spacings as in Table 2 of arXiv:2305.08891; Karras is eq. 5 of arXiv:2206.00364 with rho 7; beta is
-    arXiv:2407.12173, drawn in sigma as diffusers does; `log-SNR` is even in lambda (DPM-Solver, arXiv:2206.00927), which on a variance-preserving schedule
-    is diffusers' `use_exponential_sigmas`; quadratic is DDIM's (arXiv:2010.02502).
+    arXiv:2407.12173, drawn in sigma as diffusers does; `log-SNR` is even in lambda (DPM-Solver, arXiv:2206.00927)
+    (even steps of log sigma where the variance is preserved, diffusers' `use_exponential_sigmas`); quadratic is DDIM's
+    (arXiv:2010.02502).
     """
     total, least = len(noise.sigmas), 1 if noise.kind == "flow" else 0
     places = np.arange(count)
@@ -175,8 +179,6 @@ def _candidates(key: tuple[str, tuple[float, ...]], form: str, points: int) -> n
 
 
 @lru_cache(maxsize=8)
-def _nearest(
-    key: tuple[str, tuple[float, ...]], form: str, points: int, own: tuple[float, ...]
-) -> np.ndarray:
+def _nearest(key: tuple[str, tuple[float, ...]], form: str, points: int, own: tuple[float, ...]) -> np.ndarray:
     """Indices [T, N] of the candidates by distance from every slot's own timestep."""
     return np.abs(_candidates(key, form, points)[None] - np.array(own)[:, None]).argsort(axis=1, kind="stable")

@@ -24,7 +24,6 @@ from tests.test_partial import lively
 
 STEPS = 6
 SPACE = CacheSpace("step", max_order=0)
-WEIGHTS = np.array([0.0, *np.linspace(1, 0.2, STEPS - 1)])
 
 
 @cache
@@ -41,7 +40,7 @@ def probe(tmp_path) -> Evaluator:
 
 
 def beam(space: Space, probe: Evaluator, seeds: np.ndarray, **more) -> np.ndarray:
-    return beam_rows(space, probe.model.target, probe, seeds, probe.costs, WEIGHTS, **more)
+    return beam_rows(space, probe.model.target, probe, seeds, probe.costs, **more)
 
 
 def scores(space: Space, probe: Evaluator, rows: np.ndarray) -> np.ndarray:

@@ -112,16 +112,22 @@ def test_mistakes_are_told_before_torch_is_imported(root: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "told"),
     [
-        ("space=cach", "space=cach is no option. Did you mean cache? Available options: cache"),
+        (
+            "space=cach",
+            "space=cach is no option. Did you mean cache? Available options: bits, cache, guidance, skip",
+        ),
         ("model=pixrt", "Did you mean pixart? Available options: pixart, pixart_alpha_1024"),
         ("objective=[drift,mac]", "Did you mean macs?"),
-        ("engine=", "engine= is no option. Available options: dp, nsga2, random"),
-        ("space=", "space= is no option. Available options: cache"),
+        (
+            "engine=",
+            "engine= is no option. Available options: anneal, bayes, beam, dp",
+        ),
+        ("space=", "space= is no option. Available options: bits, cache"),
         ("modle=pixart", "Did you mean model?"),
         ("model.stepz=3", "Did you mean model.steps?"),
         ("+sede=3", "Did you mean seed?"),
         ("+model.foo=3", "there is no model.foo."),
-        ("space.granularity=block", "Did you mean space.cache.granularity?"),
+        ("space.max_orders=2", "Did you mean space.cache.max_order?"),
         ("engine.poplation=3", "Did you mean engine.population?"),
         ("model.steps=1", "from 2 to 1000"),
         ("objective=drift", "name at least two"),

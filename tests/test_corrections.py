@@ -13,7 +13,7 @@ from search.evaluate.correct import Corrector, Fit, affine
 from search.evaluate.fit import Fitter
 from search.evaluate.partial import path
 from search.export import export
-from search.finish import _tuned
+from search.finish import _corrected
 from search.result import Result, find_run
 from search.schedule import corrections
 from search.schedule.apply import Handle
@@ -460,7 +460,7 @@ def test_a_fit_leaves_no_trace(model):
 
 
 class Searched:
-    """What `_tuned` asks of a search."""
+    """What `_corrected` asks of a search."""
 
     def __init__(self, model, corrector, correct: bool) -> None:
         from search.config import Config
@@ -480,12 +480,13 @@ class Searched:
 
 def test_a_finished_search_keeps_what_drifts_least(model, corrector):
     plain = planned(model, PLANS["components"])
-    without, either = (_tuned(Searched(model, corrector, correct), plain) for correct in (False, True))
+    searches = [Searched(model, corrector, correct) for correct in (False, True)]
+    without, either = (_corrected(search, search.fitter.fit(plain), plain) for search in searches)
     assert not without.corrections and without.sampler["coefficients"]
     best = min(drift(model, corrector, s) for s in (without, either))
     assert drift(model, corrector, either) == best
     off = Schedule.from_dict(model.target.schedule({"plan": {"rules": [["transformer_blocks.*:ff", "CSCSCC"]]}}))
-    assert not _tuned(Searched(model, corrector, True), off).corrections
+    assert not _corrected(Searched(model, corrector, True), off, off).corrections
 
 
 @pytest.fixture

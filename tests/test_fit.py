@@ -98,7 +98,10 @@ def test_states_between_the_teachers_steps(model, fitter):
         fine = record(model, fitter.conditions, fitter.noise)
     middle = [i for i in range(1, 32) if fine.sigmas[i] not in run.sigmas][3:12]
     errors = [float((run.state(fine.sigmas[i]) - fine.states[i]).norm() / fine.states[i].norm()) for i in middle]
-    held = [float((run.states[[s > fine.sigmas[i] for s in run.sigmas].index(False)] - fine.states[i]).norm()) for i in middle]
+    held = [
+        float((run.states[[s > fine.sigmas[i] for s in run.sigmas].index(False)] - fine.states[i]).norm())
+        for i in middle
+    ]
     assert np.mean(errors) < 0.5 * np.mean(held)
 
 

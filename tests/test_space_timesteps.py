@@ -111,7 +111,7 @@ def test_a_preset_is_run_to_the_nearest_training_timestep():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="form 'x' is unknown; choose from training, sigma: space.timesteps.form=sigma"):
+    with pytest.raises(ValueError, match="form 'x' is unknown; choose from training, sigma: space.time"):
         TimestepsSpace("x")
     with pytest.raises(ValueError, match="points 3 is out of range; use 10 to 10000"):
         TimestepsSpace(points=3)

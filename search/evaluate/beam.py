@@ -42,9 +42,10 @@ def beam_rows(
     """Rows [P, G], best front first: what survives when up to `width` trajectories are extended step by step.
 
     At every step the genes of that step take the values they have in `seeds` [S, G], the commonest `options` of
-    them and always all-off. Trajectories compete by MACs so far and drift so far; of equal fronts the ones that lie
-    apart in cost survive. `probe` gives the model and its first batch of prompts, and counts the work. After every step `progress` is called with the number of steps done and of model steps executed.
-    ValueError where the space has no genes of steps, or moves them.
+    them and always all-off. Trajectories compete by MACs so far and drift so far; of equal fronts the ones that
+    lie apart in cost survive. `probe` gives the model and its first batch of prompts, and counts the work. After
+    every step `progress` is called with the number of steps done and of model steps executed. ValueError where
+    the space has no genes of steps, or moves them.
     """
     if width < 2:
         raise ValueError(f"width {width} is too narrow for a front; use at least 2")

@@ -18,8 +18,8 @@ from search.models.base import Model
 from search.noise import Noise
 from search.schedule import Schedule
 from search.schedule.apply import Handle
-from search.schedule.sampler import LinearSolver, scheduler_class
-from search.solvers import traced
+from search.schedule.sampler import LinearSolver
+from search.solvers import built, traced
 
 RIDGE = 1e-3
 
@@ -156,7 +156,7 @@ def _prior(sampler: Mapping[str, Any]) -> tuple[list[float], list[list[float]]]:
     """The table that a sampler part runs without a fit."""
     if "coefficients" in sampler:
         return sampler["coefficients"]["state"], sampler["coefficients"]["outputs"]
-    scheduler = scheduler_class(sampler["class"]).from_config(dict(sampler["config"]))
+    scheduler = built(sampler)
     part = traced(scheduler, timesteps=sampler["timesteps"], sigmas=sampler["sigmas"]).part()
     return part["state"], part["outputs"]
 
