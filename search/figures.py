@@ -1,4 +1,4 @@
-"""All figures: the front, the plans as heat-maps, the pictures before and after. PNG as bytes, HTML as text."""
+"""Figures of a search: the front, and the pictures before and after. PNG as bytes, HTML as text."""
 
 import io
 import textwrap
@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
 
@@ -30,17 +28,12 @@ STYLES = (
     (SKY, "P", "cross"),
     (INK, "X", "x"),
 )
-ACTIONS = {
-    "C": ("compute", BLUE),
-    "R": ("reuse", "#F3DFB8"),
-    "F": ("forecast", ORANGE),
-    "S": ("skip", PINK),
-    "-": ("not run", "#F4F5F7"),
-}
 WORDS = {
     "macs": "denoiser MACs, share of the teacher's",
     "latency": "latency of one picture",
     "memory": "peak memory of kept values",
+    "bops": "bit operations, share of the teacher's at 16 bits",
+    "size": "denoiser weights",
     "drift": "drift: distance to the teacher's latents",
     "psnr": "PSNR against the teacher's pictures",
     "ssim": "SSIM against the teacher's pictures",
@@ -93,7 +86,7 @@ def pareto_png(result: Result) -> bytes:
         fontsize=9.5, columnspacing=2.2, handletextpad=0.6,
     )  # fmt: skip
     _write_labels(ax, result, x, y)
-    return _png(figure)
+    return png(figure)
 
 
 def pareto_html(result: Result) -> str:
@@ -137,49 +130,6 @@ def pareto_html(result: Result) -> str:
     )
 
 
-def heatmap_png(entry: Entry) -> bytes:
-    """Steps across, nodes down, one colour per action; nodes of one component kind together."""
-    names, tokens = entry.schedule.table()
-    rows = dict(zip(names, tokens, strict=True))
-    groups = _groups(rows)
-    codes = list(ACTIONS)
-    image = np.array([[codes.index(t[0]) for t in rows[name]] for group in groups.values() for name in group])
-    if not image.size:  # any number of steps, everything computed
-        image = np.zeros((sum(map(len, groups.values())), 1), dtype=int)
-    height, steps = image.shape
-    row = float(np.clip(6 / height, 0.08, 0.2))
-    figure = Figure(
-        figsize=(max(6.5, min(0.34 * steps, 14) + 2.6), row * height + 1.3),
-        dpi=DPI,
-        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12),
-    )
-    ax = figure.add_subplot()
-    colors = ListedColormap([color for _, color in ACTIONS.values()])
-    ax.pcolormesh(
-        image, cmap=colors, vmin=0, vmax=len(codes) - 1, edgecolors="white", linewidth=0.6 if row > 0.1 else 0.2
-    )
-    ax.set_ylim(height, 0)
-    ax.set_xticks(np.arange(0, steps, max(1, steps // 10)) + 0.5, map(str, range(0, steps, max(1, steps // 10))))
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    edge, ticks, texts = 0, [], []
-    for kind, group in groups.items():
-        ticks.append(edge + len(group) / 2)
-        texts.append(kind if len(group) == 1 else f"{kind}\nblocks 0–{len(group) - 1}")
-        edge += len(group)
-        if edge < height:
-            ax.axhline(edge, color=SOFT, lw=1)
-    ax.set_yticks(ticks, texts)
-    ax.set_xlabel("step")
-    ax.set_title(_scores(entry), loc="left", fontsize=11, color=INK)
-    used = [codes[i] for i in np.unique(image)]
-    figure.legend(
-        handles=[Patch(facecolor=ACTIONS[c][1], edgecolor="#B0B5BB", lw=0.6, label=ACTIONS[c][0]) for c in used],
-        loc="outside right upper", frameon=False, fontsize=9.5,
-    )  # fmt: skip
-    return _png(figure)
-
-
 def grid_png(result: Result, entry: Entry) -> bytes:
     """The teacher's pictures, this schedule's, and four times their difference; same prompts and noise."""
     teacher = result.of("teacher")[0]
@@ -194,7 +144,7 @@ def grid_png(result: Result, entry: Entry) -> bytes:
         (_short(entry), entry.images, False),
         ("difference ×4", difference, False),
     ]
-    return _rows(rows, result.shown, _scores(entry))
+    return _rows(rows, result.shown, scores_line(entry))
 
 
 def overview_png(result: Result, most: int = 5) -> bytes:
@@ -344,21 +294,7 @@ def _hover(entry: Entry) -> str:
     return "<br>".join(lines)
 
 
-# Heat-maps and pictures.
-
-
-def _groups(rows: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Names of nodes by label: the denoiser, stacks and blocks that do something of their own, components by kind."""
-    found: dict[str, list[str]] = {}
-    for name in rows:
-        stack, dot, _ = name.partition(".")
-        kind = name.rpartition(":")[2] if ":" in name else stack + (" blocks" if dot else "")
-        found.setdefault(kind, []).append(name)
-    whole = [k for k, group in found.items() if ":" not in group[0] and k != "denoiser"]
-    for kind in whole:
-        if all(token in ("C", "-") for name in found[kind] for token in rows[name]):
-            del found[kind]
-    return found
+# Pictures.
 
 
 def _short(entry: Entry) -> str:
@@ -368,7 +304,7 @@ def _short(entry: Entry) -> str:
     return "\n".join([*lines, *([f"PSNR {s['psnr'].value:.1f} dB"] if "psnr" in s else [])])
 
 
-def _scores(entry: Entry) -> str:
+def scores_line(entry: Entry) -> str:
     s = entry.held_out
     psnr = f" · PSNR {s['psnr'].value:.1f} dB" if "psnr" in s else ""
     macs = f" · {s['macs'].value:.0%} of the MACs" if "macs" in s else ""
@@ -417,7 +353,7 @@ def _rows(rows: Sequence[tuple[str, Sequence[np.ndarray], bool]], prompts: Seque
         )
         for j, image in enumerate(images[:columns]):
             figure.figimage(_enlarged(image, side), left + j * (side + gap), y)
-    return _png(figure)
+    return png(figure)
 
 
 def _wrapped(prompt: str, width: int) -> str:
@@ -435,7 +371,7 @@ def _enlarged(image: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((side, height), way))
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png")

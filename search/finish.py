@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from search import figures, seeding
+from search import figures, heatmap, seeding
 from search.evaluate.evaluator import Evaluator, to_schedule
 from search.evaluate.timing import measure
 from search.front import bootstrap_interval, non_dominated
@@ -148,7 +148,7 @@ def write(result: Result) -> None:
     (folder / "overview.png").write_bytes(figures.overview_png(result))
     for i, entry in enumerate(result.entries):
         if entry.role == "front":
-            (folder / "heatmaps" / f"{i:02d}.png").write_bytes(figures.heatmap_png(entry))
+            (folder / "heatmaps" / f"{i:02d}.png").write_bytes(heatmap.heatmap_png(entry))
             (folder / "grids" / f"{i:02d}.png").write_bytes(figures.grid_png(result, entry))
 
 

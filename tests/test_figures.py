@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from search import Schedule, figures
+from search import Schedule, figures, heatmap
 from search.labels import Labels
 from search.result import Entry, Score
 from tests.results import made_result
@@ -40,7 +40,7 @@ def test_pareto_png_is_readable_in_a_page(result):
 def test_heatmap_shows_the_plan(result):
     forecast = next(e for e in result.entries if e.name.startswith("TaylorSeer"))
     orange = np.array([0xE6, 0x9F, 0x00])
-    with_forecast, without = (picture(figures.heatmap_png(e)).astype(int) for e in (forecast, result.entries[0]))
+    with_forecast, without = (picture(heatmap.heatmap_png(e)).astype(int) for e in (forecast, result.entries[0]))
     assert (np.abs(with_forecast - orange).sum(axis=2) < 10).sum() > 1000
     assert (np.abs(without - orange).sum(axis=2) < 10).sum() == 0
 
@@ -99,10 +99,10 @@ def test_a_heatmap_of_a_big_model_fits_a_page():
     tree = {"class": "PixArtTransformer2DModel", "stacks": {"transformer_blocks": 28}}
     rules = [["transformer_blocks.*:attn2", "C*5 (CRRRR)*19"], ["transformer_blocks.[3-5]", "C S*99"]]
     big = Schedule.from_dict({"format": "schedule/1", "model": tree, "steps": 100, "plan": {"rules": rules}})
-    height, width, _ = picture(figures.heatmap_png(Entry("big", "front", big, {}, {}))).shape
+    height, width, _ = picture(heatmap.heatmap_png(Entry("big", "front", big, {}, {}))).shape
     assert height < 1200 and width < 2000
     off = Schedule.from_dict({"format": "schedule/1", "model": tree})
-    assert picture(figures.heatmap_png(Entry("off", "teacher", off, {}, {}))).std() > 1
+    assert picture(heatmap.heatmap_png(Entry("off", "teacher", off, {}, {}))).std() > 1
 
 
 def test_labels_cover_neither_points_nor_each_other():

@@ -1,0 +1,159 @@
+"""One schedule as a picture: what every node does at every step, and the bits and the guidance beside it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
+
+from search.figures import BLUE, DPI, INK, ORANGE, PINK, SKY, SOFT, png, scores_line
+from search.result import Entry
+from search.schedule import Schedule
+
+ACTIONS = {
+    "C": ("compute", BLUE),
+    "R": ("reuse", "#F3DFB8"),
+    "F": ("forecast", ORANGE),
+    "S": ("skip", PINK),
+    "-": ("not run", "#F4F5F7"),
+}
+BRANCHES = {
+    "C": ("both branches", BLUE),
+    "O": ("conditional only", SKY),
+    "R": ("unconditional reused", "#F3DFB8"),
+    "M": ("branches merged", PINK),
+}
+FULL = 16  # bits of a layer that is not rounded: what bit operations are counted with
+
+
+def heatmap_png(entry: Entry) -> bytes:
+    """Steps across, nodes down, one colour per action; nodes of one component kind together.
+
+    Where the schedule has them: a strip with the guidance of every step above, a column with the mean weight bits
+    of every node on the right.
+    """
+    schedule = entry.schedule
+    names, tokens = schedule.table()
+    rows = dict(zip(names, tokens, strict=True))
+    groups = _groups(rows)
+    order = [name for group in groups.values() for name in group]
+    codes = list(ACTIONS)
+    image = np.array([[codes.index(t[0]) for t in rows[name]] for name in order])
+    if not image.size:  # any number of steps, everything computed
+        image = np.zeros((len(order), 1), dtype=int)
+    height, steps = image.shape
+    row = float(np.clip(6 / height, 0.08, 0.2))
+    bits, guidance = _bits(schedule, order), schedule.guidance
+    guided = guidance is not None and not guidance.is_off
+    figure = Figure(
+        figsize=(max(6.5, min(0.34 * steps, 14) + 2.6 + 0.9 * bool(bits)), row * height + 1.5 + 0.5 * guided),
+        dpi=DPI,
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06),
+    )
+    columns, strips = ([steps, 1.2] if bits else [1]), ([1.2, height] if guided else [1])
+    grid = figure.add_gridspec(len(strips), len(columns), width_ratios=columns, height_ratios=strips)
+    ax = figure.add_subplot(grid[-1, 0])
+    _draw(ax, image, [color for _, color in ACTIONS.values()], row)
+    _name_rows(ax, groups, height)
+    _name_steps(ax, schedule, steps)
+    handles = [ACTIONS[codes[i]] for i in np.unique(image)]
+    if guided:
+        handles += _draw_guidance(figure.add_subplot(grid[0, 0], sharex=ax), schedule)
+    if bits:
+        _draw_bits(figure.add_subplot(grid[-1, 1], sharey=ax), [bits[name] for name in order], row)
+    solver = " · solver table" if "coefficients" in (schedule.sampler or {}) else ""
+    figure.suptitle(scores_line(entry) + solver, x=0.01, ha="left", fontsize=11, color=INK)
+    figure.legend(
+        handles=[Patch(facecolor=color, edgecolor="#B0B5BB", lw=0.6, label=text) for text, color in handles],
+        loc="outside lower left", ncols=len(handles), frameon=False, fontsize=9.5,
+    )  # fmt: skip
+    return png(figure)
+
+
+def _draw(ax: Axes, image: np.ndarray, colors: list[str], row: float) -> None:
+    width = 0.6 if row > 0.1 else 0.2
+    ax.pcolormesh(image, cmap=ListedColormap(colors), vmin=0, vmax=len(colors) - 1, edgecolors="white", linewidth=width)
+    ax.set_ylim(len(image), 0)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
+
+def _name_rows(ax: Axes, groups: Mapping[str, list[str]], height: int) -> None:
+    edge, ticks, texts = 0, [], []
+    for kind, group in groups.items():
+        ticks.append(edge + len(group) / 2)
+        texts.append(kind if len(group) == 1 else f"{kind}\nblocks 0–{len(group) - 1}")
+        edge += len(group)
+        if edge < height:
+            ax.axhline(edge, color=SOFT, lw=1)
+    ax.set_yticks(ticks, texts)
+
+
+def _name_steps(ax: Axes, schedule: Schedule, steps: int) -> None:
+    """The step, and below it the timestep where the schedule says it."""
+    shown = np.arange(0, steps, max(1, steps // 10))
+    timesteps = (schedule.sampler or {}).get("timesteps")
+    texts = [f"{i}\n{timesteps[i]:.0f}" if timesteps else str(i) for i in shown]
+    ax.set_xticks(shown + 0.5, texts, fontsize=9)
+    ax.set_xlabel("step, timestep" if timesteps else "step")
+
+
+def _draw_guidance(ax: Axes, schedule: Schedule) -> list[tuple[str, str]]:
+    """The strip above; returns what its colours mean."""
+    guidance = schedule.guidance
+    assert guidance is not None and schedule.steps is not None
+    branch = guidance.branch or "C" * schedule.steps
+    scale = guidance.scale or [guidance.call] * schedule.steps
+    codes = list(BRANCHES)
+    _draw(ax, np.array([[codes.index(b) for b in branch]]), [color for _, color in BRANCHES.values()], 0.2)
+    for t, value in enumerate(scale):
+        if value != guidance.call and branch[t] != "O":
+            ax.text(
+                t + 0.5,
+                0.5,
+                f"{value:.3g}",
+                ha="center",
+                va="center",
+                fontsize=7.5,
+                color="white" if branch[t] == "C" else INK,
+            )
+    ax.set_yticks([0.5], [f"guidance\n(else {guidance.call:g})"])
+    ax.tick_params(labelbottom=False)
+    return [BRANCHES[b] for b in codes if b in branch and b != "C"]
+
+
+def _draw_bits(ax: Axes, bits: list[float], row: float) -> None:
+    ax.pcolormesh(np.array(bits)[:, None], cmap="YlGnBu", vmin=0, vmax=FULL, edgecolors="white", linewidth=0.6)
+    if row > 0.1:
+        for y, value in enumerate(bits):
+            color = "white" if value > 9 else INK
+            ax.text(0.5, y + 0.5, f"{value:.3g}", ha="center", va="center", fontsize=7, color=color)
+    ax.set_xticks([0.5], ["weight\nbits"], fontsize=9)
+    ax.tick_params(length=0, labelleft=False)
+    ax.spines[:].set_visible(False)
+
+
+def _bits(schedule: Schedule, names: list[str]) -> dict[str, float]:
+    """Mean weight bits of the rounded layers in every node; `{}` where the schedule rounds none."""
+    found: dict[str, list[float]] = {}
+    for layer, form in schedule.bits.items():
+        if form.weight:
+            found.setdefault(schedule.tree.node_of(layer).name, []).append(form.weight)
+    return {name: float(np.mean(found.get(name, [FULL]))) for name in names} if found else {}
+
+
+def _groups(rows: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Names of nodes by label: the denoiser, stacks and blocks that do something of their own, components by kind."""
+    found: dict[str, list[str]] = {}
+    for name in rows:
+        stack, dot, _ = name.partition(".")
+        kind = name.rpartition(":")[2] if ":" in name else stack + (" blocks" if dot else "")
+        found.setdefault(kind, []).append(name)
+    whole = [k for k, group in found.items() if ":" not in group[0] and k != "denoiser"]
+    for kind in whole:
+        if all(token in ("C", "-") for name in found[kind] for token in rows[name]):
+            del found[kind]
+    return found

@@ -1,0 +1,132 @@
+"""Every engine on every space it applies to, from the proposals of a real model; or one line that says why not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra.utils import instantiate
+
+from search.__main__ import composed, normalise
+from search.calibration import count_costs
+from search.engines.base import Start
+from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.memo import Memo
+from search.objectives.drift import Drift
+from search.objectives.macs import Macs
+from search.seeding import Proposals
+from search.spaces.bits import BitsSpace
+from search.spaces.cache import CacheSpace
+from search.spaces.guidance import GuidanceSpace
+from search.spaces.joint import JointSpace
+from search.spaces.skip import SkipSpace
+from search.spaces.solver import SolverSpace
+from search.spaces.timesteps import TimestepsSpace
+from tests.models import tiny_model
+
+PROMPTS = ["red apple", "blue boat"]
+SPACES = {
+    "timesteps": TimestepsSpace("sigma", points=30),
+    "solver": SolverSpace(),
+    "cache": CacheSpace(max_order=0),
+    "skip": SkipSpace(),
+    "bits": BitsSpace(formats=("w8a8d", "w4a8d")),
+    "guidance": GuidanceSpace(scales=(0.5,), branches=("O", "R")),
+    "timesteps+solver": JointSpace([TimestepsSpace(), SolverSpace()]),
+    "cache+bits": JointSpace([CacheSpace("step"), BitsSpace(formats=("w8a8d",))]),
+    "skip+guidance": JointSpace([SkipSpace(), GuidanceSpace(scales=(), branches=("O",))]),
+    "all": JointSpace([TimestepsSpace(), SolverSpace(), CacheSpace(axis="logsnr"), SkipSpace(), BitsSpace()]),
+}
+ENGINES = (
+    "random",
+    "nsga2",
+    "nsga3",
+    "unsga3",
+    "bayes",
+    "anneal",
+    "predictor",
+    "dp",
+    "milp",
+    "olss",
+    "beam",
+    "exhaustive",
+)
+# What does not apply, and what the user is told. Everything else has to work.
+NO_TABLE = "has no additive table: its genes do nothing alone, or there are too many levels; use engine=nsga2"
+REFUSED = {
+    ("milp", "timesteps"): f"the timesteps space {NO_TABLE}",
+    ("milp", "solver"): f"the solver space {NO_TABLE}",
+    ("milp", "cache"): f"the cache space {NO_TABLE}",
+    ("milp", "timesteps+solver"): f"the timesteps space {NO_TABLE}",
+    ("milp", "cache+bits"): f"the cache space {NO_TABLE}",
+    ("milp", "all"): f"the timesteps space {NO_TABLE}",
+    ("dp", "solver"): "the solver space has no table for dynamic programming",
+    ("olss", "cache"): r"cache does neither; use \+space=\[timesteps,solver\], or engine=nsga2",
+    ("olss", "skip"): "skip does neither",
+    ("olss", "bits"): "bits does neither",
+    ("olss", "guidance"): "guidance does neither",
+    ("olss", "cache+bits"): r"cache\+bits does neither",
+    ("olss", "skip+guidance"): r"skip\+guidance does neither",
+    ("beam", "timesteps"): "space timesteps moves the steps or changes the solver; use engine=olss",
+    ("beam", "solver"): "space solver moves the steps or changes the solver; use engine=olss",
+    ("beam", "timesteps+solver"): "moves the steps or changes the solver; use engine=olss",
+    ("beam", "all"): "moves the steps or changes the solver; use engine=olss",
+    ("beam", "bits"): "space bits has no genes of steps; use engine=milp",
+    ("beam", "cache+bits"): "has no genes of steps; use engine=milp",
+}
+REFUSED |= {
+    ("exhaustive", name): "more than limit 20000; use engine=nsga2, or raise engine.limit"
+    for name in SPACES
+    if name not in ("guidance", "skip")
+}
+DEAR = {("beam", "skip"), ("beam", "skip+guidance"), *((engine, "all") for engine in ENGINES)}
+PAIRS = [
+    pytest.param(e, s, id=f"{e}-{s}", marks=[pytest.mark.slow] if (e, s) in DEAR else [])
+    for e in ENGINES
+    for s in SPACES
+]
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory) -> Evaluator:
+    model = tiny_model(steps=4)
+    costs = count_costs(model.denoiser, model.target.tree, model.target.steps, model.once)
+    memo = Memo(Path(tmp_path_factory.mktemp("memo")) / "memo.sqlite")
+    return Evaluator(model, PROMPTS, [0, 1], {"drift": Drift(), "macs": Macs()}, costs, memo)
+
+
+@pytest.fixture(scope="module")
+def proposals(probe) -> dict[str, Proposals]:
+    target = probe.model.target
+    return {
+        name: Proposals(space, target, probe.model, probe, probe.costs, list(probe.objectives.values()))
+        for name, space in SPACES.items()
+    }
+
+
+@pytest.mark.parametrize(("engine", "name"), PAIRS)
+def test_engine_on_space(engine, name, probe, proposals):
+    space, target, given = SPACES[name], probe.model.target, proposals[name]
+    genes = space.genes(target)
+    seeds = np.array(list(given.presets().values())[:4], dtype=np.int64).reshape(-1, len(genes))
+    worst = np.array([1.0, 1.0])
+    start = Start(genes, 2, np.random.default_rng(0), seeds, worst, given.methods(), given.table)
+    config = composed(normalise([f"engine={engine}"]))["engine"] | {"_partial_": True}
+    if (engine, name) in REFUSED:
+        with pytest.raises(ValueError, match=REFUSED[engine, name]):
+            instantiate(config)(start)
+        return
+    asked: set[bytes] = set()
+    made = instantiate(config)(start)
+    for _ in range(3):
+        rows = made.ask(4)
+        assert not asked & {row.tobytes() for row in rows}
+        asked |= {row.tobytes() for row in rows}
+        scores = [probe.minimised(probe.values(_schedule(space, row, probe))) for row in rows]
+        made.tell(rows, np.array(scores).reshape(-1, 2))
+    assert asked
+
+
+def _schedule(space, row, probe):
+    parts = dict(space.decode(row, probe.model.target))
+    parts.pop("fit", None)
+    return to_schedule(probe.model, parts)
