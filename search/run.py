@@ -4,7 +4,7 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -90,6 +90,7 @@ class Search:
         self.space: Space = _space(config)
         self.objectives: dict[str, Objective] = {k: instantiate(v) for k, v in config.objective.items()}
         self.calibration, self.held_out = _prompts(config)
+        self.note: Callable[[str], None] = lambda text: None  # told what is being prepared
         self.model: Model = instantiate(dict(config.model) | {"device": device(config.compute.device)})
         self.target = self.model.target
 
@@ -114,7 +115,8 @@ class Search:
         probe = Evaluator(
             self.model, self.calibration[:PROBED], self._seeds(PROBED), {"drift": Drift()}, costs, self.memo
         )
-        proposals = Proposals(self.space, target, self.model, probe, costs, list(self.objectives.values()))
+        objectives = list(self.objectives.values())
+        proposals = Proposals(self.space, target, self.model, probe, costs, objectives, self.note)
         start = Start(
             genes,
             len(self.objectives),
@@ -288,7 +290,8 @@ def run(config: Config) -> Result:
     config.save(folder / "config.yaml")
     console.print(f"[bold]search[/bold] {space} on {config.model['name']} → {folder}")
     try:
-        with console.status("preparing: teacher, cost tables, calibration, dynamic programming"):
+        with console.status("preparing: teacher and cost tables") as status:
+            search.note = lambda text: status.update(f"preparing: {text}")
             search.prepare(folder)
         stopped = search.loop()
     except KeyboardInterrupt:

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from search.calibration import Costs, Drifts, record, threshold_mask
 from search.engines.base import Table
@@ -52,10 +54,12 @@ class Proposals:
         probe: Evaluator,
         costs: Costs,
         objectives: Sequence[Objective],
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.space, self.target, self.model, self.probe, self.costs = space, target, model, probe, costs
         self.prices = [o for o in objectives if isinstance(o, Cost)] or [Macs()]
         self.parts: dict[str, Space] = {s.key: s for s in getattr(space, "spaces", (space,))}
+        self.note = note  # told what is being measured
         self._tables: dict[str, Table] = {}
         self._rows: dict[str, list[np.ndarray]] = {}
 
@@ -150,6 +154,7 @@ class Proposals:
 
         One rollout a step: the step reuses the output of the step before, all else is computed.
         """
+        self.note("measuring how errors of each step propagate to the end")
         local = self.drifts.reuse([ROOT])
         weights = np.zeros(self.target.steps)
         for t in range(1, self.target.steps):
@@ -167,27 +172,39 @@ class Proposals:
             return fit.record(self.model, *self.probe.inputs[0])
 
     def _table(self, key: str) -> Table:
-        """What each gene of a part does alone: relative errors of the final latents, and the change of each cost."""
-        if key not in self._tables:
-            genes = self.parts[key].genes(self.target)
-            base = [price(to_schedule(self.model, {}), self.costs) for price in self.prices]
-            errors, vectors = [], []
-            prices: list[list[np.ndarray]] = [[] for _ in self.prices]
-            for g, gene in enumerate(genes):
+        """What each gene of a part does alone: relative errors of the final latents, and the change of each cost.
+
+        Genes that are not about steps are measured on runs of half the steps, which rank them alike for half the
+        work; costs are those of whole runs.
+        """
+        if key in self._tables:
+            return self._tables[key]
+        genes = self.parts[key].genes(self.target)
+        shorter = {} if any(g.group.startswith("step ") for g in genes) else self._half()
+        base, teacher = to_schedule(self.model, {}), self.probe.teacher
+        if shorter:
+            teacher = self.probe.latents(to_schedule(self.model, shorter))
+        vectors = [np.zeros((gene.levels, teacher.numel()), dtype=np.float32) for gene in genes]
+        prices = [[np.zeros(gene.levels) for gene in genes] for _ in self.prices]
+        for g, gene in enumerate(genes):
+            self.note(f"measuring the {len(genes)} genes of {key} alone: {g}")
+            for level in range(1, gene.levels):
                 x = np.zeros(len(genes), dtype=np.int64)
-                found, change = [], np.zeros((len(self.prices), gene.levels))
-                for level in range(1, gene.levels):
-                    x[g] = level
-                    schedule = self._schedule(key, x)
-                    found.append(self._error(schedule))
-                    change[:, level] = [p(schedule, self.costs) - b for p, b in zip(self.prices, base, strict=True)]
-                off = np.zeros(self.probe.teacher[0].numel() * len(self.probe.teacher), dtype=np.float32)
-                vectors.append(np.stack([off, *found]))
-                errors.append(np.linalg.norm(vectors[-1], axis=1))
-                for kept, row in zip(prices, change, strict=True):
-                    kept.append(row)
-            self._tables[key] = Table(errors, prices, vectors)
+                x[g] = level
+                parts = self._decoded(key, x)
+                whole = to_schedule(self.model, parts)
+                for kept, price in zip(prices, self.prices, strict=True):
+                    kept[g][level] = price(whole, self.costs) - price(base, self.costs)
+                found = self.probe.latents(to_schedule(self.model, parts | shorter))
+                vectors[g][level] = _relative(found, teacher)
+        errors = [np.linalg.norm(v, axis=1) for v in vectors]
+        self._tables[key] = Table(errors, prices, vectors)
         return self._tables[key]
+
+    def _half(self) -> dict[str, Any]:
+        """The pipeline's own sampler with half the steps."""
+        sampler = self.model.shorter(max(2, self.target.steps // 2))
+        return {"steps": len(sampler["timesteps"]), "sampler": sampler}
 
     # Proposals of single parts, in the part's own genes
 
@@ -232,7 +249,11 @@ class Proposals:
         """What a beam makes of the actions that other rows of a part take at each step."""
         space = self.parts[key]
         known = np.array([*rows, *space.presets(self.target).values()])
-        return _unique(beam_rows(space, self.target, self.probe, known, self.costs, WIDTH))
+
+        def tell(step: int, executed: int) -> None:
+            self.note(f"beam: step {step} of {self.target.steps}, {executed} steps executed")
+
+        return _unique(beam_rows(space, self.target, self.probe, known, self.costs, WIDTH, progress=tell))
 
     def _cache_front(self, space: Space) -> list[np.ndarray]:
         """The exact fronts of the surrogate over all budgets.
@@ -313,19 +334,20 @@ class Proposals:
         """Whether a space has genes for reuse and forecast."""
         return space.encode({}, self.target) is not None
 
+    def _decoded(self, key: str, row: np.ndarray) -> dict[str, Any]:
+        return {k: v for k, v in self.parts[key].decode(row, self.target).items() if k != "fit"}
+
     def _schedule(self, key: str, row: np.ndarray) -> Schedule:
-        parts = dict(self.parts[key].decode(row, self.target))
-        parts.pop("fit", None)
-        return to_schedule(self.model, parts)
+        return to_schedule(self.model, self._decoded(key, row))
 
     def _drift(self, tokens: Mapping[str, Sequence[str]]) -> float:
         return float(np.mean(self.probe.values(plan_schedule(self.target, tokens))["drift"]))
 
-    def _error(self, schedule: Schedule) -> np.ndarray:
-        """The final latents' relative error as one vector, whose norm is the RMS over prompts of their drifts."""
-        teacher = self.probe.teacher.flatten(1)
-        error = (self.probe.latents(schedule).flatten(1) - teacher) / teacher.norm(dim=1, keepdim=True)
-        return (error.flatten() / len(error) ** 0.5).numpy()
+
+def _relative(found: Tensor, teacher: Tensor) -> np.ndarray:
+    """Relative error of final latents as one vector, whose norm is the RMS over prompts of their drifts."""
+    error = (found - teacher).flatten(1) / teacher.flatten(1).norm(dim=1, keepdim=True)
+    return (error.flatten() / len(error) ** 0.5).numpy()
 
 
 def _shortest(states: np.ndarray, outputs: np.ndarray, counts: Sequence[int]) -> list[list[int]]:
