@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 
-from search.__main__ import composed, normalise
+from search.__main__ import composed, normalise, options
 from search.calibration import count_costs
 from search.engines.base import Start
 from search.evaluate.evaluator import Evaluator, to_schedule
@@ -36,20 +36,7 @@ SPACES = {
     "skip+guidance": JointSpace([SkipSpace(), GuidanceSpace(scales=(), branches=("O",))]),
     "all": JointSpace([TimestepsSpace(), SolverSpace(), CacheSpace(axis="logsnr"), SkipSpace(), BitsSpace()]),
 }
-ENGINES = (
-    "random",
-    "nsga2",
-    "nsga3",
-    "unsga3",
-    "bayes",
-    "anneal",
-    "predictor",
-    "dp",
-    "milp",
-    "olss",
-    "beam",
-    "exhaustive",
-)
+ENGINES = tuple(options("engine"))
 # What does not apply, and what the user is told. Everything else has to work.
 NO_TABLE = "has no additive table: its genes do nothing alone, or there are too many levels; use engine=nsga2"
 REFUSED = {
@@ -124,6 +111,10 @@ def test_engine_on_space(engine, name, probe, proposals):
         scores = [probe.minimised(probe.values(_schedule(space, row, probe))) for row in rows]
         made.tell(rows, np.array(scores).reshape(-1, 2))
     assert asked
+
+
+def test_every_space_is_here():
+    assert set(options("space")) <= set(SPACES)
 
 
 def _schedule(space, row, probe):

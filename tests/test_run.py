@@ -76,12 +76,12 @@ def test_the_last_lines_say_where_everything_is(finished):
     }
 
 
-def test_every_schedule_does_on_the_stock_pipeline_what_was_measured(finished):
+def check_on_the_stock_pipeline(runs: Path) -> list[dict]:
+    """Every file of a run gives, on an untouched pipeline, the drift that was reported; returns the files' content."""
     import torch
 
     from search.objectives.drift import Drift
 
-    runs, _ = finished
     data = json.loads((folder(runs) / "front.json").read_text())
     model = tiny_model()
     held_out, seeds = data["prompts"]["held_out"], [10_000, 10_001, 10_002]
@@ -93,6 +93,32 @@ def test_every_schedule_does_on_the_stock_pipeline_what_was_measured(finished):
             entry["held_out"]["drift"]["value"], rel=1e-5, abs=1e-9
         )
     assert torch.equal(model.stock(held_out, seeds, output_type="latent"), teacher)
+    return [Schedule.load(folder(runs) / entry["file"]).to_dict() for entry in data["entries"]]
+
+
+def test_every_schedule_does_on_the_stock_pipeline_what_was_measured(finished):
+    runs, _ = finished
+    assert check_on_the_stock_pipeline(runs)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["+space=[timesteps,solver,cache,skip,bits,guidance]", "objective=[drift,bops,size]", "engine=unsga3"],
+        ["+space=[cache,bits]", "space.bits.formats=[w8a8d]", "engine=anneal", "correct=true"],
+        ["+space=[timesteps,solver]", "engine=bayes", "refit=false"],
+    ],
+    ids=["all", "corrected", "bayes"],
+)
+def test_joint_searches_end_in_files_that_hold(arguments, tmp_path):
+    runs = tmp_path / "runs"
+    done = search(runs, *arguments, "budget.evaluations=40")
+    assert done.returncode == 0, done.stderr
+    files = check_on_the_stock_pipeline(runs)
+    parts = {part for data in files for part in data}
+    assert ("bits" in parts) == ("bits" in arguments[0])
+    assert ("corrections" in parts) == ("correct=true" in arguments)
+    assert any("coefficients" in data["sampler"] for data in files)
 
 
 def test_the_same_seed_gives_the_same_front_and_another_seed_another(finished, tmp_path):
