@@ -195,7 +195,8 @@ class Search:
 
     def _evaluate(self, row: np.ndarray) -> list[float]:
         schedule = self.schedule(row)
-        ended = self.fitter.latents.get(schedule.digest) if self.fitter else None
+        fitter = vars(self).get("fitter")  # made when the first schedule asked for it
+        ended = fitter.latents.get(schedule.digest) if fitter else None
         whole = len(self.evaluator.inputs) == 1  # the fit ran all of the prompts: there is nothing left to run
         values = self.evaluator.values(schedule, ended if whole else None)
         scores = self.evaluator.minimised(values)
