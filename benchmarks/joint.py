@@ -149,7 +149,7 @@ class HeldOut:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--budget", type=int, default=140_000, help="block executions of each search")
+    parser.add_argument("--budget", type=int, default=100_000, help="block executions of each search")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--refit", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("runs/joint"))

@@ -29,9 +29,9 @@ from search.target import Target
 
 THRESHOLDS = (0.05, 0.1, 0.2)
 MOST_MERGED = 24  # rows taken along a front that has thousands
-MOST_SEEDS = 120
+MOST_SEEDS = 72  # all are evaluated before evolution begins
 PICKS = 5  # rows of each space that are combined with the other spaces' rows
-COMBINED = 48
+COMBINED = 32
 WIDTH = 16  # trajectories of the beam that seeds a cache; engine=beam takes twice as many
 DENSE = 3  # steps of the recorded run for each of the teacher's
 DAMPINGS = (0.5, 1.0)
@@ -223,7 +223,7 @@ class Proposals:
             front = self._front(key)
         except ValueError:
             return []
-        return front + self._beam(key, front) if self._caches(space) else front
+        return self._beam(key, front) + front if self._caches(space) else front
 
     def _front(self, key: str) -> list[np.ndarray]:
         """Exact dynamic programming on a part's table."""
