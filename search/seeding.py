@@ -215,13 +215,14 @@ class Proposals:
         return self._rows[key]
 
     def _propose(self, key: str) -> list[np.ndarray]:
+        space = self.parts[key]
         if key == "solver":
             return list(self._fitted().values())
-        if isinstance(space := self.parts[key], TimestepsSpace):
-            return self._paths(space, reach_paths) + self._paths(space, _shortest)
         try:
+            if isinstance(space, TimestepsSpace):
+                return self._paths(space, reach_paths) + self._paths(space, _shortest)
             front = self._front(key)
-        except ValueError:
+        except ValueError:  # no table: presets and the engine's own draws have to do
             return []
         return self._beam(key, front) + front if self._caches(space) else front
 
@@ -248,12 +249,14 @@ class Proposals:
     def _beam(self, key: str, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
         """What a beam makes of the actions that other rows of a part take at each step."""
         space = self.parts[key]
-        known = np.array([*rows, *space.presets(self.target).values()])
+        known = [*rows, *space.presets(self.target).values()]
+        if not known:
+            return []
 
         def tell(step: int, executed: int) -> None:
             self.note(f"beam: step {step} of {self.target.steps}, {executed} steps executed")
 
-        return _unique(beam_rows(space, self.target, self.probe, known, self.costs, WIDTH, progress=tell))
+        return _unique(beam_rows(space, self.target, self.probe, np.array(known), self.costs, WIDTH, progress=tell))
 
     def _cache_front(self, space: Space) -> list[np.ndarray]:
         """The exact fronts of the surrogate over all budgets.

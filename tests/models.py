@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import torch
 from diffusers import (
@@ -18,7 +19,7 @@ from search.models.pixart import PixArt
 WORDS = ("red", "apple", "blue", "boat", "style", "3d", "flat")
 
 
-def save_tiny(folder: Path, blocks: int = 3) -> Path:
+def save_tiny(folder: Path, blocks: int = 3, scheduler: Any = None) -> Path:
     """Write a pipeline of 8x8 latents, `blocks` blocks of width 16."""
     torch.manual_seed(0)
     vocabulary = [
@@ -65,7 +66,7 @@ def save_tiny(folder: Path, blocks: int = 3) -> Path:
         caption_channels=16,
         use_additional_conditions=False,
     )
-    scheduler = DPMSolverMultistepScheduler(
+    scheduler = scheduler or DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=2.0, lower_order_final=True
     )
     PixArtAlphaPipeline(tokenizer, text, vae, transformer, scheduler).save_pretrained(folder)

@@ -2,11 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusers import DDIMScheduler
 
 from search.calibration import count_costs
 from search.engines.dp import reuse_front
 from search.evaluate.evaluator import Evaluator, to_schedule
 from search.evaluate.memo import Memo
+from search.models.pixart import PixArt
 from search.objectives.bops import Bops
 from search.objectives.drift import Drift
 from search.objectives.size import Size
@@ -17,7 +19,7 @@ from search.spaces.cache import CacheSpace
 from search.spaces.joint import JointSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.timesteps import TimestepsSpace
-from tests.models import tiny_model
+from tests.models import save_tiny, tiny_model
 
 OBJECTIVES = [Drift(), Bops(), Size()]
 BITS = BitsSpace(formats=("w8a8d", "w4a8d"))
@@ -78,6 +80,27 @@ def test_a_joint_search_begins_with_all_of_its_spaces_at_once(probe):
     assert all("sampler" in space.decode(row, target) for row in seeds[:20])
     names = given.presets()
     assert {"FORA N=3", "uniform, 3 steps", "W8A8"} <= set(names)
+
+
+@pytest.mark.parametrize("granularity", ["interval", "component", "block", "step"])
+def test_every_granularity_of_a_cache_has_seeds_or_none(probe, granularity):
+    space = CacheSpace(granularity, max_order=1)
+    seeds = proposals(space, probe).seeds()
+    assert seeds.shape[1] == len(space.genes(probe.model.target))
+    assert bool(len(seeds)) == (granularity != "block")
+
+
+@pytest.mark.parametrize("space", [TimestepsSpace(), CacheSpace("step")], ids=lambda s: s.key)
+def test_a_scheduler_without_sigmas_is_searched_all_the_same(space, tmp_path):
+    model = PixArt(path=save_tiny(tmp_path / "ddim", scheduler=DDIMScheduler()), steps=5, max_sequence_length=8)
+    costs = count_costs(model.denoiser, model.target.tree, model.target.steps, model.once)
+    probe = Evaluator(model, ["red apple"], [0], {"drift": Drift()}, costs, Memo(tmp_path / "memo.sqlite"))
+    seeds = proposals(space, probe).seeds()
+    assert len(seeds)
+    for row in seeds:
+        assert probe.values(to_schedule(model, space.decode(row, model.target)))["drift"][0] >= 0
+    with pytest.raises(ValueError, match="DDIMScheduler has no sigmas to fit a solver on"):
+        proposals(TimestepsSpace(), probe).olss()
 
 
 def test_work_is_counted_and_told(probe):
