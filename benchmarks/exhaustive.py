@@ -36,7 +36,8 @@ STEPS, PROMPTS, BATCH, CHUNK = 15, 2, 24, 1024
 TARGET = 0.99
 TITLE = f"""# Engines against the truth: all 2^14 step plans of the bundled model
 
-`python benchmarks/exhaustive.py`: hypervolume of drift and MACs ({PROMPTS} calibration prompts, {STEPS} steps) as a share of
+`python benchmarks/exhaustive.py`: hypervolume of drift and MACs
+({PROMPTS} calibration prompts, {STEPS} steps) as a share of
 the true front's (reference 1 and 1) after so many evaluations, calibration and beam steps included; median (quartiles)
 of 5 seeds. All plans were run, beginnings shared.
 
