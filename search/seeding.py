@@ -1,8 +1,8 @@
 """What a search begins with: published rules, and the rows that calibration tables propose, each space in its way."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -86,7 +86,8 @@ class Proposals:
 
     def methods(self) -> dict[str, Callable[[], np.ndarray]]:
         """Rows by method, made when called."""
-        return {"dp": self.dp, "olss": self.olss, "beam": self.beam}
+        by_aggregation = {f"dp_{name}": partial(self.minimax, name) for name in ("max", "lexicographic")}
+        return {"dp": self.dp, "olss": self.olss, "beam": self.beam} | by_aggregation
 
     def dp(self) -> np.ndarray:
         """Exact dynamic programming in every part that has a table, and the combinations of their fronts."""
@@ -100,6 +101,16 @@ class Proposals:
         if not found:
             raise ValueError(reasons[0])
         return self._stack([*found, *self._combined()])
+
+    def minimax(self, aggregation: Literal["max", "lexicographic"]) -> np.ndarray:
+        """Whole-step reuse whose worst error is least: LeMiCa's criterion (NeurIPS 2025) on the measured table."""
+        if not (caches := [space for space in self.parts.values() if self._caches(space)]):
+            raise ValueError(
+                f"engine.of=dp_{aggregation} places reused steps, and {self.space.key} reuses none; use engine.of=dp"
+            )
+        front = reuse_front(self.drifts.reuse([ROOT]), self.weights, aggregation)
+        rows = [caches[0].encode({ROOT: _tokens(mask)}, self.target) for _, mask in front]
+        return self._stack(self._lift(caches[0].key, _unique(rows)))
 
     def olss(self) -> np.ndarray:
         """OLSS's paths of every length, with a fitted solver where the solver space is there."""

@@ -46,6 +46,26 @@ def test_dynamic_programming_on_a_cache_is_the_front_of_its_table(probe):
         assert not any(row) or row in found
 
 
+@pytest.mark.parametrize("aggregation", ["max", "lexicographic"])
+def test_minimax_rows_have_the_least_worst_error(probe, aggregation):
+    space = CacheSpace("step", max_order=0)
+    given = proposals(space, probe)
+    errors = given.weights * given.drifts.reuse([ROOT])
+
+    def worst(row) -> float:
+        computed, found = 0, 0.0
+        for t, reused in enumerate([0, *row]):
+            computed, found = (computed, max(found, errors[computed, t])) if reused else (t, found)
+        return found
+
+    every = [np.array(row) for row in np.ndindex(*[2] * 5)]
+    for row in given.methods()[f"dp_{aggregation}"]():
+        alike = [r for r in every if r.sum() == row.sum()]
+        assert worst(row) == pytest.approx(min(map(worst, alike)))
+    with pytest.raises(ValueError, match=f"engine.of=dp_{aggregation} places reused steps, and bits reuses none"):
+        proposals(BITS, probe).methods()[f"dp_{aggregation}"]()
+
+
 def test_the_table_of_bits_says_what_each_costs(probe):
     """Bit operations and bytes add up over groups, so what an integer program promises is what the schedule costs."""
     given = proposals(BITS, probe)
