@@ -8,7 +8,7 @@ check: ## style, types, import directions
 	.ci/check
 
 test: ## the fast tests
-	python -m pytest -q -m "not slow"
+	python -m pytest -q -m "not slow" -n 2
 
 demo: ## a search on the bundled model, in a few minutes
 	python -m search +space=cache model=pixart
