@@ -92,15 +92,13 @@ def test_weights_round_as_by_hand(count, group):
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(2, 8), group=st.sampled_from([None, 4, 8]))
-def test_a_weight_has_at_most_so_many_values_a_group_and_rounds_to_itself(seed, count, group):
+def test_a_weight_has_at_most_so_many_values_a_group(seed, count, group):
     weight = torch.randn(4, 16, generator=torch.Generator().manual_seed(seed))
     form = FormatPart(weight=count, group=group)
     found = round_weight(weight, form)
     for values in found.reshape(-1, group or 16):
         assert len(values.unique()) <= 2**count
     assert (found - weight).abs().max() <= weight.abs().max()
-    once, twice = (found - weight).norm(), (round_weight(found, form) - found).norm()
-    assert twice <= once + 1e-6
 
 
 @pytest.mark.parametrize("group", [None, 16])
