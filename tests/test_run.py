@@ -157,6 +157,7 @@ def test_ctrl_c_finishes_with_what_there_is(tmp_path):
         cwd=Path(__file__).parent.parent,
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit "ignored"
     )
     wait(lambda: runs.exists() and _log(runs).count("generation {") >= 2)
     process.send_signal(signal.SIGINT)
