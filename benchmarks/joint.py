@@ -199,9 +199,9 @@ def report(given: argparse.Namespace, methods: Sequence[str]) -> None:
     lines = [
         "# All spaces together, each alone, every pair, one after another",
         "",
-        f"`python benchmarks/joint.py`: hypervolume of drift and bit operations (reference 1 and 1),",
-        f"{given.budget:,} block executions each, calibration counted, refit {given.refit}. Median (range) over seeds of the engine;",
-        "held out: the front re-scored on 8 other prompts and other noise.",
+        "`python benchmarks/joint.py`: hypervolume of drift and bit operations (reference 1 and 1),",
+        f"{given.budget:,} block executions each, calibration counted, refit {given.refit}. Median (range) over",
+        "seeds of the engine; held out: the front re-scored on 8 other prompts and other noise.",
         "",
         "![Hypervolumes](../images/benchmark_joint.png)",
         "",
@@ -209,7 +209,7 @@ def report(given: argparse.Namespace, methods: Sequence[str]) -> None:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, runs in sorted(results.items(), key=lambda item: -statistics.median(r["held_out"] for r in item[1])):
-        ratio = [a / r["held_out"] for a, r in zip(joint, runs, strict=False)]
+        ratio = [a / r["held_out"] for a, r in zip(joint, runs, strict=False) if r["held_out"]]
         cells = [_cell([r["calibration"] for r in runs]), _cell([r["held_out"] for r in runs]), _cell(ratio)]
         lines.append(
             f"| {name} | {' | '.join(cells)} | {statistics.median(r['evaluations'] for r in runs):.0f} | {len(runs)} |"
@@ -221,12 +221,15 @@ def report(given: argparse.Namespace, methods: Sequence[str]) -> None:
 
 
 def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return "it saves nothing"
     return f"{statistics.median(values):.3f} ({min(values):.3f}–{max(values):.3f})"
 
 
 def _figure(results: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:
     import matplotlib.pyplot as plt
 
+    results = {name: runs for name, runs in results.items() if any(r["held_out"] for r in runs)}
     order = sorted(results, key=lambda name: statistics.median(r["held_out"] for r in results[name]))
     figure, axes = plt.subplots(figsize=(7.2, 0.34 * len(order) + 1.1), layout="constrained")
     for y, name in enumerate(order):
@@ -235,7 +238,7 @@ def _figure(results: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> N
         axes.plot([min(values), max(values)], [y, y], color=color, linewidth=3, alpha=0.35, solid_capstyle="round")
         axes.plot(statistics.median(values), y, "o", color=color)
     axes.set_yticks(range(len(order)), order)
-    axes.set_xlabel("hypervolume of drift and bit operations, held-out prompts: median and range of seeds")
+    axes.set_xlabel("hypervolume on held-out prompts, median and range")
     axes.grid(axis="x", color="#E8EAED")
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
