@@ -11,6 +11,7 @@ from search.calibration import Costs, Drifts, record, threshold_mask
 from search.engines.base import Table
 from search.engines.dp import forecast_front, merge, reuse_front
 from search.engines.knapsack import gram_search, knapsack_front
+from search.engines.milp import DAMPINGS
 from search.engines.paths import reach_paths, shortest_paths
 from search.evaluate import fit
 from search.evaluate.beam import beam_rows
@@ -34,7 +35,6 @@ PICKS = 5  # rows of each space that are combined with the other spaces' rows
 COMBINED = 32
 WIDTH = 16  # trajectories of the beam that seeds a cache; engine=beam takes twice as many
 DENSE = 3  # steps of the recorded run for each of the teacher's
-DAMPINGS = (0.5, 1.0)
 
 Tokens = dict[str, list[str]]
 

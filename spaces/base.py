@@ -39,12 +39,13 @@ class Space(ABC):
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
         """Parts of a schedule file (`{"plan": ...}`) from G integers; `{}` where everything is off."""
 
-    @abstractmethod
     def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> np.ndarray | None:
         """Genes [G] for one action per step of `denoiser` or of component kinds; None where genes cannot say it.
 
-        This is how calibration tables reach a search: their exact fronts become rows to begin with.
+        This is how calibration tables reach a search: their exact fronts become rows to begin with. A space that
+        neither reuses nor forecasts has no genes for any.
         """
+        return None
 
     @abstractmethod
     def presets(self, target: Target) -> dict[str, np.ndarray]:

@@ -98,10 +98,6 @@ class BitsSpace(Space):
                 layers[name] = form
         return {"bits": {"formats": formats, "layers": layers}} if layers else {}
 
-    def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> np.ndarray | None:
-        """None: actions per step say nothing about layers."""
-        return None
-
     def presets(self, target: Target) -> dict[str, np.ndarray]:
         """Every format everywhere, and MixDQ's split where there are formats of 8 and 4 weight bits."""
         groups = self.groups(target)

@@ -104,10 +104,6 @@ class GuidanceSpace(Space):
                 found[name] = self._levels(branch)
         return found
 
-    def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> None:
-        """These genes say nothing of reuse or forecast."""
-        return
-
     def _row(self) -> list[tuple[str, int]]:
         """One step's genes and their levels."""
         genes = [("branch", 1 + len(self.branches)), ("scale", 1 + len(self.scales))]

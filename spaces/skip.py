@@ -51,10 +51,6 @@ class SkipSpace(Space):
         ]
         return {"plan": {"value": "out", "axis": "index", "rules": rules}} if rules else {}
 
-    def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> None:
-        """These genes cannot say reuse or forecast."""
-        return
-
     def presets(self, target: Target) -> dict[str, np.ndarray]:
         """Even thinning of the inner nodes, at all steps and at the noisier half of them."""
         nodes, steps = len(self._nodes(target)), target.reference

@@ -94,10 +94,6 @@ class SolverSpace(Space):
                 found[name] = x
         return found
 
-    def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> np.ndarray | None:
-        """None: actions of a cache are nothing that a solver says."""
-        return None
-
     # One step's genes: their names and levels, what they mean, and how to write them.
 
     def _row(self) -> list[tuple[str, int, bool]]:

@@ -88,10 +88,6 @@ class TimestepsSpace(Space):
             sampler["sigmas"] = [*found, target.sampler["sigmas"][-1]]
         return {"steps": len(timesteps), "sampler": sampler}
 
-    def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> None:
-        """Actions of nodes are not what these genes say."""
-        return
-
     def row(self, timesteps: Sequence[float] | np.ndarray, target: Target) -> np.ndarray:
         """Genes [G] of the nearest candidates to the given falling timesteps, at most as many as the teacher has."""
         own, nearest = np.array(target.sampler["timesteps"]), self._nearest(target)

@@ -75,10 +75,9 @@ def record(model: Model, conditions: Any, noise: Tensor) -> Trajectory:
     scheduler = model.pipe.scheduler
     latents = model.begin(conditions, noise)
     for t in scheduler.timesteps:
-        output = model.denoise(conditions, latents, t)
         states.append(latents.double())
+        output, latents = model.advance(conditions, latents, t)
         outputs.append(output.double())
-        latents = scheduler.step(output, t, latents, return_dict=False)[0]
     states.append(latents.double())
     sampler = model.target.sampler
     sigmas = getattr(scheduler, "sigmas", None)

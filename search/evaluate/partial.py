@@ -4,7 +4,6 @@ Denoising is deterministic, so two schedules that do the same up to a step have 
 solver memory there (a prefix tree; schedules are its paths).
 """
 
-import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -78,11 +77,8 @@ class Partial:
             if state.step:
                 handle.restore(state.snapshot)
                 latents = state.latents
-            extra = {"eta": 0.0} if "eta" in inspect.signature(scheduler.step).parameters else {}
             for step in range(state.step, len(keys)):
-                t = scheduler.timesteps[step]
-                prediction = self.model.denoise(self.conditions, latents, t)
-                latents = scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
+                _, latents = self.model.advance(self.conditions, latents, scheduler.timesteps[step])
                 self.steps += 1
                 self.block_executions += macs[step] / self.costs.block_macs * len(self.noise)
                 cost += macs[step]

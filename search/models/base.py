@@ -43,12 +43,17 @@ class Model(ABC):
     @torch.no_grad()
     def sample(self, conditions: Any, noise: Tensor) -> Tensor:
         """Final latents [B, C, h, w] by the pipeline's own arithmetic, under whatever schedule is applied."""
-        latents, scheduler = self.begin(conditions, noise), self.pipe.scheduler
-        extra = {"eta": 0.0} if "eta" in inspect.signature(scheduler.step).parameters else {}
-        for t in scheduler.timesteps:
-            prediction = self.denoise(conditions, latents, t)
-            latents = scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
+        latents = self.begin(conditions, noise)
+        for t in self.pipe.scheduler.timesteps:
+            _, latents = self.advance(conditions, latents, t)
         return latents
+
+    def advance(self, conditions: Any, latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of a run: the guided prediction at timestep t, and the latents that the scheduler makes of it."""
+        step = self.pipe.scheduler.step
+        extra = {"eta": 0.0} if "eta" in inspect.signature(step).parameters else {}
+        prediction = self.denoise(conditions, latents, t)
+        return prediction, step(prediction, t, latents, **extra, return_dict=False)[0]
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
