@@ -121,3 +121,23 @@ class EngineContract:
             x[:], y[:] = 77, 77  # nor may the engine keep what it gave away
         assert (start.seeds == seeds).all()
         assert (engine.ask(7) < 5).all()
+
+
+class LearningContract(EngineContract):
+    """What an engine must do that goes by scores."""
+
+    def test_wrong_shapes_are_refused(self) -> None:
+        engine = self.engine()
+        with pytest.raises(ValueError, match=r"scores have shape \(3, 1\); give \[3, 2\]"):
+            engine.tell(engine.ask(3), np.zeros((3, 1)))
+
+
+class EvolutionContract(LearningContract):
+    """What an engine must do that keeps parents."""
+
+    def test_only_broken_rows_do_not_stop_it(self) -> None:
+        engine = self.engine()
+        for _ in range(3):
+            x = engine.ask(24)
+            engine.tell(x, np.full((len(x), 2), np.nan))
+        assert len(engine.ask(24)) == 24

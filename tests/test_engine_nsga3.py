@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from engine_contract import EngineContract, continue_, genes, scores
+from engine_contract import EngineContract, EvolutionContract, continue_, genes, scores
 
 from search.engines.base import Engine, Start
 from search.engines.nsga2 import Nsga2Engine
@@ -14,7 +14,7 @@ from search.engines.nsga3 import Nsga3Engine, directions
 from search.front import hypervolume
 
 
-class TestNsga3(EngineContract):
+class TestNsga3(EvolutionContract):
     make = Nsga3Engine
 
     @pytest.mark.parametrize("broken", [0, 1])
@@ -27,13 +27,6 @@ class TestNsga3(EngineContract):
             engine.tell(x, y)
             assert (engine.parents[1][:12] < 1e100).all()
             assert (engine.ideal >= 0).all()
-
-    def test_only_broken_rows_do_not_stop_it(self) -> None:
-        engine = self.engine()
-        for _ in range(3):
-            x = engine.ask(24)
-            engine.tell(x, np.full((len(x), 2), np.nan))
-        assert len(engine.ask(24)) == 24
 
     def test_the_units_of_scores_do_not_matter(self) -> None:
         found = []

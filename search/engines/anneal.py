@@ -83,9 +83,7 @@ class AnnealEngine(Engine):
 
     def tell(self, x: np.ndarray, y: np.ndarray) -> None:
         """Each row is judged by the chain that proposed it, then offered to the others."""
-        y = np.asarray(y, dtype=float)
-        if y.shape != (len(x), self.start.objectives):
-            raise ValueError(f"scores have shape {y.shape}; give [{len(x)}, {self.start.objectives}]")
+        y = self.start.scores(x, y)
         y = np.where(np.isfinite(y).all(axis=1, keepdims=True), y, WORST)
         for row, scores in zip(np.array(x, dtype=np.int64), y, strict=True):
             self._note(row, scores)

@@ -55,6 +55,13 @@ class Start:
             raise ValueError(f"seed {row} has {seeds[row, column]} at gene {gene.name!r}; use 0 to {gene.levels - 1}")
         object.__setattr__(self, "seeds", seeds.astype(np.int64))
 
+    def scores(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Scores y [N, M] of rows x [N, G] as floats; ValueError where their shape is another."""
+        y = np.asarray(y, dtype=float)
+        if y.shape != (len(x), self.objectives):
+            raise ValueError(f"scores have shape {y.shape}; give [{len(x)}, {self.objectives}]")
+        return y
+
     @property
     def levels(self) -> np.ndarray:
         return np.array([gene.levels for gene in self.genes], dtype=np.int64)

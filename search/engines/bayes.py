@@ -90,9 +90,7 @@ class BayesEngine(Engine):
 
     def tell(self, x: np.ndarray, y: np.ndarray) -> None:
         """Scores of rows, asked by this engine or not; the second score of a row is ignored."""
-        y = np.asarray(y, dtype=float)
-        if y.shape != (len(x), self.start.objectives):
-            raise ValueError(f"scores have shape {y.shape}; give [{len(x)}, {self.start.objectives}]")
+        y = self.start.scores(x, y)
         with _quiet():
             study = self._open()
             for row, scores in zip(np.asarray(x, dtype=np.int64), y, strict=True):

@@ -51,9 +51,7 @@ class Nsga2Engine(Engine):
 
     def tell(self, x: np.ndarray, y: np.ndarray) -> None:
         """Parents and newcomers compete for the places; a row with a NaN or infinite score loses."""
-        y = np.asarray(y, dtype=float)
-        if y.shape != (len(x), self.start.objectives):
-            raise ValueError(f"scores have shape {y.shape}; give [{len(x)}, {self.start.objectives}]")
+        y = self.start.scores(x, y)
         if not len(x):
             return
         # The whole row: a diverged schedule with the lowest cost of all would stay on the front for ever.
