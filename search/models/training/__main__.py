@@ -1,6 +1,7 @@
-"""python -m search.models.training --out FOLDER: train the bundled pixart pipeline from nothing.
+"""python -m search.models.training --model NAME --out FOLDER: train a bundled pipeline.
 
-Stops and resumes at any time (checkpoints in --work); the same seed and device give the same weights.
+`pixart` is trained from nothing, the others from the bundled pixart. Every run stops and resumes at any time
+(checkpoints in --work); the same seed and device give the same weights.
 """
 
 import argparse
@@ -10,34 +11,46 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from . import emoji, pixart, vae
+from . import dit, emoji, flux, pixart, pixart_small, sd, vae
+from .emoji import EmojiSet
+
+STUDENTS = {"sd": sd, "flux": flux, "dit": dit, "pixart_small": pixart_small}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m search.models.training", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/training/pixart"), help="the pipeline goes here")
+    parser.add_argument("--model", choices=["pixart", *STUDENTS], default="pixart")
+    parser.add_argument("--out", type=Path, help="the pipeline goes here; runs/training/NAME unless given")
     parser.add_argument("--work", type=Path, default=Path("runs/training/work"), help="data and checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, default=pixart.RECIPE.steps, help="of the transformer")
-    parser.add_argument("--vae-steps", type=int, default=vae.RECIPE.steps)
+    parser.add_argument("--steps", type=int, help="of the denoiser; its recipe's unless given")
+    parser.add_argument("--vae-steps", type=int, default=vae.RECIPE.steps, help="of pixart's autoencoder")
     given = parser.parse_args()
 
-    device = torch.device(given.device)
+    device, out = torch.device(given.device), given.out or Path("runs/training") / given.model
     given.work.mkdir(parents=True, exist_ok=True)
     pictures = emoji.load(given.work)
-    trained = given.work / "vae"
+    network = STUDENTS.get(given.model, pixart)
+    recipe = dataclasses.replace(network.RECIPE, seed=given.seed, steps=given.steps or network.RECIPE.steps)
+    if given.model == "pixart":
+        autoencoder = _autoencoder(pictures, given.work, device, given.vae_steps, given.seed)
+        loss = pixart.fit(pictures, autoencoder, given.work, device, out, recipe)
+    else:
+        loss = network.fit(pictures, given.work, device, out, recipe)
+    print(f"{given.model} loss {loss:.4f}; the pipeline is in {out}")
+
+
+def _autoencoder(pictures: EmojiSet, work: Path, device: torch.device, steps: int, seed: int) -> AutoencoderKL:
+    trained = work / "vae"
     if trained.exists():
         autoencoder = AutoencoderKL.from_pretrained(trained).to(device).eval()
     else:
-        recipe = dataclasses.replace(vae.RECIPE, steps=given.vae_steps, seed=given.seed)
-        autoencoder = vae.fit(pictures, given.work, device, recipe)
+        autoencoder = vae.fit(pictures, work, device, dataclasses.replace(vae.RECIPE, steps=steps, seed=seed))
         autoencoder.save_pretrained(trained)
     images, _ = vae.everything(pictures)
     print(f"vae reconstructs at {vae.psnr(autoencoder, images, device):.1f} dB")
-    recipe = dataclasses.replace(pixart.RECIPE, steps=given.steps, seed=given.seed)
-    loss = pixart.fit(pictures, autoencoder, given.work, device, given.out, recipe)
-    print(f"pixart loss {loss:.4f}; the pipeline is in {given.out}")
+    return autoencoder
 
 
 if __name__ == "__main__":

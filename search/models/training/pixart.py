@@ -41,7 +41,7 @@ def fit(
     with torch.no_grad():
         images, grounds = autoencoder.everything(pictures)
         latents = autoencoder.encode(vae, images, grounds, device).to(device) * vae.config.scaling_factor
-    captions = _captions(pictures, grounds)
+    captions = shown_captions(pictures, grounds)
     every = sorted({text for texts in captions.values() for text in texts})
     tokenizer = build_tokenizer(every)
     tokens = tokenizer(every, padding="max_length", max_length=TOKENS, return_tensors="pt").to(device)
@@ -75,18 +75,18 @@ def fit(
         return (velocity.float() - (noise - clean)).square().mean()
 
     def export() -> None:
-        save(tokenizer, networks["text"], vae, networks["transformer"], out)
+        parts = (tokenizer, networks["text"], vae, networks["transformer"], build_scheduler())
+        save(PixArtAlphaPipeline(*parts), out)
 
     loss = train("pixart", networks, loss_at, recipe, work, export)
     export()
     return loss
 
 
-def save(tokenizer: Any, text_encoder: Any, vae: Any, transformer: Any, out: Path) -> None:
-    """Write a PixArtAlphaPipeline in fp16 safetensors; the networks given are left in fp32."""
-    pipe = PixArtAlphaPipeline(tokenizer, text_encoder, vae, transformer, build_scheduler())
+def save(pipe: Any, out: Path) -> None:
+    """Write a pipeline in fp16 safetensors; its networks are left in fp32."""
     pipe.save_pretrained(out)
-    PixArtAlphaPipeline.from_pretrained(out, torch_dtype=torch.float16, local_files_only=True).save_pretrained(out)
+    type(pipe).from_pretrained(out, torch_dtype=torch.float16, local_files_only=True).save_pretrained(out)
     for file in out.rglob("*.json"):
         data = json.loads(file.read_text(encoding="utf-8"))
         data.pop("_name_or_path", None)  # where it was trained is nobody's business
@@ -163,7 +163,7 @@ def build_scheduler() -> DPMSolverMultistepScheduler:
     )
 
 
-def _captions(pictures: EmojiSet, grounds: torch.Tensor) -> dict[str, list[str]]:
+def shown_captions(pictures: EmojiSet, grounds: torch.Tensor) -> dict[str, list[str]]:
     """For each entry of SHOWN the caption of every picture, in the order of `autoencoder.everything`."""
     colours = list(BACKGROUNDS)
     drawings = list(zip(pictures.name, pictures.style, strict=True)) * len(BACKGROUNDS)
