@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from search.schedule import Schedule
-from search.schedule.bits import packed_bytes
+from search.schedule.bits import is_layer, packed_bytes, shape_of
 from search.schedule.forecast import newton_weights
 from search.schedule.format import FormatPart
-from search.schedule.guidance import WITH, WITHOUT, flow, is_narrow, last_use
+from search.schedule.guidance import KEPT, flow, is_narrow, last_use
 from search.schedule.nodes import ROOT, Node, Tree
 from search.schedule.plan import ABSENT, OFF
+from search.schedule.values import leaves, nbytes
 
 FULL = 16  # bits of what is not rounded, whatever type it runs in
 
@@ -24,12 +25,13 @@ FULL = 16  # bits of what is not rounded, whatever type it runs in
 class Costs:
     """Cost tables of one denoiser for one picture (both CFG halves).
 
-    `component_macs` and `value_bytes` are per node; `floor_macs` is what a denoiser call costs outside of the
-    components; `milliseconds` holds `run` (the intercept: solver and decoding), `denoiser` (a call's floor)
-    and one entry per component kind; empty until latency was calibrated.
+    `component_macs` are what each component and each block costs beyond what lies in it, `value_bytes` the size of
+    each node's value; `floor_macs` is what a denoiser call costs outside of the blocks; `milliseconds` holds `run`
+    (the intercept: solver and decoding), `denoiser` (a call's floor) and one entry per component kind; empty until
+    latency was calibrated.
 
-    `layer_macs` of one call, `layer_shapes` (outputs, inputs) and `layer_bytes` (weight, bias) are per linear
-    layer, by its full name; `weight_bytes` is all of the denoiser's parameters as they are.
+    `layer_macs` of one call, `layer_shapes` (outputs, inputs of one output) and `layer_bytes` (weight, bias) are per
+    linear layer and convolution, by full name; `weight_bytes` is all of the denoiser's parameters as they are.
     """
 
     steps: int
@@ -53,13 +55,13 @@ class Costs:
     @cached_property
     def block_macs(self) -> float:
         """Mean MACs of a block: the unit in which search cost is counted, one block execution."""
-        blocks = len({name.partition(":")[0] for name in self.component_macs})
+        blocks = len({name.partition(":")[0] for name in self.component_macs})  # a block's own costs have no ":"
         return sum(self.component_macs.values()) / blocks
 
     @property
     def all_bytes(self) -> int:
         """Bytes when the latest output of every component is kept: what most cache runtimes hold."""
-        return sum(self.value_bytes[name] for name in self.component_macs)
+        return sum(self.value_bytes[name] for name in self.component_macs if ":" in name)
 
     def macs(self, schedule: Schedule) -> int:
         """Executed MACs of one picture; elided layers execute none."""
@@ -101,14 +103,14 @@ class Costs:
         computed, found = self._computed(schedule), []
         for name, form in bits.items():
             node = schedule.tree.node_of(name)
-            place = node.name if node.kind == "component" else ROOT  # the floor is counted with the denoiser
+            place = node.name if node.kind in ("component", "block") else ROOT
             found.append((form, self._known(name, self.layer_macs) * computed(place)))
         return found
 
     @staticmethod
     def _known(name: str, table: Mapping[str, Any]) -> Any:
         if name not in table:
-            raise ValueError(f"bits.layers.{name} was not counted; the tables have {len(table)} linear layers")
+            raise ValueError(f"bits.layers.{name} was not counted; the tables have {len(table)} layers")
         return table[name]
 
     def share(self, schedule: Schedule) -> list[float]:
@@ -136,19 +138,30 @@ class Costs:
 
     @cached_property
     def kinds(self) -> dict[str, int]:
-        """Component kinds and how many nodes each has."""
+        """Component kinds and how many nodes each has; nodes of unlike cost count by their share of the mean."""
         found: dict[str, int] = {}
-        for name in self.component_macs:
+        for name in self._parts:
             kind = name.rpartition(":")[2]
             found[kind] = found.get(kind, 0) + 1
         return found
+
+    @cached_property
+    def _parts(self) -> dict[str, float]:
+        """Components by how much they cost in terms of the mean of their kind."""
+        macs = {name: m for name, m in self.component_macs.items() if ":" in name}
+        totals: dict[str, list[int]] = {}
+        for name, m in macs.items():
+            totals.setdefault(name.rpartition(":")[2], []).append(m)
+        means = {kind: sum(values) / len(values) for kind, values in totals.items()}
+        kinds = {name: name.rpartition(":")[2] for name in macs}
+        return {name: m / means[kinds[name]] if means[kinds[name]] else 1.0 for name, m in macs.items()}
 
     def features(self, schedule: Schedule) -> list[float]:
         """What latency is linear in: 1, denoiser calls, computed components of each kind; half batches are halves."""
         computed = self._computed(schedule)
         counts: dict[str, float] = dict.fromkeys(self.kinds, 0)
-        for name in self.component_macs:
-            counts[name.rpartition(":")[2]] += computed(name)
+        for name, part in self._parts.items():
+            counts[name.rpartition(":")[2]] += part * computed(name)
         return [1, computed(ROOT), *counts.values()]
 
     def peak_bytes(self, schedule: Schedule) -> int:
@@ -174,10 +187,10 @@ class Costs:
         return peak
 
     def _peak_of_halves(self, schedule: Schedule, branch: str) -> int:
-        """The same where some steps compute one half of the batch: each half is kept for itself."""
+        """The same where some steps compute one half of the batch: the halves and their difference are kept apart."""
         plan = schedule.plan
         names = {ROOT, *plan.planned()}
-        halves = [(name, half) for name in _execution(plan.tree) if name in names for half in (WITH, WITHOUT)]
+        halves = [(name, half) for name in _execution(plan.tree) if name in names for half in KEPT]
         uses = {(name, half): last for name in names for half, last in last_use(plan, name, branch).items()}
         flows = {(name, half): flow(name, plan.tokens[name], branch, half) for name, half in halves}
         kept: dict[tuple[str, str], list[int]] = {key: [] for key in halves}
@@ -203,12 +216,12 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
     counts: dict[str, int] = {}
     counter = FlopCounterMode(display=False)
     removers = []
-    linear = {name: module for name, module in denoiser.named_modules() if type(module) is nn.Linear}
-    layers = dict.fromkeys(linear, 0)
-    for name, module in linear.items():
+    modules = {name: module for name, module in denoiser.named_modules() if is_layer(module)}
+    layers = dict.fromkeys(modules, 0)
+    for name, module in modules.items():
 
-        def multiply(module: nn.Module, given: tuple, _: object, name: str = name) -> None:
-            layers[name] += given[0].numel() * module.out_features
+        def multiply(module: nn.Module, _: object, output: Tensor, name: str = name) -> None:
+            layers[name] += output.numel() * shape_of(module)[1]
 
         removers.append(module.register_forward_hook(multiply))
     for node in tree:
@@ -221,8 +234,7 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
             begun.append(counter.get_total_flops())
 
         def after(_: object, __: object, output: object, name: str = node.name, begun: list[int] = begun) -> None:
-            value = output if isinstance(output, Tensor) else output[0]  # type: ignore[index]
-            sizes[name] = value.numel() * value.element_size()
+            sizes[name] = nbytes(_plain(output))
             counts[name] = (counter.get_total_flops() - begun.pop()) // 2
 
         removers += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
@@ -235,15 +247,19 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
             remover.remove()
     for stack in tree.contract:
         sizes[stack.name] = sizes[f"{stack.name}.{tree.stacks[stack.name] - 1}"]
-    components = {node.name: counts[node.name] for node in tree if node.kind == "component"}
+    own = dict(counts)
+    for node in tree:
+        if node.kind == "component":
+            own[node.parent or ROOT] -= counts[node.name]
+    components = {n.name: own[n.name] for n in tree if n.kind == "component" or (n.kind == "block" and own[n.name])}
     return Costs(
         steps,
         components,
         counts[ROOT] - sum(components.values()),
         sizes,
         layer_macs=layers,
-        layer_shapes={name: (m.out_features, m.in_features) for name, m in linear.items()},
-        layer_bytes={name: (_nbytes(m.weight), _nbytes(m.bias)) for name, m in linear.items()},
+        layer_shapes={name: shape_of(module) for name, module in modules.items()},
+        layer_bytes={name: (_nbytes(m.weight), _nbytes(m.bias)) for name, m in modules.items()},  # type: ignore[arg-type]
         weight_bytes=sum(_nbytes(parameter) for parameter in denoiser.parameters()),
     )
 
@@ -309,7 +325,7 @@ def record(
     Outputs of all steps stay in memory at once; where they would exceed `limit_bytes` the nodes are split
     over several runs, which draw the same trajectory.
     """
-    nodes = [node for node in tree if node.kind in ("denoiser", "component")]
+    nodes = [node for node in tree if node.kind in ("denoiser", "component") and not node.nested]
     sizes = [(value_bytes or {}).get(node.name, 0) * len(places) for node in nodes]
     parts: list[list[Node]] = [[]]
     filled = 0
@@ -326,8 +342,7 @@ def record(
         for node in part:
 
             def after(_: object, __: object, output: object, kept: list[Tensor] = outputs[node.name]) -> None:
-                value = output if isinstance(output, Tensor) else output[0]  # type: ignore[index]
-                kept.append(value.detach().flatten().clone())
+                kept.append(torch.cat([tensor.detach().flatten() for tensor in leaves(_plain(output))]))
 
             module = tree.module(denoiser, node)
             assert module is not None
@@ -359,11 +374,17 @@ def _nbytes(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.numel() * tensor.element_size()
 
 
+def _plain(output: Any) -> Any:
+    """A denoiser's output as a value: of a container with names the first."""
+    return output if isinstance(output, Tensor | tuple) else output[0]
+
+
 def _execution(tree: Tree) -> list[str]:
     """Names in the order in which nodes finish: components, their block, the stack, the denoiser."""
     names: list[str] = []
-    for stack in tree.contract:
-        for i in range(tree.stacks[stack.name]):
-            names += [f"{stack.name}.{i}:{c}" for c in stack.components] + [f"{stack.name}.{i}"]
-        names.append(stack.name)
-    return [*names, ROOT]
+    open_nodes: list[Node] = []
+    for node in tree:  # ancestors come before descendants
+        while open_nodes and node.parent != open_nodes[-1].name:
+            names.append(open_nodes.pop().name)
+        open_nodes.append(node)
+    return names + [node.name for node in reversed(open_nodes)]

@@ -5,11 +5,12 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
+from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from search.calibration import Costs, Drifts, record, threshold_mask
 from search.engines.base import Table
-from search.engines.dp import forecast_front, merge, reuse_front
+from search.engines.dp import even_plans, forecast_front, merge, reuse_front
 from search.engines.knapsack import gram_search, knapsack_front
 from search.engines.milp import DAMPINGS
 from search.engines.paths import reach_paths, shortest_paths
@@ -33,6 +34,7 @@ MOST_MERGED = 24  # rows taken along a front that has thousands
 MOST_SEEDS = 72  # all are evaluated before evolution begins
 PICKS = 5  # rows of each space that are combined with the other spaces' rows
 COMBINED = 32
+SWEEP = tuple(0.01 * 1.2**i for i in range(24))  # thresholds 0.01 to 0.66
 WIDTH = 16  # trajectories of the beam that seeds a cache; engine=beam takes twice as many
 DENSE = 3  # steps of the recorded run for each of the teacher's
 
@@ -68,13 +70,18 @@ class Proposals:
     def presets(self) -> dict[str, np.ndarray]:
         """Published rules as rows [G] by name, and SmoothCache's rule on the measured errors."""
         rows = dict(self.space.presets(self.target))
-        names = _names(self.target)
         for threshold in THRESHOLDS if self._caches(self.space) else ():
-            tokens = {kind: threshold_mask(self.drifts.reuse(names[kind]), threshold) for kind in self.target.kinds}
-            x = self.space.encode(tokens, self.target)
+            x = self.space.encode(self._below(threshold), self.target)
             if x is not None and x.any():
                 rows[f"SmoothCache α={threshold:g}"] = x
         return rows
+
+    def begin(self, by: str) -> np.ndarray:
+        """Rows that an engine begins with: `seeds`, `none`, or those of a method by its name."""
+        known = {"seeds": self.seeds, "none": lambda: self._stack([])} | self.methods()
+        if by not in known:
+            raise ValueError(f"begin={by} is unknown; choose from {', '.join(known)}, for example begin=presets")
+        return known[by]()
 
     def seeds(self) -> np.ndarray:
         """What deserves to be tried first: combinations, then each space's own proposals, then presets."""
@@ -87,7 +94,13 @@ class Proposals:
     def methods(self) -> dict[str, Callable[[], np.ndarray]]:
         """Rows by method, made when called."""
         by_aggregation = {f"dp_{name}": partial(self.minimax, name) for name in ("max", "lexicographic")}
-        return {"dp": self.dp, "olss": self.olss, "beam": self.beam} | by_aggregation
+        published = {
+            "presets": lambda: self._stack(list(self.presets().values())),
+            "intervals": self.intervals,
+            "smoothcache": self.smoothcache,
+            "cachequant": self.cachequant,
+        }
+        return {"dp": self.dp, "olss": self.olss, "beam": self.beam} | by_aggregation | published
 
     def dp(self) -> np.ndarray:
         """Exact dynamic programming in every part that has a table, and the combinations of their fronts."""
@@ -123,6 +136,32 @@ class Proposals:
         paths = self._paths(self.parts["timesteps"], reach_paths) if "timesteps" in self.parts else []
         rows = [self._join({"timesteps": row} | fitted) for row in paths]
         return self._stack([*rows, *([self._join(fitted)] if fitted else [])])
+
+    def intervals(self) -> np.ndarray:
+        """Recompute at every N-th step: all component kinds (FORA), all attentions, or one kind alone.
+
+        ECAD (arXiv:2506.15682) begins with schedules like these.
+        """
+        kinds, steps = list(self.target.kinds), self.target.steps
+        several = [kinds, [kind for kind in kinds if "attn" in kind], *([kind] for kind in kinds)]
+        every = [[OFF if t % n == 0 else "R" for t in range(steps)] for n in range(2, steps + 1)]
+        return self._stack(self._cached("intervals", [dict.fromkeys(those, t) for t in every for those in several]))
+
+    def smoothcache(self) -> np.ndarray:
+        """SmoothCache (arXiv:2411.10510): a component kind is reused while its measured error is below a threshold."""
+        return self._stack(self._cached("smoothcache", [self._below(threshold) for threshold in SWEEP]))
+
+    def cachequant(self) -> np.ndarray:
+        """CacheQuant (arXiv:2503.01323): all components reused as `even_plans` says, with and without other presets."""
+        plans = [dict.fromkeys(self.target.kinds, _tokens(mask)) for mask in even_plans(self.distances)]
+        rows = self._cached("cachequant", plans)
+        others = [
+            self._join({key: x})
+            for key, space in self.parts.items()
+            if not self._caches(space)
+            for x in space.presets(self.target).values()
+        ]
+        return self._stack([*rows, *others, *(row + other for row in rows for other in others)])
 
     def beam(self) -> np.ndarray:
         """A Pareto beam over the time axis, from the proposals' own actions."""
@@ -181,6 +220,22 @@ class Proposals:
         parts = {"steps": len(sampler["timesteps"]), "sampler": sampler}
         with to_schedule(self.model, parts).apply(self.model.pipe):
             return fit.record(self.model, *self.probe.inputs[0])
+
+    @property
+    def distances(self) -> np.ndarray:
+        """L1 distances [T, T] between the denoiser's outputs over one teacher run."""
+        outputs: list[np.ndarray] = []
+
+        def after(_: object, __: object, output: object) -> None:
+            value = output if isinstance(output, Tensor) else output[0]  # type: ignore[index]
+            outputs.append(value.detach().flatten().double().cpu().numpy())
+
+        remover = self.model.denoiser.register_forward_hook(after)
+        try:
+            self.probe.run_teacher()
+        finally:
+            remover.remove()
+        return cdist(outputs, outputs, "cityblock")
 
     def _table(self, key: str) -> Table:
         """What each gene of a part does alone: relative errors of the final latents, and the change of each cost.
@@ -348,6 +403,23 @@ class Proposals:
         """Whether a space has genes for reuse and forecast."""
         return space.encode({}, self.target) is not None
 
+    def _below(self, threshold: float) -> Tokens:
+        """SmoothCache's actions of each component kind."""
+        names = _names(self.target)
+        return {kind: threshold_mask(self.drifts.reuse(names[kind]), threshold) for kind in self.target.kinds}
+
+    def _cached(self, method: str, plans: Iterable[Tokens]) -> list[np.ndarray]:
+        """Rows of these actions; ValueError where the space has no genes for any component kind."""
+        if not any(self._caches(space) for space in self.parts.values()):
+            raise ValueError(f"{method} reuses components, and {self.space.key} reuses none; use +space=cache")
+        rows = [self.space.encode(tokens, self.target) for tokens in plans]
+        if all(row is None for row in rows):
+            raise ValueError(
+                f"{method} reuses whole component kinds, which this granularity has no genes for; "
+                "use space.cache.granularity=component"
+            )
+        return _unique(rows)
+
     def _decoded(self, key: str, row: np.ndarray) -> dict[str, Any]:
         return {k: v for k, v in self.parts[key].decode(row, self.target).items() if k != "fit"}
 
@@ -410,9 +482,9 @@ def _tokens(mask: np.ndarray, forecast: bool = False) -> list[str]:
 
 def plan_schedule(target: Target, tokens: Mapping[str, Sequence[str]]) -> Schedule:
     """A schedule of the teacher's sampler with these actions of the denoiser or of component kinds."""
-    stacks = [stack.name for stack in target.tree.contract]
     rules = []
     for name, actions in tokens.items():
+        stacks = [stack for stack in target.tree.stacks if name in target.tree.components(stack)]
         selectors = [ROOT] if name == ROOT else [f"{stack}.*:{name}" for stack in stacks]
         rules += [[selector, "".join(actions)] for selector in selectors]
     return Schedule.from_dict(target.schedule({"plan": {"rules": rules}}))

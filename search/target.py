@@ -1,6 +1,6 @@
 """What a space knows of a model, without its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -13,11 +13,12 @@ from search.schedule.nodes import Tree
 
 @dataclass(frozen=True)
 class Target:
-    """The denoiser's nodes and linear layers, the number of steps T, and the teacher's own sampler part.
+    """The denoiser's nodes and layers, the number of steps T, and the teacher's own sampler part.
 
     `model` and `sampler` are parts of a schedule file, ready to be joined with what a space decodes. `layers`
-    are the denoiser's linear layers by their full name, (outputs, inputs) each. `guidance` is the teacher's CFG
-    scale, 1 without guidance.
+    are the denoiser's linear layers and convolutions by their full name, (outputs, inputs of one output) each, and
+    `ranges` least and greatest values of their inputs where they were calibrated (search/evaluate/ranges.py).
+    `guidance` is the teacher's CFG scale, 1 without guidance.
 
     Genes of a step belong to a step of the *teacher's* grid. Where another space has moved the steps, `at`
     names for every step of this grid the teacher's step nearest in log-SNR, whose genes it takes.
@@ -31,16 +32,24 @@ class Target:
     layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     guidance: float = 1.0
     teacher: "Target | None" = None
+    ranges: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """Component kinds in the order of execution, `("attn1", "attn2", "ff")`."""
-        return tuple(dict.fromkeys(c for stack in self.tree.contract for c in stack.components))
+        return self.tree.kinds
 
     @property
     def reference(self) -> int:
         """Number of steps of the teacher's grid, which the genes are about."""
         return (self.teacher or self).steps
+
+    @property
+    def timesteps(self) -> list[float]:
+        """Of every step [T], on the scale of 1000 training timesteps that published rules count in."""
+        scale = 1000 / self.sampler.get("config", {}).get("num_train_timesteps", 1000)
+        own = self.sampler.get("timesteps") or [(1 - t / self.steps) * 1000 / scale for t in range(self.steps)]
+        return [float(t) * scale for t in own]
 
     @cached_property
     def noise(self) -> Noise:

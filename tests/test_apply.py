@@ -13,6 +13,7 @@ from tests.models import tiny_model
 
 PROMPTS = ["red apple", "blue boat"]
 ALL = "transformer_blocks.*:*"
+STATES = ("encoder_hidden_states", "encoder_attention_mask")
 
 
 @pytest.fixture
@@ -41,8 +42,8 @@ def hand_loop(model, tokens: dict, axis_places=None) -> torch.Tensor:
     net, scheduler = model.denoiser, copy.deepcopy(model.pipe.scheduler)
     scheduler.set_timesteps(6)
     conditions = model.encode(PROMPTS)
-    text = net.caption_projection(torch.cat([conditions.empty, conditions.text]))
-    mask = torch.cat([conditions.empty_mask, conditions.mask])
+    text = net.caption_projection(conditions["encoder_hidden_states"])
+    mask = conditions["encoder_attention_mask"]
     bias = ((1 - mask.to(text.dtype)) * -10000.0)[:, None]
     latents = model.noise([0, 1]) * scheduler.init_noise_sigma
     kept: dict[str, list] = {}
@@ -243,7 +244,7 @@ def test_two_calls_per_step_are_two_branches_with_values_of_their_own(model):
                     added_cond_kwargs=micro,
                     return_dict=False,
                 )[0]
-                for text, mask in ((conditions.empty, conditions.empty_mask), (conditions.text, conditions.mask))
+                for text, mask in zip(*(conditions[name].chunk(2) for name in STATES), strict=True)
             ]
             latents = scheduler.step(parts[0] + 4.0 * (parts[1] - parts[0]), t, latents, return_dict=False)[0]
         assert torch.allclose(latents, batched, atol=1e-5)
@@ -357,20 +358,20 @@ class TestRefusals:
             run(model)
 
     def test_a_pipeline_without_denoiser(self):
-        with pytest.raises(ScheduleError, match="SimpleNamespace has neither a transformer nor a unet"):
+        with pytest.raises(ScheduleError, match="SimpleNamespace has neither a transformer, a unet nor a denoiser"):
             from types import SimpleNamespace
 
             Schedule.off(SimpleNamespace())
 
     def test_a_denoiser_without_contract(self, model):
-        from diffusers import UNet2DConditionModel
+        from diffusers import UNet2DModel
 
         model.pipe.transformer = None
-        model.pipe.unet = UNet2DConditionModel(
-            block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1, cross_attention_dim=8,
-            attention_head_dim=4, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+        model.pipe.unet = UNet2DModel(
+            block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
+            down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
         )  # fmt: skip
-        with pytest.raises(ScheduleError, match="model.class 'UNet2DConditionModel' has no node contract; known"):
+        with pytest.raises(ScheduleError, match="model.class 'UNet2DModel' has no node contract; known"):
             Schedule.off(model.pipe)
 
     def test_a_second_schedule(self, model):
@@ -409,8 +410,9 @@ class TestRefusals:
             assert handle.runs == 1
 
     def test_a_call_outside_of_a_run(self, model):
+        conditions, noise = model.encode(PROMPTS), model.noise([0, 1])
         with schedule(model, (ALL, "CRCRCR")).apply(model.pipe), pytest.raises(ScheduleError, match="outside of a run"):
-            model.once()
+            model.denoise(conditions, noise, torch.tensor(500))
 
     def test_more_steps_than_there_are(self, model):
         with schedule(model, (ALL, "CRCRCR")).apply(model.pipe):
@@ -449,7 +451,7 @@ class TestRefusals:
             scheduler = model.pipe.scheduler
             scheduler.set_timesteps(6)
             arguments = {
-                "encoder_hidden_states": conditions.text, "encoder_attention_mask": conditions.mask,
+                **{name: conditions[name].chunk(2)[1] for name in STATES},
                 "timestep": scheduler.timesteps[0].expand(2), "return_dict": False,
                 "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
             }  # fmt: skip
@@ -475,7 +477,7 @@ def test_return_dict_gets_the_same_container_from_kept_values(model):
         scheduler.set_timesteps(6)
         conditions, noise = model.encode(PROMPTS), model.noise([0, 1])
         arguments = {
-            "encoder_hidden_states": conditions.text, "encoder_attention_mask": conditions.mask,
+            **{name: conditions[name].chunk(2)[1] for name in STATES},
             "added_cond_kwargs": {"resolution": None, "aspect_ratio": None}, "timestep": torch.tensor([500, 500]),
         }  # fmt: skip
         computed = model.denoiser(noise, **arguments)

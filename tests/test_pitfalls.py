@@ -10,22 +10,18 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
-    DiTTransformer2DModel,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FirstBlockCacheConfig,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
-    PixArtTransformer2DModel,
     PNDMScheduler,
-    SD3Transformer2DModel,
     apply_first_block_cache,
 )
 from diffusers.hooks import apply_group_offloading
 
 from search import Schedule, ScheduleError
 from search.schedule.forecast import combine, newton_weights
-from search.schedule.nodes import CONTRACTS, Tree
 from tests import tiny
 
 RULES = [["transformer_blocks.*:attn2", "CRCRCR"], ["transformer_blocks.1", "CCRCRC"]]
@@ -279,27 +275,7 @@ def test_b09_what_a_pipeline_writes_into_is_not_what_is_kept(pipe):
             pipe.scheduler.step(expected[:, :4], pipe.scheduler.timesteps[i], latents)
 
 
-def test_b10_blocks_that_return_several_tensors_have_no_contract():
-    """Only blocks of one hidden state are planned in this version; the joint blocks of SD3 and Flux are refused."""
-    model = SD3Transformer2DModel(
-        sample_size=8, num_layers=1, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=16,
-        caption_projection_dim=16, pooled_projection_dim=16, out_channels=16, pos_embed_max_size=8,
-    )  # fmt: skip
-    with pytest.raises(ScheduleError, match="model.class 'SD3Transformer2DModel' has no node contract; known: DiT"):
-        Tree.of(model)
-
-
-def test_b11_every_contract_returns_the_hidden_state_alone():
-    """The order of returned tensors is part of a class's contract: one tensor of the first argument's shape here."""
-    seen = []
-    for build, run in ((tiny.pixart, tiny.run), (tiny.dit, tiny.classes)):
-        pipe = build()
-        stack = CONTRACTS[type(pipe.transformer).__name__][0]
-        for block in getattr(pipe.transformer, stack.name):
-            for module in (block, *(getattr(block, c) for c in stack.components)):
-                module.register_forward_hook(lambda m, given, out: seen.append((given[0].shape, out.shape)))
-        run(pipe)
-        assert seen and all(given == out for given, out in seen)
+# B10 and B11, tuples and the order of returned tensors: tests/test_contracts.py, for every class that has a contract.
 
 
 def test_b12_names_that_match_nothing_are_errors(pipe):
@@ -330,12 +306,21 @@ def test_b14_fused_projections_and_other_processors_keep_the_hooks(pipe):
         assert handle.stats()["nodes"]["transformer_blocks.1"] == {"C": 12, "R": 6}
 
 
-def test_b15_a_reused_stack_drops_what_is_added_between_its_blocks():
-    """PixArt's and DiT's own models add nothing between blocks; a ControlNet wrapper is another class, so refused."""
-    assert set(CONTRACTS) == {"PixArtTransformer2DModel", "DiTTransformer2DModel"}
-    for cls in (PixArtTransformer2DModel, DiTTransformer2DModel):
-        source = inspect.getsource(cls.forward)
-        assert "controlnet" not in source and "block_samples" not in source
+def test_b15_a_reused_stack_would_drop_what_a_controlnet_adds_between_its_blocks():
+    from tests.denoisers import TINY, pipeline
+
+    pipe = pipeline("FluxTransformer2DModel")
+    given = TINY["FluxTransformer2DModel"].given() | {"timestep": torch.full((2,), 0.5)}
+    latents = torch.zeros(TINY["FluxTransformer2DModel"].sample)
+    added = [torch.zeros(2, 16, 16)] * 2
+    for selector, refused in (("transformer_blocks", True), ("transformer_blocks.*:ff", False)):
+        with torch.no_grad(), tiny.schedule(pipe, [[selector, "CRCRCR"]]).apply(pipe):
+            pipe.scheduler.set_timesteps(6)
+            if refused:
+                with pytest.raises(ScheduleError, match="reuses the whole of transformer_blocks, .*ControlNet adds between"):
+                    pipe.denoiser(latents, **given, controlnet_block_samples=added)
+            else:
+                pipe.denoiser(latents, **given, controlnet_block_samples=added)
 
 
 def test_b16_blocks_stay_in_place_for_code_that_reads_them():

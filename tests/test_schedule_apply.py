@@ -511,7 +511,7 @@ def test_pipelines_without_a_known_denoiser_are_refused():
     class Nothing:
         pass
 
-    with pytest.raises(ScheduleError, match="Nothing has neither a transformer nor a unet"):
+    with pytest.raises(ScheduleError, match="Nothing has neither a transformer, a unet nor a denoiser"):
         denoiser_of(Nothing())
     with pytest.raises(ScheduleError, match="model.class 'UNet2DModel' has no node contract; known: DiT"):
         Tree.of(

@@ -70,7 +70,7 @@ def test_the_valid_file_is_valid(tmp_path):
         ("digest", "sha256:00", "digest is 'sha256:00', but the content gives 'sha256:.*: the file was edited"),
         ("digest", 5, "digest is '5': Input should be a valid string"),
         ("model", [], r"model is '\[\]'"),
-        ("model.class", "UNet2DConditionModel", "model.class 'UNet2DConditionModel' has no node contract"),
+        ("model.class", "UNet1DModel", "model.class 'UNet1DModel' has no node contract"),
         ("model.class", None, "model.class is 'None'"),
         ("model.weights", 1, "model.weights is no field of schedule/1"),
         ("model.stacks", {"transformer_blocks": "3"}, "model.stacks.transformer_blocks is '3': .*valid integer"),

@@ -1,7 +1,8 @@
 """What happens at a planned node: compute, reuse, forecast or skip, with values kept as long as they are read."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 
 from search.schedule.errors import ScheduleError
 from search.schedule.forecast import combine, newton_weights
-from search.schedule.guidance import WITH, WITHOUT, Guidance, last_use
+from search.schedule.guidance import DIFFERENCE, WITH, WITHOUT, Guidance, last_use
+from search.schedule.nodes import ROOT
 from search.schedule.plan import ABSENT, OFF, Plan, history
 from search.schedule.sampler import Clock
+from search.schedule.values import Value, half, joined, leaves, mapped, nbytes
 
 
 class Store:
@@ -28,7 +31,7 @@ class Store:
         self.name, self.last_use = name, plan.last_use(name)
         self.tokens: Sequence[str] | Mapping[int, str] = plan.tokens[name]
         self.memory = memory
-        self.values: dict[int, list[tuple[int, Tensor]]] = {}  # branch -> [(step, value)], oldest first
+        self.values: dict[int, list[tuple[int, Value]]] = {}  # branch -> [(step, value)], oldest first
         self.weights: dict[tuple[int, int], list[float]] = {}  # (step, branch) -> forecast weights
         self.counts: dict[str, int] = {}
 
@@ -42,7 +45,7 @@ class Store:
         """For each step whose value is read later: the last step that reads it."""
         return self.last_use
 
-    def keep(self, step: int, branch: int, value: Tensor) -> None:
+    def keep(self, step: int, branch: int, value: Value) -> None:
         """Keep a computed value if a later step reads it."""
         if not self.wants(step, branch):
             return
@@ -52,7 +55,7 @@ class Store:
                 f"{self.name} was called twice in one denoiser call at step {step}; its values cannot be told "
                 "apart (call disable_forward_chunking() if its feed-forward runs in chunks)"
             )
-        value = value.detach()
+        value = _detached(value)
         self.memory.add(value)
         kept.append((step, value))
         if self.latest and len(kept) > self.latest:
@@ -62,7 +65,7 @@ class Store:
         """Whether the value computed at this step has to be kept."""
         return self.latest > 0 or self.uses(branch).get(step, -1) > step
 
-    def restore(self, values: Mapping[int, Sequence[tuple[int, Tensor]]]) -> None:
+    def restore(self, values: Mapping[int, Sequence[tuple[int, Value]]]) -> None:
         """Take the `values` of another store of this node, which stay as they are."""
         self.clear()
         self.weights.clear()
@@ -71,14 +74,14 @@ class Store:
             for _, value in kept:
                 self.memory.add(value)
 
-    def read(self, step: int, branch: int, clock: Clock) -> Tensor:
+    def read(self, step: int, branch: int, clock: Clock) -> Value:
         """The value that the action of this step stands for."""
         return self._read(step, branch, clock, history(self.tokens[step]))
 
     def count(self, token: str) -> None:
         self.counts[token] = self.counts.get(token, 0) + 1
 
-    def _read(self, step: int, branch: int, clock: Clock, needs: int) -> Tensor:
+    def _read(self, step: int, branch: int, clock: Clock, needs: int) -> Value:
         kept = self.values.get(branch, [])[-needs:]
         if len(kept) < needs:
             raise ScheduleError(
@@ -91,14 +94,15 @@ class Store:
             if (step, branch) not in self.weights:
                 places = [clock.places[s] for s, _ in kept]
                 self.weights[step, branch] = newton_weights(places, clock.places[step])
-            value = combine([v for _, v in kept], self.weights[step, branch])
+            weights = self.weights[step, branch]
+            value = mapped(lambda *tensors: combine(tensors, weights), *(v for _, v in kept))
         self._free(step, branch)
         return value
 
     def _free(self, step: int, branch: int) -> None:
         if self.latest:
             return
-        alive: list[tuple[int, Tensor]] = []
+        alive: list[tuple[int, Value]] = []
         for source, value in self.values[branch]:
             if self.uses(branch)[source] > step:
                 alive.append((source, value))
@@ -110,43 +114,61 @@ class Store:
 class HalvedStore(Store):
     """Computed values of one node by half of the guided batch, where some steps compute the conditional one only.
 
-    A half's place in the batch, 0 or 1, is its branch here: such a pipeline calls the denoiser once a step.
+    A half's place in the batch, 0 or 1, is its branch here: such a pipeline calls the denoiser once a step. Branch 2
+    of the denoiser is the difference of its halves, which guidance may read.
     """
+
+    apart = 2
 
     def __init__(self, name: str, plan: Plan, memory: "Memory", guidance: Guidance) -> None:
         super().__init__(name, plan, memory)
         self.guidance = guidance
         halves = last_use(plan, name, guidance.branch)
         place = guidance.conditional
-        self.halves = {place: halves[WITH], 1 - place: halves[WITHOUT]}
-        self.last_use = {**halves[WITH], **halves[WITHOUT]}
+        self.halves = {place: halves[WITH], 1 - place: halves[WITHOUT], self.apart: halves[DIFFERENCE]}
+        self.last_use = halves[WITH] | halves[WITHOUT] | halves[DIFFERENCE]
 
     def uses(self, branch: int) -> Mapping[int, int]:
         return self.halves[branch]
 
-    def keep(self, step: int, branch: int, value: Tensor) -> None:
+    def keep(self, step: int, branch: int, value: Value) -> None:
         """Keep what a later step reads: of a full step both halves, of a narrow one the conditional half."""
         if self.guidance.narrow(step):
             super().keep(step, self.guidance.conditional, value)
             return
         together = self.halves[0].get(step) == self.halves[1].get(step)
-        for half, part in enumerate(value.chunk(2)):
-            if self.wants(step, half):  # halves that are freed apart must not share one piece of memory
-                super().keep(step, half, part if together else part.clone())
+        for place in (0, 1):
+            if self.wants(step, place):  # halves that are freed apart must not share one piece of memory
+                part = half(value, place)
+                super().keep(step, place, part if together else mapped(Tensor.clone, part))
+        pictures = self.name == ROOT and value.dim() == 4
+        if self.halves[self.apart].get(step) or (self.latest and pictures):
+            super().keep(step, self.apart, self.guidance.difference(step, value))
 
-    def read(self, step: int, branch: int, clock: Clock) -> Tensor:
+    def read(self, step: int, branch: int, clock: Clock) -> Value:
         """The value [B, ...] that the action of a full step stands for, [B/2, ...] at a narrow one."""
         if self.guidance.narrow(step):
             return super().read(step, self.guidance.conditional, clock)
         needs = history(self.tokens[step])
-        return torch.cat([self._read(step, half, clock, needs) for half in (0, 1)])
+        return joined(*(self._read(step, place, clock, needs) for place in (0, 1)))
 
-    def last_without(self, step: int, clock: Clock) -> Tensor:
-        """The last computed unconditional half."""
-        return self._read(step, 1 - self.guidance.conditional, clock, 1)
+    def restore(self, values: Mapping[int, Sequence[tuple[int, Value]]]) -> None:
+        """The same; where another store did not keep it, with the difference of the halves."""
+        if self.name == ROOT and self.halves[self.apart] and self.apart not in values:
+            pairs = zip(values.get(0, ()), values.get(1, ()), strict=True)
+            both = [(step, joined(a, b)) for (step, a), (_, b) in pairs]
+            values = {**values, self.apart: [(step, self.guidance.difference(step, value)) for step, value in both]}
+        super().restore(values)
+
+    def guided_with(self, step: int, clock: Clock) -> Tensor | None:
+        """What guidance reads at this step: the last unconditional half (R), the last difference (A), or nothing."""
+        kind = self.guidance.branch[step]
+        if kind not in "RA":
+            return None
+        return self._read(step, self.apart if kind == "A" else 1 - self.guidance.conditional, clock, 1)
 
 
-Values = Mapping[int, Sequence[tuple[int, Tensor]]]
+Values = Mapping[int, Sequence[tuple[int, Value]]]
 
 # Of a step, the value that is read there, and what would compute the node there instead: the value to go on with.
 Correction = Callable[[int, Tensor, Callable[[], Tensor]], Tensor]
@@ -154,13 +176,13 @@ Correction = Callable[[int, Tensor, Callable[[], Tensor]], Tensor]
 
 def halved(values: Values) -> Values:
     """Values of a `Store` as a `HalvedStore` has them."""
-    return {half: [(step, value.chunk(2)[half]) for step, value in values.get(0, ())] for half in (0, 1)}
+    return {place: [(step, half(value, place)) for step, value in values.get(0, ())] for place in (0, 1)}
 
 
 def whole(values: Values) -> Values:
     """Values of a `HalvedStore` that has seen full steps only as a `Store` has them."""
     pairs = zip(values.get(0, ()), values.get(1, ()), strict=True)
-    return {0: [(step, torch.cat([a, b])) for (step, a), (_, b) in pairs]}
+    return {0: [(step, joined(a, b)) for (step, a), (_, b) in pairs]}
 
 
 class Memory:
@@ -169,12 +191,12 @@ class Memory:
     def __init__(self) -> None:
         self.now = self.peak = 0
 
-    def add(self, value: Tensor) -> None:
-        self.now += value.numel() * value.element_size()
+    def add(self, value: Value) -> None:
+        self.now += nbytes(value)
         self.peak = max(self.peak, self.now)
 
-    def free(self, value: Tensor) -> None:
-        self.now -= value.numel() * value.element_size()
+    def free(self, value: Value) -> None:
+        self.now -= nbytes(value)
 
 
 class PlannedHook(ModelHook):
@@ -187,14 +209,14 @@ class PlannedHook(ModelHook):
     def branch(self) -> int:
         return self.clock.calls - 1  # the denoiser hook has counted the running call already
 
-    def reuse(self, store: Store, compute: Callable[[], Tensor]) -> Tensor:
+    def reuse(self, store: Store, compute: Callable[[], Value]) -> Value:
         """The value that a node's action at this step stands for, corrected where the schedule says so."""
         value = store.read(self.clock.step, self.branch(), self.clock)
         if store.correction is None:
             return value
         return store.correction(self.clock.step, value, partial(self._aside, compute))
 
-    def _aside(self, compute: Callable[[], Tensor]) -> Tensor:
+    def _aside(self, compute: Callable[[], Value]) -> Value:
         self.clock.aside = True
         try:
             return compute()
@@ -203,47 +225,56 @@ class PlannedHook(ModelHook):
 
 
 class ComponentHook(PlannedHook):
-    """A component: its output is kept before the block's gate; skipped, it contributes zero."""
+    """A component: its output is kept before the block's gate; skipped, it adds nothing or passes its input on."""
 
-    def __init__(self, clock: Clock, store: Store) -> None:
+    def __init__(self, clock: Clock, store: Store, skipped: Sequence[str] | None) -> None:
+        """`skipped` are the arguments whose zeros it returns where it is skipped, () for its input as it is."""
         super().__init__(clock)
-        self.store = store
+        self.store, self.skipped = store, skipped
 
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Value:
         if self.clock.aside:
             return self.fn_ref.original_forward(*args, **kwargs)
         step, store = self.clock.step, self.store
         token = store.tokens[step]
         store.count(token)
-        hidden = args[0] if args else kwargs["hidden_states"]
         if token == OFF:
             output = self.fn_ref.original_forward(*args, **kwargs)
             store.keep(step, self.branch(), output)
             return output
         if token == "S":
-            return torch.zeros_like(hidden)
+            return self._nothing(module, args, kwargs)
         return self.reuse(store, lambda: self.fn_ref.original_forward(*args, **kwargs))
+
+    def _nothing(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
+        given = named(module, args, kwargs)
+        if not self.skipped:
+            hidden = next(iter(given.values()))
+            return (hidden,) if given.get("return_dict") is False else hidden
+        zeros = [torch.zeros_like(given[name]) for name in self.skipped]
+        return zeros[0] if len(zeros) == 1 else tuple(zeros)
 
 
 class BlockHook(PlannedHook):
     """A block, and the stack around it: where the stack is not computed, its last block gives the stack's value."""
 
-    def __init__(self, clock: Clock, block: Store, stack: Store, blocks: Sequence[nn.Module], last: bool) -> None:
-        """`blocks` are all of the stack."""
+    def __init__(
+        self, clock: Clock, block: Store, stack: Store, blocks: Sequence[nn.Module], last: bool, outputs: Sequence[str]
+    ) -> None:
+        """`blocks` are all of the stack; `outputs` the arguments that a block's outputs replace, in their order."""
         super().__init__(clock)
-        self.block, self.stack, self.blocks, self.last = block, stack, blocks, last
+        self.block, self.stack, self.blocks, self.last, self.outputs = block, stack, blocks, last, outputs
 
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Value:
         if self.clock.aside:
             return self.fn_ref.original_forward(*args, **kwargs)
         step, branch = self.clock.step, self.branch()
-        hidden = args[0] if args else kwargs["hidden_states"]
         outer = self.stack.tokens[step]
         if self.last:
             self.stack.count(outer)
         if outer not in (OFF, ABSENT):
             if outer == "S" or not self.last:
-                return hidden
+                return self._passed(module, args, kwargs)
             return self.reuse(self.stack, lambda: self._through(args, kwargs))
         token = self.block.tokens[step]
         self.block.count(token)
@@ -251,20 +282,27 @@ class BlockHook(PlannedHook):
             output = self.fn_ref.original_forward(*args, **kwargs)
             self.block.keep(step, branch, output)
         elif token == "S":
-            output = hidden
+            output = self._passed(module, args, kwargs)
         else:
             output = self.reuse(self.block, lambda: self.fn_ref.original_forward(*args, **kwargs))
         if self.last:
             self.stack.keep(step, branch, output)
         return output
 
-    def _through(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    def _passed(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
+        """What went in, as the block would give it back."""
+        given = named(module, args, kwargs)
+        inputs = tuple(given[name] for name in self.outputs)
+        return inputs[0] if len(inputs) == 1 else inputs
+
+    def _through(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
         """The whole stack, from what entered it."""
-        rest = dict(kwargs)
-        hidden = args[0] if args else rest.pop("hidden_states")
+        given = named(self.blocks[0], args, kwargs)
+        output: Value = None
         for block in self.blocks:
-            hidden = block(hidden, *args[1:], **rest)
-        return hidden
+            output = block(**given)
+            given |= zip(self.outputs, output if len(self.outputs) > 1 else (output,), strict=True)
+        return output
 
 
 class DenoiserHook(PlannedHook):
@@ -273,15 +311,21 @@ class DenoiserHook(PlannedHook):
     Values are cloned on the way in and out, because a pipeline may write into what it was given.
     """
 
-    def __init__(self, clock: Clock, store: Store, check: Callable[[], None], guidance: Guidance | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        store: Store,
+        check: Callable[[Mapping[str, Any]], None],
+        guidance: Guidance | None = None,
+    ) -> None:
         super().__init__(clock)
         self.store, self.check, self.guidance = store, check, guidance
         self.inputs: dict[int, tuple] = {}  # branch -> shape, dtype and device of this run
         self.container: Any = tuple  # of the outputs: a tuple, or a class with `sample`
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        self.check()
-        hidden = args[0] if args else kwargs["hidden_states"]
+        self.check(kwargs)
+        hidden = args[0] if args else kwargs[parameters(type(module))[0]]
         step, branch = self.clock.step, self.clock.calls
         self.clock.calls += 1
         found = tuple(hidden.shape), str(hidden.dtype), str(hidden.device)
@@ -322,8 +366,22 @@ class DenoiserHook(PlannedHook):
         return (value,) if self.container is tuple else self.container(sample=value)
 
     def _guided(self, guidance: Guidance, step: int, value: Tensor) -> Tensor:
-        without = None
-        if guidance.branch[step] == "R":
-            assert isinstance(self.store, HalvedStore)
-            without = self.store.last_without(step, self.clock)
-        return guidance.returned(step, value, without)
+        stored = self.store.guided_with(step, self.clock) if isinstance(self.store, HalvedStore) else None
+        return guidance.returned(step, value, stored)
+
+
+def named(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of the module by name, first those given by place."""
+    return dict(zip(parameters(type(module)), args, strict=False)) | dict(kwargs)
+
+
+@cache
+def parameters(cls: type[nn.Module]) -> tuple[str, ...]:
+    """Names of the arguments of a module class's forward."""
+    return tuple(inspect.signature(cls.forward).parameters)[1:]
+
+
+def _detached(value: Value) -> Value:
+    """Without gradients; what is one tensor twice stays one."""
+    seen = {id(tensor): tensor.detach() for tensor in leaves(value)}
+    return mapped(lambda tensor: seen[id(tensor)], value)

@@ -23,27 +23,33 @@ from search.schedule.actions import (
     whole,
 )
 from search.schedule.bits import LayerBits
+from search.schedule.contracts import Contract
 from search.schedule.errors import ScheduleError
 from search.schedule.format import Document
 from search.schedule.guidance import is_narrow
-from search.schedule.nodes import ROOT, Tree
+from search.schedule.nodes import ROOT, Tree, blocks_of
 from search.schedule.plan import OFF, Plan
 from search.schedule.sampler import Clock, LinearSolver, attributes, plan_scheduler, progress, resume
 
 HOOK = "diffusion-schedule-search"
+# Arguments with what a denoiser adds between the blocks of a stack.
+BETWEEN = ("controlnet_block_samples", "controlnet_single_block_samples", "block_controlnet_hidden_states")
 
 
 def denoiser_of(pipe: Any) -> nn.Module:
     """The network that the pipeline calls at each step."""
-    for attribute in ("transformer", "unet"):
+    for attribute in ("transformer", "unet", "denoiser"):
         if isinstance(module := getattr(pipe, attribute, None), nn.Module):
             return module
-    raise ScheduleError(f"{type(pipe).__name__} has neither a transformer nor a unet to schedule")
+    raise ScheduleError(f"{type(pipe).__name__} has neither a transformer, a unet nor a denoiser to schedule")
 
 
 def fingerprint(denoiser: nn.Module) -> str:
     """Digest of the architecture: class and configuration, no weights and no paths."""
-    config = {k: v for k, v in sorted(dict(denoiser.config).items()) if not k.startswith("_")}
+    if hasattr(denoiser, "config"):
+        config = {k: v for k, v in sorted(dict(denoiser.config).items()) if not k.startswith("_")}
+    else:  # any other module: by the shapes of its parameters
+        config = {name: list(parameter.shape) for name, parameter in denoiser.named_parameters()}
     text = json.dumps([type(denoiser).__name__, config], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -69,7 +75,8 @@ class Handle:
         """
         self.denoiser = denoiser_of(pipe)
         _check_denoiser(self.denoiser)
-        self.tree = Tree.of(self.denoiser)
+        own = document.model.contract
+        self.tree = Tree.of(self.denoiser, Contract.from_dict(own) if own else None)
         _check_model(document, self.denoiser, self.tree, strict)
         if document.corrections and not corrections:
             raise ScheduleError(
@@ -189,6 +196,7 @@ class Handle:
 
     def _install(self, compile: Callable[[Callable], Callable] | None) -> None:
         planned = {*self.plan.planned(), *self.keep}
+        self._wholes = [stack for stack in self.tree.stacks if stack in planned]
         self._root = DenoiserHook(self.clock, self._store(ROOT), self._check_run, self.guidance)
         self._add(self.denoiser, self._root)
         self.bits.install(self.clock, self._add, lambda: self.scheduler.timesteps.tolist())
@@ -196,19 +204,21 @@ class Handle:
             module = self.tree.module(self.denoiser, node)
             if node.kind == "component":
                 if node.name in planned:
-                    self._add(module, ComponentHook(self.clock, self._store(node.name)))
+                    self._add(module, ComponentHook(self.clock, self._store(node.name), self.tree.skipped(node)))
             elif node.kind == "block" and {node.name, node.parent} & planned:
                 block, stack = self._store(node.name), self._store(node.stack)
-                blocks = getattr(self.denoiser, node.stack)
+                contract = self.tree.stack(node.stack)
+                blocks = blocks_of(self.denoiser, contract)
                 last = node.block == len(blocks) - 1
-                self._add(module, BlockHook(self.clock, block, stack, blocks, last))
+                self._add(module, BlockHook(self.clock, block, stack, blocks, last, contract.outputs))
         if compile is not None:
             self._compile(compile)
 
     def _compile(self, compile: Callable[[Callable], Callable]) -> None:
         """Compile the original forwards of the components, beneath the hooks: one graph a kind, whatever the plan."""
+        around = {node.parent for node in self.tree}
         for node in self.tree:
-            if node.kind != "component":
+            if node.kind != "component" or node.name in around:
                 continue
             module: Any = self.tree.module(self.denoiser, node)
             if module not in self._hooked:
@@ -249,8 +259,13 @@ class Handle:
                 "remove the schedule first (to compile, use schedule.apply(pipe, compile=torch.compile))"
             )
 
-    def _check_run(self) -> None:
+    def _check_run(self, given: Mapping[str, Any]) -> None:
         """Refuse a call outside of the run, the scheduler and the pipeline that were planned."""
+        if (added := next((name for name in BETWEEN if given.get(name) is not None), None)) and self._wholes:
+            raise ScheduleError(
+                f"this schedule reuses the whole of {self._wholes[0]}, which would drop {added}, what a ControlNet "
+                "adds between its blocks; plan single blocks or components instead"
+            )
         pipe = self._pipe()
         if pipe is not None and pipe.scheduler is not self.scheduler:
             raise ScheduleError(
@@ -325,8 +340,10 @@ def _check_model(document: Document, denoiser: nn.Module, tree: Tree, strict: bo
     model = document.model
     if model.class_name != tree.model_class:
         raise ScheduleError(f"model.class is {model.class_name!r}, but the pipeline's denoiser is a {tree.model_class}")
-    if model.stacks != tree.stacks:
-        raise ScheduleError(f"model.stacks is {model.stacks}, but this {tree.model_class} has {tree.stacks}")
+    if model.stacks != tree.shape:
+        raise ScheduleError(
+            f"model.stacks is {_short(model.stacks)}, but this {tree.model_class} has {_short(tree.shape)}"
+        )
     if strict and model.fingerprint and model.fingerprint != (found := fingerprint(denoiser)):
         raise ScheduleError(
             f"model.fingerprint is {model.fingerprint!r}, but this denoiser's is {found!r}: another "
@@ -349,7 +366,13 @@ def _beneath_offload(module: nn.Module, change: Callable[[nn.Module], Any]) -> N
         add_hook_to_module(module, offload)
 
 
-def model_part(denoiser: nn.Module) -> dict[str, Any]:
-    """The `model` part of a schedule for this denoiser."""
-    tree = Tree.of(denoiser)
-    return {"class": tree.model_class, "fingerprint": fingerprint(denoiser), "stacks": tree.stacks}
+def model_part(denoiser: nn.Module, contract: Contract | None = None) -> dict[str, Any]:
+    """The `model` part of a schedule for this denoiser; a class that is not known needs a contract."""
+    tree = Tree.of(denoiser, contract)
+    part = {"class": tree.model_class, "fingerprint": fingerprint(denoiser), "stacks": tree.shape}
+    return part | ({"contract": tree.whole.to_dict()} if tree.own else {})
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from search.schedule.errors import ScheduleError
-from search.schedule.guidance import Guidance, check_halves, is_narrow
-from search.schedule.nodes import Tree
+from search.schedule.guidance import GAIN, RADIUS, Approximation, Guidance, check_halves, is_narrow
+from search.schedule.contracts import Contract
+from search.schedule.nodes import MAX_BLOCKS, Tree
 from search.schedule.plan import MAX_ACTIONS, MAX_STEPS, Plan, history
 from search.schedule.sampler import check_order
 
@@ -37,7 +38,12 @@ class ModelPart(Part):
 
     class_name: Name = Field(alias="class")
     fingerprint: str = Field(default="", max_length=100)
-    stacks: dict[Name, int] = Field(max_length=20)
+    stacks: dict[Name, int | Annotated[list[dict[Name, int]], Field(max_length=MAX_BLOCKS)]] = Field(max_length=20)
+    contract: dict[str, Any] | None = Field(default=None, max_length=4)  # of a class that this version does not know
+
+    def tree(self) -> Tree:
+        """The denoiser's nodes; ScheduleError where they make no sense."""
+        return Tree(self.class_name, self.stacks, Contract.from_dict(self.contract) if self.contract else None)
 
 
 class CoefficientsPart(Part):
@@ -77,49 +83,101 @@ class PlanPart(Part):
     )
 
 
+Weight = Annotated[float, Field(ge=-100, le=100)]
+Weights = Weight | Annotated[list[Weight], Field(max_length=MAX_STEPS)]
+
+
+class ApproximatePart(Part):
+    """How a step A makes the unconditional output of the conditional one, FasterCache (arXiv:2410.19355).
+
+    It adds the last full step's difference of the halves: its low frequencies times `low`, the others times `high`,
+    a number or one per step. Low are those within `radius`, in parts of the shorter side, of the spectrum's centre.
+    """
+
+    low: Weights = GAIN
+    high: Weights = GAIN
+    radius: float = Field(default=RADIUS, ge=0, le=1)
+
+
 class GuidancePart(Part):
     """Classifier-free guidance per step. `call` is the guidance_scale that the pipeline call is given.
 
     `scale` [T] is what each step is guided with instead. `branch` [T]: C computes both halves of the batch, O only
-    the conditional one (no guidance), R reuses the unconditional half's last output, M runs one merged pass on
-    text states extrapolated from the unconditional by the scale.
+    the conditional one (no guidance), R reuses the unconditional half's last output, A approximates it, M runs one
+    merged pass on text states extrapolated from the unconditional by the scale.
     """
 
     call: Finite
     scale: list[Finite] | None = Field(default=None, max_length=MAX_STEPS)
-    branch: str | None = Field(default=None, max_length=MAX_STEPS, pattern="^[CORM]+$")
+    branch: str | None = Field(default=None, max_length=MAX_STEPS, pattern="^[CORMA]+$")
+    approximate: ApproximatePart | None = None
 
     @property
     def is_off(self) -> bool:
         return self.normal() == {"call": self.call}
 
     def normal(self) -> dict[str, Any]:
-        """What it does: no scale where none is used (O), and nothing that is the pipeline's own."""
+        """What it does: no scale where none is used (O), no weights but those of A, nothing that is the pipeline's."""
         scale, branch = list(self.scale or ()), self.branch or ""
         for i, kind in enumerate(branch[: len(scale)]):
             scale[i] = self.call if kind == "O" else scale[i]
         body: dict[str, Any] = {"call": self.call}
         body |= {"scale": scale} if set(scale) - {self.call} else {}
-        return body | ({"branch": branch} if set(branch) - {"C"} else {})
+        body |= {"branch": branch} if set(branch) - {"C"} else {}
+        return body | ({"approximate": self._weights(branch)} if "A" in branch else {})
+
+    def approximation(self, steps: int) -> Approximation:
+        """The weights of every step [T]."""
+        part = self.approximate or ApproximatePart()
+        low, high = (tuple(w) if isinstance(w, list) else (w,) * steps for w in (part.low, part.high))
+        return Approximation(low, high, part.radius)
+
+    def _weights(self, branch: str) -> dict[str, Any]:
+        """What steps A use: one number where they agree, and no radius where low and high weights are the same."""
+        weights = self.approximation(len(branch))
+        used = [i for i, kind in enumerate(branch) if kind == "A"]
+        found: dict[str, Any] = {}
+        for name, values in (("low", weights.low), ("high", weights.high)):
+            one = len({values[i] for i in used}) == 1
+            kept = [value if kind == "A" else 1.0 for value, kind in zip(values, branch, strict=True)]
+            found[name] = float(values[used[0]]) if one else kept
+        return found | ({"radius": weights.radius} if found["low"] != found["high"] else {})
 
 
 class FormatPart(Part):
     """How a layer's weight, and if given its input, are rounded. `group` is inputs per scale, null a whole row.
 
-    `elided`: the layer's outputs depend on the timestep alone and are tabulated per step.
+    `static`: the input's range is the file's, where it is else that of each token or picture. `split`: a convolution
+    rounds so many of its input channels apart from those after them. `elided`: the layer's outputs depend on the
+    timestep alone and are tabulated per step.
     """
 
     weight: int | None = Field(default=None, ge=2, le=8)
     group: int | None = Field(default=None, ge=1, le=1_000_000)
     activation: int | None = Field(default=None, ge=4, le=8)
+    static: bool = False
+    split: int | None = Field(default=None, ge=1, le=1_000_000)
     elided: bool = False
 
 
 class BitsPart(Part):
-    """Formats by id, and the id of every linear layer that is not at full precision."""
+    """Formats by id, and the id of every linear layer and convolution that is not at full precision.
+
+    `ranges` are least and greatest value of a static layer's input, or those of both sides of its split.
+    """
 
     formats: dict[Name, FormatPart] = Field(max_length=100)
     layers: dict[Name, Name] = Field(max_length=MAX_ENTRIES)
+    ranges: dict[Name, Annotated[list[tuple[Finite, Finite]], Field(min_length=1, max_length=2)]] = Field(
+        default={}, max_length=MAX_ENTRIES
+    )
+
+    def normal(self) -> dict[str, Any]:
+        """Without the formats that no layer has."""
+        used = sorted(set(self.layers.values()))
+        formats = {name: self.formats[name].model_dump(exclude_defaults=True) for name in used}
+        body = {"formats": formats, "layers": dict(self.layers)}
+        return body | ({"ranges": self.model_dump(mode="json")["ranges"]} if self.ranges else {})
 
 
 class CorrectionsPart(Part):
@@ -185,7 +243,8 @@ class Document(Part):
         part = self.guidance
         if part is None or part.is_off or self.steps is None:
             return None
-        return Guidance.of(part.call, part.scale, part.branch, self.model.class_name, self.steps)
+        weights = part.approximation(self.steps)
+        return Guidance.of(self.model.tree(), self.steps, part.call, part.scale, part.branch, weights)
 
     def resolve(self) -> Plan | None:
         """The plan with every rule expanded; None where there is no plan."""
@@ -193,7 +252,7 @@ class Document(Part):
 
     @cached_property
     def _resolved(self) -> Plan | None:
-        tree = Tree(self.model.class_name, self.model.stacks)
+        tree = self.model.tree()
         if (size := (self.steps or 0) * len(tree.nodes)) > MAX_ACTIONS:
             raise ScheduleError(
                 f"steps is {self.steps}: {size} actions of {len(tree.nodes)} nodes; admissible are {MAX_ACTIONS}"
@@ -206,7 +265,7 @@ class Document(Part):
         """The normal form: equal behaviour gives equal data. No scores, no history of how it was made."""
         plan = self.resolve()
         rules = [list(rule) for rule in plan.rules()] if plan else []
-        body: dict[str, Any] = {"format": FORMAT, "model": self.model.model_dump(by_alias=True)}
+        body: dict[str, Any] = {"format": FORMAT, "model": self.model.model_dump(by_alias=True, exclude_none=True)}
         if self.sampler:
             body["sampler"] = self.sampler.model_dump(by_alias=True, exclude_none=True)
         if self.steps is not None:
@@ -221,9 +280,7 @@ class Document(Part):
         if self.guidance and not self.guidance.is_off:
             body["guidance"] = self.guidance.normal()
         if self.bits and self.bits.layers:
-            used = sorted(set(self.bits.layers.values()))
-            formats = {name: self.bits.formats[name].model_dump(exclude_defaults=True) for name in used}
-            body["bits"] = {"formats": formats, "layers": dict(self.bits.layers)}
+            body["bits"] = self.bits.normal()
         if self.corrections and "plan" in body:
             body["corrections"] = self.corrections.model_dump()
         return body
@@ -314,8 +371,10 @@ def _check_coefficients(sampler: SamplerPart, steps: int | None) -> None:
 
 
 def _check_guidance(guidance: GuidancePart, steps: int) -> None:
-    for field, values in (("scale", guidance.scale), ("branch", guidance.branch)):
-        if values is not None and len(values) != steps:
+    approximate = guidance.approximate or ApproximatePart()
+    lists = (("approximate.low", approximate.low), ("approximate.high", approximate.high))
+    for field, values in (("scale", guidance.scale), ("branch", guidance.branch), *lists):
+        if isinstance(values, list | str) and len(values) != steps:
             raise ScheduleError(f"guidance.{field} has {len(values)} entries; {steps} steps need {steps}")
     if not 1 < guidance.call <= 1000:
         raise ScheduleError(f"guidance.call is {guidance.call}; guidance needs a scale above 1, at most 1000")
@@ -323,21 +382,34 @@ def _check_guidance(guidance: GuidancePart, steps: int) -> None:
         if not 0 <= scale <= 1000:
             raise ScheduleError(f"guidance.scale is {scale} at step {i}; admissible is 0 to 1000")
     branch = guidance.branch or "C"
-    if "R" in branch and "C" not in branch[: branch.index("R")]:
-        raise ScheduleError(f"guidance.branch is R at step {branch.index('R')}, but no C came before it to reuse")
+    for kind in "RA":
+        if kind in branch and "C" not in branch[: branch.index(kind)]:
+            step = branch.index(kind)
+            raise ScheduleError(f"guidance.branch is {kind} at step {step}, but no C came before it to reuse")
 
 
 def _check_bits(bits: BitsPart) -> None:
     for name, form in bits.formats.items():
-        if form.elided and (form.weight or form.activation):
+        if form.elided and (form.weight or form.activation or form.split):
             raise ScheduleError(f"bits.formats.{name} is elided and has bits; an elided layer has none")
         if not form.elided and not form.weight:
             raise ScheduleError(f"bits.formats.{name} has no weight bits; give weight 2 to 8, or elided true")
+        if form.static and not form.activation:
+            raise ScheduleError(f"bits.formats.{name} is static, but only activations are; give activation 4 to 8")
     for layer, name in bits.layers.items():
         if name not in bits.formats:
             raise ScheduleError(
                 f"bits.layers.{layer} is {name!r}, which bits.formats lacks; it has {', '.join(bits.formats) or 'none'}"
             )
+    for layer, ranges in bits.ranges.items():
+        form = bits.formats[bits.layers[layer]] if layer in bits.layers else None
+        if form is None or not form.static:
+            raise ScheduleError(f"bits.ranges.{layer} is given, but bits.layers has no static format for it")
+        if len(ranges) != (sides := 2 if form.split else 1):
+            raise ScheduleError(f"bits.ranges.{layer} has {len(ranges)} ranges; its format needs {sides}")
+        for low, high in ranges:
+            if not low <= 0 <= high:
+                raise ScheduleError(f"bits.ranges.{layer} is {low} to {high}; a range holds 0, which pads pictures")
 
 
 def _check_corrections(corrections: CorrectionsPart, plan: Plan | None) -> None:
@@ -386,7 +458,8 @@ def _explain(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     if isinstance(inner := first.get("ctx", {}).get("error"), ScheduleError):
         return str(inner)
-    place = ".".join(str(part) for part in first["loc"])[:200] or "file"
+    parts = [str(part) for part in first["loc"] if part != "int" and not str(part).startswith("list[")]  # of a union
+    place = ".".join(parts)[:200] or "file"
     if first["type"] == "extra_forbidden":
         known = ", ".join(field.alias or name for name, field in Document.model_fields.items())
         return f"{place} is no field of {FORMAT} that this version knows; at the top it knows {known}"

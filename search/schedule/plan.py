@@ -114,11 +114,12 @@ class Plan:
     def _check(self) -> None:
         for name, tokens in self.tokens.items():
             computed = 0
+            skippable = "S" not in tokens or self.tree.skipped(self.tree.nodes[name]) is not None
             for step, token in enumerate(tokens):
                 if token == OFF:
                     computed += 1
-                elif token == "S" and name == ROOT:
-                    raise ScheduleError(f"plan: {ROOT} cannot be skipped at step {step}; use R or F1")
+                elif token == "S" and not skippable:
+                    raise ScheduleError(f"plan: {name} cannot be skipped at step {step}; use R or F1")
                 elif (needs := history(token)) > computed:
                     raise ScheduleError(
                         f"plan: {name} at step {step} is {token}, which reads {needs} computed value(s), but "

@@ -128,10 +128,13 @@ def public_config(scheduler: Any) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k in known and not (isinstance(v, float) and not math.isfinite(v))}
 
 
-def grid(scheduler: Any, steps: int) -> tuple[list[float], list[float] | None]:
-    """Timesteps [T] and post-shift sigmas [T+1] (None where the class has none) as diffusers sets them."""
+def grid(scheduler: Any, steps: int, **given: Any) -> tuple[list[float], list[float] | None]:
+    """Timesteps [T] and post-shift sigmas [T+1] (None where the class has none) as diffusers sets them.
+
+    `given` is what the pipeline gives to `set_timesteps` beside the number of steps.
+    """
     probe = copy.deepcopy(scheduler)
-    probe.set_timesteps(steps)
+    probe.set_timesteps(steps, **given)
     sigmas = getattr(probe, "sigmas", None)
     timesteps = [float(t) for t in probe.timesteps]
     if sigmas is None or len(sigmas) != len(timesteps) + 1:
@@ -204,7 +207,7 @@ def plan_scheduler(
                 )
         else:
             given = inspect.signature(original_set).bind(*args, **kwargs).arguments
-            if any(given.get(k) is not None for k in ("timesteps", "sigmas")):
+            if given.get("timesteps") is not None or not _even(given.get("sigmas")):
                 raise ScheduleError(
                     "the schedule brings its own timesteps; call the pipeline without timesteps and sigmas"
                 )
@@ -247,6 +250,14 @@ def plan_scheduler(
 
     planned.set_timesteps, planned.step, planned.__deepcopy__ = set_timesteps, step, clock.__deepcopy__
     return planned
+
+
+def _even(sigmas: Sequence[float] | None) -> bool:
+    """No sigmas of the caller's own: none, or the even ones from 1 to 1/n that Flux pipelines always hand over."""
+    if sigmas is None:
+        return True
+    found = torch.tensor([float(s) for s in sigmas])
+    return bool(torch.allclose(found, torch.linspace(1, 1 / max(len(found), 1), len(found)), atol=1e-6))
 
 
 class _Gap(int):

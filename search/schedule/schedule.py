@@ -132,7 +132,7 @@ class Schedule:
 
     @cached_property
     def tree(self) -> Tree:
-        return Tree(self._document.model.class_name, self._document.model.stacks)
+        return self._document.model.tree()
 
     @cached_property
     def plan(self) -> Plan:
@@ -180,6 +180,16 @@ class Schedule:
         """The same schedule with another sampler part, and without scores."""
         parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores")}
         return Schedule(validate(parts | {"sampler": dict(sampler)}), self._corrections)
+
+    def with_ranges(self, ranges: Mapping[str, Sequence[Sequence[float]]]) -> "Schedule":
+        """The same schedule with these ranges of its static layers' inputs, and without scores.
+
+        `{layer: [(least, greatest)]}`, of a split layer two such pairs: what search/evaluate/ranges.py calibrates.
+        """
+        parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores")}
+        found = {name: [list(span) for span in spans] for name, spans in ranges.items()}
+        bits = parts.get("bits", {"formats": {}, "layers": {}}) | {"ranges": found}
+        return Schedule(validate(parts | {"bits": bits}), self._corrections)
 
     def _replace(self, **parts: Any) -> "Schedule":
         return Schedule(validate(self.to_dict() | parts), self._corrections)
