@@ -18,8 +18,6 @@ from . import vae as autoencoder
 from .emoji import CONCEPTS, EmojiSet
 from .pixart import SHOWN, TOKENS, shown_captions
 
-BATCH = 64
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -63,7 +61,7 @@ class Teacher:
         self.concepts = torch.tensor(concepts).repeat(len(self.latents) // len(concepts))
         self.empty = row[""]
 
-    def draw(self, generator: torch.Generator, size: int = BATCH) -> Batch:
+    def draw(self, generator: torch.Generator, size: int) -> Batch:
         """Pictures, captions with parts left out as in SHOWN, and s: logit-normal(0.3, 1) with 15 % uniform."""
         index = torch.randint(len(self.latents), (size,), generator=generator)
         chances = torch.tensor(list(SHOWN.values()))

@@ -11,7 +11,8 @@ from .emoji import CONCEPTS, EmojiSet, caption
 from .loop import Recipe, train
 from .pixart import BLOCKS, HEAD, WIDTH, build_scheduler, save
 
-RECIPE = Recipe(steps=4000, rate=1.5e-3, warmup=100, decay=0.7, weight_decay=0.01, ema=0.998)
+RECIPE = Recipe(steps=2000, rate=1.5e-3, warmup=100, decay=0.7, weight_decay=0.01, ema=0.998)
+BATCH = 64
 
 
 def fit(pictures: EmojiSet, work: Path, device: torch.device, out: Path, recipe: Recipe = RECIPE) -> float:
@@ -24,7 +25,7 @@ def fit(pictures: EmojiSet, work: Path, device: torch.device, out: Path, recipe:
     student = build(teacher.pipe.transformer).to(device).eval()  # eval: captions are dropped by `draw`
 
     def loss_at(step: int, generator: torch.Generator) -> torch.Tensor:
-        batch = teacher.draw(generator)
+        batch = teacher.draw(generator, BATCH)
         with torch.autocast(device.type, torch.bfloat16):
             velocity = student(batch.noisy, batch.sigma * 1000, batch.concept, return_dict=False)[0]
         return (velocity.float() - teacher.velocity(batch)).square().mean()

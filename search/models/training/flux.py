@@ -11,7 +11,8 @@ from .emoji import EmojiSet
 from .loop import Recipe, train
 from .pixart import HEAD, TEXT_WIDTH, TOKENS, WIDTH, save
 
-RECIPE = Recipe(steps=3500, rate=1.5e-3, warmup=100, decay=0.7, weight_decay=0.01, ema=0.998)
+RECIPE = Recipe(steps=2400, rate=1.5e-3, warmup=100, decay=0.7, weight_decay=0.01, ema=0.998)
+BATCH = 32
 DOUBLE, SINGLE = 2, 5
 SCALES = (1.0, 6.0)  # guidance scales that the distilled model is trained for
 
@@ -33,7 +34,7 @@ def fit(pictures: EmojiSet, work: Path, device: torch.device, out: Path, recipe:
     lower, upper = SCALES
 
     def loss_at(step: int, generator: torch.Generator) -> torch.Tensor:
-        batch = teacher.draw(generator)
+        batch = teacher.draw(generator, BATCH)
         scale = (lower + (upper - lower) * torch.rand(len(batch.sigma), generator=generator)).to(device)
         used, inverse = torch.unique(batch.text, return_inverse=True)
         ids = teacher.tokens.input_ids[used]

@@ -10,7 +10,8 @@ from .emoji import EmojiSet
 from .loop import Recipe, train
 from .pixart import build_scheduler, save
 
-RECIPE = Recipe(steps=3000, rate=1.5e-3, warmup=100, decay=0.7, weight_decay=0.01, ema=0.998)
+RECIPE = Recipe(steps=2500, rate=1.5e-3, warmup=100, decay=0.7, weight_decay=0.01, ema=0.998)
+BATCH = 64
 KEPT = (0, 4, 7)  # blocks of the large model that it starts from
 
 
@@ -23,7 +24,7 @@ def fit(pictures: EmojiSet, work: Path, device: torch.device, out: Path, recipe:
     student = build(teacher.pipe.transformer).to(device)
 
     def loss_at(step: int, generator: torch.Generator) -> torch.Tensor:
-        batch = teacher.draw(generator)
+        batch = teacher.draw(generator, BATCH)
         with torch.autocast(device.type, torch.bfloat16):
             velocity = student(
                 batch.noisy,

@@ -10,7 +10,8 @@ from .emoji import EmojiSet
 from .loop import Recipe, train
 from .pixart import TEXT_WIDTH, save
 
-RECIPE = Recipe(steps=3500, rate=1.5e-3, warmup=100, decay=0.7, weight_decay=0.01, ema=0.998)
+RECIPE = Recipe(steps=2400, rate=1.5e-3, warmup=100, decay=0.7, weight_decay=0.01, ema=0.998)
+BATCH = 32
 
 
 def fit(pictures: EmojiSet, work: Path, device: torch.device, out: Path, recipe: Recipe = RECIPE) -> float:
@@ -26,7 +27,7 @@ def fit(pictures: EmojiSet, work: Path, device: torch.device, out: Path, recipe:
     table = (1 - kept).sqrt() / ((1 - kept).sqrt() + kept.sqrt())  # s of every timestep
 
     def loss_at(step: int, generator: torch.Generator) -> torch.Tensor:
-        batch = teacher.draw(generator)
+        batch = teacher.draw(generator, BATCH)
         t = torch.searchsorted(table, batch.sigma).clamp(max=len(table) - 1)
         s = table[t]
         batch.sigma.copy_(s)
