@@ -1,54 +1,50 @@
-"""python benchmarks/model_card.py FOLDER: measure a trained pipeline and write its model card.
+"""python benchmarks/model_card.py NAME --steps N --loss X: measure a bundled pipeline and write its model card.
 
 The card shows what the model draws (a grid of 40 prompts), and how much schedules matter on it: PSNR of 20
 random plans at half of the compute against all of it.
 """
 
 import argparse
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from hydra.utils import instantiate
 from PIL import Image
 
-from search.config import read_prompts
-from search.models.pixart import PixArt
+from search.__main__ import composed, normalise
+from search.config import Config, read_prompts
+from search.models.base import Model
 from search.objectives.psnr import Psnr
 from search.schedule import Schedule
 
-PROMPTS = "emoji_held_out.txt"
+BUNDLED = Path(__file__).parent.parent / "search" / "models" / "bundled"
 PLANS = 20
 
 CARD = """---
 license: apache-2.0
 library_name: diffusers
-pipeline_tag: text-to-image
+pipeline_tag: {tag}
 ---
 
-# A small PixArt that draws emoji
+# {title}
 
-A `diffusers.PixArtAlphaPipeline` of {millions:.1f} M parameters (transformer {transformer:.2f} M: {blocks} blocks of
-width {width}; autoencoder {vae:.2f} M: 64x64 pictures to 16x16 latents of 8 channels; T5 text encoder {text:.2f} M),
-trained from nothing so that schedules can be searched on a real text-to-image model without a GPU and without a
-download. It is a test object: good at 64 emoji in three styles on five backgrounds, and at nothing else.
+A `diffusers.{pipeline}` of {millions:.1f} M parameters ({parts}), trained so that schedules can be searched on a real
+pipeline without a GPU and without a download. It is a test object: good at 64 emoji, and at nothing else.
 
 ```python
-from diffusers import PixArtAlphaPipeline
-pipe = PixArtAlphaPipeline.from_pretrained("search/models/bundled/pixart")
-pipe("red apple, 3d style, pink background", guidance_scale=4.0, use_resolution_binning=False,
-     clean_caption=False, max_sequence_length=16).images[0]
+{code}
 ```
 
-![40 held-out prompts, seeds 0 to 39](grid.png)
+![40 pictures, seeds 0 to 39](grid.png)
 
-The prompts of the grid, row by row: {prompts}.
+{about_grid}
 
 ## Words
 
-`<name>, <style>, <background>`; style and background may be left out and then vary with the seed. A word that is
-not among these falls apart into letters that were never trained. Names: {names}. Styles: {styles}. Backgrounds:
-{backgrounds} (`pink background`).
+{words}
 
 ## Data
 
@@ -58,14 +54,11 @@ the weights: Apache-2.0; the notices of the art are in NOTICE.
 
 ## Training
 
-`python -m search.models.training --steps {steps}`: autoencoder 6000 steps (L1 + L2 + gradient loss, 32-pixel crops,
-then whole pictures; reconstruction {reconstruction:.1f} dB), then transformer and text encoder together {steps} steps
-of 64 by flow matching, AdamW 1.5e-3, EMA 0.998, 10 % of the captions dropped, last running loss {loss}. Seed 0, two CPU
-cores, bfloat16 autocast. Weights are stored in float16.
+{training} Seed 0, CPU, bfloat16 autocast. Weights are stored in float16.
 
 ## How much schedules matter
 
-PSNR in dB against the full computation, 8 calibration prompts, 20 steps, guidance 4, paired noise; {plans} random
+PSNR in dB against the full computation, 8 calibration prompts, {steps} steps, {guidance}, paired noise; {plans} random
 plans each, at about half of the compute:
 
 | plans | worst | mean | best |
@@ -75,53 +68,143 @@ plans each, at about half of the compute:
 ## Limits
 
 One training run, one seed. Pictures are recognisable, small and imperfect. The data are few and the model has seen
-each of them often, so it says nothing about generalisation.
+each of them often, so it says nothing about generalisation.{limits}
 """
+
+TITLES = {
+    "pixart": "A small PixArt that draws emoji",
+    "pixart_small": "A smaller PixArt that draws emoji",
+    "dit": "A small DiT that draws emoji",
+    "sd": "A small Stable Diffusion that draws emoji",
+    "flux": "A small Flux that draws emoji",
+}
+CODE = {
+    "pixart": """from diffusers import PixArtAlphaPipeline
+
+pipe = PixArtAlphaPipeline.from_pretrained("search/models/bundled/{name}")
+pipe(
+    "red apple, 3d style, pink background",
+    guidance_scale=4.0,
+    use_resolution_binning=False,
+    clean_caption=False,
+    max_sequence_length=16,
+).images[0]""",
+    "dit": """from diffusers import DiTPipeline
+
+pipe = DiTPipeline.from_pretrained("search/models/bundled/dit")
+pipe(pipe.get_label_ids(["red apple"]), guidance_scale=4.0, num_inference_steps=20).images[0]""",
+    "sd": """from diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.from_pretrained("search/models/bundled/sd")
+pipe("red apple, 3d style, pink background", guidance_scale=4.0, num_inference_steps=20).images[0]""",
+    "flux": """from diffusers import FluxPipeline
+
+pipe = FluxPipeline.from_pretrained("search/models/bundled/flux")
+pipe(
+    "red apple, 3d style, pink background",
+    guidance_scale=3.5,
+    num_inference_steps=20,
+    max_sequence_length=16,
+    height=64,
+    width=64,
+).images[0]""",
+}
+DISTILLED = (
+    "`python -m search.models.training --model {name} --steps {count}`: the autoencoder and the vocabulary are those "
+    "of the bundled pixart. {how} {count} steps of {batch}, AdamW 1.5e-3, EMA 0.998, last running loss {loss} (mean "
+    "square against the teacher's prediction).{note}"
+)
+HOW = {
+    "pixart": "",
+    "pixart_small": "It starts as blocks 0, 4 and 7 of the bundled pixart, whose velocity on noised pictures is its "
+    "target; the text encoder is the same.",
+    "dit": "It starts as the bundled pixart without cross-attention; the target is pixart's velocity for the whole "
+    "caption, of which it sees the emoji's name as a class.",
+    "sd": "The UNet starts from nothing; its target is the bundled pixart's velocity, turned into v at the noise "
+    "levels of Stable Diffusion; the text encoder is pixart's T5.",
+    "flux": "The transformer and the pooled CLIP encoder start from nothing, T5 from pixart's. The target is the "
+    "bundled pixart's velocity under classifier-free guidance of a scale between 1 and 6, which the model gets as "
+    "its guidance embedding: it is guidance-distilled, as FLUX.1-dev is.",
+}
+BATCHES = {"pixart_small": 64, "dit": 64, "sd": 32, "flux": 32}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("name", choices=sorted(TITLES))
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--loss", required=True)
-    parser.add_argument("--reconstruction", type=float, required=True, help="dB, as the training printed it")
+    parser.add_argument("--reconstruction", type=float, default=38.5, help="dB of the autoencoder, as training said")
+    parser.add_argument("--note", default="", help="a sentence about this training run")
     given = parser.parse_args()
-    from search.models.training.emoji import BACKGROUNDS, CONCEPTS, PACKAGES, STYLES
-
-    model = PixArt(path=given.folder)
-    prompts = read_prompts(PROMPTS)[:40]
-    grid(model, prompts).save(given.folder / "grid.png")
+    torch.set_grad_enabled(False)
+    config = Config.check(composed(normalise([f"model={given.name}"])))
+    model, folder = instantiate(dict(config.model) | {"device": "cpu"}), BUNDLED / given.name
+    prompts = read_prompts(config.prompts.calibration) + read_prompts(config.prompts.held_out)
+    prompts = (prompts * 40)[:40] if given.name == "dit" else read_prompts(config.prompts.held_out)[:40]
+    grid(model, prompts).save(folder / "grid.png")
+    calibration = read_prompts(config.prompts.calibration)[:8]
     rows = [
         f"| {name} | {min(values):.1f} | {np.mean(values):.1f} | {max(values):.1f} |"
-        for name, values in spread(model).items()
+        for name, values in spread(model, calibration).items()
     ]
+    (folder / "README.md").write_text(card(given, model, prompts, rows), encoding="utf-8")
 
-    def count(part: torch.nn.Module) -> float:
-        return sum(p.numel() for p in part.parameters()) / 1e6
 
-    parts = {name: count(getattr(model.pipe, name)) for name in ("transformer", "vae", "text_encoder")}
-    card = CARD.format(
+def card(given: argparse.Namespace, model: Model, prompts: list[str], rows: list[str]) -> str:
+    from search.models.training.emoji import BACKGROUNDS, CONCEPTS, PACKAGES, STYLES
+
+    parts = {
+        name: sum(p.numel() for p in part.parameters()) / 1e6
+        for name, part in model.pipe.components.items()
+        if isinstance(part, torch.nn.Module)
+    }
+    names = ", ".join(c.replace("-", " ") for c in CONCEPTS)
+    words = "`<name>, <style>, <background>`; style and background may be left out and then vary with the seed. A word "
+    words += "that is not among these falls apart into letters that were never trained. Names: "
+    words += (
+        f"{names}. Styles: {', '.join(STYLES.values())}. Backgrounds: {', '.join(BACKGROUNDS)} (`pink background`)."
+    )
+    if given.name == "dit":
+        words = f"Classes, numbered from 0 (no class is 1000); style and background vary with the seed: {names}."
+    training = DISTILLED.format(
+        name=given.name, count=given.steps, how=HOW[given.name], batch=BATCHES.get(given.name), loss=given.loss,
+        note=f" {given.note}" if given.note else "",
+    )  # fmt: skip
+    if given.name == "pixart":
+        training = (
+            f"`python -m search.models.training --steps {given.steps}`: autoencoder 6000 steps (L1 + L2 + gradient "
+            f"loss, 32-pixel crops, then whole pictures; reconstruction {given.reconstruction:.1f} dB), then "
+            f"transformer and text encoder together {given.steps} steps of 64 by flow matching, AdamW 1.5e-3, EMA "
+            f"0.998, 10 % of the captions dropped, last running loss {given.loss}."
+        )
+    text = CARD.format(
+        tag="text-to-image" if given.name != "dit" else "unconditional-image-generation",
+        title=TITLES[given.name],
+        pipeline=type(model.pipe).__name__,
         millions=sum(parts.values()),
-        transformer=parts["transformer"],
-        vae=parts["vae"],
-        text=parts["text_encoder"],
-        blocks=len(model.denoiser.transformer_blocks),
-        width=model.denoiser.inner_dim,
-        prompts="; ".join(prompts),
-        names=", ".join(c.replace("-", " ") for c in CONCEPTS),
-        styles=", ".join(STYLES.values()),
-        backgrounds=", ".join(BACKGROUNDS),
+        parts=", ".join(f"{name} {millions:.2f} M" for name, millions in parts.items()),
+        code=CODE.get(given.name, CODE["pixart"]).format(name=given.name),
+        about_grid=_wrapped(
+            f"The {'classes' if given.name == 'dit' else 'prompts'}, row by row: {'; '.join(prompts)}."
+        ),
+        words=_wrapped(words),
         packages=", ".join(f"`{p}`" for p in PACKAGES.values()),
-        steps=given.steps,
-        loss=given.loss,
-        reconstruction=given.reconstruction,
+        training=_wrapped(training),
+        steps=model.target.steps,
+        guidance=f"guidance {model.arguments['guidance_scale']:g}",
         plans=PLANS,
         rows="\n".join(rows),
+        limits="" if given.name == "pixart" else " What the bundled pixart draws is its ceiling.",
     )
-    (given.folder / "README.md").write_text(card, encoding="utf-8")
+    return text
 
 
-def grid(model: PixArt, prompts: list[str], columns: int = 10) -> Image.Image:
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
+
+
+def grid(model: Model, prompts: list[str], columns: int = 10) -> Image.Image:
     """Pictures of the prompts, seeds 0, 1, ..."""
     parts = [
         model.decode(model.sample(model.encode(prompts[i : i + 8]), model.noise(range(i, min(i + 8, len(prompts))))))
@@ -133,10 +216,9 @@ def grid(model: PixArt, prompts: list[str], columns: int = 10) -> Image.Image:
     return Image.fromarray(pixels).resize((2 * pixels.shape[1], 2 * pixels.shape[0]), Image.Resampling.BICUBIC)
 
 
-def spread(model: PixArt) -> dict[str, list[float]]:
+def spread(model: Model, prompts: list[str]) -> dict[str, list[float]]:
     """PSNR of random plans of whole steps, and of single components, by kind of plan."""
-    prompts = read_prompts("emoji_calibration.txt")[:8]
-    conditions, noise = model.encode(prompts), model.noise(range(8))
+    conditions, noise = model.encode(prompts), model.noise(range(len(prompts)))
     teacher = model.decode(model.sample(conditions, noise))
 
     def psnr(rules: list[list[str]]) -> float:
@@ -150,18 +232,19 @@ def spread(model: PixArt) -> dict[str, list[float]]:
     }
 
 
-def _step_plans(model: PixArt) -> Iterator[list[list[str]]]:
-    rng = np.random.default_rng(0)
+def _step_plans(model: Model) -> Iterator[list[list[str]]]:
+    rng, steps, tree = np.random.default_rng(0), model.target.steps, model.target.tree
     for _ in range(PLANS):
-        reused = set((1 + rng.permutation(model.steps - 1)[: model.steps // 2]).tolist())
-        yield [["transformer_blocks.*:*", "".join("R" if t in reused else "C" for t in range(model.steps))]]
+        reused = set((1 + rng.permutation(steps - 1)[: steps // 2]).tolist())
+        actions = "".join("R" if t in reused else "C" for t in range(steps))
+        yield [[f"{stack}.*:*", actions] for stack in tree.stacks if tree.components(stack)]
 
 
-def _component_plans(model: PixArt) -> Iterator[list[list[str]]]:
-    rng = np.random.default_rng(0)
-    names = [node.name for node in model.target.tree if node.kind == "component"]
+def _component_plans(model: Model) -> Iterator[list[list[str]]]:
+    rng, steps = np.random.default_rng(0), model.target.steps
+    names = [node.name for node in model.target.tree if node.kind == "component" and not node.nested]
     for _ in range(PLANS):
-        plan = np.where(rng.random((len(names), model.steps)) < 0.5 * model.steps / (model.steps - 1), "R", "C")
+        plan = np.where(rng.random((len(names), steps)) < 0.5 * steps / (steps - 1), "R", "C")
         plan[:, 0] = "C"
         yield [[name, "".join(row)] for name, row in zip(names, plan, strict=True)]
 

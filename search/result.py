@@ -16,6 +16,12 @@ TENSORS = ".safetensors"  # ending of the file beside a schedule that has correc
 COSTS = ("macs", "latency", "memory", "bops", "size")
 
 
+def slug(name: str) -> str:
+    """A name as part of a file name."""
+    ascii_name = name.replace("×", "x").replace("α", "alpha").replace("δ", "delta")
+    return re.sub(r"[^a-z0-9.]+", "-", ascii_name.lower()).strip("-")
+
+
 @dataclass(frozen=True)
 class Score:
     """A mean over prompts with its 95 % interval; costs have none. Times are medians with their range."""
@@ -42,8 +48,7 @@ class Entry:
 
     @property
     def slug(self) -> str:
-        ascii_name = self.name.replace("×", "x").replace("α", "alpha")
-        return re.sub(r"[^a-z0-9.]+", "-", ascii_name.lower()).strip("-")
+        return slug(self.name)
 
 
 @dataclass
