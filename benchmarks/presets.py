@@ -6,6 +6,7 @@ the plot to docs/images/presets_MODEL.png, and the figures to docs/presets/MODEL
 """
 
 import argparse
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -107,14 +108,18 @@ def report(model: str, search: Search, front: list[Point], presets: list[Point])
     """The page of a model: how many rules the front beats, and every rule's figures."""
     verdicts = [behind(front, rule) for rule in presets]
     known, held, surely = (sum(v[i] for v in verdicts) for i in range(3))
+    summary = (
+        f"`python benchmarks/presets.py {model}`: {len(presets)} published rules as schedule files, run as published, "
+        f"and the front of {len(search.state.archive)} schedules that a search of {', '.join(SPACES[model])} has "
+        "tried. Compared is the schedule of the front with the least drift on calibration prompts at no more MACs than "
+        f"the rule. The front is at least as good as **{known} of {len(presets)}** rules on the calibration prompts "
+        f"(it is searched from them), as **{held}** on held-out prompts and noise, for {surely} of them surely (paired "
+        "95 % intervals)."
+    )
     lines = [
         f"# Published rules on {model}",
         "",
-        f"`python benchmarks/presets.py {model}`: {len(presets)} published rules as schedule files, run as published, and the",
-        f"front of {len(search.state.archive)} schedules that a search of {', '.join(SPACES[model])} has tried. Compared is the",
-        "schedule of the front with the least drift on calibration prompts at no more MACs than the rule. The front is at",
-        f"least as good as **{known} of {len(presets)}** rules on the calibration prompts (it is searched from them), as",
-        f"**{held}** on held-out prompts and noise, for {surely} of them surely (paired 95 % intervals).",
+        textwrap.fill(summary, 118, break_on_hyphens=False),
         "",
         f"![Drift over MACs](../../images/presets_{model}.png)",
         "",
