@@ -6,7 +6,7 @@ from search.schedule import Schedule
 
 
 class Size(Cost):
-    """MiB of the denoiser's weights at their nominal bits, with scales; what a library really packs may differ."""
+    """MiB of the weights of all denoisers that run, at their nominal bits with scales; a library may pack otherwise."""
 
     key, unit = "size", "MiB"
 
@@ -14,4 +14,4 @@ class Size(Cost):
         return costs.size(schedule) / 2**20
 
     def worst(self, costs: Costs) -> float:
-        return costs.weight_bytes / 2**20
+        return costs.all_weight_bytes / 2**20

@@ -14,6 +14,7 @@ GROUPS = {
     "prompts": "calibration and held-out prompts; prompts.calibration=<text file>",
     "budget": "when to stop: budget.evaluations=, budget.minutes=, budget.block_executions=",
     "compute": "where to run: compute.device=cuda compute.threads=8",
+    "experiment": "a published search with its own space, engine and budget; +experiment=ecad model=pixart",
 }
 EXAMPLES = (
     "python -m search +space=cache model=pixart",
@@ -69,14 +70,16 @@ def normalise(overrides: list[str]) -> list[str]:
     """`x=y`, `+x=y` and `++x=y` mean the same for a group x; without a space the default one is meant.
 
     Hydra appends `+space` only while `space` is absent from its defaults list: so it is in conf/search.yaml. The
-    other groups are in that list, and there Hydra refuses the plus.
+    other groups are in that list, and there Hydra refuses the plus. An experiment is appended, and brings its space.
     """
+    said = [override.lstrip("+").partition("=") for override in overrides]
+    named = {group for group, equals, _ in said if equals}
+    appended = {"experiment"} | ({"space"} if "experiment" not in named else set())
     found = []
-    for override in overrides:
-        plain = override.lstrip("+")
-        group, equals, _ = plain.partition("=")
-        found.append(("+" if group == "space" else "") + plain if equals and group in GROUPS else override)
-    return found if any(a.startswith("+space=") for a in found) else [*found, f"+space={DEFAULT_SPACE}"]
+    for override, (group, equals, option) in zip(overrides, said, strict=True):
+        plain = ("+" if group in appended else "") + group + equals + option
+        found.append(plain if equals and group in GROUPS else override)
+    return found if named & {"space", "experiment"} else [*found, f"+space={DEFAULT_SPACE}"]
 
 
 def composed(overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:

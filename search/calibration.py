@@ -1,7 +1,7 @@
 """What one teacher pass tells: costs of every node, and how much each node changes from step to step."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,9 +13,10 @@ from search.schedule import Schedule
 from search.schedule.bits import is_layer, packed_bytes, shape_of
 from search.schedule.forecast import newton_weights
 from search.schedule.format import FormatPart
+from search.schedule.gates import ASK, Gate
 from search.schedule.guidance import KEPT, flow, is_narrow, last_use
 from search.schedule.nodes import ROOT, Node, Tree
-from search.schedule.plan import ABSENT, OFF
+from search.schedule.plan import OFF, OWN, history
 from search.schedule.values import leaves, nbytes
 
 FULL = 16  # bits of what is not rounded, whatever type it runs in
@@ -23,7 +24,7 @@ FULL = 16  # bits of what is not rounded, whatever type it runs in
 
 @dataclass(frozen=True)
 class Costs:
-    """Cost tables of one denoiser for one picture (both CFG halves).
+    """Cost tables of one denoiser for one picture (both CFG halves); of a gate's steps G the worst case.
 
     `component_macs` are what each component and each block costs beyond what lies in it, `value_bytes` the size of
     each node's value; `floor_macs` is what a denoiser call costs outside of the blocks; `milliseconds` holds `run`
@@ -32,6 +33,8 @@ class Costs:
 
     `layer_macs` of one call, `layer_shapes` (outputs, inputs of one output) and `layer_bytes` (weight, bias) are per
     linear layer and convolution, by full name; `weight_bytes` is all of the denoiser's parameters as they are.
+
+    `others` are the tables of the other denoisers that schedules may run at some steps, by letter.
     """
 
     steps: int
@@ -43,6 +46,8 @@ class Costs:
     layer_shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     layer_bytes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     weight_bytes: int = 0
+    gates: Mapping[str, Sequence[float]] = field(default_factory=dict)  # see `measured`
+    others: Mapping[str, "Costs"] = field(default_factory=dict)
 
     @cached_property
     def call_macs(self) -> int:
@@ -68,7 +73,8 @@ class Costs:
         computed = self._computed(schedule)
         executed = sum(m * computed(name) for name, m in self.component_macs.items())
         elided = sum(macs for form, macs in self._rounded(schedule) if form.elided)
-        return round(executed + self.floor_macs * computed(ROOT) - elided)
+        others = sum(self._other(letter).call_macs * times for letter, times in self.stitched(schedule).items())
+        return round(executed + self.floor_macs * computed(ROOT) - elided + others)
 
     def bops(self, schedule: Schedule) -> int:
         """Bit operations of one picture: executed MACs times weight bits times activation bits, 16 by 16 unrounded."""
@@ -83,10 +89,13 @@ class Costs:
         return self.teacher_macs * FULL * FULL
 
     def size(self, schedule: Schedule) -> int:
-        """Bytes of the denoiser's weights: rounded ones at their nominal bits, elided layers as 16-bit tables."""
+        """Bytes of the weights of all denoisers that run: rounded at their nominal bits, elided as 16-bit tables."""
         if not self.weight_bytes:
             raise ValueError("weights were not counted; make the tables with count_costs")
-        total = self.weight_bytes
+        total = sum(self._other(letter).weight_bytes for letter in self.stitched(schedule))
+        if OWN not in (schedule.plan.at or OWN):
+            return total
+        total += self.weight_bytes
         for name, form in schedule.bits.items():
             (outputs, inputs), (weight, bias) = self._known(name, self.layer_shapes), self.layer_bytes[name]
             if form.elided:
@@ -94,6 +103,11 @@ class Costs:
             else:
                 total += packed_bytes(form, outputs, inputs) - weight
         return total
+
+    @property
+    def all_weight_bytes(self) -> int:
+        """Of the denoiser and all others."""
+        return self.weight_bytes + sum(costs.weight_bytes for costs in self.others.values())
 
     def _rounded(self, schedule: Schedule) -> list[tuple[FormatPart, float]]:
         """Format and executed full-precision MACs of each layer that has one."""
@@ -119,8 +133,39 @@ class Costs:
         return [1.0 if kind == "C" else 0.5 for kind in branch or "C" * (schedule.steps or 0)]
 
     def _computed(self, schedule: Schedule) -> Callable[[str], float]:
-        """How many times the whole batch runs through a node."""
-        tokens, share = schedule.plan.tokens, self.share(schedule)
+        """How many times the whole batch runs through a node, through groups in the worst case or as measured."""
+        share, plain = self.share(schedule), self._planned(schedule)
+        groups = {block: self._times(gate, share) for gate in schedule.gates for block in gate.blocks}
+        return lambda name: groups[block] if (block := name.partition(":")[0]) in groups else plain(name)
+
+    def _times(self, gate: Gate, share: Sequence[float]) -> float:
+        measured = self.gates.get(gate.name, gate.worst(share))
+        ran = zip(gate.tokens, measured, share, strict=True)
+        return sum(part * (1 if token == OFF else done) for token, done, part in ran if token in (OFF, ASK))
+
+    def measured(self, gates: Mapping[str, Sequence[float]]) -> "Costs":
+        """The same tables where these groups were computed by this share of pictures at each step [T]."""
+        return replace(self, gates=gates)
+
+    def stitched(self, schedule: Schedule) -> dict[str, float]:
+        """How many times the whole batch runs through each of the other denoisers that the schedule names."""
+        found: dict[str, float] = {}
+        for letter, token, part in zip(
+            schedule.plan.at, schedule.plan.tokens[ROOT], self.share(schedule), strict=False
+        ):
+            if letter != OWN:
+                found[letter] = found.get(letter, 0) + part * (token == OFF)
+        return found
+
+    def _other(self, letter: str) -> "Costs":
+        if letter not in self.others:
+            known = ", ".join(self.others) or "none"
+            raise ValueError(f"models.names.{letter} was not counted; the tables have other denoisers: {known}")
+        return self.others[letter]
+
+    def _planned(self, schedule: Schedule) -> Callable[[str], float]:
+        tokens, at = schedule.plan.tokens, schedule.plan.at
+        share = [part if not at or at[t] == OWN else 0.0 for t, part in enumerate(self.share(schedule))]
         if set(share) <= {1.0}:
             return lambda name: tokens[name].count(OFF)
         return lambda name: sum(part for token, part in zip(tokens[name], share, strict=True) if token == OFF)
@@ -134,7 +179,8 @@ class Costs:
     @property
     def teacher_latency(self) -> float:
         kinds = list(self.kinds.values())
-        return float(np.dot([1, self.steps, *(self.steps * n for n in kinds)], list(self.milliseconds.values())))
+        counts = [1, self.steps, *(self.steps * n for n in kinds), *(0 for _ in self.others)]
+        return float(np.dot(counts, list(self.milliseconds.values())))
 
     @cached_property
     def kinds(self) -> dict[str, int]:
@@ -157,54 +203,63 @@ class Costs:
         return {name: m / means[kinds[name]] if means[kinds[name]] else 1.0 for name, m in macs.items()}
 
     def features(self, schedule: Schedule) -> list[float]:
-        """What latency is linear in: 1, denoiser calls, computed components of each kind; half batches are halves."""
+        """What latency is linear in: 1, calls, computed components of each kind, calls of each of the other denoisers.
+
+        Half batches are halves.
+        """
         computed = self._computed(schedule)
         counts: dict[str, float] = dict.fromkeys(self.kinds, 0)
         for name, part in self._parts.items():
             counts[name.rpartition(":")[2]] += part * computed(name)
-        return [1, computed(ROOT), *counts.values()]
+        stitched = self.stitched(schedule)
+        return [1, computed(ROOT), *counts.values(), *(stitched.get(letter, 0) for letter in self.others)]
+
+    @property
+    def timed(self) -> list[str]:
+        """What the features beyond the first two are about: component kinds, `model S`, ..."""
+        return [*self.kinds, *(f"model {letter}" for letter in self.others)]
 
     def peak_bytes(self, schedule: Schedule) -> int:
-        """Peak bytes of kept values; equals what the applied schedule reports for a batch of one picture."""
-        plan = schedule.plan
-        if (guidance := schedule.guidance) and is_narrow(guidance.branch):
-            return self._peak_of_halves(schedule, guidance.branch or "")
-        uses = {name: plan.last_use(name) for name in plan.planned()}
-        order = [n for n in _execution(plan.tree) if n in uses]
-        alive = {name: 0 for name in order}
-        kept: dict[str, list[int]] = {name: [] for name in order}
+        """Peak bytes of kept values; equals what the applied schedule reports for a batch of one picture.
+
+        Of groups whose gates are asked it is a bound: as if they had computed at every step at which they may, and
+        kept all streams of a signal. A signal of the denoiser's input is taken to be as large as its output.
+        """
+        held = self._held(schedule)
         now = peak = 0
-        for step in range(plan.steps):
-            for name in order:
-                token, size = plan.tokens[name][step], self.value_bytes[name]
-                if token == OFF and uses[name].get(step, -1) > step:
-                    kept[name].append(step)
-                elif token not in (OFF, ABSENT, "S"):
-                    kept[name] = [s for s in kept[name] if uses[name][s] > step]
-                now += (len(kept[name]) - alive[name]) * size
-                alive[name] = len(kept[name])
+        for step in range(schedule.plan.steps):
+            for size, counts in held:
+                now += (counts[step] - (counts[step - 1] if step else 0)) * size
                 peak = max(peak, now)
         return peak
 
-    def _peak_of_halves(self, schedule: Schedule, branch: str) -> int:
-        """The same where some steps compute one half of the batch: the halves and their difference are kept apart."""
-        plan = schedule.plan
-        names = {ROOT, *plan.planned()}
-        halves = [(name, half) for name in _execution(plan.tree) if name in names for half in KEPT]
-        uses = {(name, half): last for name in names for half, last in last_use(plan, name, branch).items()}
-        flows = {(name, half): flow(name, plan.tokens[name], branch, half) for name, half in halves}
-        kept: dict[tuple[str, str], list[int]] = {key: [] for key in halves}
-        now = peak = 0
-        for step in range(plan.steps):
-            for key in halves:
-                (computes, needs), before = flows[key], len(kept[key])
-                if computes[step] and step in uses[key]:
-                    kept[key].append(step)
-                if needs[step]:
-                    kept[key] = [s for s in kept[key] if uses[key][s] > step]
-                now += (len(kept[key]) - before) * self.value_bytes[key[0]] // 2
-                peak = max(peak, now)
-        return peak
+    def _held(self, schedule: Schedule) -> list[tuple[int, list[int]]]:
+        """Of all that is kept, in the order of execution: its bytes, and how many there are after each step.
+
+        Where some steps compute one half of the batch, the halves and their difference are kept apart.
+        """
+        plan, branch = schedule.plan, schedule.guidance.branch if schedule.guidance else None
+        narrow = branch if is_narrow(branch) else None
+        names = {*plan.planned(), *([ROOT] if narrow else [])}
+        gates = {gate.blocks[-1]: gate for gate in schedule.gates}
+        found: list[tuple[int, list[int]]] = []
+        for name in _execution(plan.tree):
+            size = self.value_bytes.get(name, 0)
+            if name in names and narrow:
+                uses = last_use(plan, name, narrow)
+                found += [(size // 2, _counts(uses[h], flow(name, plan.tokens[name], narrow, h)[1])) for h in KEPT]
+            elif name in names:
+                found.append((size, _counts(plan.last_use(name), [history(t) for t in plan.tokens[name]])))
+            if name in gates:
+                found += self._group_held(gates[name], plan.steps, narrow)
+        return found
+
+    def _group_held(self, gate: Gate, steps: int, narrow: str | None) -> list[tuple[int, list[int]]]:
+        measured = self.value_bytes[ROOT if gate.signal == "model_input" else gate.blocks[0]]
+        sizes = (measured, self.value_bytes[gate.blocks[-1]])
+        lanes = [[True] * steps] + ([[kind == "C" for kind in narrow]] if narrow else [])
+        held = [(size // len(lanes), gate.most_held(there)) for there in lanes for size in sizes]
+        return [(size, counts[i % 2 == 0]) for i, (size, counts) in enumerate(held)]
 
 
 def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], object]) -> Costs:
@@ -234,8 +289,9 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
             begun.append(counter.get_total_flops())
 
         def after(_: object, __: object, output: object, name: str = node.name, begun: list[int] = begun) -> None:
-            sizes[name] = nbytes(_plain(output))
-            counts[name] = (counter.get_total_flops() - begun.pop()) // 2
+            # the two branches of guidance may be two calls, with values of their own
+            sizes[name] = sizes.get(name, 0) + nbytes(_plain(output))
+            counts[name] = counts.get(name, 0) + (counter.get_total_flops() - begun.pop()) // 2
 
         removers += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
@@ -353,9 +409,21 @@ def record(
             for remover in removers:
                 remover.remove()
         for name, values in outputs.items():
-            stacked = torch.stack(values).double()
+            stacked = torch.stack(values).reshape(len(places), -1).double()  # calls of one step side by side
             grams[name] = (stacked @ stacked.T).cpu().numpy()
     return Drifts(grams, list(places))
+
+
+def _counts(uses: Mapping[int, int], needs: Sequence[int]) -> list[int]:
+    """How many values are kept after each step: `uses` says of those that are until when, `needs` which steps read."""
+    kept: list[int] = []
+    counts = []
+    for step, reads in enumerate(needs):
+        if reads:
+            kept = [source for source in kept if uses[source] > step]
+        kept += [step] if step in uses else []
+        counts.append(len(kept))
+    return counts
 
 
 def threshold_mask(reuse: np.ndarray, threshold: float, longest: int = 4) -> list[str]:

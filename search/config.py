@@ -67,7 +67,12 @@ class ModelConfig(TypedDict):
     height: NotRequired[Pixels]
     width: NotRequired[Pixels]
     dtype: NotRequired[Literal["float32", "float16", "bfloat16"]]
+    scheduler: NotRequired[str | None]
+    small: NotRequired[str | None]
     max_sequence_length: NotRequired[Annotated[int, whole(1, 4096)]]
+    num_frames: NotRequired[Annotated[int, whole(1, 10_000)]]
+    chunks: NotRequired[Annotated[int, whole(1, 10_000)]]
+    contract: NotRequired[dict[str, Any]]
 
 
 class _Strict(BaseModel):
@@ -123,6 +128,7 @@ class Config(_Strict):
     budget: Budget
     compute: Compute
     tracking: Tracking
+    begin: str = "seeds"  # searches of before this key was there resume
     refit: bool
     correct: bool
     seed: Seed

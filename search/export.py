@@ -7,6 +7,7 @@ out=schedule.json where to write; a folder for pick=all
 runs=runs         where the searches are
 """
 
+import json
 import math
 import re
 import shutil
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from search.result import COSTS, TENSORS, find_run, read_front
+from search.result import COSTS, TENSORS, applied_to, find_run, read_front
 
 DEFAULTS = {"run": "latest", "pick": "recommended", "out": "schedule.json", "runs": "runs"}
 CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*([-+.\deE]+)\s*")
@@ -157,15 +158,22 @@ def main(arguments: list[str]) -> int:
         return 2
     for path in written:
         print(path)
-    print(
-        "\nApply it:\n"
-        "    from diffusers import DiffusionPipeline\n"
-        "    from search import Schedule\n"
-        "    pipe = DiffusionPipeline.from_pretrained(...)\n"
-        f'    schedule = Schedule.load("{written[0]}")\n'
-        "    handle = schedule.apply(pipe)\n"
-        '    image = pipe("a prompt", **schedule.made["call"]).images[0]'
-    )
+    others = json.loads(written[0].read_text(encoding="utf-8")).get("models", {}).get("names", {})
+    loaded = [
+        f"    pipe_{k} = DiffusionPipeline.from_pretrained(...)  # {part.get('name', part['class'])}"
+        for k, part in others.items()
+    ]
+    lines = [
+        "\nApply it:",
+        "    from diffusers import DiffusionPipeline",
+        "    from search import Schedule",
+        "    pipe = DiffusionPipeline.from_pretrained(...)",
+        *loaded,
+        f'    schedule = Schedule.load("{written[0]}")',
+        f"    handle = schedule.apply({applied_to(others)})",
+        '    image = pipe("a prompt", **schedule.made["call"]).images[0]',
+    ]
+    print("\n".join(lines))
     return 0
 
 

@@ -68,8 +68,8 @@ def collect(search: "Search", stopped: str) -> Result:
     archive = list(state.archive.values())
     worst = [o.minimised(o.worst(state.costs)) for o in search.objectives.values()]
     front = thin([a["scores"] for a in archive], worst, MOST_ON_FRONT) if archive else []
-    rows = [archive[i]["x"] for i in front]
-    found = dict.fromkeys(_corrected(search, search.schedule(x), search.plain(x)) for x in rows)
+    picked = [archive[i] for i in front]
+    found = dict.fromkeys(_corrected(search, search.chosen(a), search.plain(a["x"])) for a in picked)
     found.pop(teacher, None)
     presets = {name: search.plain(x) for name, x in state.presets.items()}
     presets |= seeding.shorter_runs(target, search.model.shorter, SHORTER)

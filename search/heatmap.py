@@ -12,18 +12,22 @@ from matplotlib.patches import Patch
 from search.figures import BLUE, DPI, INK, ORANGE, PINK, SKY, SOFT, png, scores_line
 from search.result import Entry
 from search.schedule import Schedule
+from search.schedule.nodes import ROOT
+from search.schedule.plan import OFF, OWN
 
 ACTIONS = {
     "C": ("compute", BLUE),
     "R": ("reuse", "#F3DFB8"),
     "F": ("forecast", ORANGE),
     "S": ("skip", PINK),
+    "G": ("ask a gate", SKY),
     "-": ("not run", "#F4F5F7"),
 }
 BRANCHES = {
     "C": ("both branches", BLUE),
     "O": ("conditional only", SKY),
     "R": ("unconditional reused", "#F3DFB8"),
+    "A": ("unconditional approximated", ORANGE),
     "M": ("branches merged", PINK),
 }
 FULL = 16  # bits of a layer that is not rounded: what bit operations are counted with
@@ -59,6 +63,7 @@ def heatmap_png(entry: Entry) -> bytes:
     _draw(ax, image, [color for _, color in ACTIONS.values()], row)
     _name_rows(ax, groups, height)
     _name_steps(ax, schedule, steps)
+    _name_models(ax, schedule, order.index(ROOT))
     handles = [ACTIONS[codes[i]] for i in np.unique(image)]
     if guided:
         handles += _draw_guidance(figure.add_subplot(grid[0, 0], sharex=ax), schedule)
@@ -99,6 +104,14 @@ def _name_steps(ax: Axes, schedule: Schedule, steps: int) -> None:
     texts = [f"{i}\n{timesteps[i]:.0f}" if timesteps else str(i) for i in shown]
     ax.set_xticks(shown + 0.5, texts, fontsize=9)
     ax.set_xlabel("step, timestep" if timesteps else "step")
+
+
+def _name_models(ax: Axes, schedule: Schedule, row: int) -> None:
+    """At steps of another denoiser its letter, on the row of the denoiser."""
+    for t, letter in enumerate(schedule.plan.at):
+        if letter != OWN:
+            color = "white" if schedule.plan.tokens[ROOT][t] == OFF else INK
+            ax.text(t + 0.5, row + 0.5, letter, ha="center", va="center", fontsize=7, color=color)
 
 
 def _draw_guidance(ax: Axes, schedule: Schedule) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,12 @@ def read_front(folder: Path) -> dict[str, Any]:
             f"{folder / 'front.json'} is no complete JSON file ({error}); "
             f"write it again with: python -m search resume={folder.name}"
         ) from None
+
+
+def applied_to(others: Iterable[str]) -> str:
+    """What stands in `schedule.apply(…)`: the pipeline, and those of the other denoisers that a schedule names."""
+    brought = ", ".join(f'"{letter}": pipe_{letter}' for letter in others)
+    return f"pipe, models={{{brought}}}" if brought else "pipe"
 
 
 def find_run(run: str, root: Path) -> Path:

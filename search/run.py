@@ -4,7 +4,7 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,14 +22,16 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from torch import Tensor
 
-from search.calibration import Costs, count_costs
+from search.calibration import Costs
 from search.config import Config, read_prompts
 from search.engines.base import Engine, Start
 from search.evaluate.correct import Corrector
 from search.evaluate.evaluator import Evaluator, to_schedule
 from search.evaluate.fit import Fitter
 from search.evaluate.memo import Memo
+from search.evaluate.ranges import calibrated, static
 from search.evaluate.timing import calibrate
 from search.finish import finish
 from search.folders import new_run_folder
@@ -48,6 +50,7 @@ from search.spaces.joint import JointSpace
 log = logging.getLogger("search")
 BATCH = 24  # rows asked for at a time
 PROBED = 2  # prompts of the propagation rollouts
+RANGED = 8  # prompts that activation ranges are measured on
 
 
 @dataclass
@@ -96,7 +99,10 @@ class Search:
 
     def prepare(self, folder: Path) -> None:
         """Cost tables, the teacher, and either the folder's checkpoint or a new engine with its seeds."""
-        self.folder, self.checkpoint, target = folder, folder / "checkpoint.pkl", self.target
+        self.folder, self.checkpoint = folder, folder / "checkpoint.pkl"
+        if static(self.space):  # ranges of activations are measured before anything is decoded
+            self.target = self.model.target = calibrated(self.model, *self._first(RANGED))
+        target = self.target
         if self.checkpoint.exists():
             self.state = State.load(self.checkpoint)
             self.memo = Memo(self.folder / "memo.sqlite")
@@ -104,7 +110,7 @@ class Search:
             return
         genes = self.space.genes(target)  # a space that does not apply says so before anything is measured
         self.memo = Memo(self.folder / "memo.sqlite")
-        costs = count_costs(self.model.denoiser, target.tree, target.steps, self.model.once)
+        costs = self.model.costs()
         self.console.print(
             f"{target.tree.model_class}: {_blocks(target.tree.stacks)}, {target.steps} steps, "
             f"{costs.teacher_macs / 1e9:.2f} GMACs a picture; keeping every component's output takes "
@@ -121,7 +127,7 @@ class Search:
             genes,
             len(self.objectives),
             np.random.default_rng(self.config.seed),
-            proposals.seeds(),
+            proposals.begin(self.config.begin),
             np.array([o.minimised(o.worst(costs)) for o in self.objectives.values()]),
             proposals.methods(),
             proposals.table,
@@ -130,6 +136,9 @@ class Search:
         presets = proposals.presets()
         spent = probe.block_executions + self.evaluator.block_executions
         self.state = State(engine, costs, presets, spent)
+        self.note("running the published rules")
+        for row in presets.values():  # as published: the front is then nowhere behind them on these prompts
+            self._evaluate(row, plain=True)
         self.state.save(self.checkpoint)
 
     def loop(self) -> str:
@@ -193,8 +202,12 @@ class Search:
         """Fits corrections of reused values on the same prompts."""
         return Corrector(self.model, *self.evaluator.inputs[0])
 
-    def _evaluate(self, row: np.ndarray) -> list[float]:
-        schedule = self.schedule(row)
+    def chosen(self, entry: Mapping[str, Any]) -> Schedule:
+        """The schedule of an entry of the archive."""
+        return self.plain(entry["x"]) if entry["plain"] else self.schedule(entry["x"])
+
+    def _evaluate(self, row: np.ndarray, plain: bool = False) -> list[float]:
+        schedule = self.plain(row) if plain else self.schedule(row)
         fitter = vars(self).get("fitter")  # made when the first schedule asked for it
         ended = fitter.latents.get(schedule.digest) if fitter else None
         whole = len(self.evaluator.inputs) == 1  # the fit ran all of the prompts: there is nothing left to run
@@ -206,6 +219,7 @@ class Search:
                 "values": values,
                 "scores": scores,
                 "generation": self.state.generation,
+                "plain": plain,
             }
             # counted by candidate, not by what the memo happened to know: a resumed search counts the same
             share = self.state.costs.macs(schedule) / self.state.costs.block_macs
@@ -271,6 +285,11 @@ class Search:
             costs,
             self.memo,
         )
+
+    def _first(self, count: int) -> tuple[Any, Tensor]:
+        """Conditions and noise of the first calibration prompts."""
+        prompts = self.calibration[:count]
+        return self.model.encode(prompts), self.model.noise(self._seeds(len(prompts)))
 
     def _seeds(self, count: int) -> list[int]:
         return [self.config.prompts.seed + i for i in range(count)]

@@ -34,6 +34,7 @@ MOST_MERGED = 24  # rows taken along a front that has thousands
 MOST_SEEDS = 72  # all are evaluated before evolution begins
 PICKS = 5  # rows of each space that are combined with the other spaces' rows
 COMBINED = 32
+EVERY = (2, 3, 4, 5, 7, 10, 20)
 SWEEP = tuple(0.01 * 1.2**i for i in range(24))  # thresholds 0.01 to 0.66
 WIDTH = 16  # trajectories of the beam that seeds a cache; engine=beam takes twice as many
 DENSE = 3  # steps of the recorded run for each of the teacher's
@@ -140,11 +141,11 @@ class Proposals:
     def intervals(self) -> np.ndarray:
         """Recompute at every N-th step: all component kinds (FORA), all attentions, or one kind alone.
 
-        ECAD (arXiv:2506.15682) begins with schedules like these.
+        ECAD (arXiv:2506.15682) begins with schedules like these, and with these N.
         """
         kinds, steps = list(self.target.kinds), self.target.steps
         several = [kinds, [kind for kind in kinds if "attn" in kind], *([kind] for kind in kinds)]
-        every = [[OFF if t % n == 0 else "R" for t in range(steps)] for n in range(2, steps + 1)]
+        every = [[OFF if t % n == 0 else "R" for t in range(steps)] for n in EVERY if n <= steps]
         return self._stack(self._cached("intervals", [dict.fromkeys(those, t) for t in every for those in several]))
 
     def smoothcache(self) -> np.ndarray:
@@ -187,7 +188,7 @@ class Proposals:
     @cached_property
     def drifts(self) -> Drifts:
         """How the nodes' outputs change over the steps, from one teacher run."""
-        self.model.pipe.scheduler.set_timesteps(self.target.steps)
+        self.model.begin(*self.probe.inputs[0])
         axis = next((s.axis for s in self.parts.values() if hasattr(s, "axis")), "index")
         places = coordinates(self.model.pipe.scheduler, axis)
         return record(
@@ -218,7 +219,7 @@ class Proposals:
         """A run of the pipeline's own sampler with more steps than the teacher."""
         sampler = self.model.shorter(DENSE * self.target.steps)
         parts = {"steps": len(sampler["timesteps"]), "sampler": sampler}
-        with to_schedule(self.model, parts).apply(self.model.pipe):
+        with self.model.apply(to_schedule(self.model, parts)):
             return fit.record(self.model, *self.probe.inputs[0])
 
     @property

@@ -18,7 +18,9 @@ class Target:
     `model` and `sampler` are parts of a schedule file, ready to be joined with what a space decodes. `layers`
     are the denoiser's linear layers and convolutions by their full name, (outputs, inputs of one output) each, and
     `ranges` least and greatest values of their inputs where they were calibrated (search/evaluate/ranges.py).
-    `guidance` is the teacher's CFG scale, 1 without guidance.
+    `guidance` is the teacher's CFG scale, 1 without guidance. `others` are the smaller denoisers that may run instead
+    at some steps, the smallest first, as a schedule names them; `models` names the one of every step where that is
+    decided already, "" where it is the denoiser itself throughout.
 
     Genes of a step belong to a step of the *teacher's* grid. Where another space has moved the steps, `at`
     names for every step of this grid the teacher's step nearest in log-SNR, whose genes it takes.
@@ -33,6 +35,8 @@ class Target:
     guidance: float = 1.0
     teacher: "Target | None" = None
     ranges: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    models: str = ""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -66,11 +70,17 @@ class Target:
         return tuple(int(np.abs(theirs - place).argmin()) for place in own)
 
     def on(self, parts: Mapping[str, Any]) -> "Target":
-        """The same denoiser on the grid of decoded parts (`steps`, `sampler`)."""
+        """The same denoiser on the grid of decoded parts (`steps`, `sampler`), with their `models`."""
+        found = replace(self, models=parts["models"]["at"]) if "models" in parts else self
         if "sampler" not in parts:
-            return self
-        moved = replace(self, steps=parts.get("steps", self.steps), sampler=parts["sampler"])
+            return found
+        moved = replace(found, steps=parts.get("steps", self.steps), sampler=parts["sampler"])
         return replace(moved, teacher=self.teacher or self)
+
+    def stitched(self, at: str) -> dict[str, Any]:
+        """The part of a schedule that runs these denoisers, a letter per step; `{}` where it is one throughout."""
+        names = {letter: dict(part) for letter, part in self.others.items() if letter in at}
+        return {"models": {"names": names, "at": at}} if names else {}
 
     def schedule(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """The schedule file's content for parts that a space decoded."""

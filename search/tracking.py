@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.result import TENSORS, Entry, Result
+from search.result import TENSORS, Entry, Result, applied_to
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -193,6 +193,7 @@ def describe(result: Result) -> str:
         if {"speedup", "macs", "drift", "psnr", "ssim"} <= set(e.held_out)
     ]
     best = result.best
+    others = best.schedule.models.names if best.schedule.models else {}
     note = f"\n\n_{result.stopped}_" if result.stopped else ""
     return "\n".join(
         [
@@ -207,7 +208,7 @@ def describe(result: Result) -> str:
             "",
             "```python",
             "from search import Schedule",
-            f'handle = Schedule.load("{Path(result.file(best)).name}").apply(pipe)',
+            f'handle = Schedule.load("{Path(result.file(best)).name}").apply({applied_to(others)})',
             "```",
             "",
             f"`python -m search.export run={result.search_id} out=schedule.json`",

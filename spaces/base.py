@@ -28,7 +28,7 @@ class Space(ABC):
     """Decisions about how a denoiser is run. The zero row decodes to nothing, that is the bare pipeline."""
 
     key: ClassVar[str]
-    stage: ClassVar[int] = 2  # 0 moves the steps, 1 solves on them, 2 says what runs at each: the order of decoding
+    stage: ClassVar[int] = 2  # of decoding: 0 moves the steps, 1 solves on them or names denoisers, 2 what runs inside
     additive: ClassVar[bool] = False  # few enough levels to measure each alone, for dynamic and integer programs
 
     @abstractmethod

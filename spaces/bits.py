@@ -1,5 +1,6 @@
-"""Bits per layer: at which format each group of linear layers runs, and what is tabulated instead."""
+"""Bits per layer: at which format each group of layers runs, and what is tabulated instead."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -7,30 +8,38 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from search.schedule.bits import FORMATS, elidable, fit
+from search.schedule.bits import FORMATS, fit, seams
+from search.schedule.tables import elidable
 from search.spaces.base import Gene, Space
 from search.target import Target
 
 TIME = "time embedding"
 CROSS = ("attn2",)  # attentions whose keys and values come from elsewhere than their queries
+ENDS = ("conv_in", "conv_out")  # a UNet's first and last layer
 ROUNDED = tuple(name for name, form in FORMATS.items() if not form.elided)
+UNET = re.compile(r"((?:down_blocks|up_blocks)\.\d+|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.")
 
 
 @dataclass(frozen=True)
 class BitsSpace(Space):
-    """A format per group of linear layers in the blocks. Level 0 is full precision, level i is formats[i-1].
+    """A format per group of layers in the blocks. Level 0 is full precision, level i is formats[i-1].
 
     Layers of one input are one gene, as a library that runs them wants it: queries, keys and values of
     self-attention, keys and values of cross-attention. All layers outside of the blocks stay as they are
     (first and last layers are the most sensitive), but for one gene that tabulates the time embedding.
 
-    `protect` are patterns of layers in blocks that stay as they are, too (`transformer_blocks.0.*`). Genes are
-    about layers, not steps. Uniform rows and MixDQ's (arXiv:2405.17873) content layers are presets.
+    Of a UNet, all ResNets of a block are one gene, and so are its attentions and its samplers; the first and the
+    last layer are one with no less than 8 bits. With `split` convolutions that read a concatenation round its two
+    parts apart (Q-Diffusion, arXiv:2302.04304).
+
+    `protect` are patterns of layers that stay as they are, too (`transformer_blocks.0.*`). Genes are about layers,
+    not steps. Uniform rows and MixDQ's (arXiv:2405.17873) content layers are presets.
     """
 
     formats: tuple[str, ...] = ("w8a8d", "w4a8d", "w3a8d")
     protect: tuple[str, ...] = ()
     elide: bool = True
+    split: bool = True
     key: ClassVar[str] = "bits"
     additive: ClassVar[bool] = True
 
@@ -54,8 +63,8 @@ class BitsSpace(Space):
 
     def genes(self, target: Target) -> list[Gene]:
         """One per group of layers. ValueError where a pattern protects nothing, or nothing is left."""
-        levels = 1 + len(self.formats)
-        genes = [Gene(name, levels, _block(layers, target)) for name, layers in self.groups(target).items()]
+        groups = self.groups(target)
+        genes = [Gene(name, 1 + len(self._formats(layers)), _place(layers, target)) for name, layers in groups.items()]
         if self._elided(target):
             genes.append(Gene(TIME, 2, TIME))
         if not genes:
@@ -66,7 +75,7 @@ class BitsSpace(Space):
         return genes
 
     def groups(self, target: Target) -> dict[str, list[str]]:
-        """Layers in blocks that share an input, by their gene's name `transformer_blocks.0.attn1.to_q+to_k+to_v`."""
+        """Layers of one gene by its name: `transformer_blocks.0.attn1.to_q+to_k+to_v`, `down_blocks.0:resnets`."""
         for pattern in self.protect:
             if not any(fnmatchcase(name, pattern) for name in target.layers):
                 raise ValueError(
@@ -74,29 +83,33 @@ class BitsSpace(Space):
                     f"like {next(iter(target.layers), 'nothing')!r}"
                 )
         found: dict[tuple[str, ...], list[str]] = {}
-        for name in target.layers if self.formats else ():
-            guarded = any(fnmatchcase(name, pattern) for pattern in self.protect)
-            inside = target.tree.node_of(name).block >= 0
-            if inside and not guarded and not elidable(target.tree.model_class, name):
-                found.setdefault(self._tie(name, target), []).append(name)
-        return {
-            layers[0] + "".join("+" + other.rpartition(".")[2] for other in layers[1:]): layers
-            for layers in found.values()
-        }
+        for name in target.layers:
+            if (tie := _tie(name, target)) and not any(fnmatchcase(name, pattern) for pattern in self.protect):
+                found.setdefault(tie, []).append(name)
+        return {_name(layers): layers for layers in found.values() if self._formats(layers)}
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
-        """The bits part; `{}` where every layer is at full precision. Groups of a format divide the inputs."""
+        """The bits part; `{}` where every layer is at full precision. Groups of a format divide the inputs.
+
+        ValueError where a format is static and the target's ranges were not calibrated.
+        """
         levels = np.asarray(x, dtype=np.int64).tolist()
         groups, elided = self.groups(target), self._elided(target)
+        wanted: dict[str, str] = {}
+        for level, names in zip(levels, [*groups.values(), *([elided] if elided else [])], strict=True):
+            if level:  # the table comes last: it may take layers out of a group
+                wanted |= dict.fromkeys(names, "elided" if names is elided else self.formats[level - 1])
+        splits = seams(target.layers) if self.split else {}
         formats: dict[str, Any] = {}
         layers: dict[str, str] = {}
-        for level, names in zip(levels, [*groups.values(), *([elided] if elided else [])], strict=True):
-            for name in names if level else ():
-                wanted = "elided" if names is elided else self.formats[level - 1]
-                form, part = fit(wanted, target.layers[name][1])
-                formats[form] = part.model_dump(exclude_defaults=True)
-                layers[name] = form
-        return {"bits": {"formats": formats, "layers": layers}} if layers else {}
+        ranges: dict[str, list[list[float]]] = {}
+        for name, form in wanted.items():
+            layers[name], part = fit(form, target.layers[name][1], splits.get(name))
+            formats[layers[name]] = part.model_dump(exclude_defaults=True)
+            if part.static:
+                ranges[name] = _ranges(name, part.split is not None, target)
+        found = {"formats": formats, "layers": layers} | ({"ranges": ranges} if ranges else {})
+        return {"bits": found} if layers else {}
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
         """Every format everywhere, and MixDQ's split where there are formats of 8 and 4 weight bits."""
@@ -105,11 +118,11 @@ class BitsSpace(Space):
         found: dict[str, np.ndarray] = {}
         for level, name in enumerate(self.formats, 1):
             x = np.zeros(size, dtype=np.int64)
-            x[: len(groups)] = level
-            found[_label(name)] = x
+            x[: len(groups)] = [self._at_most(level, layers) for layers in groups.values()]
+            found[_label(name, any(UNET.match(layers[0]) for layers in groups.values()))] = x
         at = {FORMATS[name].weight: level for level, name in reversed([*enumerate(self.formats, 1)])}
-        if {8, 4} <= set(at):
-            content = [target.tree.node_of(layers[0]).component in ("attn2", "ff") for layers in groups.values()]
+        content = [target.tree.node_of(layers[0]).component in ("attn2", "ff") for layers in groups.values()]
+        if {8, 4} <= set(at) and any(content):
             x = np.zeros(size, dtype=np.int64)
             x[: len(groups)] = np.where(content, at[4], at[8])
             found["MixDQ-like: text and ff W4, rest W8"] = x
@@ -119,17 +132,67 @@ class BitsSpace(Space):
             found["time embedding tabulated"] = x
         return {name: x for name, x in found.items() if x.any()}
 
-    def _elided(self, target: Target) -> list[str]:
-        return [name for name in target.layers if self.elide and elidable(target.tree.model_class, name)]
+    @property
+    def static(self) -> bool:
+        """Whether the target's ranges have to be calibrated before anything is decoded."""
+        return any(FORMATS[name].static for name in self.formats)
 
-    @staticmethod
-    def _tie(name: str, target: Target) -> tuple[str, ...]:
-        """What layers of one gene have in common."""
-        parent, _, leaf = name.rpartition(".")
-        if leaf not in ("to_q", "to_k", "to_v"):
-            return (name,)
-        apart = leaf == "to_q" and parent.rpartition(".")[2] in CROSS
-        return (parent, str(target.layers[name][1]), "q" if apart else "")
+    def _formats(self, layers: Sequence[str]) -> list[str]:
+        """What a group may have; they stand first in the list of formats, which fall."""
+        return [name for name in self.formats if layers[0] not in ENDS or _bits(name)[0] >= 8]
+
+    def _at_most(self, level: int, layers: Sequence[str]) -> int:
+        """The level, or where the group may not have it its last one that rounds activations the same way."""
+        form, allowed = FORMATS[self.formats[level - 1]], self._formats(layers)
+        kind = (form.activation, form.static)
+        same = [i for i, name in enumerate(allowed, 1) if (FORMATS[name].activation, FORMATS[name].static) == kind]
+        return level if level <= len(allowed) else max(same, default=0)
+
+    def _elided(self, target: Target) -> list[str]:
+        found = [name for name in target.layers if self.elide and elidable(target.tree.model_class, name)]
+        if "add_embedding.linear_1" in target.layers:  # SDXL: the text enters what the blocks are given
+            found = [name for name in found if name.startswith("time_embedding.")]
+        return found
+
+
+def _tie(name: str, target: Target) -> tuple[str, ...] | None:
+    """What layers of one gene have in common; None for layers without one."""
+    if match := UNET.match(name):
+        return match[1], match[2]
+    if name in ENDS:
+        return ENDS
+    if target.tree.node_of(name).block < 0 or elidable(target.tree.model_class, name):
+        return None
+    parent, _, leaf = name.rpartition(".")
+    if leaf not in ("to_q", "to_k", "to_v"):
+        return (name,)
+    apart = leaf == "to_q" and parent.rpartition(".")[2] in CROSS
+    return (parent, str(target.layers[name][1]), "q" if apart else "")
+
+
+def _name(layers: Sequence[str]) -> str:
+    if match := UNET.match(layers[0]):
+        return f"{match[1]}:{match[2]}"
+    return layers[0] + "".join("+" + other.rpartition(".")[2] for other in layers[1:])
+
+
+def _place(layers: Sequence[str], target: Target) -> str:
+    """The genes of one block belong together."""
+    node = target.tree.node_of(layers[0])
+    if layers[0] in ENDS:
+        return "ends"
+    return f"block {node.block}" if len(target.tree.stacks) == 1 else f"{node.stack} {node.block}"
+
+
+def _ranges(name: str, split: bool, target: Target) -> list[list[float]]:
+    """Ranges of a layer's input on both sides of its split, or of the whole."""
+    if name not in target.ranges:
+        raise ValueError(
+            f"the range of {name}'s input was not calibrated, and a static format needs it; use dynamic formats, "
+            "space.bits.formats=[w8a8d,w4a8d], or search.evaluate.ranges.calibrated(model, …) as the target"
+        )
+    sides = [[float(low), float(high)] for low, high in target.ranges[name]]
+    return sides if split else [[min(low for low, _ in sides), max(high for _, high in sides)]]
 
 
 def _bits(name: str) -> tuple[int, int]:
@@ -137,10 +200,10 @@ def _bits(name: str) -> tuple[int, int]:
     return form.weight or 16, form.activation or 16
 
 
-def _label(name: str) -> str:
+def _label(name: str, unet: bool) -> str:
+    """`W4A8`; on a UNet, where it is that of Q-Diffusion, so called."""
     weight, activation = _bits(name)
-    return f"W{weight}" + (f"A{activation}" if activation < 16 else "")
-
-
-def _block(layers: Sequence[str], target: Target) -> str:
-    return f"block {target.tree.node_of(layers[0]).block}"
+    if unet and activation == 16:
+        return f"W{weight} weights only"
+    published = "Q-Diffusion " if unet and FORMATS[name].static else ""
+    return f"{published}W{weight}" + (f"A{activation}" if activation < 16 else "")

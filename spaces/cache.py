@@ -6,12 +6,24 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from search.schedule.guidance import settle
 from search.schedule.nodes import ROOT
-from search.schedule.plan import OFF, history
+from search.schedule.plan import OFF
 from search.spaces.base import Gene, Space
+from search.spaces.published import FASTER_CACHE, t_gates
 from search.target import Target
 
 GRANULARITIES = ("interval", "component", "block", "step")
+ACTIONS = (OFF, "R", "F1", "F2", "F3")  # by level
+DUAL = ("SD3Transformer2DModel",)  # whose attn2 is a second self-attention
+
+# Computed and reused steps in turn, of 28: the step masks of cache-dit 1.5.
+STEP_MASKS = {
+    "slow": (8, 1, 3, 2, 3, 2, 2, 2, 1, 3, 1),
+    "medium": (6, 1, 2, 3, 2, 3, 2, 3, 2, 3, 1),
+    "fast": (6, 1, 1, 3, 1, 4, 1, 5, 1, 4, 1),
+    "ultra": (4, 2, 1, 5, 1, 6, 1, 7, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -23,12 +35,13 @@ class CacheSpace(Space):
     - `step`: one action a step for the whole denoiser.
     - `interval` (default): that, and per step and component kind how many blocks are not computed and where
       the computed interval begins, plus one gene for reuse or forecast. The best of ECAD's free bit masks
-      (arXiv:2506.15682) are such intervals with noise.
+      (arXiv:2506.15682) are such intervals with noise. Components inside of other ones have no genes.
     - `block`: one action per step and block.
     - `component`: one action per step, block and component; with reuse alone this is ECAD's space.
 
-    FORA (arXiv:2407.01425), step caching, SmoothCache (arXiv:2411.10510) and TaylorSeer (arXiv:2503.06923)
-    are rows of `interval` and `component`.
+    FORA (arXiv:2407.01425), SmoothCache (arXiv:2411.10510), TaylorSeer (arXiv:2503.06923), PAB (arXiv:2408.12588),
+    the attention of FasterCache (arXiv:2410.19355) and of T-GATE (arXiv:2404.02747) are rows of `interval` and
+    `component`; step caching and cache-dit's step masks are rows of `interval` and `step`.
     """
 
     granularity: Literal["interval", "component", "block", "step"] = "interval"
@@ -57,21 +70,16 @@ class CacheSpace(Space):
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
         """The plan part; `{}` where all is computed. A forecast of more order than there is history is lowered."""
-        row = self._row(target)
+        row, kinds = self._row(target), self._kinds(target)
         table = np.asarray(x, dtype=np.int64).reshape(target.reference - 1, len(row)).tolist()
-        plan = {ROOT: [OFF]} | {node: [OFF] for node in self._nodes(target)}
-        computed = dict.fromkeys(plan, 1)
+        tokens: dict[str, list[str]] = {name: [OFF] for name in (ROOT, *self._nodes(target))}
         for at in target.at[1:]:  # the first step computes, whichever of the teacher's steps it stands for
             values = table[at - 1] if at else [0] * len(row)
-            wanted = self._step(dict(zip((name for name, *_ in row), values, strict=True)), target)
-            whole = self._action(wanted.pop(ROOT, 0), computed[ROOT])
-            plan[ROOT].append(whole)
-            computed[ROOT] += whole == OFF
-            for node in list(plan)[1:]:
-                token = self._action(wanted.get(node, 0), computed[node]) if whole == OFF else OFF
-                plan[node].append(token)
-                computed[node] += whole == OFF and token == OFF
-        rules = [[node, "".join(tokens)] for node, tokens in plan.items() if set(tokens) != {OFF}]
+            wanted = self._step(dict(zip((name for name, *_ in row), values, strict=True)), kinds)
+            for node, actions in tokens.items():
+                actions.append(ACTIONS[wanted.get(node, 0)])
+        plan = settle(tokens, target.tree, None)
+        rules = [[node, "".join(actions)] for node, actions in plan.items() if set(actions) != {OFF}]
         return {"plan": {"value": "out", "axis": self.axis, "rules": rules}} if rules else {}
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
@@ -89,12 +97,10 @@ class CacheSpace(Space):
         `tokens` has T actions under `denoiser` or under kind names (`attn1`); a missing name computes. None
         where this granularity has no genes for them.
         """
-        kinds = set(tokens) - {ROOT}
-        if (kinds and self.granularity in ("step", "block")) or (
-            ROOT in tokens and self.granularity in ("component", "block")
-        ):
+        kinds, known = set(tokens) - {ROOT}, self._names(target)
+        if not kinds <= known or (ROOT in tokens and self.granularity in ("component", "block")):
             return None
-        levels = {OFF: 0, "R": 1} | {f"F{k}": k + 1 for k in range(1, self.max_order + 1)}
+        levels = {action: level for level, action in enumerate(ACTIONS[: 2 + self.max_order])}
         if any(t not in levels for values in tokens.values() for t in values):
             return None
         rows = []
@@ -102,7 +108,7 @@ class CacheSpace(Space):
             actions = {name: levels[values[t]] for name, values in tokens.items()}
             if self.granularity == "interval" and len({actions[k] for k in kinds if actions[k]}) > 1:
                 return None  # one gene says reuse or forecast for all kinds of a step
-            rows.append([self._encode(name, actions, target) for name, *_ in self._row(target)])
+            rows.append([self._encode(name, top, actions) for name, top, _ in self._row(target)])
         return np.array(rows, dtype=np.int64).ravel()
 
     # One step's genes: their names and levels, what they mean, and how to write them.
@@ -115,45 +121,36 @@ class CacheSpace(Space):
             row = [(ROOT, actions, False)]
             if self.max_order:
                 row.append(("order", 1 + self.max_order, True))
-            for stack, kind in self._kinds(target):
-                blocks = target.tree.stacks[stack]
-                row += [
-                    (f"reused {stack}:{kind}", blocks + 1, True),
-                    (f"first {stack}:{kind}", blocks + 1, True),
-                ]
+            for name, blocks in self._kinds(target).items():
+                row.append((f"reused {name}", len(blocks) + 1, True))
+                if len(blocks) > 1:
+                    row.append((f"first {name}", len(blocks) + 1, True))
             return row
         return [(node, actions, False) for node in self._nodes(target)]
 
-    def _step(self, values: dict[str, int], target: Target) -> dict[str, int]:
+    def _step(self, values: dict[str, int], kinds: Mapping[str, Sequence[str]]) -> dict[str, int]:
         """Action level of every node that does not compute, from one step's genes."""
         if self.granularity != "interval":
             return values
         wanted = {ROOT: values[ROOT]}
         level = 1 + values.get("order", 0)
-        for stack, kind in self._kinds(target):
-            blocks = target.tree.stacks[stack]
-            reused = values[f"reused {stack}:{kind}"]
-            first = min(values[f"first {stack}:{kind}"], reused)
-            for block in [*range(first), *range(first + blocks - reused, blocks)]:
-                wanted[f"{stack}.{block}:{kind}"] = level
+        for name, nodes in kinds.items():
+            reused = values[f"reused {name}"]
+            first = min(values.get(f"first {name}", 0), reused)
+            left = first + len(nodes) - reused
+            wanted |= dict.fromkeys([*nodes[:first], *nodes[left:]], level)
         return wanted
 
-    def _encode(self, name: str, actions: dict[str, int], target: Target) -> int:
+    def _encode(self, name: str, levels: int, actions: dict[str, int]) -> int:
+        """The value of one gene of so many levels."""
         if name == ROOT:
             return actions.get(ROOT, 0)
         if name == "order":
             return max([0, *(actions[k] - 1 for k in actions if k != ROOT)])
         kind = name.rpartition(":")[2]
         if name.startswith("reused "):
-            return target.tree.stacks[name.split()[1].partition(":")[0]] if actions.get(kind) else 0
+            return levels - 1 if actions.get(kind) else 0
         return 0 if name.startswith("first ") else actions.get(kind, 0)
-
-    def _action(self, level: int, computed: int) -> str:
-        """The token of an action level, its order lowered to what `computed` values allow."""
-        order = min(level - 1, computed - 1)
-        token = OFF if level == 0 else "R" if order < 1 else f"F{order}"
-        assert history(token) <= computed
-        return token
 
     def _nodes(self, target: Target) -> list[str]:
         if self.granularity == "step":
@@ -162,15 +159,41 @@ class CacheSpace(Space):
         return [node.name for node in target.tree if node.kind == kind]
 
     @staticmethod
-    def _kinds(target: Target) -> list[tuple[str, str]]:
-        return [(stack.name, kind) for stack in target.tree.contract for kind in stack.components]
+    def _kinds(target: Target) -> dict[str, list[str]]:
+        """Nodes of one kind in one stack, in the order of its blocks, by `STACK:KIND`."""
+        found: dict[str, list[str]] = {}
+        for node in target.tree:
+            if node.kind == "component" and not node.nested:
+                found.setdefault(f"{node.stack}:{node.component}", []).append(node.name)
+        return found
+
+    def _names(self, target: Target) -> set[str]:
+        """The kinds that have genes."""
+        if self.granularity not in ("interval", "component"):
+            return set()
+        inside = self.granularity == "component"
+        return {node.component for node in target.tree if node.kind == "component" and (inside or not node.nested)}
 
     def _rules(self, target: Target) -> Iterator[tuple[str, dict[str, list[str]]]]:
-        steps = target.reference
+        steps, timesteps = target.reference, (target.teacher or target).timesteps
+        own, cross = _attention(target)
 
         def every(n: int, action: str = "R", first: int = 1) -> list[str]:
             return [OFF if t < first or (t - first + 1) % n == 0 else action for t in range(steps)]
 
+        def between(low: float, high: float, n: int, action: str = "R") -> list[str]:
+            """Every n-th step computes, and all whose timestep lies outside."""
+            reused = [t % n != 0 and low < timesteps[t] < high for t in range(steps)]
+            return [action if within else OFF for within in reused]
+
+        # every 2nd self-attention, every 3rd cross-attention: the pyramid's two steps that pictures have
+        yield "PAB", dict.fromkeys(own, between(100, 800, 2)) | dict.fromkeys(cross, between(100, 800, 3))
+        # the published weight 0.5 of the last change is a forecast half an interval ahead
+        yield FASTER_CACHE, dict.fromkeys(own, between(-1, 681, 2, "F1"))
+        for name, gate in t_gates(steps).items():
+            yield name, dict.fromkeys(cross, [OFF] * gate + ["R"] * (steps - gate))
+        for name, bins in STEP_MASKS.items():
+            yield f"SCM {name}", {ROOT: _stretched(bins, steps)}
         for n in (2, 3, 4, 5):
             yield f"FORA N={n}", dict.fromkeys(target.kinds, every(n))
         for n in (2, 3, 4):
@@ -180,3 +203,18 @@ class CacheSpace(Space):
                 # first_enhance = 2 or as many as the order needs
                 rule = every(n, f"F{order}", first=max(2, order + 1))
                 yield f"TaylorSeer N={n} O={order}", dict.fromkeys(target.kinds, rule)
+
+
+def _attention(target: Target) -> tuple[list[str], list[str]]:
+    """Component names of self-attention (joint attention counts), and of cross-attention."""
+    names = dict.fromkeys(node.component for node in target.tree if node.kind == "component")
+    dual = ("attn2",) if target.tree.model_class in DUAL else ()
+    own = [name for name in names if name.rpartition(".")[2] in ("attn", "attn1", *dual)]
+    return own, [name for name in names if name.rpartition(".")[2] == "attn2" and name not in own]
+
+
+def _stretched(bins: Sequence[int], steps: int) -> list[str]:
+    """Runs of computed and reused steps in proportion to `bins`; the first and the last step compute."""
+    ends = np.cumsum(bins)
+    tokens = [OFF if int(np.searchsorted(ends, t * ends[-1] / steps, "right")) % 2 == 0 else "R" for t in range(steps)]
+    return [OFF, *tokens[1:-1], OFF][:steps]

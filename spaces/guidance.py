@@ -6,11 +6,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from search.schedule.guidance import FULL, Guidance
+from search.schedule.guidance import FULL, GAIN, RADIUS, Guidance
+from search.schedule.plan import switches
 from search.spaces.base import Gene, Space
+from search.spaces.published import FASTER_CACHE, t_gates
 from search.target import Target
 
-BRANCHES = ("O", "R", "M")
+BRANCHES = ("O", "R", "M", "A")
+LOW, HIGH = (99, 901), (-1, 301)  # timesteps at which FasterCache weighs low and high frequencies, of 1000
 
 
 @dataclass(frozen=True)
@@ -18,13 +21,16 @@ class GuidanceSpace(Space):
     """Per step how the branches are computed, and which multiple of the teacher's guidance scale is used.
 
     The first of `branches` is level 1: O conditional half only (no guidance at this step), R the last unconditional
-    output again, M one pass on merged text states. Each halves the step's cost. `scales` are multiples of the
-    teacher's scale, level 1 and up. Adaptive Guidance (arXiv:2312.12487), guidance in a limited interval
-    (arXiv:2404.07724) and FasterCache's CFG reuse (arXiv:2410.19355; without its frequency weights) are rows.
+    output again, M one pass on merged text states, A the last difference of the halves again, whose frequencies
+    FasterCache weighs: times `gain` for every step A since both halves ran, the low ones early and the high ones late.
+    Each halves the step's cost. `scales` are multiples of the teacher's scale, level 1 and up. Adaptive Guidance
+    (arXiv:2312.12487), guidance in a limited interval (arXiv:2404.07724), FasterCache (arXiv:2410.19355) and the end
+    of guidance in T-GATE (arXiv:2404.02747) are rows.
     """
 
     scales: Sequence[float] = (0.5, 0.75, 1.25, 1.5)
     branches: Sequence[str] = BRANCHES
+    gain: float = GAIN
     key: ClassVar[str] = "guidance"
     additive: ClassVar[bool] = True
 
@@ -42,6 +48,8 @@ class GuidanceSpace(Space):
                     f"scales has {scale!r}; give multiples of the teacher's scale from 0 to 10, for example "
                     "space.guidance.scales=[0.5,1.5]"
                 )
+        if isinstance(self.gain, bool) or not isinstance(self.gain, int | float) or not 0 <= self.gain <= 2:
+            raise ValueError(f"gain is {self.gain!r}; give 0 to 2, for example space.guidance.gain=1.1")
         for name, values in (("branches", self.branches), ("scales", self.scales)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}={list(values)} names one twice; leave it out")
@@ -58,7 +66,7 @@ class GuidanceSpace(Space):
                 "1, for example model.guidance_scale=4, or leave the space guidance out"
             )
         try:
-            Guidance.of(target.guidance, None, "".join(self.branches), target.tree.model_class, target.steps)
+            Guidance.of(target.tree, target.steps, target.guidance, branch="".join(self.branches))
         except ValueError as error:
             raise ValueError(f"{error}; for example space.guidance.branches=[O,R]") from None
         return [
@@ -68,21 +76,25 @@ class GuidanceSpace(Space):
         ]
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
-        """The guidance part; `{}` where it is the teacher's own. R before anything was computed is C."""
+        """The guidance part; `{}` where it is the teacher's own. R and A before both halves of a model ran are C."""
         row = self._row()
         table = np.asarray(x, dtype=np.int64).reshape(target.reference, len(row))
         call, scale, branch = target.guidance, [], ""
-        for at in target.at:
+        full, barriers = False, switches(target.models)
+        for step, at in enumerate(target.at):
             values = dict(zip((name for name, _ in row), table[at].tolist(), strict=True))
             kind = (FULL, *self.branches)[values.get("branch", 0)]
-            if kind == "R" and FULL not in branch:
+            full &= step not in barriers
+            if kind in "RA" and not full:
                 kind = FULL
+            full |= kind == FULL
             branch += kind
             multiple = (1.0, *self.scales)[values.get("scale", 0)]
             scale.append(call if kind == "O" else call * multiple)
         found: dict[str, Any] = {"call": call}
         found |= {"scale": scale} if set(scale) != {call} else {}
         found |= {"branch": branch} if set(branch) != {FULL} else {}
+        found |= {"approximate": self._weights(branch, target)} if "A" in branch else {}
         return {"guidance": found} if len(found) > 1 else {}
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
@@ -98,11 +110,28 @@ class GuidanceSpace(Space):
             FULL if steps // 4 <= t < steps - steps // 4 else "O" for t in range(steps)
         ]
         rules["CFG reuse every 2nd step"] = ["R" if t % 2 else FULL for t in range(steps)]
+        timesteps = (target.teacher or target).timesteps
+        rules[FASTER_CACHE] = ["A" if t % 5 and timesteps[t] < 641 else FULL for t in range(steps)]
+        for name, gate in t_gates(steps).items():
+            rules[name] = ["O" if t >= gate else FULL for t in range(steps)]
         found: dict[str, np.ndarray] = {}
         for name, branch in rules.items():
             if set(branch) <= {FULL, *self.branches} and set(branch) != {FULL}:
                 found[name] = self._levels(branch)
         return found
+
+    def _weights(self, branch: str, target: Target) -> dict[str, Any]:
+        """The weights of the difference, which grow from one step A to the next until both halves run again."""
+        low, high, weights = [], [], {LOW: 1.0, HIGH: 1.0}
+        for kind, timestep in zip(branch, target.timesteps, strict=True):
+            if kind == FULL:
+                weights = {LOW: 1.0, HIGH: 1.0}
+            for (first, last), weight in weights.items():
+                if kind == "A" and first < timestep < last:
+                    weights[first, last] = weight * self.gain
+            low.append(weights[LOW] if kind == "A" else 1.0)
+            high.append(weights[HIGH] if kind == "A" else 1.0)
+        return {"low": low, "high": high, "radius": RADIUS}
 
     def _row(self) -> list[tuple[str, int]]:
         """One step's genes and their levels."""

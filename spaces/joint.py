@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from search.schedule.forecast import newton_weights
+from search.schedule.gates import undecided
 from search.schedule.guidance import settle
 from search.schedule.nodes import ROOT, Tree
 from search.schedule.plan import OFF, Tokens, format_actions, history, parse_actions
@@ -20,8 +21,8 @@ class JointSpace(Space):
     Spaces decode in the order of their stage: where timesteps move, the others decode on the moved grid and take
     for every step the genes of the teacher's step nearest in log-SNR (`Target.at`). Actions of several spaces on
     one node are laid over each other, a skip over all else; what then reads a value that is no longer computed is
-    lowered; a wholly reused step of a solver table is folded into the table and vanishes. So dead genes leave no
-    trace in the schedule, and equal behaviour has one digest.
+    lowered, also where another denoiser takes over; a wholly reused step of a solver table is folded into the table
+    and vanishes. So dead genes leave no trace in the schedule, and equal behaviour has one digest.
     """
 
     def __init__(self, spaces: Sequence[Space]) -> None:
@@ -58,7 +59,8 @@ class JointSpace(Space):
             target = target.on(found)
         if plans:
             branch = parts.get("guidance", {}).get("branch")
-            parts |= _plan(_overlay(plans, target), target.tree, _axis(plans), branch)
+            tokens = undecided(_overlay(plans, target), parts.get("gates", ()), target.tree)
+            parts |= _plan(tokens, target.tree, _axis(plans), branch, target.models)
         return folded(parts, target)
 
     def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> np.ndarray | None:
@@ -69,12 +71,12 @@ class JointSpace(Space):
         return None
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
-        """The presets of every space, the other spaces off."""
-        return {
-            name: self.join({space.key: x}, target)
-            for space in self.spaces
-            for name, x in space.presets(target).items()
-        }
+        """The presets of every space, the other spaces off; presets of one name are parts of one rule."""
+        rows: dict[str, dict[str, np.ndarray]] = {}
+        for space in self.spaces:
+            for name, x in space.presets(target).items():
+                rows.setdefault(name, {})[space.key] = x
+        return {name: self.join(parts, target) for name, parts in rows.items()}
 
 
 def folded(parts: Mapping[str, Any], target: Target) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def folded(parts: Mapping[str, Any], target: Target) -> dict[str, Any]:
     tokens = rules.pop(ROOT, None)
     axis = found.get("plan", {}).get("axis", "index")
     forecasts = any(t[0] == "F" for actions in rules.values() for t in actions)
-    if not table or tokens is None or "guidance" in found or (forecasts and axis == "index"):
+    if not table or tokens is None or {"guidance", "gates"} & set(found) or (forecasts and axis == "index"):
         return found
     kept = [t for t, token in enumerate(tokens) if token == OFF]
     columns = _columns(tokens, _places(target, axis))
@@ -108,9 +110,11 @@ def folded(parts: Mapping[str, Any], target: Target) -> dict[str, Any]:
     if sampler.get("sigmas") is not None:
         sampler["sigmas"] = [sampler["sigmas"][t] for t in kept] + [sampler["sigmas"][-1]]
     found |= {"sampler": sampler, "steps": len(kept)}
+    at = "".join(target.models[t] for t in kept) if target.models else ""
+    found |= target.stitched(at)
     found.pop("plan")
     left = {name: tuple(actions[t] for t in kept) for name, actions in rules.items()}
-    return found | _plan(left, target.tree, axis, None)
+    return found | _plan(left, target.tree, axis, None, at)
 
 
 def _columns(tokens: Tokens, places: Sequence[float]) -> np.ndarray:
@@ -155,8 +159,8 @@ def _axis(plans: Sequence[Mapping[str, Any]]) -> str:
     return found[0] if found else "index"
 
 
-def _plan(tokens: Mapping[str, Tokens], tree: Tree, axis: str, branch: str | None) -> dict[str, Any]:
+def _plan(tokens: Mapping[str, Tokens], tree: Tree, axis: str, branch: str | None, at: str) -> dict[str, Any]:
     """A plan part of these actions, each lowered to what it can read; `{}` where all is computed."""
-    settled = settle(tokens, tree, branch) if tokens else {}
+    settled = settle(tokens, tree, branch, at) if tokens else {}
     rules = [[name, format_actions(actions)] for name, actions in settled.items() if set(actions) != {OFF}]
     return {"plan": {"value": "out", "axis": axis, "rules": rules}} if rules else {}

@@ -41,6 +41,7 @@ class SolverSpace(Space):
     correctors: bool = True
     fit: bool = True
     key = "solver"
+    stage = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_order <= MAX_ORDER:

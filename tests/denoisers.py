@@ -138,9 +138,10 @@ def run(pipe: Any, steps: int = 6, call: Callable[..., Any] | None = None) -> Te
     for i, t in enumerate(pipe.scheduler.timesteps):
         time = t / 1000 if isinstance(pipe.denoiser, FluxTransformer2DModel) else t
         arguments = given | {"timestep": time.expand(BATCH), "return_dict": False}
-        if call is None:
-            output = pipe.denoiser(latents, **arguments)[0]
-        else:
-            output = call(i, latents, **arguments)[0]
+        output = (call or _plain(pipe))(i, latents, **arguments)[0]
         latents = pipe.scheduler.step(output, t, latents, return_dict=False)[0]
     return latents
+
+
+def _plain(pipe: Any) -> Callable[..., Any]:
+    return lambda step, sample, **arguments: pipe.denoiser(sample, **arguments)

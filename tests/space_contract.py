@@ -42,7 +42,7 @@ class SpaceContract:
     def test_the_zero_row_gives_the_bytes_of_the_bare_pipeline(self, space, target, model):
         bare = model.stock(PROMPTS, [0, 1], output_type="latent")
         zero = np.zeros(len(space.genes(target)), dtype=int)
-        with self.schedule(space, target, zero).apply(model.pipe):
+        with model.apply(self.schedule(space, target, zero)):
             assert torch.equal(model.stock(PROMPTS, [0, 1], output_type="latent"), bare)
 
     def test_genes_have_distinct_names_and_an_off_level(self, space, target):
@@ -57,7 +57,7 @@ class SpaceContract:
         schedule = self.schedule(space, target, x)
         assert Schedule.from_dict(schedule.to_dict()) == schedule
         bare = model.stock(PROMPTS, [0, 1], output_type="latent")
-        with schedule.apply(model.pipe):
+        with model.apply(schedule):
             first = model.stock(PROMPTS, [0, 1], output_type="latent")
             second = model.stock(PROMPTS, [0, 1], output_type="latent")
         assert torch.isfinite(first).all()
@@ -68,7 +68,7 @@ class SpaceContract:
     @given(seed=st.integers(0, 2**32 - 1))
     def test_what_the_search_measures_is_what_the_stock_pipeline_does(self, space, target, model, seed):
         x = self.row(space, target, np.random.default_rng(seed))
-        with self.schedule(space, target, x).apply(model.pipe):
+        with model.apply(self.schedule(space, target, x)):
             own = model.sample(model.encode(PROMPTS), model.noise([0, 1]))
             stock = model.stock(PROMPTS, [0, 1], output_type="latent")
         assert torch.equal(own, stock)

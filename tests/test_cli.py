@@ -116,11 +116,11 @@ def test_mistakes_are_told_before_torch_is_imported(root: Path) -> None:
             "space=cach",
             "space=cach is no option. Did you mean cache? Available options: bits, cache, guidance, skip",
         ),
-        ("model=pixrt", "Did you mean pixart? Available options: pixart, pixart_alpha_1024"),
+        ("model=pixrt", "Did you mean pixart? Available options: dit, dit_xl_256"),
         ("objective=[drift,mac]", "Did you mean macs?"),
         (
             "engine=",
-            "engine= is no option. Available options: anneal, bayes, beam, dp",
+            "engine= is no option. Available options: anneal, autodiffusion, bayes, beam",
         ),
         ("space=", "space= is no option. Available options: bits, cache"),
         ("modle=pixart", "Did you mean model?"),

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from search.calibration import count_costs
 from search.schedule import Schedule, ScheduleError
-from search.schedule.apply import model_part
 from search.schedule.contracts import CONTRACTS, Contract
+from search.schedule.identity import model_part
 from search.schedule.nodes import Tree, blocks_of
 from search.schedule.values import leaves, mapped
 from tests.denoisers import BATCH, TINY, pipeline, run

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from search.engines.dp import Front, forecast_front, merge, reuse_front
+from search.engines.dp import Front, even_plans, forecast_front, merge, reuse_front
 
 
 def cases(most: int, axes: int = 2) -> st.SearchStrategy[tuple[np.ndarray, ...]]:
@@ -70,6 +70,52 @@ def test_forecast_front_is_the_best_of_all_plans(aggregation: str, case: tuple[n
         assert mask.sum() == k
         best = min(join(errors(m, weight, reuse, forecast)) for m in masks(len(weight)) if m.sum() == k)
         assert error == join(errors(mask, weight, reuse, forecast)) == best
+
+
+def gaps(mask: np.ndarray) -> np.ndarray:
+    """Steps from each compute to the next or to the end."""
+    return np.diff([*np.flatnonzero(mask), len(mask)])
+
+
+@pytest.mark.parametrize("aggregation", ["sum", "max"])
+@settings(max_examples=40, deadline=None)
+@given(case=cases(8), lengths=st.tuples(st.integers(1, 4), st.integers(1, 8)))
+def test_limits_of_length_are_kept_and_the_best_within_is_found(
+    aggregation: str, case: tuple[np.ndarray, np.ndarray], lengths: tuple[int, int]
+) -> None:
+    weight, reuse = case
+    join = JOINS[aggregation]
+    within = [m for m in masks(len(weight)) if gaps(m).min() >= lengths[0] and gaps(m).max() <= lengths[1]]
+    front = reuse_front(reuse, weight, aggregation, lengths)  # type: ignore[arg-type]
+    assert [mask.sum() for _, mask in front] == sorted({m.sum() for m in within})
+    for error, mask in front:
+        best = min(join(errors(m, weight, reuse)) for m in within if m.sum() == mask.sum())
+        assert error == join(errors(mask, weight, reuse)) == best
+        assert any((mask == m).all() for m in within)
+
+
+def test_cachequant_s_plan_of_14_steps_in_4_segments() -> None:
+    """Against brute force over all segmentations of two to eight steps each (interval 4: half to twice)."""
+    rng = np.random.default_rng(5)
+    for _ in range(5):
+        outputs = rng.normal(size=(14, 6)).cumsum(axis=0)
+        distance = np.abs(outputs[:, None] - outputs[None]).sum(axis=2)
+        found = next(m for m in even_plans(distance) if m.sum() == 4)
+        every = [m for m in masks(14) if m.sum() == 4 and gaps(m).min() >= 2 and gaps(m).max() <= 8]
+        best = min(every, key=lambda m: sum(errors(m, np.ones(14), distance)))
+        assert (found == best).all()
+
+
+def test_cachequant_has_a_plan_for_every_interval() -> None:
+    distance = np.abs(np.arange(20.0)[:, None] - np.arange(20.0))
+    plans = even_plans(distance)
+    assert [int(mask.sum()) for mask in plans] == [round(20 / i) for i in range(2, 21)]
+    assert np.flatnonzero(plans[2]).tolist() == [0, 4, 8, 12, 16]  # even outputs, even steps
+
+
+def test_lengths_are_not_for_lexicographic_minima() -> None:
+    with pytest.raises(ValueError, match="lengths are for sums and maxima; use aggregation sum or max"):
+        reuse_front(np.zeros((3, 3)), np.ones(3), "lexicographic", (1, 2))
 
 
 def test_ten_steps_of_real_numbers() -> None:

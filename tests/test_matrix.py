@@ -65,6 +65,14 @@ REFUSED |= {
     for name in SPACES
     if name not in ("guidance", "skip")
 }
+REFUSED |= {
+    (engine, name): f"{engine} reuses components, and .* reuses none"
+    for engine in ("cachequant", "intervals", "smoothcache")
+    for name in ("timesteps", "solver", "skip", "bits", "guidance", "timesteps+solver", "skip+guidance")
+} | {
+    (engine, "cache+bits"): f"{engine} reuses whole component kinds.*use space.cache.granularity=component"
+    for engine in ("cachequant", "intervals", "smoothcache")
+}
 DEAR = {("beam", "skip"), ("beam", "skip+guidance"), *((engine, "all") for engine in ENGINES)}
 PAIRS = [
     pytest.param(e, s, id=f"{e}-{s}", marks=[pytest.mark.slow] if (e, s) in DEAR else [])

@@ -14,6 +14,7 @@ from search.calibration import Costs, count_costs
 from search.evaluate.evaluator import to_schedule
 from search.objectives.bops import Bops
 from search.objectives.size import Size
+from search.schedule.bits import layers_of
 from search.spaces.bits import BitsSpace
 from tests.models import tiny_model
 
@@ -49,7 +50,9 @@ def test_layer_tables_by_hand():
     assert COSTS.layer_macs["transformer_blocks.0.attn2.to_k"] == 2 * 8 * 16 * 16  # 8 text tokens
     assert COSTS.layer_shapes[FF] == (16, 64)
     assert COSTS.layer_bytes[FF] == (16 * 64 * 4, 16 * 4)
-    assert {n: s for n, s in COSTS.layer_shapes.items()} == dict(TARGET.layers)
+    assert COSTS.layer_shapes == layers_of(MODEL.denoiser)
+    assert COSTS.layer_shapes["pos_embed.proj"] == (16, 4 * 2 * 2)
+    assert COSTS.layer_macs["pos_embed.proj"] == 2 * 16 * 16 * 16  # both halves, 4 x 4 patches
     inner = sum(m for n, m in COSTS.layer_macs.items() if n.startswith("transformer_blocks.1.ff."))
     assert inner == COSTS.component_macs["transformer_blocks.1:ff"]
 
@@ -145,7 +148,7 @@ def test_costs_without_tables_say_so():
     assert bare.bops(OFF) == bare.teacher_bops
     with pytest.raises(ValueError, match="weights were not counted; make the tables with count_costs"):
         bare.size(OFF)
-    with pytest.raises(ValueError, match="bits.layers.*net.2 was not counted; the tables have 0 linear layers"):
+    with pytest.raises(ValueError, match="bits.layers.*net.2 was not counted; the tables have 0 layers"):
         bare.bops(of(FF, weight=8))
 
 

@@ -140,7 +140,7 @@ def test_another_schedule_goes_on_where_the_first_did_the_same(first, other):
     assert torch.equal(ended.latents, whole(first)) and not torch.equal(ended.latents, whole(other))
 
 
-@pytest.mark.parametrize("branch", ["CCCOOO", "CCCRCR", "CCCCMC"])
+@pytest.mark.parametrize("branch", ["CCCOOO", "CCCRCR", "CCCCMC", "CCCARA"])
 def test_guidance_that_narrows_later_goes_on_from_full_steps(branch):
     rules = [["transformer_blocks.*:ff", "CCCRRR"], ["transformer_blocks.1", "CCCCRC"]]
     full, narrow = schedule(rules), schedule(rules, guidance={"call": 4.0, "branch": branch})

@@ -7,7 +7,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 
 from search import Schedule
-from search.schedule.apply import model_part
+from search.schedule.identity import model_part
 from search.schedule.nodes import ROOT, Tree
 from tests.test_schedule_apply import ByHand
 

@@ -13,8 +13,8 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, IPNDMScheduler, UNe
 from torch import Tensor
 
 from search import Schedule, ScheduleError
-from search.schedule.apply import denoiser_of, fingerprint, model_part
 from search.schedule.forecast import combine, newton_weights
+from search.schedule.identity import denoiser_of, fingerprint, model_part
 from search.schedule.nodes import ROOT, Tree
 from tests import tiny
 

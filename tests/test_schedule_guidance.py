@@ -1,6 +1,8 @@
 """Guidance per step: the stock pipeline under a schedule against loops by hand with explicit u and c."""
 
 import copy
+import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from search import Schedule, ScheduleError
 from search.calibration import count_costs
-from search.schedule import guidance as module
-from search.schedule.guidance import Guidance, settle
+from search.evaluate.evaluator import to_schedule
+from search.evaluate.partial import Partial, needs, path, sweep
+from search.schedule.guidance import Approximation, Guidance, settle
 from search.schedule.nodes import ROOT, Tree
 from search.spaces.cache import CacheSpace
 from tests import tiny
@@ -24,6 +27,7 @@ from tests.test_schedule_apply import ByHand
 CALL = 3.0
 BRANCHES = ["CCCOOO", "OOOOOO", "OCCCOO", "CRCRCR", "CRRORR", "MMMMMM", "CMCMRO", "OCMRCR"]
 SCALES = [3.0, 1.5, 0.0, 4.5, 1.0, 6.0]
+WEIGHTS = {"low": [1.0, 1.1, 0.7, 1.3, 0.9, 1.2], "high": [1.0, 0.8, 1.5, 1.3, 0.0, 0.5], "radius": 0.3}
 CACHES = {
     "components": [["transformer_blocks.*:*", "CCRCRC"]],
     "forecast": [["transformer_blocks.[0,2]:ff", "CCF1CCF1"], ["transformer_blocks.1:attn2", "CCSRCR"]],
@@ -34,13 +38,26 @@ CACHES = {
 }
 
 
-def planned(pipe, branch: str | None = None, scale: list[float] | None = None, rules=(), call=CALL) -> Schedule:
-    part = {"call": call, "scale": scale, "branch": branch}
+def planned(pipe, branch: str | None = None, scale: list[float] | None = None, rules=(), call=CALL, **more) -> Schedule:
+    part = {"call": call, "scale": scale, "branch": branch} | more
     return tiny.schedule(pipe, rules, guidance={k: v for k, v in part.items() if v is not None})
 
 
+def approximated(c: Tensor, difference: Tensor, low: float, high: float, radius: int) -> Tensor:
+    """c plus the difference, weighted around the centre of its shifted spectrum and outside, entry by entry."""
+    spectrum = torch.fft.fftshift(torch.fft.fft2(difference), dim=(-2, -1))
+    height, width = difference.shape[-2:]
+    for y in range(height):
+        for x in range(width):
+            near = (y - height // 2) ** 2 + (x - width // 2) ** 2 <= radius**2
+            spectrum[..., y, x] *= low if near else high
+    return c + torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).real
+
+
 @torch.no_grad()
-def by_hand(pipe, branch: str = "CCCCCC", scale: list[float] | None = None) -> Tensor:
+def by_hand(
+    pipe, branch: str = "CCCCCC", scale: list[float] | None = None, weights: dict[str, Any] = WEIGHTS
+) -> Tensor:
     """u and c are what the bare transformer gives; the formulas are those of the module's docstring."""
     scheduler, model = copy.deepcopy(pipe.scheduler), pipe.transformer
     scheduler.set_timesteps(6)
@@ -61,8 +78,14 @@ def by_hand(pipe, branch: str = "CCCCCC", scale: list[float] | None = None) -> T
         s = scale[i] if scale else CALL
         if branch[i] == "C":
             u, c = call(torch.cat([x, x]), torch.cat([empty, text]), torch.cat([empty_mask, mask])).chunk(2)
+            last = u - c, u
         else:
             c = call(x, empty + s * (text - empty) if branch[i] == "M" else text, mask)
+        if branch[i] == "A":
+            radius = int(weights["radius"] * 8)  # of 8 x 8 latents
+            u = approximated(c, last[0], weights["low"][i], weights["high"][i], radius)
+        elif branch[i] == "R":
+            u = last[1]
         output = c if branch[i] in "OM" else u + s * (c - u)
         x = scheduler.step(output.chunk(2, dim=1)[0], t, x).prev_sample
     return x
@@ -78,6 +101,82 @@ def test_the_stock_pipeline_does_what_a_loop_by_hand_does(branch):
     assert torch.equal(found, by_hand(pipe, branch)) and torch.equal(found, again)
     assert not torch.allclose(found, bare, rtol=1e-3)
     assert tiny.traces(pipe.transformer) == [] and torch.equal(tiny.run(pipe), bare)
+
+
+@pytest.mark.parametrize("scale", [None, SCALES])
+@pytest.mark.parametrize("branch", ["CAAAAA", "CACACA", "OCRAMA", "CCAOCA"])
+def test_approximated_steps_are_those_of_a_loop_by_hand(branch, scale):
+    pipe = tiny.pixart()
+    expected = by_hand(pipe, branch, scale)
+    with planned(pipe, branch, scale, approximate=WEIGHTS).apply(pipe) as handle:
+        found, again = tiny.run(pipe), tiny.run(pipe)
+        assert handle.memory.now == 0
+    assert (found - expected).norm() < 1e-5 * expected.norm() and torch.equal(found, again)
+    for other in (branch.replace("A", "R"), branch.replace("A", "O"), branch.replace("A", "C")):
+        assert not torch.allclose(found, by_hand(pipe, other, scale), rtol=1e-3)
+
+
+def test_weights_of_one_add_the_difference_and_of_zero_nothing():
+    pipe, ones = tiny.pixart(), {"low": [1.0] * 6, "high": [1.0] * 6, "radius": 0.2}
+    with planned(pipe, "CCAACA", approximate={"low": 1.0, "high": 1.0}).apply(pipe):
+        found = tiny.run(pipe)
+    expected = by_hand(pipe, "CCAACA", weights=ones)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    expected = by_hand(pipe, "CCOOCO")
+    with planned(pipe, "CCAACA", approximate={"low": 0.0, "high": 0.0}).apply(pipe):
+        assert torch.equal(tiny.run(pipe), expected)  # u = c
+
+
+@pytest.mark.parametrize("sides", [(8, 8), (10, 15), (7, 16), (3, 3)])
+def test_bands_are_those_of_diffusers(sides):
+    from diffusers.hooks.faster_cache import _split_low_high_freq
+
+    generator = torch.Generator().manual_seed(0)
+    c, difference = (torch.randn(2, 4, *sides, generator=generator) for _ in range(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.meshgrid, in there
+        low, high = _split_low_high_freq(difference)
+    theirs = c + torch.fft.ifft2(torch.fft.ifftshift(1.3 * low + 0.6 * high)).real
+    assert torch.allclose(Approximation((1.3,), (0.6,), 0.2).unconditional(0, c, difference), theirs, atol=1e-5)
+    halves = Approximation((1.3,), (0.6,), 0.2).unconditional(0, c.bfloat16(), difference.bfloat16())
+    assert halves.dtype == torch.bfloat16 and torch.allclose(halves.float(), theirs, atol=0.1)
+
+
+def test_the_whole_spectrum_is_low_at_a_large_radius_and_its_mean_alone_at_none():
+    difference = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    none = torch.zeros_like(difference)
+    mean = difference.mean((-2, -1), keepdim=True)
+    assert torch.allclose(Approximation((1.0,), (0.0,), 0.0).unconditional(0, none, difference), mean, atol=1e-6)
+    all_low = Approximation((2.0,), (0.0,), 1.0).unconditional(0, none, difference)
+    assert torch.allclose(all_low, 2 * difference, atol=1e-5)
+
+
+def test_t_gate_is_cross_attention_reused_and_guidance_off_from_one_step_on():
+    pipe = tiny.pixart()
+    expected = by_hand_gated(pipe, gate=2)
+    with planned(pipe, "CCOOOO", rules=[["transformer_blocks.*:attn2", "CC R*4"]]).apply(pipe):
+        found = tiny.run(pipe)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert not torch.allclose(found, by_hand(pipe, "CCOOOO"), rtol=1e-3)
+
+
+def by_hand_gated(pipe, gate: int) -> Tensor:
+    """Hooks on attn2: from the gate on its last conditional half, whatever it would compute."""
+    kept, calls = {}, [0]
+    removers = [pipe.transformer.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))]
+    for i, block in enumerate(pipe.transformer.transformer_blocks):
+
+        def after(module, given, output, i=i):
+            if calls[0] > gate:
+                return kept[i]
+            kept[i] = output.chunk(2)[1]
+
+        removers.append(block.attn2.register_forward_hook(after))
+    try:
+        return by_hand(pipe, "C" * gate + "O" * (6 - gate))
+    finally:
+        for remover in removers:
+            remover.remove()
 
 
 @pytest.mark.parametrize("branch", ["CCCCCC", "CRCRCR", "OCMRCR"])
@@ -151,16 +250,20 @@ class HalvesByHand(ByHand):
             kind, s = branch[self.step], scale[self.step]
             c = half("c", empty + s * (text - empty) if kind == "M" else text)
             u = half("u", empty) if kind == "C" else kept["u"][ROOT][-1][1] if kind == "R" else c
+            if kind == "C" and self.tokens[ROOT][self.step] == "C":
+                difference = u - c
+            if kind == "A":
+                u = c + 1.25 * difference
             output = c if kind in "OM" else u + s * (c - u)
             x = scheduler.step(output.chunk(2, dim=1)[0], t, x).prev_sample
         return x
 
 
-@pytest.mark.parametrize("branch", ["CCCCCC", "CCOCRO", "CCRRMC", "CCCOOO", "CCMROC"])
+@pytest.mark.parametrize("branch", ["CCCCCC", "CCOCRO", "CCRRMC", "CCCOOO", "CCMROC", "CCACAA", "CCAROA"])
 @pytest.mark.parametrize("name", CACHES)
 def test_with_caches_it_does_what_a_loop_by_hand_does(name, branch):
     pipe = tiny.pixart()
-    schedule = planned(pipe, branch, SCALES, CACHES[name])
+    schedule = planned(pipe, branch, SCALES, CACHES[name], approximate={"low": 1.25, "high": 1.25})
     hand = HalvesByHand(pipe, schedule.plan.tokens, "index")
     expected = hand.guided(branch, SCALES)
     executed = []
@@ -199,8 +302,9 @@ def raw(seed: int, granularity: str) -> tuple[dict[str, list[str]], np.ndarray]:
 
 def random_branch(seed: int) -> str:
     rng = np.random.default_rng(seed)
-    branch = "".join(rng.choice(list("CCORM"), 6))
-    return branch.replace("R", "C", 1) if "R" in branch and "C" not in branch[: branch.index("R")] else branch
+    branch = "".join(rng.choice(list("CCORMA"), 6))
+    first = min((branch.index(kind) for kind in "RA" if kind in branch), default=0)
+    return branch if "C" in branch[:first] else branch[:first] + "C" + branch[first + 1 :]
 
 
 def joined(seed: int, granularity: str) -> Schedule:
@@ -259,9 +363,36 @@ def test_the_last_unconditional_output_is_all_that_reuse_keeps():
     with planned(pipe, "CRCRCO").apply(pipe) as handle:
         tiny.run(pipe)
         assert handle.stats()["peak_bytes"] == 2 * 8 * 8 * 8 * 4  # u of two prompts
+    with planned(pipe, "CACACO").apply(pipe) as handle:
+        tiny.run(pipe)
+        assert handle.stats()["peak_bytes"] == 2 * 8 * 8 * 8 * 4  # u - c
+    with planned(pipe, "CRACAO").apply(pipe) as handle:
+        tiny.run(pipe)
+        assert handle.stats()["peak_bytes"] == 2 * 2 * 8 * 8 * 8 * 4
     with planned(pipe, "COCOCO").apply(pipe) as handle:
         tiny.run(pipe)
         assert handle.stats()["peak_bytes"] == 0
+
+
+def test_runs_that_share_a_beginning_share_the_difference():
+    """A full beginning and a narrow one, gone on with by weights of their own, are whole runs to the last bit."""
+    given = [
+        {"branch": "CCCAAC", "approximate": WEIGHTS},
+        {"branch": "CCCAAC", "approximate": WEIGHTS | {"radius": 0.1}},
+        {"branch": "CCCCAC", "approximate": {"low": 0.5, "high": 2.0}},
+        {"branch": "CCCRAC", "approximate": {"low": 0.5, "high": 2.0}},
+        {"branch": "CCCCCC"},
+    ]
+    schedules = [to_schedule(MODEL, {"guidance": {"call": 4.0} | part}) for part in given]
+    conditions, noise = MODEL.encode(["red apple"]), MODEL.noise([0])
+    swept = sweep(Partial(MODEL, conditions, noise, COSTS, needs(schedules)), schedules)
+    for schedule, latents in zip(schedules, swept.results, strict=True):
+        with schedule.apply(MODEL.pipe):
+            assert torch.equal(MODEL.sample(conditions, noise), latents)
+    assert swept.unshared == 30 and swept.executed == 6 + 2 + 3 + 3 + 2
+    paths = [path(schedule) for schedule in schedules]
+    # at step 3 both bands have one weight, and no radius matters
+    assert [a == b for a, b in zip(paths[0], paths[1], strict=True)] == [True, True, True, True, False, True]
 
 
 # What settles
@@ -331,6 +462,26 @@ def test_a_full_step_cannot_read_what_only_narrow_steps_computed():
         planned(pipe, "OCRCCC", rules=[["denoiser", "CRCRCR"]])
     with pytest.raises(ScheduleError, match="guidance.branch is R at step 1, but no C came before it"):
         planned(pipe, "ORCCCC")
+    with pytest.raises(ScheduleError, match="guidance.branch is A at step 2, but no C came before it"):
+        planned(pipe, "OMACCC")
+
+
+def test_weights_that_do_not_fit_are_refused():
+    pipe = tiny.pixart()
+    with pytest.raises(ScheduleError, match="guidance.approximate.high has 2 entries; 6 steps need 6"):
+        planned(pipe, "CACACA", approximate={"high": [1.0, 2.0]})
+    with pytest.raises(ScheduleError, match=r"guidance.approximate.radius is '2.0'"):
+        planned(pipe, "CACACA", approximate={"radius": 2.0})
+    with pytest.raises(ScheduleError, match=r"guidance.approximate.low.* is '1000.0'"):
+        planned(pipe, "CACACA", approximate={"low": 1000.0})
+
+
+def test_only_pictures_have_frequencies():
+    guidance = Guidance.of(TREE, 2, CALL, branch="CA")
+    with pytest.raises(
+        ScheduleError, match=r"branch is A after step 0, but the denoiser gives \[2, 64, 16\]; .* use C"
+    ):
+        guidance.difference(0, torch.zeros(2, 64, 16))
 
 
 @pytest.mark.parametrize("branch", ["CCCCCO", "CCCCCC"])
@@ -354,14 +505,20 @@ def test_one_call_per_half_is_refused():
             pipe.transformer(x, given, torch.tensor([500, 500]))
 
 
-def test_classes_that_are_not_known_to_guide_are_refused_by_name(monkeypatch):
-    pipe = tiny.pixart()
+def test_classes_that_are_not_known_to_guide_are_refused_by_name():
     with pytest.raises(ScheduleError, match="branch is M, but DiTTransformer2DModel has no text states to merge"):
         planned(tiny.dit(), "CCCCCM")
-    monkeypatch.setattr(module, "CONDITIONAL", {"DiTTransformer2DModel": 0})
-    with pytest.raises(ScheduleError, match="which half .* conditional for PixArtTransformer2DModel; known: DiT"):
-        planned(pipe, "CCCCCO")
-    planned(pipe, "CCCCCC")
+    flux = {
+        "format": "schedule/1",
+        "model": {
+            "class": "FluxTransformer2DModel",
+            "stacks": {"transformer_blocks": 2, "single_transformer_blocks": 2},
+        },
+        "steps": 2,
+    }
+    with pytest.raises(ScheduleError, match="which half .* conditional for FluxTransformer2DModel; known: DiT.*PixArt"):
+        Schedule.from_dict(flux | {"guidance": {"call": 3.0, "branch": "CO"}})
+    assert Schedule.from_dict(flux | {"guidance": {"call": 3.0, "branch": "CC"}}).guidance.is_off
 
 
 def test_a_merged_step_needs_text_states():
@@ -397,7 +554,7 @@ def test_all_arguments_are_halved_where_they_have_the_batch(kind):
             )
     assert torch.equal(found.sample, torch.cat([expected, expected]))
     assert type(found).__name__ == "Transformer2DModelOutput"
-    guide = Guidance.of(CALL, None, kind * 6, "PixArtTransformer2DModel", 6)
+    guide = Guidance.of(TREE, 6, CALL, branch=kind * 6)
     assert [len(v) for v in guide._half([mask, (mask,), mask[:1]], 4)] == [2, 1, 1]
 
 
@@ -430,3 +587,20 @@ def test_equal_behaviour_has_one_digest():
     a = planned(pipe, "CCCCOO", [3.0, 3.0, 3.0, 3.0, 1.0, 2.0])  # scales below O are dead
     assert a == planned(pipe, "CCCCOO") != planned(pipe, "CCCOOO")
     assert Schedule.from_dict(a.to_dict()) == a and a.to_dict()["guidance"] == {"call": 3.0, "branch": "CCCCOO"}
+
+
+def test_weights_that_nothing_uses_leave_no_trace():
+    pipe = tiny.pixart()
+    assert planned(pipe, "CCCCOO", approximate=WEIGHTS) == planned(pipe, "CCCCOO")
+    assert planned(pipe, "CCCCCC", approximate=WEIGHTS) == tiny.schedule(pipe)
+    a = planned(pipe, "CCCACA", approximate={"low": [0.0, 1.0, 2.0, 1.5, 3.0, 1.5], "high": 1.5, "radius": 0.3})
+    assert a == planned(pipe, "CCCACA", approximate={"low": 1.5, "high": 1.5}) != planned(pipe, "CCCACA")
+    assert a.to_dict()["guidance"] == {
+        "call": 3.0,
+        "branch": "CCCACA",
+        "approximate": {"low": 1.5, "high": 1.5},
+    }
+    default = planned(pipe, "CCCACA", approximate={"low": 1.1, "high": 1.1, "radius": 0.2})
+    assert planned(pipe, "CCCACA") == default == Schedule.from_dict(default.to_dict())
+    b = planned(pipe, "CACACA", approximate=WEIGHTS).to_dict()["guidance"]["approximate"]
+    assert b == {"low": [1.0, 1.1, 1.0, 1.3, 1.0, 1.2], "high": [1.0, 0.8, 1.0, 1.3, 1.0, 0.5], "radius": 0.3}

@@ -145,7 +145,7 @@ def test_wrong_arguments_say_what_to_type():
         BitsSpace(("w4g128", "w8"))
     with pytest.raises(ValueError, match=r"use space.bits.formats=\[w8\]"):
         BitsSpace(("w8", "w8"))
-    with pytest.raises(ValueError, match="protect has 'blocks.0', which matches none of 36 layers; they are called"):
+    with pytest.raises(ValueError, match=r"protect has 'blocks.0', which matches none of \d+ layers; they are called"):
         BitsSpace(protect=("blocks.0",)).genes(TARGET)
     with pytest.raises(ValueError, match=r"no genes on this PixArt.*space.bits.formats=\[w8a8d\]"):
         BitsSpace(formats=(), elide=False).genes(TARGET)

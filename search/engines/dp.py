@@ -14,12 +14,16 @@ Front = list[tuple[float, np.ndarray]]  # per number of computes 1..T: error, ma
 
 
 def reuse_front(
-    reuse: np.ndarray, weight: np.ndarray, aggregation: Literal["sum", "max", "lexicographic"] = "sum"
+    reuse: np.ndarray,
+    weight: np.ndarray,
+    aggregation: Literal["sum", "max", "lexicographic"] = "sum",
+    lengths: tuple[int, int] | None = None,
 ) -> Front:
     """For K = 1..T the least aggregate of weight[t] * reuse[s, t], s the last computed step before t.
 
     `reuse` [T, T], read where s < t; `weight` [T]; step 0 is always computed. `lexicographic` is the least
-    maximum, then the least second largest error, and so on; its error is the maximum. O(T^3) time.
+    maximum, then the least second largest error, and so on; its error is the maximum. `lengths` are the least and
+    the most steps from a compute to the next or to the end; then some K have no plan and are left out. O(T^3) time.
     """
     steps = len(weight)
     errors = _errors(reuse, weight, 2, "reuse")
@@ -37,6 +41,12 @@ def reuse_front(
     segment = np.zeros((steps, steps + 1), dtype=local.dtype)
     for s in range(steps - 1):
         segment[s, s + 2 :] = join.accumulate(local[s, s + 1 :])
+    if lengths:
+        if aggregation == "lexicographic":
+            raise ValueError("lengths are for sums and maxima; use aggregation sum or max")
+        least, most = lengths
+        apart = np.arange(steps + 1) - np.arange(steps)[:, None]
+        segment[(apart < least) | (apart > most)] = np.inf
     best = np.zeros((steps + 1, steps + 1), dtype=local.dtype)  # best[k, e]: k computes before e, the next one
     back = np.zeros((steps + 1, steps + 1), dtype=int)  # the last of them
     best[1, 1:] = segment[0, 1:]
@@ -47,6 +57,8 @@ def reuse_front(
             back[k, e], best[k, e] = k - 1 + place, options[place]
     front: Front = []
     for k in range(1, steps + 1):
+        if best[k, steps] == np.inf:
+            continue
         mask, e = np.zeros(steps, dtype=bool), steps
         for j in range(k, 0, -1):
             e = int(back[j, e])
@@ -55,6 +67,20 @@ def reuse_front(
         found = errors[last, np.arange(steps)][~mask]
         front.append((float(found.sum() if aggregation == "sum" else found.max(initial=0)), mask))
     return front
+
+
+def even_plans(distance: np.ndarray) -> list[np.ndarray]:
+    """CacheQuant's plans (arXiv:2503.01323), masks of computed steps [T], one for each interval I = 2..T that has one.
+
+    T/I computes, rounded, that cost the least sum of `distance` [T, T] from each step to the one it reuses, with
+    ceil(I/2) to 2I steps from one compute to the next. In the paper distances are L1, of the cached outputs.
+    """
+    steps = len(distance)
+    found = []
+    for interval in range(2, steps + 1):
+        front = reuse_front(distance, np.ones(steps), lengths=(-(-interval // 2), 2 * interval))
+        found += [mask for _, mask in front if mask.sum() == round(steps / interval)]
+    return found
 
 
 def forecast_front(

@@ -111,10 +111,15 @@ def _columns(space: Space, target: Target, seeds: np.ndarray) -> list[np.ndarray
     groups: dict[str, list[int]] = {}
     for index, gene in enumerate(genes):
         groups.setdefault(gene.group, []).append(index)
-    names = [f"step {t}" for t in range(target.steps)]
     highest = [gene.levels - 1 for gene in genes]
-    moved = any({"sampler", "steps", "fit"} & set(space.decode(row, target)) for row in (*seeds, highest))
-    if moved:
+    decoded = [space.decode(row, target) for row in (*seeds, highest)]
+    if any("gates" in parts for parts in decoded):
+        raise ValueError(
+            f"the beam extends trajectories that share their beginnings, and space {space.key} has gates, which decide "
+            "by what is denoised; use engine=nsga2"
+        )
+    names = [f"step {t}" for t in range(target.steps)]
+    if any({"sampler", "steps", "fit"} & set(parts) for parts in decoded):
         raise ValueError(
             f"the beam extends trajectories on the teacher's steps, and space {space.key} moves the steps or changes "
             "the solver; use engine=olss"

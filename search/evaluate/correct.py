@@ -14,7 +14,6 @@ from torch import Tensor
 
 from search.models.base import Model
 from search.schedule import Schedule
-from search.schedule.apply import Handle
 from search.schedule.corrections import SCALE, SHIFT, Affine, channel_dim, reused_steps
 
 RIDGE = 1e-2
@@ -38,7 +37,7 @@ class Corrector:
         if bare.digest not in self.known:
             fits = {name: Fit(name, self.ridge) for name in reused_steps(bare.plan)}
             if fits:
-                with Handle(bare._document, self.model.pipe, corrections=fits):
+                with self.model.apply(bare, corrections=fits):
                     self.model.sample(self.conditions, self.noise)
                 self.runs += 1
             tensors: dict[str, Tensor] = {}

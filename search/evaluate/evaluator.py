@@ -14,6 +14,8 @@ from search.models.base import Model
 from search.objectives.base import Cost, Objective, Quality
 from search.schedule import Schedule
 
+GATE = "computed "  # in the memo: at each step, the share of pictures for which this group was computed
+
 
 class Evaluator:
     """One split: fixed prompts and seeds, the teacher's results for them, and the memo of all candidates.
@@ -38,7 +40,8 @@ class Evaluator:
         self.runs = 0
         chunks = [slice(i, i + batch) for i in range(0, len(self.prompts), batch)]
         self.inputs = [(model.encode(self.prompts[chunk]), model.noise(self.seeds[chunk])) for chunk in chunks]
-        self.teacher = self._sample(None)
+        self.teacher = self._sample()
+        self._count(costs.teacher_macs)
         self._teacher_images: Tensor | None = None
         state = [model.name, model.target.model, dict(model.target.sampler), self.prompts, self.seeds]
         state += [dict(model.arguments), str(model.device), torch.__version__]
@@ -59,9 +62,27 @@ class Evaluator:
         return torch.cat([self.model.decode(part).cpu() for part in latents.split(8)])
 
     def latents(self, schedule: Schedule) -> Tensor:
-        """Final latents [P, C, h, w] under a schedule."""
-        with schedule.apply(self.model.pipe):
-            return self._sample(schedule)
+        """Final latents [P, C, h, w] under a schedule; what its gates decided is remembered."""
+        with self.model.apply(schedule) as handle:
+            latents = self._sample()
+        if schedule.gates:
+            decided = {GATE + gate["group"]: gate["computed"] for gate in handle.stats()["gates"]}
+            self.memo.put(self.context, schedule.digest, decided)
+        self._count(self.costs_of(schedule).macs(schedule))
+        return latents
+
+    def costs_of(self, schedule: Schedule) -> Costs:
+        """The cost tables, with what the gates of this schedule decided on these prompts.
+
+        A gate decides for a whole batch of prompts, so it may compute more here than picture by picture.
+        """
+        if not schedule.gates:
+            return self.costs
+        names = [GATE + gate.name for gate in schedule.gates]
+        if not set(names) <= set(known := self.memo.get(self.context, schedule.digest)):
+            self.latents(schedule)
+            known = self.memo.get(self.context, schedule.digest)
+        return self.costs.measured({name.removeprefix(GATE): known[name] for name in names})
 
     def values(self, schedule: Schedule, latents: Tensor | None = None) -> dict[str, list[float]]:
         """Per-prompt values of every objective; costs have one value. Known values are not measured again.
@@ -74,9 +95,10 @@ class Evaluator:
             found = self._measure(self.latents(schedule) if latents is None else latents, missing)
             self.memo.put(self.context, schedule.digest, found)
             known |= found
+        costs = self.costs_of(schedule)
         for name, objective in self.objectives.items():
             if isinstance(objective, Cost):
-                known[name] = [objective(schedule, self.costs)]
+                known[name] = [objective(schedule, costs)]
         return {name: known[name] for name in self.objectives}
 
     def minimised(self, values: Mapping[str, list[float]]) -> list[float]:
@@ -97,12 +119,12 @@ class Evaluator:
             found[name] = [float(v) for v in values]
         return found
 
-    def _sample(self, schedule: Schedule | None) -> Tensor:
-        parts = [self.model.sample(conditions, noise).cpu() for conditions, noise in self.inputs]
-        macs = self.costs.teacher_macs if schedule is None else self.costs.macs(schedule)
+    def _sample(self) -> Tensor:
+        return torch.cat([self.model.sample(conditions, noise).cpu() for conditions, noise in self.inputs])
+
+    def _count(self, macs: float) -> None:
         self.block_executions += macs / self.costs.block_macs * len(self.prompts)
         self.runs += len(self.prompts)
-        return torch.cat(parts)
 
 
 def to_schedule(model: Model, parts: Mapping[str, Any]) -> Schedule:

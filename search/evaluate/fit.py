@@ -17,7 +17,6 @@ from search.evaluate.memo import Memo
 from search.models.base import Model
 from search.noise import Noise
 from search.schedule import Schedule
-from search.schedule.apply import Handle
 from search.schedule.sampler import LinearSolver
 from search.solvers import built, traced
 
@@ -112,7 +111,12 @@ class Fitter:
         self.runs = 1
 
     def fit(self, schedule: Schedule) -> Schedule:
-        """The same schedule with its solver's table refitted; ValueError where it brings no grid of its own."""
+        """The same schedule with its solver's table refitted; ValueError where it brings no grid of its own.
+
+        A schedule that injects noise stays as it is: a table says itself what each step is given of the noise.
+        """
+        if "start" in schedule.to_dict():
+            return schedule
         if schedule.digest not in self.known:
             sampler = schedule.sampler or {}
             if not sampler.get("sigmas"):
@@ -134,7 +138,7 @@ class Fitter:
         """Fit while the schedule runs."""
         targets = [self.teacher.state(sigma) for sigma in sampler["sigmas"][1:]]
         solver = FittedSolver(*_prior(sampler), targets, self.ridge)
-        with Handle(schedule._document, self.model.pipe, solver=solver, corrections=schedule.corrections):
+        with self.model.apply(schedule, solver=solver):
             self._ended = self.model.sample(self.conditions, self.noise).cpu()
         self.runs += 1
         return solver.state, solver.outputs

@@ -16,9 +16,8 @@ from torch import Tensor
 from search.calibration import Costs
 from search.models.base import Model
 from search.schedule import Schedule
-from search.schedule.apply import Handle
 from search.schedule.nodes import ROOT
-from search.schedule.plan import OFF, history
+from search.schedule.plan import OFF, OWN, history
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Partial:
             raise ValueError(f"the schedule reads more values of {missing[0]!r} than are kept; give them in keep")
         macs = step_macs(self.costs, schedule)
         cost = state.macs
-        with Handle(schedule._document, self.model.pipe, keep=self.keep, corrections=schedule.corrections) as handle:
+        with self.model.apply(schedule, keep=self.keep) as handle:
             latents, scheduler = self.model.begin(self.conditions, self.noise), self.model.pipe.scheduler
             if state.step:
                 handle.restore(state.snapshot)
@@ -123,22 +122,33 @@ def path(schedule: Schedule) -> tuple:
     """What a schedule does at each of its steps, as keys [T]: equal beginnings mean equal states, bit for bit."""
     if schedule.steps is None:
         raise ValueError("a schedule without a number of steps has no path; give it steps")
-    data = {k: v for k, v in schedule.to_dict().items() if k not in ("digest", "plan", "scores", "made")}
+    if schedule.gates:
+        raise ValueError(
+            f"{schedule.gates[0].name} is a group, whose gate decides by what is denoised, so runs cannot share their "
+            "beginnings; evaluate such schedules as a whole"
+        )
+    data = {k: v for k, v in schedule.to_dict().items() if k not in ("digest", "plan", "models", "scores", "made")}
     sampler, guidance = dict(data.pop("sampler", {})), dict(data.pop("guidance", {}))
     own = [sampler.get("timesteps") if sampler.get("class") == "DDIMScheduler" else None]  # steps by its own gaps
     grid = [sampler.pop(name, None) for name in ("timesteps", "sigmas")]
     order, table = sampler.pop("order", None), sampler.pop("coefficients", None)
     scale, branch = guidance.pop("scale", None), guidance.pop("branch", None)
+    weights = schedule.guidance.approximation(schedule.steps) if schedule.guidance else None
     own += [max(order) if order else None, [values is None for values in (*grid, table)], sampler]
     throughout = json.dumps([data, own], sort_keys=True)
     axis, plan = schedule._document.plan.axis if schedule._document.plan else "index", schedule.plan
+    names = {k: part.model_dump_json() for k, part in schedule.models.names.items()} if schedule.models else {}
     keys = []
     for step, tokens in enumerate(zip(*plan.tokens.values(), strict=True)):
         places = [tuple(values[step : step + 2]) if values else () for values in grid]
         row = (table["state"][step], tuple(table["outputs"][step])) if table else ()
         guided = _guided(guidance.get("call"), scale[step] if scale else None, branch[step] if branch else OFF)
+        if weights and branch and branch[step] == "A":
+            low, high = weights.low[step], weights.high[step]
+            guided += (low, high, weights.radius if low != high else None)
         forecast = axis if any(token[0] == "F" for token in tokens) else ""
-        keys.append((throughout, tokens, forecast, *places, order[step] if order else "", row, guided))
+        network = names.get(plan.at[step], "") if plan.at else ""
+        keys.append((throughout, tokens, forecast, *places, order[step] if order else "", row, guided, network))
     return tuple(keys)
 
 
@@ -149,7 +159,7 @@ def needs(schedules: Sequence[Schedule]) -> dict[str, int]:
         for name, tokens in schedule.plan.tokens.items():
             if count := max(map(history, set(tokens)), default=0):
                 found[name] = max(found.get(name, 0), count)
-        if schedule.guidance and "R" in (schedule.guidance.branch or ""):
+        if schedule.guidance and set("RA") & set(schedule.guidance.branch or ""):
             found[ROOT] = max(found.get(ROOT, 0), 1)
     return found
 
@@ -162,6 +172,8 @@ def _guided(call: float | None, scale: float | None, branch: str) -> tuple:
 
 def step_macs(costs: Costs, schedule: Schedule) -> list[float]:
     """`Costs.macs` of each step [T]."""
-    tokens, shares = schedule.plan.tokens, costs.share(schedule)
+    tokens, shares, at = schedule.plan.tokens, costs.share(schedule), schedule.plan.at
     macs = [(tokens[ROOT], costs.floor_macs), *((tokens[name], m) for name, m in costs.component_macs.items())]
-    return [share * sum(m for actions, m in macs if actions[t] == OFF) for t, share in enumerate(shares)]
+    others = {letter: [(tokens[ROOT], costs.others[letter].call_macs)] for letter in costs.stitched(schedule)}
+    ran = [others.get(at[t] if at else OWN, macs) for t in range(len(shares))]
+    return [share * sum(m for actions, m in ran[t] if actions[t] == OFF) for t, share in enumerate(shares)]

@@ -36,16 +36,22 @@ def measure(
             if schedule is None:
                 kept.append(once())
             else:
-                with schedule.apply(model.pipe):
+                with model.apply(schedule):
                     kept.append(once())
     return times
 
 
 def calibrate(model: Model, schedules: Sequence[Schedule], costs: Costs, repeats: int = 3) -> dict[str, float]:
-    """The latency table: times of a few unlike schedules, fitted on what they compute."""
+    """The latency table: times of a few unlike schedules, fitted on what they compute.
+
+    Each of the other denoisers is timed as well.
+    """
+    target = model.target
+    alone = [target.stitched(letter * target.steps) for letter in costs.others]
+    schedules = [*schedules, *(Schedule.from_dict(target.schedule(parts)) for parts in alone)]
     times = measure(model, schedules, repeats)
     rows = [costs.features(schedule) for schedule in schedules]
-    return fit_latency(rows, [statistics.median(t) for t in times], costs.kinds)
+    return fit_latency(rows, [statistics.median(t) for t in times], costs.timed)
 
 
 def _wait(model: Model) -> None:

@@ -3,11 +3,18 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from search.calibration import Costs, count_costs
+from search.schedule import Schedule
+from search.schedule.apply import Handle
+from search.schedule.identity import denoiser_of
+from search.schedule.nodes import Tree
 from search.target import Target
 
 
@@ -18,11 +25,28 @@ class Model(ABC):
     pipe: Any
     target: Target
     device: torch.device
+    others: Mapping[str, Any] = MappingProxyType({})  # pipelines of smaller denoisers, by letters: see `target.others`
 
     @property
     @abstractmethod
     def denoiser(self) -> nn.Module:
         """The network that the schedules plan."""
+
+    def apply(self, schedule: Schedule, **options: Any) -> Handle:
+        """A schedule at work on this pipeline, with the other denoisers that it may name; `options` are `Handle`'s."""
+        given = {"corrections": schedule.corrections, "models": self.others, **options}
+        return Handle(schedule._document, self.pipe, **given)
+
+    def costs(self) -> Costs:
+        """Cost tables of the denoiser, and of the others as they run in its place."""
+        target, others = self.target, {}
+        for letter, other in self.others.items():
+            schedule = Schedule.from_dict(target.schedule(target.stitched(letter * target.steps)))
+            denoiser = denoiser_of(other)
+            with self.apply(schedule):
+                self.begin(self.encode([""]), self.noise([0]))  # a schedule is for calls in a run
+                others[letter] = count_costs(denoiser, Tree.of(denoiser), target.steps, self.once)
+        return replace(count_costs(self.denoiser, target.tree, target.steps, self.once), others=others)
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Any:

@@ -15,7 +15,9 @@ from search.schedule.guidance import DIFFERENCE, WITH, WITHOUT, Guidance, last_u
 from search.schedule.nodes import ROOT
 from search.schedule.plan import ABSENT, OFF, Plan, history
 from search.schedule.sampler import Clock
+from search.schedule.stitch import Stitch
 from search.schedule.values import Value, half, joined, leaves, mapped, nbytes
+from search.schedule.verify import argument, check_block, check_component, check_value, first
 
 
 class Store:
@@ -25,7 +27,9 @@ class Store:
     """
 
     latest = 0
+    copies = False  # whether the model may write into what it gave or is given
     correction: "Correction | None" = None
+    entered: Value = None  # into the node of the running call, where its residual is kept
 
     def __init__(self, name: str, plan: Plan, memory: "Memory") -> None:
         self.name, self.last_use = name, plan.last_use(name)
@@ -40,6 +44,7 @@ class Store:
             for _, value in kept:
                 self.memory.free(value)
         self.values.clear()
+        self.entered = None
 
     def uses(self, branch: int) -> Mapping[int, int]:
         """For each step whose value is read later: the last step that reads it."""
@@ -55,7 +60,7 @@ class Store:
                 f"{self.name} was called twice in one denoiser call at step {step}; its values cannot be told "
                 "apart (call disable_forward_chunking() if its feed-forward runs in chunks)"
             )
-        value = _detached(value)
+        value = _detached(value, self.copies)
         self.memory.add(value)
         kept.append((step, value))
         if self.latest and len(kept) > self.latest:
@@ -89,7 +94,7 @@ class Store:
                 "guidance may not be switched on during a run"
             )
         if needs == 1:
-            value = kept[-1][1]
+            value = _detached(kept[-1][1], True) if self.copies else kept[-1][1]
         else:
             if (step, branch) not in self.weights:
                 places = [clock.places[s] for s, _ in kept]
@@ -230,7 +235,7 @@ class ComponentHook(PlannedHook):
     def __init__(self, clock: Clock, store: Store, skipped: Sequence[str] | None) -> None:
         """`skipped` are the arguments whose zeros it returns where it is skipped, () for its input as it is."""
         super().__init__(clock)
-        self.store, self.skipped = store, skipped
+        self.store, self.skipped, self.verified = store, skipped, False
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Value:
         if self.clock.aside:
@@ -240,60 +245,93 @@ class ComponentHook(PlannedHook):
         store.count(token)
         if token == OFF:
             output = self.fn_ref.original_forward(*args, **kwargs)
+            if not self.verified:
+                self._verify(module, args, kwargs, output)
             store.keep(step, self.branch(), output)
             return output
         if token == "S":
             return self._nothing(module, args, kwargs)
         return self.reuse(store, lambda: self.fn_ref.original_forward(*args, **kwargs))
 
+    def _verify(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Value) -> None:
+        """Against the contract, as far as the plan relies on it."""
+        if self.skipped is not None and "S" in self.store.tokens:
+            check_component(self.store.name, self.skipped, named(module, args, kwargs), output)
+        else:
+            check_value(self.store.name, output)
+        self.verified = True
+
     def _nothing(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
         given = named(module, args, kwargs)
         if not self.skipped:
             hidden = next(iter(given.values()))
             return (hidden,) if given.get("return_dict") is False else hidden
-        zeros = [torch.zeros_like(given[name]) for name in self.skipped]
+        zeros = [torch.zeros_like(argument(self.store.name, name, given)) for name in self.skipped]
         return zeros[0] if len(zeros) == 1 else tuple(zeros)
 
 
 class BlockHook(PlannedHook):
-    """A block, and the stack around it: where the stack is not computed, its last block gives the stack's value."""
+    """A block, and the stack around it: where the stack is not computed, its last block gives the stack's value.
+
+    What is kept is what they give, or with `residual` what they add to what entered them.
+    """
 
     def __init__(
-        self, clock: Clock, block: Store, stack: Store, blocks: Sequence[nn.Module], last: bool, outputs: Sequence[str]
+        self,
+        clock: Clock,
+        block: Store,
+        stack: Store,
+        blocks: Sequence[nn.Module],
+        last: bool,
+        outputs: Sequence[str],
+        residual: bool = False,
     ) -> None:
         """`blocks` are all of the stack; `outputs` the arguments that a block's outputs replace, in their order."""
         super().__init__(clock)
         self.block, self.stack, self.blocks, self.last, self.outputs = block, stack, blocks, last, outputs
+        self.residual, self.verified = residual, False
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Value:
         if self.clock.aside:
             return self.fn_ref.original_forward(*args, **kwargs)
-        step, branch = self.clock.step, self.branch()
+        step = self.clock.step
         outer = self.stack.tokens[step]
         if self.last:
             self.stack.count(outer)
+        inputs = passed(module, args, kwargs, self.outputs) if self.outputs else None
         if outer not in (OFF, ABSENT):
             if outer == "S" or not self.last:
-                return self._passed(module, args, kwargs)
-            return self.reuse(self.stack, lambda: self._through(args, kwargs))
+                return inputs
+            return self._again(self.stack, inputs, lambda: self._through(args, kwargs))
+        if self.residual and module is self.blocks[0]:
+            self.stack.entered = inputs
         token = self.block.tokens[step]
         self.block.count(token)
         if token == OFF:
             output = self.fn_ref.original_forward(*args, **kwargs)
-            self.block.keep(step, branch, output)
+            if not self.verified:
+                check_block(self.block.name, self.outputs, named(module, args, kwargs), output)
+                self.verified = True
+            self._keep(self.block, inputs, output)
         elif token == "S":
-            output = self._passed(module, args, kwargs)
+            output = inputs
         else:
-            output = self.reuse(self.block, lambda: self.fn_ref.original_forward(*args, **kwargs))
+            output = self._again(self.block, inputs, lambda: self.fn_ref.original_forward(*args, **kwargs))
         if self.last:
-            self.stack.keep(step, branch, output)
+            self._keep(self.stack, self.stack.entered, output)
+            self.stack.entered = None
         return output
 
-    def _passed(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
-        """What went in, as the block would give it back."""
-        given = named(module, args, kwargs)
-        inputs = tuple(given[name] for name in self.outputs)
-        return inputs[0] if len(inputs) == 1 else inputs
+    def _keep(self, store: Store, inputs: Value, output: Value) -> None:
+        if store.latest or self.clock.step in store.last_use:
+            store.keep(self.clock.step, self.branch(), self._value(inputs, output))
+
+    def _again(self, store: Store, inputs: Value, compute: Callable[[], Value]) -> Value:
+        value = self.reuse(store, lambda: self._value(inputs, compute()))
+        return mapped(torch.add, value, inputs) if self.residual else value
+
+    def _value(self, inputs: Value, output: Value) -> Value:
+        return mapped(torch.sub, output, inputs) if self.residual else output
 
     def _through(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
         """The whole stack, from what entered it."""
@@ -308,6 +346,7 @@ class BlockHook(PlannedHook):
 class DenoiserHook(PlannedHook):
     """The denoiser: counts CFG branches, checks that the run is whole, reuses or forecasts whole steps, and guides.
 
+    At a step of another denoiser that one is called instead, as it stands: with whatever hooks it has, none of ours.
     Values are cloned on the way in and out, because a pipeline may write into what it was given.
     """
 
@@ -317,9 +356,10 @@ class DenoiserHook(PlannedHook):
         store: Store,
         check: Callable[[Mapping[str, Any]], None],
         guidance: Guidance | None = None,
+        stitch: Stitch | None = None,
     ) -> None:
         super().__init__(clock)
-        self.store, self.check, self.guidance = store, check, guidance
+        self.store, self.check, self.guidance, self.stitch = store, check, guidance, stitch
         self.inputs: dict[int, tuple] = {}  # branch -> shape, dtype and device of this run
         self.container: Any = tuple  # of the outputs: a tuple, or a class with `sample`
 
@@ -342,10 +382,13 @@ class DenoiserHook(PlannedHook):
         token = self.store.tokens[step]
         self.store.count(token)
 
+        other = self.stitch.denoiser(step) if self.stitch else None
+        run = self.fn_ref.original_forward if other is None else other
+
         def compute() -> Any:
             if guidance is None or not guidance.narrow(step):
-                return self.fn_ref.original_forward(*args, **kwargs)
-            return self.fn_ref.original_forward(**guidance.narrowed(module, step, args, kwargs))
+                return run(*args, **kwargs)
+            return run(**guidance.narrowed(module, step, args, kwargs))
 
         if token == OFF:
             try:
@@ -353,21 +396,31 @@ class DenoiserHook(PlannedHook):
             except BaseException:
                 self.clock.stop()  # an interrupted run leaves no values behind
                 raise
-            tensor = output[0]
-            self.container = type(output)
+            if self.stitch:
+                self.stitch.count(step)
+            tensor, self.container = first(output), type(output)
             if self.store.latest or step in self.store.last_use:
                 self.store.keep(step, branch, tensor.clone())
             value = tensor if guidance is None else self._guided(guidance, step, tensor)
             if value is tensor:
                 return output
         else:
-            value = self.reuse(self.store, lambda: compute()[0]).clone()
+            value = self.reuse(self.store, lambda: first(compute())).clone()
             value = value if guidance is None else self._guided(guidance, step, value)
+        if issubclass(self.container, Tensor):
+            return value
         return (value,) if self.container is tuple else self.container(sample=value)
 
     def _guided(self, guidance: Guidance, step: int, value: Tensor) -> Tensor:
         stored = self.store.guided_with(step, self.clock) if isinstance(self.store, HalvedStore) else None
         return guidance.returned(step, value, stored)
+
+
+def passed(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Sequence[str]) -> Value:
+    """What enters a block, as the block would give it back."""
+    given = named(module, args, kwargs)
+    inputs = tuple(argument(type(module).__name__, name, given) for name in outputs)
+    return inputs[0] if len(inputs) == 1 else inputs
 
 
 def named(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -381,7 +434,6 @@ def parameters(cls: type[nn.Module]) -> tuple[str, ...]:
     return tuple(inspect.signature(cls.forward).parameters)[1:]
 
 
-def _detached(value: Value) -> Value:
-    """Without gradients; what is one tensor twice stays one."""
-    seen = {id(tensor): tensor.detach() for tensor in leaves(value)}
-    return mapped(lambda tensor: seen[id(tensor)], value)
+def _detached(value: Value, copies: bool) -> Value:
+    """Without gradients, and with memory of its own if asked for."""
+    return mapped(lambda tensor: tensor.detach().clone() if copies else tensor.detach(), value)

@@ -1,7 +1,5 @@
 """Applying a schedule to a live pipeline, and taking it off without a trace."""
 
-import hashlib
-import json
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -10,6 +8,7 @@ from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from search.schedule.actions import (
     BlockHook,
@@ -26,32 +25,19 @@ from search.schedule.bits import LayerBits
 from search.schedule.contracts import Contract
 from search.schedule.errors import ScheduleError
 from search.schedule.format import Document
+from search.schedule.gates import Gate
+from search.schedule.groups import Group, GroupHook, watch
 from search.schedule.guidance import is_narrow
+from search.schedule.identity import denoiser_of, fingerprint
 from search.schedule.nodes import ROOT, Tree, blocks_of
-from search.schedule.plan import OFF, Plan
+from search.schedule.plan import OFF, OWN, Plan
 from search.schedule.sampler import Clock, LinearSolver, attributes, plan_scheduler, progress, resume
+from search.schedule.start import Injection
+from search.schedule.stitch import Stitch
 
 HOOK = "diffusion-schedule-search"
 # Arguments with what a denoiser adds between the blocks of a stack.
 BETWEEN = ("controlnet_block_samples", "controlnet_single_block_samples", "block_controlnet_hidden_states")
-
-
-def denoiser_of(pipe: Any) -> nn.Module:
-    """The network that the pipeline calls at each step."""
-    for attribute in ("transformer", "unet", "denoiser"):
-        if isinstance(module := getattr(pipe, attribute, None), nn.Module):
-            return module
-    raise ScheduleError(f"{type(pipe).__name__} has neither a transformer, a unet nor a denoiser to schedule")
-
-
-def fingerprint(denoiser: nn.Module) -> str:
-    """Digest of the architecture: class and configuration, no weights and no paths."""
-    if hasattr(denoiser, "config"):
-        config = {k: v for k, v in sorted(dict(denoiser.config).items()) if not k.startswith("_")}
-    else:  # any other module: by the shapes of its parameters
-        config = {name: list(parameter.shape) for name, parameter in denoiser.named_parameters()}
-    text = json.dumps([type(denoiser).__name__, config], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Handle:
@@ -67,11 +53,13 @@ class Handle:
         keep: Mapping[str, int] | None = None,
         bits: str = "simulate",
         corrections: Mapping[str, Correction] | None = None,
+        models: Mapping[str, Any] | None = None,
     ) -> None:
         """`solver` runs instead of the file's own: what a least-squares fit of the solver uses.
 
         `keep` is how many of its latest values each node keeps to the end, whether this plan reads them or not:
-        what `snapshot` needs. `corrections` are what the document's part of that name stands for, by node.
+        what `snapshot` needs. `corrections` are what the document's part of that name stands for, by node. `models`
+        are pipelines or denoisers by the letters that the document's part of that name has.
         """
         self.denoiser = denoiser_of(pipe)
         _check_denoiser(self.denoiser)
@@ -84,17 +72,30 @@ class Handle:
                 ".safetensors beside it, or give them by schedule.with_corrections(tensors)"
             )
         self.corrections = dict(corrections or {})
+        parts, at = document.models, document.at
+        self.stitch = Stitch.of(at, parts.names, models or {}, pipe, strict) if parts and at else None
+        for other in self.stitch.denoisers.values() if self.stitch else ():
+            _check_free(other)
         self.bits = LayerBits(document.bits, self.denoiser, bits)
         steps = document.steps
         self.guidance = document.guide()
         self.keep = dict(keep or {})
-        planned = (steps or 0) if self.guidance or keep is not None else 0
+        gates = document.decide()
+        if gates and keep is not None:
+            raise ScheduleError(
+                f"{gates[0].name} is a group, and runs that are taken step by step (keep, snapshot) know no groups"
+            )
+        planned = (steps or 0) if self.guidance or gates or keep is not None else 0
         self.plan = document.resolve() or Plan(self.tree, planned, {n.name: (OFF,) * planned for n in self.tree})
         self._halved = self.guidance is not None and is_narrow(self.guidance.branch)
         self.clock, self.memory = Clock(), Memory()
+        self._residual = document.plan is not None and document.plan.value == "residual"
+        self.groups = [self._group(gate) for gate in gates]
         sampler, axis = document.sampler, document.plan.axis if document.plan else "index"
         table = sampler.coefficients if sampler else None
         self.solver = solver or (LinearSolver(table.state, table.outputs) if table else None)
+        inject = document.start.inject if document.start else None
+        self.injection = Injection(inject) if inject else None
         # fmt: off
         self.scheduler = plan_scheduler(
             pipe.scheduler, self.clock, steps=steps, axis=axis,
@@ -104,6 +105,7 @@ class Handle:
             sigmas=sampler.sigmas if sampler else None,
             order=[int(k) for k in sampler.order] if sampler and sampler.order else None,
             solver=self.solver,
+            injection=self.injection,
         )
         # fmt: on
         self.stores: dict[str, Store] = {}
@@ -112,6 +114,7 @@ class Handle:
         self._pipe = weakref.ref(pipe)
         self._replaced = pipe.scheduler
         self._hooked: list[nn.Module] = []
+        self._watched: list[RemovableHandle] = []
         self._compiled: list[tuple[Any, Callable]] = []  # hook reference, forward before compilation
         pipe.scheduler = self.scheduler
         try:
@@ -133,6 +136,8 @@ class Handle:
         while self._compiled:
             reference, original = self._compiled.pop()
             reference.original_forward = original
+        while self._watched:
+            self._watched.pop().remove()
         while self._hooked:
             module = self._hooked.pop()
             _beneath_offload(module, _unhook)
@@ -145,22 +150,31 @@ class Handle:
     def stats(self) -> dict[str, Any]:
         """What ran since the schedule was applied.
 
-        `runs`; `denoiser_calls`; `nodes` {name: {action: times}} of every node that the plan touches;
-        `block_executions`; `peak_bytes` of kept values.
+        `runs`; `denoiser_calls`; `models` {letter: times that it ran}; `nodes` {name: {action: times}} of every node
+        that the plan touches and of groups; `gates`, what each group's gate decided (`Group.stats`);
+        `block_executions` of the pipeline's own denoiser; `peak_bytes` of kept values.
         """
+        others = dict(self.stitch.calls) if self.stitch else {}
+        own = self.stores[ROOT].counts.get(OFF, 0) - sum(others.values())
         counted = {ROOT, *self.plan.planned()}
         nodes: dict[str, dict[str, int]] = {}
+        inside = {block: group.counts for group in self.groups for block in group.gate.blocks}
         for node in self.tree:
-            if node.name in counted:
+            if node.name in inside:
+                nodes[node.name] = {OFF: inside[node.name].get(OFF, 0)}
+            elif node.name in counted:
                 counts = self.stores[node.name].counts
                 nodes[node.name] = {t: n for t, n in counts.items() if t != "-"}
             elif node.parent is not None:  # not planned: runs whenever its parent is computed
-                nodes[node.name] = {OFF: nodes[node.parent].get(OFF, 0)}
+                nodes[node.name] = {OFF: own if node.parent == ROOT else nodes[node.parent].get(OFF, 0)}
         touched = {name: counts for name, counts in nodes.items() if name in counted}
+        touched |= {group.gate.name: dict(group.counts) for group in self.groups}
         return {
             "runs": self.runs,
             "denoiser_calls": sum(nodes[ROOT].values()),
+            "models": {OWN: own} | others,
             "nodes": touched,
+            "gates": [group.stats() for group in self.groups],
             "block_executions": sum(nodes[n.name].get(OFF, 0) for n in self.tree if n.kind == "block"),
             "peak_bytes": self.memory.peak,
         }
@@ -179,6 +193,7 @@ class Handle:
             "container": self._root.container,
             "scheduler": progress(self.scheduler, self._fresh),
             "solver": list(self.solver.values) if self.solver else [],
+            "noise": self.injection.noise if self.injection else None,
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
@@ -193,11 +208,15 @@ class Handle:
         resume(self.scheduler, self._fresh, snapshot["scheduler"])
         if self.solver:
             self.solver.values = list(snapshot["solver"])
+        if self.injection:
+            self.injection.noise = snapshot["noise"]
 
     def _install(self, compile: Callable[[Callable], Callable] | None) -> None:
         planned = {*self.plan.planned(), *self.keep}
         self._wholes = [stack for stack in self.tree.stacks if stack in planned]
-        self._root = DenoiserHook(self.clock, self._store(ROOT), self._check_run, self.guidance)
+        self._wholes += [group.gate.name for group in self.groups if len(group.gate.blocks) > 1]
+        inside = {block: group for group in self.groups for block in group.gate.blocks}
+        self._root = DenoiserHook(self.clock, self._store(ROOT), self._check_run, self.guidance, self.stitch)
         self._add(self.denoiser, self._root)
         self.bits.install(self.clock, self._add, lambda: self.scheduler.timesteps.tolist())
         for node in self.tree:
@@ -205,14 +224,26 @@ class Handle:
             if node.kind == "component":
                 if node.name in planned:
                     self._add(module, ComponentHook(self.clock, self._store(node.name), self.tree.skipped(node)))
+            elif node.name in inside:
+                group = inside[node.name]
+                first, last = (node.name == group.gate.blocks[i] for i in (0, -1))
+                outputs = self.tree.stack(node.stack).outputs
+                self._add(module, GroupHook(self.clock, group, first, last, outputs))
             elif node.kind == "block" and {node.name, node.parent} & planned:
                 block, stack = self._store(node.name), self._store(node.stack)
                 contract = self.tree.stack(node.stack)
                 blocks = blocks_of(self.denoiser, contract)
                 last = node.block == len(blocks) - 1
-                self._add(module, BlockHook(self.clock, block, stack, blocks, last, contract.outputs))
+                kept = self._residual and bool(contract.outputs)
+                self._add(module, BlockHook(self.clock, block, stack, blocks, last, contract.outputs, kept))
+        for group in self.groups:
+            self._watched += watch(group, self.tree, self.denoiser)
         if compile is not None:
             self._compile(compile)
+
+    def _group(self, gate: Gate) -> Group:
+        last = self.tree.nodes[gate.blocks[-1]]
+        return Group(gate, self.tree.stack(last.stack).outputs, self.clock, self.memory, self.guidance)
 
     def _compile(self, compile: Callable[[Callable], Callable]) -> None:
         """Compile the original forwards of the components, beneath the hooks: one graph a kind, whatever the plan."""
@@ -240,6 +271,7 @@ class Handle:
             else:
                 self.stores[name] = Store(name, self.plan, self.memory)
             self.stores[name].latest = self.keep.get(name, 0)
+            self.stores[name].copies = self.tree.whole.copies and name != ROOT  # whose hook copies in any case
             self.stores[name].correction = self.corrections.get(name)
         return self.stores[name]
 
@@ -248,6 +280,8 @@ class Handle:
         for store in self.stores.values():
             store.clear()
             store.weights.clear()
+        for group in self.groups:
+            group.clear()
         if self.clock.step < 0:
             return
         self._fresh = attributes(self.scheduler)
@@ -311,11 +345,7 @@ def _unhook(module: nn.Module) -> None:
 
 def _check_denoiser(denoiser: nn.Module) -> None:
     """Refuse what would fight with the hooks."""
-    registry = getattr(denoiser, "_diffusers_hook", None)
-    if registry is not None and registry.get_hook(HOOK) is not None:
-        raise ScheduleError("a schedule is already applied to this denoiser; call .remove() on it first")
-    if getattr(denoiser, "is_cache_enabled", False) or getattr(denoiser, "_is_cached", False):
-        raise ScheduleError("another cache is enabled on this denoiser; call disable_cache() first")
+    _check_free(denoiser)
     compiled = hasattr(denoiser, "_orig_mod") or any(
         getattr(module, "_compiled_call_impl", None) is not None
         or hasattr(module.forward, "_torchdynamo_orig_callable")
@@ -326,7 +356,8 @@ def _check_denoiser(denoiser: nn.Module) -> None:
             "the denoiser is compiled, and a schedule inside of compiled code would be traced anew at every "
             "step; apply it to the bare pipeline with schedule.apply(pipe, compile=torch.compile)"
         )
-    if (source := type(denoiser).forward.__module__) != type(denoiser).__module__:
+    owner = next(cls for cls in type(denoiser).__mro__ if "forward" in vars(cls))  # a base class may lie elsewhere
+    if (source := type(denoiser).forward.__module__) != owner.__module__:
         raise ScheduleError(f"{type(denoiser).__name__}.forward was replaced by one of {source}; undo that patch first")
     for name, module in denoiser.named_modules():
         hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
@@ -334,6 +365,15 @@ def _check_denoiser(denoiser: nn.Module) -> None:
             raise ScheduleError(f"{name or ROOT} carries the cache hook {stateful[0]!r}; remove the other cache first")
         if getattr(module, "_chunk_size", None) is not None:
             raise ScheduleError(f"{name} runs its feed-forward in chunks; call disable_forward_chunking() first")
+
+
+def _check_free(denoiser: nn.Module) -> None:
+    """Refuse a denoiser that a schedule or another cache drives already."""
+    registry = getattr(denoiser, "_diffusers_hook", None)
+    if registry is not None and registry.get_hook(HOOK) is not None:
+        raise ScheduleError("a schedule is already applied to this denoiser; call .remove() on it first")
+    if getattr(denoiser, "is_cache_enabled", False) or getattr(denoiser, "_is_cached", False):
+        raise ScheduleError("another cache is enabled on this denoiser; call disable_cache() first")
 
 
 def _check_model(document: Document, denoiser: nn.Module, tree: Tree, strict: bool) -> None:
@@ -364,13 +404,6 @@ def _beneath_offload(module: nn.Module, change: Callable[[nn.Module], Any]) -> N
         change(module)
     finally:
         add_hook_to_module(module, offload)
-
-
-def model_part(denoiser: nn.Module, contract: Contract | None = None) -> dict[str, Any]:
-    """The `model` part of a schedule for this denoiser; a class that is not known needs a contract."""
-    tree = Tree.of(denoiser, contract)
-    part = {"class": tree.model_class, "fingerprint": fingerprint(denoiser), "stacks": tree.shape}
-    return part | ({"contract": tree.whole.to_dict()} if tree.own else {})
 
 
 def _short(value: Any) -> str:

@@ -1,114 +1,113 @@
-"""Layers at few bits: the formats, their simulation, and how they get on a live denoiser and off again."""
+"""Layers at few bits: the formats, and how they get on a live denoiser and off again."""
 
+import math
 import re
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
-from search.schedule.actions import PlannedHook
 from search.schedule.errors import ScheduleError
 from search.schedule.format import BitsPart, FormatPart
+from search.schedule.rounding import Range, halves, round_activation, round_picture, round_static, round_weight
 from search.schedule.sampler import Clock
+from search.schedule.tables import TableHook, check_elided
 
-# w: weight bits, g: inputs per scale (without: a whole row), a..d: activation bits, dynamic per token.
+# w: weight bits, g: inputs per scale (without: a whole row), a: activation bits, d: dynamic, its range that of each
+# token (of a convolution: of each picture), s: static, its range calibrated.
 FORMATS: Mapping[str, FormatPart] = {
     "w8": FormatPart(weight=8),
     "w8a8d": FormatPart(weight=8, activation=8),
+    "w8a8s": FormatPart(weight=8, activation=8, static=True),
     "w6": FormatPart(weight=6),
     "w5": FormatPart(weight=5),
+    "w4": FormatPart(weight=4),
     "w4g128": FormatPart(weight=4, group=128),
     "w4a8d": FormatPart(weight=4, group=128, activation=8),
+    "w4a8s": FormatPart(weight=4, activation=8, static=True),
     "w3g128": FormatPart(weight=3, group=128),
     "w3a8d": FormatPart(weight=3, group=128, activation=8),
     "w2g64": FormatPart(weight=2, group=64),
     "elided": FormatPart(elided=True),
 }
 BACKENDS = ("simulate", "torchao")
-SHRINK = (1.0, 0.9, 0.8, 0.7, 0.6)  # of the range, tried for weights below 8 bits
 MIN_GROUP = 16  # smaller groups would be mostly scales
 CACHE_BYTES = 4 * 2**30
 PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-# To add a model class: layers whose outputs depend on the timestep alone, as patterns of their full names. What
-# a run holds constant beside it (PixArt-alpha's resolution) may enter too: a table is dropped when it changes.
-ELIDABLE: Mapping[str, tuple[str, ...]] = {
-    "PixArtTransformer2DModel": (
-        r"adaln_single\.emb\.timestep_embedder\.linear_[12]",
-        r"adaln_single\.linear",
-    ),
-    "DiTTransformer2DModel": (r"transformer_blocks\.\d+\.norm1\.emb\.timestep_embedder\.linear_[12]",),
-}
+Layer = nn.Linear | nn.Conv2d
 
 
-def elidable(model_class: str, layer: str) -> bool:
-    """Whether a layer's outputs can be tabulated per step."""
-    return any(re.fullmatch(pattern, layer) for pattern in ELIDABLE.get(model_class, ()))
+def layers_of(denoiser: nn.Module) -> dict[str, tuple[int, int]]:
+    """Linear layers and convolutions by full name: outputs, and inputs of one output (channels times the kernel)."""
+    return {name: shape_of(module) for name, module in denoiser.named_modules() if is_layer(module)}
 
 
-def fit(name: str, inputs: int) -> tuple[str, FormatPart]:
-    """A format of the table for a layer with so many inputs: its id and itself, the group a divisor of the inputs."""
+def is_layer(module: nn.Module | None) -> bool:
+    """Whether bits can be said of a module: no adapter around it, no class of another library."""
+    return type(module) in (nn.Linear, nn.Conv2d)
+
+
+def shape_of(layer: nn.Module) -> tuple[int, int]:
+    """Outputs, and inputs of one output."""
+    weight: Any = layer.weight
+    return weight.shape[0], math.prod(weight.shape[1:])
+
+
+def seams(layers: Mapping[str, Any]) -> dict[str, int]:
+    """Of each convolution that reads a UNet's concatenation of deep and skip channels: how many are deep.
+
+    A ResNet block of an up block gets what the module before it gave, then what a skip brings. `conv_shortcut`
+    reads both as they are, `conv1` after their norm, which levels the two only where no group spans the seam.
+    `layers` are those of `layers_of`. Split shortcuts: Q-Diffusion (arXiv:2302.04304), section 4.3.
+    """
+    given = [name for name in layers if re.fullmatch(r"mid_block\.resnets\.\d+\.conv2", name)]
+    given = given or [name for name in layers if re.fullmatch(r"down_blocks\.\d+\.resnets\.\d+\.conv2", name)]
+    found: dict[str, int] = {}
+    for name in layers:
+        if match := re.fullmatch(r"(up_blocks\.\d+\.resnets\.\d+\.)conv2", name):
+            for reader in ("conv1", "conv_shortcut"):
+                if given and match[1] + reader in layers:
+                    found[match[1] + reader] = layers[given[-1]][0]
+            given = [name]
+    return found
+
+
+def fit(name: str, inputs: int, split: int | None = None) -> tuple[str, FormatPart]:
+    """A format of the table for a layer with so many inputs, or channels before a split: its id and itself.
+
+    Its group divides the inputs.
+    """
     form = FORMATS[name]
-    if form.group is None or inputs % form.group == 0:
-        return name, form
-    best = max(g for g in range(1, min(form.group, inputs) + 1) if inputs % g == 0)
-    form = form.model_copy(update={"group": best if best >= min(MIN_GROUP, inputs) else None})
+    if split and not form.elided:
+        form = form.model_copy(update={"split": split})
+    common = math.gcd(inputs, split or 0)
+    if form.group and common % form.group:
+        best = max(g for g in range(1, min(form.group, common) + 1) if common % g == 0)
+        form = form.model_copy(update={"group": best if best >= min(MIN_GROUP, inputs) else None})
     return format_id(form), form
 
 
 def format_id(form: FormatPart) -> str:
-    """The id of the table, or one made like it: `w4g64a8d`."""
+    """The id of the table, or one made like it: `w4g64a8d`; with its split, `w4a8s/640`."""
+    whole, seam = form.model_copy(update={"split": None}), f"/{form.split}" if form.split else ""
     for name, known in FORMATS.items():
-        if known == form:
-            return name
+        if known == whole:
+            return name + seam
     group = f"g{form.group}" if form.group else ""
-    return f"w{form.weight}{group}" + (f"a{form.activation}d" if form.activation else "")
+    activation = f"a{form.activation}{'s' if form.static else 'd'}" if form.activation else ""
+    return f"w{form.weight}{group}{activation}{seam}"
 
 
 def packed_bytes(form: FormatPart, outputs: int, inputs: int) -> int:
     """Nominal bytes of a weight: its bits, and per group a 16-bit scale and, below 8 bits, a 16-bit zero point."""
     assert form.weight is not None
-    groups = outputs * (inputs // (form.group or inputs))
+    groups = outputs * (inputs // form.group if form.group else 2 if form.split else 1)
     return -(-outputs * inputs * form.weight // 8) + groups * (2 if form.weight == 8 else 4)
-
-
-def round_weight(weight: Tensor, form: FormatPart) -> Tensor:
-    """A weight [outputs, inputs] as its format can say it, in its own type.
-
-    8 bits are symmetric, as torchao has them. Below, the range from least to greatest is shrunk by the factor
-    that gives the least squared error, per group.
-    """
-    assert form.weight is not None
-    groups = weight.detach().float().reshape(weight.shape[0], -1, form.group or weight.shape[1])
-    if form.weight == 8:
-        return _symmetric(groups, 8).reshape(weight.shape).to(weight.dtype)
-    top = 2**form.weight - 1
-    low = groups.amin(-1, keepdim=True).clamp(max=0)
-    high = groups.amax(-1, keepdim=True).clamp(min=0)
-    best, least = groups, torch.full_like(low, torch.inf)
-    for factor in SHRINK:
-        scale = ((high - low) * (factor / top)).clamp(min=torch.finfo(torch.float32).tiny)
-        zero = (-low * factor / scale).round()
-        tried = ((groups / scale).round() + zero).clamp(0, top).sub(zero).mul(scale)
-        error = (tried - groups).square().sum(-1, keepdim=True)
-        best, least = torch.where(error < least, tried, best), torch.minimum(error, least)
-    return best.reshape(weight.shape).to(weight.dtype)
-
-
-def round_activation(value: Tensor, bits: int) -> Tensor:
-    """Values [..., inputs] with `bits` bits and one scale per token, in their own type."""
-    return _symmetric(value.float(), bits).to(value.dtype)
-
-
-def _symmetric(value: Tensor, bits: int) -> Tensor:
-    """Rounded with one scale for each last axis: the grid of torchao's int8."""
-    scale = value.abs().amax(-1, keepdim=True) / (2**bits / 2 - 0.5)
-    scale = scale.clamp(min=torch.finfo(torch.float32).eps)
-    return (value * (1 / scale)).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale
 
 
 class LayerBits:
@@ -118,22 +117,24 @@ class LayerBits:
         if backend not in BACKENDS:
             raise ScheduleError(f"bits={backend!r} is unknown; use schedule.apply(pipe, bits='simulate') or 'torchao'")
         self.backend = backend
-        self.layers: dict[str, tuple[nn.Linear, FormatPart]] = {}
-        self._originals: list[tuple[nn.Linear, nn.Parameter]] = []
+        self.layers: dict[str, tuple[Any, FormatPart]] = {}
+        self.ranges: Mapping[str, Sequence[Range]] = part.ranges if part else {}
+        self._originals: list[tuple[Any, nn.Parameter]] = []
         self._removers: list[Any] = []
         if part is None or not part.layers:
             return
         modules = dict(denoiser.named_modules())
         for name, form in part.layers.items():
             module, wanted = modules.get(name), part.formats[form]
-            if type(module) is not nn.Linear:
+            if not is_layer(module):
                 raise ScheduleError(_no_layer(name, module, denoiser))
             if wanted.elided:
-                _check_elided(name, denoiser)
+                check_elided(name, denoiser)
             else:
                 _check_weight(name, module, wanted)
+                _check_static(name, wanted, part)
             if backend == "torchao" and not wanted.elided:
-                _check_torchao(form, wanted, module)
+                _check_torchao(name, form, wanted, module)
             self.layers[name] = module, wanted
         if any(not form.elided for _, form in self.layers.values()):
             _check_offload(denoiser)
@@ -151,7 +152,7 @@ class LayerBits:
             self._originals.append((module, original))
             module.weight = nn.Parameter(rounded, requires_grad=False)
             if form.activation and self.backend == "simulate":
-                rounding = _Rounding(form.activation)
+                rounding = _Rounding(form, self.ranges.get(name), type(module) is nn.Conv2d)
                 self._removers.append(module.register_forward_pre_hook(rounding, with_kwargs=True))
 
     def remove(self) -> None:
@@ -167,65 +168,24 @@ class LayerBits:
 
 
 class _Rounding:
-    """Rounds the input of a linear layer before it runs."""
+    """Rounds the input of a layer before it runs; the channels before and after a split each on a grid of their own.
 
-    def __init__(self, bits: int) -> None:
-        self.bits = bits
+    A layer is linear in its input: run on both halves at once it gives the sum of the two rounded layers.
+    """
+
+    def __init__(self, form: FormatPart, ranges: Sequence[Range] | None, picture: bool) -> None:
+        self.form, self.ranges = form, ranges if form.static else None
+        self.dynamic = round_picture if picture else round_activation
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        value = args[0] if args else kwargs["input"]
-        return (round_activation(value, self.bits),), {}
-
-
-class TableHook(PlannedHook):
-    """An elided layer: its output for one row per step, kept over the runs of one grid, handed to every row."""
-
-    def __init__(self, clock: Clock, name: str, timesteps: Callable[[], list[float]]) -> None:
-        super().__init__(clock)
-        self.name, self.timesteps = name, timesteps
-        self.grid: list[float] = []
-        self.rows: dict[int, Tensor] = {}
-        self.first: tuple[int, Tensor] | None = None  # step and input of the first row
-        self.fresh = True
-        clock.on_reset.append(self._reset)
-
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        given, step = args[0] if args else kwargs["input"], self.clock.step
-        if self.fresh:
-            self._check_first(given, step)
-            self.fresh = False
-        if step not in self.rows:
-            self._check_rows(given)
-            self.rows[step] = self.fn_ref.original_forward(given[:1]).detach()
-            self.first = self.first or (step, given[:1].detach().clone())
-        return self.rows[step].expand(*given.shape[:-1], -1)
-
-    def _reset(self) -> None:
-        self.fresh = True
-        if self.clock.step >= 0 and (grid := self.timesteps()) != self.grid:
-            self.grid = grid
-            self._clear()
-
-    def _clear(self) -> None:
-        self.rows.clear()
-        self.first = None
-
-    def _check_first(self, given: Tensor, step: int) -> None:
-        """Once a run: forget the rows of another input (a resolution), type or device."""
-        if self.first is None:
-            return
-        at, row = self.first
-        same = at == step and (row.dtype, row.device) == (given.dtype, given.device)
-        if not (same and torch.equal(row, given[:1])):
-            self._clear()
-
-    def _check_rows(self, given: Tensor) -> None:
-        spread = (given - given[:1]).abs().max()
-        if spread > 0.01 * given.abs().max():
-            raise ScheduleError(
-                f"bits.layers.{self.name} is elided, but its input differs between pictures by {float(spread):.3g}; "
-                "give all pictures of a call the same timestep and resolution, or leave this layer out"
-            )
+        value, bits = args[0] if args else kwargs["input"], self.form.activation
+        assert bits is not None
+        parts = halves(value, self.form.split)
+        if self.ranges is None:
+            rounded = [self.dynamic(part, bits) for part in parts]
+        else:
+            rounded = [round_static(part, bits, span) for part, span in zip(parts, self.ranges, strict=True)]
+        return (rounded[0] if len(rounded) == 1 else torch.cat(rounded, 1),), {}
 
 
 class RoundedWeights:
@@ -240,6 +200,7 @@ class RoundedWeights:
         self.kept: OrderedDict[tuple[int, FormatPart, str], tuple[Any, tuple, Tensor]] = OrderedDict()
 
     def get(self, weight: nn.Parameter, form: FormatPart, backend: str) -> Tensor:
+        form = form.model_copy(update={"activation": None, "static": False}) if backend == "simulate" else form
         key, state = (id(weight), form, backend), _state(weight)
         entry = self.kept.get(key)
         if entry is not None and entry[0]() is weight and entry[1] == state:
@@ -283,13 +244,18 @@ def _pack(weight: Tensor, form: FormatPart) -> Tensor:
     return layer.weight.detach()
 
 
-def _check_torchao(name: str, form: FormatPart, module: nn.Linear) -> None:
+def _check_torchao(layer: str, name: str, form: FormatPart, module: Any) -> None:
     try:
         import torchao  # noqa: F401
     except ImportError:
         raise ScheduleError(
             "bits='torchao' needs torchao; type: pip install \"diffusion-schedule-search[quant]\""
         ) from None
+    if type(module) is nn.Conv2d:
+        raise ScheduleError(
+            f"bits.layers.{layer} is a convolution, and torchao runs linear layers only; use "
+            "schedule.apply(pipe, bits='simulate')"
+        )
     device = module.weight.device.type
     if device not in ("cpu", "cuda") or form not in (FORMATS["w8"], FORMATS["w8a8d"]):
         raise ScheduleError(
@@ -298,17 +264,30 @@ def _check_torchao(name: str, form: FormatPart, module: nn.Linear) -> None:
         )
 
 
-def _check_weight(name: str, module: nn.Linear, form: FormatPart) -> None:
-    if form.group and module.in_features % form.group:
-        raise ScheduleError(
-            f"bits.layers.{name}: a group of {form.group} does not divide its {module.in_features} inputs"
-        )
+def _check_weight(name: str, module: Any, form: FormatPart) -> None:
     weight = module.weight
+    if form.split and not (type(module) is nn.Conv2d and module.groups == 1 and form.split < weight.shape[1]):
+        what = "a linear layer" if type(module) is nn.Linear else f"a convolution of {weight.shape[1]} channels"
+        raise ScheduleError(
+            f"bits.layers.{name} is split after {form.split} channels, but is {what}; split convolutions that read "
+            "a concatenation, between its two parts"
+        )
+    for part in (weight.flatten(1),) if form.split is None else halves(weight, form.split):
+        if form.group and (inputs := math.prod(part.shape[1:])) % form.group:
+            raise ScheduleError(f"bits.layers.{name}: a group of {form.group} does not divide its {inputs} inputs")
     if weight.dtype not in PLAIN or weight.is_meta or type(weight.data) is not Tensor:
         kind = "absent (offloaded)" if weight.is_meta else f"{weight.dtype} in a {type(weight.data).__name__}"
         raise ScheduleError(
             f"bits.layers.{name}: its weight is {kind}, and only plain floating point can be rounded; load the "
             "pipeline without quantization, layerwise casting and sequential offload"
+        )
+
+
+def _check_static(name: str, form: FormatPart, part: BitsPart) -> None:
+    if form.static and name not in part.ranges:
+        raise ScheduleError(
+            f"bits.layers.{name} is static, and bits.ranges does not say the range of its input; calibrate it with "
+            "search.evaluate.ranges, or use a dynamic format"
         )
 
 
@@ -321,24 +300,15 @@ def _check_offload(denoiser: nn.Module) -> None:
             )
 
 
-def _check_elided(name: str, denoiser: nn.Module) -> None:
-    model_class = type(denoiser).__name__
-    if not elidable(model_class, name):
-        allowed = [n for n, _ in denoiser.named_modules() if elidable(model_class, n)]
-        raise ScheduleError(
-            f"bits.layers.{name} is elided, but its outputs do not depend on the timestep alone; of a {model_class} "
-            f"these may be: {', '.join(allowed[:4]) or 'none'}"
-        )
-
-
 def _no_layer(name: str, module: nn.Module | None, denoiser: nn.Module) -> str:
     if module is not None:
         return (
-            f"bits.layers.{name} is a {type(module).__module__}.{type(module).__name__}, not a plain torch.nn.Linear; "
-            "fuse and unload adapters, or leave it out"
+            f"bits.layers.{name} is a {type(module).__module__}.{type(module).__name__}, not a plain torch.nn.Linear "
+            "or Conv2d; fuse and unload adapters, or leave it out"
         )
-    linear = [n for n, m in denoiser.named_modules() if type(m) is nn.Linear]
-    some = f"{linear[0]!r} to {linear[-1]!r}" if linear else "none"
+    layers = [*layers_of(denoiser)]
+    some = f"{layers[0]!r} to {layers[-1]!r}" if layers else "none"
     return (
-        f"bits.layers names {name!r}, which {type(denoiser).__name__} lacks; it has {len(linear)} linear layers, {some}"
+        f"bits.layers names {name!r}, which {type(denoiser).__name__} lacks; it has {len(layers)} linear layers and "
+        f"convolutions, {some}"
     )

@@ -1,14 +1,29 @@
-"""What is known of a denoiser class: its stacks of blocks, what a block gives back, and how it is guided."""
+"""What is known of a denoiser class: its stacks of blocks, what a block gives back, and how it is guided.
 
+Of any other module somebody writes it down, in YAML or in Python, and a schedule's file carries it from then on:
+
+>>> contract = Contract.from_dict({"stacks": [{"name": "layers", "components": ["attn", "mlp"], "outputs": ["x"]}]})
+>>> model = model_part(denoiser, contract)  # of search.schedule.identity
+>>> Schedule.from_dict({"format": "schedule/1", "model": model, "steps": 20, "plan": ...}).apply(pipe)
+
+where `pipe` is any object with a `denoiser` (or `transformer`, or `unet`) and a diffusers `scheduler`.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from search.schedule.errors import ScheduleError
 
 MAX_NAMES = 200
+MAX_DEPTH = 8
+PATH = re.compile(r"(?:[A-Za-z_]\w*|\*|\d+)(?:\.(?:[A-Za-z_]\w*|\*|\d+))*", re.ASCII)
+WORD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_CLOSED = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
@@ -23,6 +38,7 @@ class Stack:
     it is empty where blocks are no such map, and then neither a block nor the stack can be skipped.
     """
 
+    __pydantic_config__ = _CLOSED
     name: str
     components: tuple[str, ...]
     outputs: tuple[str, ...] = ("hidden_states",)
@@ -38,49 +54,106 @@ class Stack:
 class Contract:
     """`stacks` in the order of execution. `conditional` is the half of a guided batch that is conditional, 0 or 1,
     None where pipelines guide by two calls or not at all; `text` is the argument with the text states; `sample` the
-    denoiser's first argument.
+    denoiser's first argument. `copies`: blocks may write into what they are given (FreeU and adapters do in UNets), so
+    that values are kept and given back as copies.
     """
 
+    __pydantic_config__ = _CLOSED
     stacks: tuple[Stack, ...]
     conditional: int | None = None
     text: str | None = None
     sample: str = "hidden_states"
+    copies: bool = False
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Contract":
-        """A contract for any other module, as it is written in YAML or in a schedule file."""
+        """A contract for any other module, as it is written in YAML or in a schedule file.
+
+        ScheduleError names the key and the value that is wrong. Whether it fits a module, `Tree.of` says.
+        """
         try:
-            contract = TypeAdapter(cls).validate_python(_tuples(data))
+            contract = _adapter().validate_python(_tuples(data))
         except ValidationError as error:
-            mistake = error.errors()[0]
-            where = ".".join(str(part) for part in mistake["loc"])
-            raise ScheduleError(f"contract.{where} is {str(mistake['input'])[:60]!r}: {mistake['msg']}") from None
-        names = [contract.sample, contract.text or "x"]
-        for stack in contract.stacks:
-            names += [stack.name, *stack.components, *stack.outputs, *stack.zeros, *stack.passes]
-        if not contract.stacks or len(names) > MAX_NAMES:
-            raise ScheduleError(
-                f"contract.stacks has {len(names)} names in {len(contract.stacks)} stacks; give 1 to 200"
-            )
-        for name in names:
-            if len(name) > 200 or not all(
-                part == "*" or part.isidentifier() or part.isdigit() for part in name.split(".")
-            ):
-                raise ScheduleError(f"contract: {name[:60]!r} is no attribute path such as 'attn' or 'resnets.*'")
+            raise ScheduleError(_explain(error)) from None
+        _check(contract)
         return contract
 
     def to_dict(self) -> dict[str, Any]:
         """As `from_dict` reads it: plain data for a file, without what is at its default."""
-        return TypeAdapter(Contract).dump_python(self, mode="json", exclude_defaults=True)
+        return _adapter().dump_python(self, mode="json", exclude_defaults=True)
 
 
-def _tuples(value: Any) -> Any:
+@cache
+def _adapter() -> TypeAdapter[Contract]:
+    return TypeAdapter(Contract)
+
+
+def _tuples(value: Any, depth: int = 0) -> Any:
     """Lists of a parsed file as the tuples that the dataclasses want."""
+    if depth > MAX_DEPTH:
+        raise ScheduleError(f"contract is nested more than {MAX_DEPTH} deep")
     if isinstance(value, Mapping):
-        return {key: _tuples(inner) for key, inner in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(_tuples(inner) for inner in value)
+        return {key: _tuples(inner, depth + 1) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return tuple(_tuples(inner, depth + 1) for inner in value)
     return value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first mistake: where it is, what stands there, and what may."""
+    mistake = error.errors()[0]
+    where = ".".join(["contract", *(str(part)[:60] for part in mistake["loc"])])
+    if mistake["type"] == "unexpected_keyword_argument":
+        known = ", ".join(key.name for key in fields(Stack if len(mistake["loc"]) > 1 else Contract))
+        return f"there is no {where}; there are {known}"
+    if mistake["type"] == "missing":
+        return f"{where} is missing"
+    return f"{where} is {str(mistake['input'])[:60]!r}: {mistake['msg']}"
+
+
+def _check(contract: Contract) -> None:
+    """ScheduleError for what no module could fit."""
+    names = [name for stack in contract.stacks for name in (stack.name, *stack.components, *stack.outputs)]
+    if not contract.stacks or len(names) > MAX_NAMES:
+        raise ScheduleError(
+            f"contract.stacks has {len(names)} names in {len(contract.stacks)} stacks; give one stack or more, of "
+            f"{MAX_NAMES} names in all"
+        )
+    if contract.conditional not in (None, 0, 1):
+        raise ScheduleError(
+            f"contract.conditional is {contract.conditional}; give 0 or 1, a half of the batch, or null"
+        )
+    _words("contract", contract.sample, *([contract.text] if contract.text is not None else []))
+    for i, stack in enumerate(contract.stacks):
+        _check_stack(f"contract.stacks.{i}", stack)
+        for other in contract.stacks[:i]:
+            if f"{stack.name}.".startswith(f"{other.name}.") or f"{other.name}.".startswith(f"{stack.name}."):
+                raise ScheduleError(f"contract.stacks: of {other.name!r} and {stack.name!r} one lies in the other")
+
+
+def _check_stack(where: str, stack: Stack) -> None:
+    for name in (stack.name, *stack.components):
+        if len(name) > 200 or not PATH.fullmatch(name):
+            raise ScheduleError(f"{where}: {name[:60]!r} is no attribute path such as 'attn' or 'resnets.*'")
+    if "*" in stack.name or stack.name == "denoiser":
+        raise ScheduleError(f"{where}.name is {stack.name!r}; a stack is one list of blocks, by its path without *")
+    if stack.uniform and (open_ := [name for name in stack.components if "*" in name]):
+        raise ScheduleError(f"{where}.components has {open_[0]!r}; where blocks have lists, write 'uniform: false'")
+    _words(where, *stack.outputs, *(name for zeros in stack.zeros.values() for name in zeros))
+    for key, listed in (("components", stack.components), ("outputs", stack.outputs)):
+        if len(set(listed)) < len(listed):
+            raise ScheduleError(f"{where}.{key} names {max(listed, key=listed.count)!r} twice")
+    for key, listed in (("zeros", tuple(stack.zeros)), ("passes", stack.passes)):
+        if unknown := sorted(set(listed) - set(stack.components)):
+            raise ScheduleError(f"{where}.{key} has {unknown[0][:60]!r}, which is none of its components")
+    if empty := [name for name, arguments in stack.zeros.items() if not arguments]:
+        raise ScheduleError(f"{where}.zeros.{empty[0]} is empty; name the argument like which its zeros are")
+
+
+def _words(where: str, *names: str) -> None:
+    for name in names:
+        if len(name) > 200 or not WORD.fullmatch(name):
+            raise ScheduleError(f"{where}: {name[:60]!r} is no name of an argument such as 'hidden_states'")
 
 
 def _zeros(*names: str) -> dict[str, tuple[str, ...]]:
@@ -143,5 +216,6 @@ CONTRACTS: Mapping[str, Contract] = {
         conditional=1,
         text="encoder_hidden_states",
         sample="sample",
+        copies=True,
     ),
 }

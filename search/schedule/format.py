@@ -9,28 +9,22 @@ import math
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from search.schedule.errors import ScheduleError
-from search.schedule.guidance import GAIN, RADIUS, Approximation, Guidance, check_halves, is_narrow
 from search.schedule.contracts import Contract
-from search.schedule.nodes import MAX_BLOCKS, Tree
-from search.schedule.plan import MAX_ACTIONS, MAX_STEPS, Plan, history
+from search.schedule.errors import ScheduleError
+from search.schedule.gates import Gate, GatePart, check_gates
+from search.schedule.guidance import GAIN, RADIUS, Approximation, Guidance, check_halves, is_narrow
+from search.schedule.nodes import MAX_BLOCKS, Node, Tree
+from search.schedule.part import Finite, Name, Part
+from search.schedule.plan import MAX_ACTIONS, MAX_STEPS, OWN, Plan, history, since, switches
 from search.schedule.sampler import check_order
+from search.schedule.start import StartPart
 
 FORMAT = "schedule/1"
 MAX_BYTES = 4 * 2**20
 MAX_ENTRIES = 20_000  # of one JSON object or array
 MAX_TABLE = 1000  # steps of a solver table, whose size is their square
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-
-
-class Part(BaseModel):
-    """One part of the file: no unknown fields, no conversions between types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
 class ModelPart(Part):
@@ -39,7 +33,7 @@ class ModelPart(Part):
     class_name: Name = Field(alias="class")
     fingerprint: str = Field(default="", max_length=100)
     stacks: dict[Name, int | Annotated[list[dict[Name, int]], Field(max_length=MAX_BLOCKS)]] = Field(max_length=20)
-    contract: dict[str, Any] | None = Field(default=None, max_length=4)  # of a class that this version does not know
+    contract: dict[str, Any] | None = Field(default=None, max_length=5)  # of a class that this version does not know
 
     def tree(self) -> Tree:
         """The denoiser's nodes; ScheduleError where they make no sense."""
@@ -71,12 +65,13 @@ class SamplerPart(Part):
 
 
 class PlanPart(Part):
-    """Actions per node and step, `[selector, actions]`; a later rule wins. `value` out: a node's output is kept.
+    """Actions per node and step, `[selector, actions]`; a later rule wins.
 
-    `axis` is where forecasts place the steps.
+    `value` is what is kept of blocks and stacks: out, what they give, or residual, what they add to what enters them;
+    of other nodes it is always what they give. `axis` is where forecasts place the steps, those of gates too.
     """
 
-    value: Literal["out"] = "out"
+    value: Literal["out", "residual"] = "out"
     axis: Literal["index", "timestep", "sigma", "logsnr"] = "index"
     rules: list[tuple[Annotated[str, Field(max_length=20_000)], Annotated[str, Field(max_length=100_000)]]] = Field(
         max_length=MAX_ENTRIES
@@ -193,6 +188,34 @@ class CorrectionsPart(Part):
     )
 
 
+class OtherPart(ModelPart):
+    """Another denoiser: its architecture, and a name for people. Whoever applies the schedule brings it along."""
+
+    name: str = Field(default="", max_length=200)
+
+
+class ModelsPart(Part):
+    """Which denoiser runs at each step, T-Stitch (arXiv:2402.14167): `at` [T] has a capital letter per step.
+
+    L is the pipeline's own, `names` says what the others are.
+    """
+
+    names: dict[Annotated[str, Field(pattern="^[A-KM-Z]$")], OtherPart] = Field(max_length=25)
+    at: str = Field(max_length=MAX_STEPS, pattern="^[A-Z]+$")
+
+    @property
+    def is_off(self) -> bool:
+        return set(self.at) == {OWN}
+
+    def normal(self) -> dict[str, Any]:
+        """Without the names that no step has."""
+        used = sorted(set(self.at) - {OWN})
+        return {
+            "names": {k: self.names[k].model_dump(by_alias=True, exclude_defaults=True) for k in used},
+            "at": self.at,
+        }
+
+
 class ScorePart(Part):
     """A measured score: mean over prompts, 95 % interval, and on which prompts it was taken."""
 
@@ -211,7 +234,10 @@ class Document(Part):
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     sampler: SamplerPart | None = None
     plan: PlanPart | None = None
+    gates: list[GatePart] = Field(default=[], max_length=100)
     guidance: GuidancePart | None = None
+    models: ModelsPart | None = None
+    start: StartPart | None = None
     bits: BitsPart | None = None
     corrections: CorrectionsPart | None = None
     scores: dict[Name, ScorePart] = Field(default={}, max_length=200)
@@ -221,22 +247,47 @@ class Document(Part):
     def _consistent(self) -> "Document":
         """Everything that can be checked without a model."""
         sampler = self.sampler
-        stepwise = self.plan or self.guidance or (sampler and (sampler.timesteps or sampler.order))
-        if self.steps is None and stepwise:
-            raise ScheduleError("steps is missing; plan, guidance, sampler.timesteps and sampler.order need it")
+        stepwise = self.plan or self.gates or self.guidance or self.models
+        if self.steps is None and (stepwise or (sampler and (sampler.timesteps or sampler.order))):
+            raise ScheduleError(
+                "steps is missing; plan, gates, guidance, models, sampler.timesteps and sampler.order need it"
+            )
         if sampler:
             _check_sampler(sampler, self.steps)
+        if self.models and self.steps:
+            _check_models(self.models, self.steps)
         if self.guidance and self.steps:
-            _check_guidance(self.guidance, self.steps)
+            _check_guidance(self.guidance, self.steps, self.at)
         if self.bits:
             _check_bits(self.bits)
         _check_data(self.made, "made")
         plan = self._resolved
         if (guidance := self.guide()) and plan and is_narrow(guidance.branch):
             check_halves(plan, guidance.branch)
+        if self.plan and plan and self.plan.value == "residual":
+            _check_residual(plan)
+        check_gates(self.decide())
         if self.corrections:
             _check_corrections(self.corrections, plan)
+        if self._start() and sampler and sampler.coefficients:
+            raise ScheduleError(
+                "start.inject and sampler.coefficients are both given; a table's own state[i] says how much of the "
+                "initial latents step i is given, leave one"
+            )
         return self
+
+    @property
+    def at(self) -> str:
+        """The denoiser of every step by its letter; "" where the pipeline's own runs throughout."""
+        return self.models.at if self.models and not self.models.is_off else ""
+
+    def _start(self) -> dict[str, Any]:
+        """The start part's normal form; {} where a run begins as the pipeline's own does."""
+        if self.start is None:
+            return {}
+        config = self.sampler.config if self.sampler else {}
+        timesteps = self.sampler.timesteps if self.sampler else None
+        return self.start.normal(timesteps, config.get("num_train_timesteps", 1000))
 
     def guide(self) -> Guidance | None:
         """Guidance with an entry per step; None where it is the pipeline's own."""
@@ -247,8 +298,22 @@ class Document(Part):
         return Guidance.of(self.model.tree(), self.steps, part.call, part.scale, part.branch, weights)
 
     def resolve(self) -> Plan | None:
-        """The plan with every rule expanded; None where there is no plan."""
+        """The plan with every rule expanded; None where there is no plan and only one denoiser."""
         return self._resolved
+
+    def decide(self) -> tuple[Gate, ...]:
+        """The gates in the order of execution, each in its simplest form; those that do nothing are left out."""
+        return self._decided
+
+    @cached_property
+    def _decided(self) -> tuple[Gate, ...]:
+        if not self.gates or self.steps is None:
+            return ()
+        tree, plan, guidance = self.model.tree(), self.resolve(), self.guide()
+        branch = guidance.branch if guidance and is_narrow(guidance.branch) else None
+        gates = [Gate.of(g, tree, plan, self.steps, branch, f"gates[{i}]") for i, g in enumerate(self.gates)]
+        order = list(tree.nodes)
+        return tuple(sorted((g for g in gates if not g.is_off), key=lambda g: order.index(g.blocks[0])))
 
     @cached_property
     def _resolved(self) -> Plan | None:
@@ -257,9 +322,9 @@ class Document(Part):
             raise ScheduleError(
                 f"steps is {self.steps}: {size} actions of {len(tree.nodes)} nodes; admissible are {MAX_ACTIONS}"
             )
-        if self.plan is None or self.steps is None:
+        if self.steps is None or (self.plan is None and not self.at):
             return None
-        return Plan.resolve(self.plan.rules, tree, self.steps)
+        return Plan.resolve(self.plan.rules if self.plan else (), tree, self.steps, self.at)
 
     def normal(self) -> dict[str, Any]:
         """The normal form: equal behaviour gives equal data. No scores, no history of how it was made."""
@@ -270,16 +335,21 @@ class Document(Part):
             body["sampler"] = self.sampler.model_dump(by_alias=True, exclude_none=True)
         if self.steps is not None:
             body["steps"] = self.steps
-        if rules and self.plan:
-            forecasts = any("F" in actions for _, actions in rules)
-            body["plan"] = {
-                "value": self.plan.value,
-                "axis": self.plan.axis if forecasts else "index",
-                "rules": rules,
-            }
+        gates = [gate.normal() for gate in self.decide()]
+        forecasts = any("F" in actions for _, actions in rules) or any(gate.forecasts for gate in self.decide())
+        axis = self.plan.axis if self.plan and forecasts else "index"
+        if plan and self.plan and (rules or axis != "index"):
+            value = self.plan.value if _kept_whole(plan) else "out"
+            body["plan"] = {"value": value, "axis": axis, "rules": rules}
+        if gates:
+            body["gates"] = gates
         if self.guidance and not self.guidance.is_off:
             body["guidance"] = self.guidance.normal()
-        if self.bits and self.bits.layers:
+        if self.models and self.at:
+            body["models"] = self.models.normal()
+        if start := self._start():
+            body["start"] = start
+        if self.bits and self.bits.layers and OWN in (self.at or OWN):
             body["bits"] = self.bits.normal()
         if self.corrections and "plan" in body:
             body["corrections"] = self.corrections.model_dump()
@@ -331,6 +401,21 @@ def _check_format(value: Any) -> None:
         raise ScheduleError(f"format is {value!r}, this version reads {FORMAT!r}: upgrade diffusion-schedule-search")
 
 
+def _kept_whole(plan: Plan) -> list[Node]:
+    """The blocks and stacks whose values are reused or forecast."""
+    planned = [plan.tree.nodes[name] for name in plan.planned()]
+    return [n for n in planned if n.kind in ("stack", "block") and any(history(t) for t in plan.tokens[n.name])]
+
+
+def _check_residual(plan: Plan) -> None:
+    for node in _kept_whole(plan):
+        if not plan.tree.stack(node.stack).outputs:
+            raise ScheduleError(
+                f"plan.value is 'residual', but what enters {node.name} is not what it gives; use 'out', or plan its "
+                "components"
+            )
+
+
 def _check_sampler(sampler: SamplerPart, steps: int | None) -> None:
     timesteps, sigmas, order = sampler.timesteps, sampler.sigmas, sampler.order
     for field, values, size in (("timesteps", timesteps, 0), ("sigmas", sigmas, 1), ("order", order, 0)):
@@ -370,7 +455,18 @@ def _check_coefficients(sampler: SamplerPart, steps: int | None) -> None:
             raise ScheduleError(f"sampler.coefficients.outputs[{i}] has {len(row)} entries; row {i} has {i + 1}")
 
 
-def _check_guidance(guidance: GuidancePart, steps: int) -> None:
+def _check_models(models: ModelsPart, steps: int) -> None:
+    if len(models.at) != steps:
+        raise ScheduleError(f"models.at has {len(models.at)} entries; {steps} steps need {steps}")
+    for step, letter in enumerate(models.at):
+        if letter != OWN and letter not in models.names:
+            known = ", ".join([OWN, *models.names])
+            raise ScheduleError(f"models.at is {letter!r} at step {step}, which models.names lacks; there are {known}")
+    for part in models.names.values():
+        part.tree()
+
+
+def _check_guidance(guidance: GuidancePart, steps: int, at: str) -> None:
     approximate = guidance.approximate or ApproximatePart()
     lists = (("approximate.low", approximate.low), ("approximate.high", approximate.high))
     for field, values in (("scale", guidance.scale), ("branch", guidance.branch), *lists):
@@ -381,11 +477,15 @@ def _check_guidance(guidance: GuidancePart, steps: int) -> None:
     for i, scale in enumerate(guidance.scale or []):
         if not 0 <= scale <= 1000:
             raise ScheduleError(f"guidance.scale is {scale} at step {i}; admissible is 0 to 1000")
-    branch = guidance.branch or "C"
-    for kind in "RA":
-        if kind in branch and "C" not in branch[: branch.index(kind)]:
-            step = branch.index(kind)
-            raise ScheduleError(f"guidance.branch is {kind} at step {step}, but no C came before it to reuse")
+    began, full, barriers = 0, False, switches(at)
+    for step, kind in enumerate(guidance.branch or ""):
+        if step in barriers:
+            began, full = step, False
+        full |= kind == "C"
+        if kind in "RA" and not full:
+            raise ScheduleError(
+                f"guidance.branch is {kind} at step {step}, but no C came before it{since(began)} to reuse"
+            )
 
 
 def _check_bits(bits: BitsPart) -> None:
@@ -402,10 +502,10 @@ def _check_bits(bits: BitsPart) -> None:
                 f"bits.layers.{layer} is {name!r}, which bits.formats lacks; it has {', '.join(bits.formats) or 'none'}"
             )
     for layer, ranges in bits.ranges.items():
-        form = bits.formats[bits.layers[layer]] if layer in bits.layers else None
-        if form is None or not form.static:
+        wanted = bits.formats[bits.layers[layer]] if layer in bits.layers else None
+        if wanted is None or not wanted.static:
             raise ScheduleError(f"bits.ranges.{layer} is given, but bits.layers has no static format for it")
-        if len(ranges) != (sides := 2 if form.split else 1):
+        if len(ranges) != (sides := 2 if wanted.split else 1):
             raise ScheduleError(f"bits.ranges.{layer} has {len(ranges)} ranges; its format needs {sides}")
         for low, high in ranges:
             if not low <= 0 <= high:

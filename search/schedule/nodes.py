@@ -5,6 +5,7 @@ A tree knows names, not modules: `denoiser`, its stacks (`transformer_blocks`), 
 another one (`up_blocks.1:attentions.0.transformer_blocks.0.ff`), which is its parent.
 """
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ ROOT = "denoiser"
 MAX_BLOCKS = 10_000
 MAX_NODES = 200_000
 
+_BLOCKS = re.compile(r"(?:\.(\*|\d{1,5}|\[[\d,-]{1,9999}\]))?(?::([\w.*]{1,200}))?", re.ASCII)
 Shape = int | Sequence[Mapping[str, int]]  # of a stack: a number of equal blocks, or the lists that each block has
 
 # Classifier-free guidance by class: the conditional half of the batch, and the argument with the text states.
@@ -77,19 +79,26 @@ class Tree:
         if isinstance(shape, int) != stack.uniform:
             wanted = "a number of equal blocks" if stack.uniform else "a list with what each block has"
             raise ScheduleError(f"model.stacks.{stack.name} is {str(shape)[:60]}; it is {wanted}")
+        if isinstance(shape, int) and size * len(stack.components) > MAX_NODES:
+            raise ScheduleError(f"model.stacks.{stack.name} has more than {MAX_NODES} components in all")
         lists = [count for block in ([] if isinstance(shape, int) else shape) for count in block.values()]
         if any(not 0 <= count <= 1000 for count in lists) or sum(lists) * len(stack.components) > MAX_NODES:
             raise ScheduleError(f"model.stacks.{stack.name} has lists of 0 to 1000 modules, not {max(lists)}")
 
     @classmethod
     def of(cls, denoiser: nn.Module, contract: Contract | None = None) -> "Tree":
-        """The tree of a live denoiser; checks that every component of the contract is there."""
+        """The tree of a live denoiser; checks that everything that the contract names is there."""
         name = type(denoiser).__name__
         stacks = contract or CONTRACTS.get(name)
+        for stack in stacks.stacks if stacks else ():
+            _check_stack(denoiser, stack)
         shape = {s.name: _shape(s, blocks_of(denoiser, s)) for s in (stacks.stacks if stacks else ())}
         tree = cls(name, shape, contract)
+        seen: dict[int, str] = {}
         for node in tree:
-            tree.module(denoiser, node)
+            module = tree.module(denoiser, node)
+            if module is not None and (other := seen.setdefault(id(module), node.name)) != node.name:
+                raise ScheduleError(f"{node.name} and {other} are one module, which cannot be planned twice")
         return tree
 
     @cached_property
@@ -103,6 +112,8 @@ class Tree:
                 own = self.components(stack.name, i)
                 for component in own:
                     around = [c for c in own if component.startswith(f"{c}.")]
+                    if late := [c for c in around if own.index(c) > own.index(component)]:
+                        raise ScheduleError(f"contract.stacks: {component} lies in {late[0]}; name {late[0]} before it")
                     parent = f"{block}:{max(around, key=len)}" if around else block
                     found.append(Node(f"{block}:{component}", "component", parent, stack.name, i, component))
         return {node.name: node for node in found}
@@ -145,8 +156,11 @@ class Tree:
             if found is None:
                 break
         if not isinstance(found, nn.Module):
-            around = type(blocks_of(denoiser, self.stack(node.stack))[node.block]).__name__
-            raise ScheduleError(f"{self.model_class} has no {node.name}: {around} lacks {node.component!r}")
+            block = blocks_of(denoiser, self.stack(node.stack))[node.block]
+            raise ScheduleError(
+                f"{self.model_class} has no {node.name}: {type(block).__name__} lacks {node.component!r}; it has "
+                f"{_children(block)}"
+            )
         return found
 
     def node_of(self, layer: str) -> Node:
@@ -181,22 +195,22 @@ class Tree:
         """
         if selector == ROOT:
             return [ROOT]
-        match = re.fullmatch(r"(\w+)(?:\.(\*|\d{1,5}|\[[\d,-]{1,9999}\]))?(?::([\w.*]{1,200}))?", selector, re.ASCII)
-        stack = match and next((s for s in self.contract if s.name == match[1]), None)
-        if not match or not stack or (match[3] and not match[2]):
+        stack = next((s for s in self.contract if f"{selector}.".startswith(f"{s.name}.")), None)
+        match = stack and _BLOCKS.fullmatch(selector, len(stack.name))
+        if not match or not stack or (match[2] and not match[1]):
             raise ScheduleError(self._no_match(selector))
-        if match[2] is None:
+        if match[1] is None:
             if not stack.outputs:
                 raise ScheduleError(
                     f"selector {selector!r}: the blocks of {stack.name} are no chain that could be planned as a whole; "
                     f"use '{stack.name}.*'"
                 )
             return [stack.name]
-        blocks = self._blocks(match[2], self.stacks[stack.name])
-        if match[3] is None:
+        blocks = self._blocks(match[1], self.stacks[stack.name])
+        if match[2] is None:
             names = [f"{stack.name}.{i}" for i in blocks]
         else:
-            names = [f"{stack.name}.{i}:{c}" for i in blocks for c in self._matching(stack.name, i, match[3])]
+            names = [f"{stack.name}.{i}:{c}" for i in blocks for c in self._matching(stack.name, i, match[2])]
         if not names or any(name not in self.nodes for name in names):
             raise ScheduleError(self._no_match(selector))
         return names
@@ -237,6 +251,34 @@ class Tree:
         )
 
 
+def _check_stack(denoiser: nn.Module, stack: Stack) -> None:
+    """ScheduleError where the denoiser has no such stack, or its blocks do not take what they are said to give."""
+    found: Any = denoiser
+    for part in stack.name.split("."):
+        within, found = found, getattr(found, part, None)
+        if not isinstance(found, nn.Module):
+            raise ScheduleError(
+                f"{type(denoiser).__name__} has no {stack.name}: {type(within).__name__} has {_children(within)}"
+            )
+    if not stack.single and not isinstance(found, nn.ModuleList | nn.Sequential):
+        raise ScheduleError(
+            f"{stack.name} is a {type(found).__name__}, no list of blocks; where it is one block, write 'single: true'"
+        )
+    for i, block in enumerate(blocks_of(denoiser, stack)):
+        taken = inspect.signature(type(block).forward).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+            continue
+        if missing := [name for name in stack.outputs if name not in taken]:
+            raise ScheduleError(
+                f"{stack.name}.{i}: the contract's outputs name {missing[0]!r}, which is no argument of "
+                f"{type(block).__name__}.forward; it takes {', '.join(list(taken)[1:])}"
+            )
+
+
+def _children(module: nn.Module) -> str:
+    return ", ".join(name for name, _ in module.named_children()) or "no modules"
+
+
 def blocks_of(denoiser: nn.Module, stack: Stack) -> Sequence[nn.Module]:
     """The live blocks of a stack, none where the denoiser lacks it."""
     found: Any = denoiser
@@ -272,7 +314,7 @@ def _lists(components: Sequence[str], block: nn.Module) -> dict[str, int]:
 
 
 def _expanded(components: Sequence[str], lists: Mapping[str, int]) -> list[str]:
-    """Component names of a block with these lists, in the order of execution: resnets.0, attentions.0, resnets.1, …"""
+    """Component names of a block with these lists, in the order of execution (resnets.0, attentions.0, resnets.1)."""
     found: list[tuple[bool, list[int], int, str]] = []
     for order, path in enumerate(components):
         names = [""]

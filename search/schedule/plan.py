@@ -2,6 +2,9 @@
 
 Actions: C compute, R reuse the last computed value, F1..F9 forecast of that order, S skip. A node whose
 ancestor is not computed does not run at that step; internally that is "-".
+
+Where other denoisers run at some steps, `at` [T] names one per step, L the pipeline's own; "" is L throughout. Nodes
+are those of L. Only the denoiser as a whole has an action at the steps of another one.
 """
 
 import re
@@ -14,22 +17,26 @@ from search.schedule.nodes import ROOT, Tree
 MAX_STEPS = 10_000
 MAX_ACTIONS = 2_000_000  # steps x nodes; 1000 steps of 28 blocks are 114,000
 OFF, ABSENT = "C", "-"
+OWN = "L"  # the pipeline's own denoiser
 Tokens = tuple[str, ...]
 
-_TERM = re.compile(r"\s*(?:(C|R|S|F[1-9])|(\()|(\)))(?:\s*\*\s*(\d+))?", re.ASCII)
+_TERM = re.compile(r"\s*(?:(C|R|S|G|F[1-9])|(\()|(\)))(?:\s*\*\s*(\d+))?", re.ASCII)
 
 
-def parse_actions(text: str, steps: int, where: str = "plan") -> Tokens:
-    """`C*4 (C F1)*8` as a tuple of `steps` tokens; never builds more than `steps` of them."""
+def parse_actions(text: str, steps: int, where: str = "plan", letters: str = "CRS") -> Tokens:
+    """`C*4 (C F1)*8` as a tuple of `steps` tokens; never builds more than `steps` of them.
+
+    `letters` are the actions that are admissible here, besides F1..F9.
+    """
     stack: list[list[str]] = [[]]
     position = 0
     while position < len(text):
         match = _TERM.match(text, position)
-        if match is None:
-            if not text[position:].strip():
-                break
+        if match is None and not text[position:].strip():
+            break
+        if match is None or (match[1] and match[1][0] not in f"F{letters}"):
             raise ScheduleError(
-                f"{where}: {text[position : position + 12]!r} is no action; use C, R, S, F1..F9, "
+                f"{where}: {text[position : position + 12]!r} is no action; use {', '.join(letters)}, F1..F9, "
                 "repeated as 'R*7' or '(C R)*4'"
             )
         token, opens, closes, times = match.groups()
@@ -83,9 +90,10 @@ class Plan:
     tree: Tree
     steps: int
     tokens: Mapping[str, Tokens]
+    at: str = ""
 
     @classmethod
-    def resolve(cls, rules: Sequence[tuple[str, str]], tree: Tree, steps: int) -> "Plan":
+    def resolve(cls, rules: Sequence[tuple[str, str]], tree: Tree, steps: int, at: str = "") -> "Plan":
         """Expand rules (the later wins), apply the precedence of ancestors and check what is read."""
         chosen: dict[str, Tokens] = {}
         texts: dict[str, Tokens] = {}  # many nodes share few texts
@@ -104,18 +112,23 @@ class Plan:
             own = chosen.get(node.name, off)
             if node.parent is not None:
                 above = effective[node.parent]
+                if at and node.parent == ROOT:
+                    above = tuple(a if name == OWN else ABSENT for a, name in zip(above, at, strict=True))
                 if above != off:
                     own = tuple(t if a == OFF else ABSENT for t, a in zip(own, above, strict=True))
             effective[node.name] = own
-        plan = cls(tree, steps, effective)
+        plan = cls(tree, steps, effective, at)
         plan._check()
         return plan
 
     def _check(self) -> None:
+        barriers = switches(self.at)
         for name, tokens in self.tokens.items():
-            computed = 0
+            computed = began = 0
             skippable = "S" not in tokens or self.tree.skipped(self.tree.nodes[name]) is not None
             for step, token in enumerate(tokens):
+                if step in barriers:
+                    computed, began = 0, step
                 if token == OFF:
                     computed += 1
                 elif token == "S" and not skippable:
@@ -123,7 +136,7 @@ class Plan:
                 elif (needs := history(token)) > computed:
                     raise ScheduleError(
                         f"plan: {name} at step {step} is {token}, which reads {needs} computed value(s), but "
-                        f"{computed} came before; put {needs - computed} more C before it"
+                        f"{computed} came before{since(began)}; put {needs - computed} more C before it"
                     )
 
     @property
@@ -152,7 +165,7 @@ class Plan:
             for (stack, component, tokens), blocks in sorted(groups.items(), key=_order):
                 selector = ROOT if kind == "denoiser" else stack
                 if kind in ("block", "component"):
-                    selector += "." + _ranges(blocks, self.tree.stacks[stack])
+                    selector += "." + ranges(blocks, self.tree.stacks[stack])
                 if component:
                     selector += f":{component}"
                 rules.append((selector, format_actions(tokens)))
@@ -162,6 +175,16 @@ class Plan:
 def history(token: str) -> int:
     """How many computed values an action reads: 1 for R, k+1 for Fk, 0 for the others."""
     return 1 if token == "R" else int(token[1]) + 1 if token[0] == "F" else 0
+
+
+def switches(at: str) -> frozenset[int]:
+    """The steps at which another denoiser runs than at the step before: behind them nothing from before is read."""
+    return frozenset(step for step in range(1, len(at)) if at[step] != at[step - 1])
+
+
+def since(step: int) -> str:
+    """Words for what began with the switch at a step; none where that is the first step."""
+    return f" since models.at changed at step {step}" if step else ""
 
 
 def last_uses(computes: Sequence[bool], needs: Sequence[int]) -> dict[int, int]:
@@ -184,7 +207,8 @@ def _order(item: tuple[tuple[str, str, Tokens], list[int]]) -> tuple:
     return stack, component, blocks, tokens
 
 
-def _ranges(blocks: list[int], size: int) -> str:
+def ranges(blocks: list[int], size: int) -> str:
+    """Blocks as a selector has them: `*`, `3` or `[0-2,5]`."""
     if len(blocks) == size:
         return "*"
     if len(blocks) == 1:

@@ -15,6 +15,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from search.schedule.errors import ScheduleError
+from search.schedule.start import TRAINING, Injection
 
 # Classes whose solver order follows `lower_order_nums`, and whose last step to sigma 0 is of order 1.
 ORDERED = ("DPMSolverMultistepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler")
@@ -178,6 +179,7 @@ def plan_scheduler(
     order: Sequence[int] | None = None,
     axis: str = "index",
     solver: LinearSolver | None = None,
+    injection: Injection | None = None,
 ) -> Any:
     """A copy of `scheduler` that keeps `clock` and runs the given grid and orders; all parts are optional.
 
@@ -217,6 +219,8 @@ def plan_scheduler(
             if name == "DDIMScheduler" and planned.timesteps.tolist() != list(timesteps):
                 gaps.extend(int(a - b) for a, b in zip(timesteps, [*timesteps[1:], -1], strict=True))
             _write_grid(planned, timesteps, sigmas)
+        if injection is not None:
+            injection.begin(planned.timesteps.tolist(), planned.config.get("num_train_timesteps", TRAINING))
         clock.start(
             len(planned.timesteps),
             coordinates(planned, axis) if axis != "index" else [float(i) for i in range(len(planned.timesteps))],
@@ -245,11 +249,21 @@ def plan_scheduler(
             given = inspect.signature(original_step).bind(model_output, timestep, *args, **kwargs).arguments
             sample = solver.step(at, model_output, given["sample"])
             result = (sample,) if not given.get("return_dict", True) else SchedulerOutput(prev_sample=sample)
+        if injection is not None:
+            sample = inspect.signature(original_step).bind(model_output, timestep, *args, **kwargs).arguments["sample"]
+            result = _replaced(result, injection.after(at, sample, result[0]))
         clock.advance()
         return result
 
     planned.set_timesteps, planned.step, planned.__deepcopy__ = set_timesteps, step, clock.__deepcopy__
     return planned
+
+
+def _replaced(result: Any, latents: torch.Tensor) -> Any:
+    """What a scheduler's step returned, with other latents."""
+    if isinstance(result, tuple):
+        return (latents, *result[1:])
+    return type(result)(**{**result, "prev_sample": latents})
 
 
 def _even(sigmas: Sequence[float] | None) -> bool:

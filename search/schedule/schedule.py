@@ -9,12 +9,24 @@ from typing import Any
 
 from torch import Tensor
 
-from search.schedule.apply import Handle, denoiser_of, model_part
+from search.schedule.apply import Handle
 from search.schedule.corrections import SCALE, SHIFT, Affine, Corrections, beside, reused_steps
 from search.schedule.errors import ScheduleError
-from search.schedule.format import FORMAT, MAX_BYTES, Document, FormatPart, GuidancePart, digest, parse, validate
+from search.schedule.format import (
+    FORMAT,
+    MAX_BYTES,
+    Document,
+    FormatPart,
+    GuidancePart,
+    ModelsPart,
+    digest,
+    parse,
+    validate,
+)
+from search.schedule.gates import ASK, Gate
+from search.schedule.identity import denoiser_of, model_part
 from search.schedule.nodes import Tree
-from search.schedule.plan import OFF, Plan
+from search.schedule.plan import ABSENT, OFF, Plan
 
 
 class Schedule:
@@ -59,8 +71,9 @@ class Schedule:
         data = self._document.model_dump(by_alias=True, exclude_none=True, mode="json")
         normal = self._document.normal()
         data |= normal
-        if "plan" not in normal:
-            data.pop("plan", None)
+        for name in ("plan", "gates", "start"):
+            if name not in normal:
+                data.pop(name, None)
         head = {"format": FORMAT, "digest": self.digest}
         return head | {k: v for k, v in data.items() if k not in head and v != {}}
 
@@ -81,14 +94,16 @@ class Schedule:
         strict: bool = True,
         compile: Callable[[Callable], Callable] | None = None,
         bits: str = "simulate",
+        models: Mapping[str, Any] | None = None,
     ) -> Handle:
         """Run `pipe` by this schedule until the handle is removed.
 
         `strict=False` accepts another resolution or configuration of the same architecture. `compile`, for
         instance `torch.compile`, is applied to the components beneath the hooks. `bits` says who runs layers at
-        few bits: `simulate` rounds on any device and saves nothing, `torchao` runs what it can.
+        few bits: `simulate` rounds on any device and saves nothing, `torchao` runs what it can. `models` brings the
+        other denoisers that the schedule names: `apply(pipe, models={"S": small_pipe})`, a pipeline or a denoiser.
         """
-        return Handle(self._document, pipe, strict, compile, bits=bits, corrections=self.corrections)
+        return Handle(self._document, pipe, strict, compile, bits=bits, corrections=self.corrections, models=models)
 
     @cached_property
     def digest(self) -> str:
@@ -110,6 +125,12 @@ class Schedule:
     def guidance(self) -> GuidancePart | None:
         """Guidance per step; None where the pipeline's own is used."""
         return self._document.guidance
+
+    @property
+    def models(self) -> ModelsPart | None:
+        """Which denoiser runs at each step; None where it is the pipeline's own throughout."""
+        part = self._document.models
+        return None if part is None or part.is_off else part
 
     @property
     def bits(self) -> Mapping[str, FormatPart]:
@@ -140,9 +161,20 @@ class Schedule:
         off = (OFF,) * (self.steps or 0)
         return self._document.resolve() or Plan(self.tree, len(off), {n.name: off for n in self.tree})
 
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """Groups of blocks with actions of their own, which may be decided while the denoiser runs."""
+        return self._document.decide()
+
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Node names [N] and their effective actions [N][T]: C, R, F1.., S, or - where not run."""
-        return list(self.plan.tokens), [list(tokens) for tokens in self.plan.tokens.values()]
+        """Node names [N] and their effective actions [N][T]: C, R, F1.., S, G ask a gate, or - where not run."""
+        found = {name: list(tokens) for name, tokens in self.plan.tokens.items()}
+        for gate in self.gates:
+            runs = [OFF if token in (OFF, ASK) else ABSENT for token in gate.tokens]
+            for node in self.tree:
+                if f"{node.stack}.{node.block}" in gate.blocks:
+                    found[node.name] = list(gate.tokens) if node.kind == "block" else runs
+        return list(found), list(found.values())
 
     def with_scores(self, scores: Mapping[str, Any]) -> "Schedule":
         """The same behaviour with these scores: {name: {value, ci, split, unit}}."""

@@ -19,17 +19,24 @@ def leaves(value: Value) -> Iterator[Tensor]:
 
 
 def mapped(change: Callable[..., Tensor], *values: Value) -> Value:
-    """The value of the same structure whose tensors are `change` of the tensors at their place in `values`."""
-    first = values[0]
-    if isinstance(first, Tensor):
-        return change(*values)
-    if first is None:
-        return None
-    return tuple(mapped(change, *inner) for inner in zip(*values, strict=True))
+    """The value of the same structure whose tensors are `change` of the tensors at their place in `values`.
+
+    What is one tensor twice stays one, as in a down block's sample and last skip.
+    """
+    known: dict[tuple[int, ...], Tensor] = {}
+
+    def inner(*parts: Value) -> Value:
+        if isinstance(parts[0], Tensor):
+            ids = tuple(map(id, parts))
+            known[ids] = change(*parts) if ids not in known else known[ids]
+            return known[ids]
+        return None if parts[0] is None else tuple(inner(*each) for each in zip(*parts, strict=True))
+
+    return inner(*values)
 
 
 def nbytes(value: Value) -> int:
-    """Bytes of its tensors; one that is there twice, as in a down block's sample and last skip, counts once."""
+    """Bytes of its tensors; one that is there twice counts once."""
     return sum({id(t): t.numel() * t.element_size() for t in leaves(value)}.values())
 
 

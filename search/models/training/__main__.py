@@ -1,7 +1,7 @@
 """python -m search.models.training --model NAME --out FOLDER: train a bundled pipeline.
 
-`pixart` is trained from nothing, the others from the bundled pixart. Every run stops and resumes at any time
-(checkpoints in --work); the same seed and device give the same weights.
+`pixart` and `policy` are trained from nothing, the others from the bundled pixart. Every run stops and resumes at any
+time (checkpoints in --work); the same seed and device give the same weights.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from . import dit, emoji, flux, pixart, pixart_small, sd, vae
+from . import dit, emoji, flux, pixart, pixart_small, policy, sd, vae
 from .emoji import EmojiSet
 
 STUDENTS = {"sd": sd, "flux": flux, "dit": dit, "pixart_small": pixart_small}
@@ -19,7 +19,7 @@ STUDENTS = {"sd": sd, "flux": flux, "dit": dit, "pixart_small": pixart_small}
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m search.models.training", description=__doc__)
-    parser.add_argument("--model", choices=["pixart", *STUDENTS], default="pixart")
+    parser.add_argument("--model", choices=["pixart", "policy", *STUDENTS], default="pixart")
     parser.add_argument("--out", type=Path, help="the pipeline goes here; runs/training/NAME unless given")
     parser.add_argument("--work", type=Path, default=Path("runs/training/work"), help="data and checkpoints")
     parser.add_argument("--seed", type=int, default=0)
@@ -30,6 +30,10 @@ def main() -> None:
 
     device, out = torch.device(given.device), given.out or Path("runs/training") / given.model
     given.work.mkdir(parents=True, exist_ok=True)
+    if given.model == "policy":
+        recipe = dataclasses.replace(policy.RECIPE, seed=given.seed, steps=given.steps or policy.RECIPE.steps)
+        print(f"policy loss {policy.fit(given.work, out, recipe):.4f}; the pipeline is in {out}")
+        return
     pictures = emoji.load(given.work)
     network = STUDENTS.get(given.model, pixart)
     recipe = dataclasses.replace(network.RECIPE, seed=given.seed, steps=given.steps or network.RECIPE.steps)

@@ -11,7 +11,7 @@ from .emoji import EmojiSet
 from .loop import Recipe, train
 from .pixart import HEAD, TEXT_WIDTH, TOKENS, WIDTH, save
 
-RECIPE = Recipe(steps=2400, rate=1.5e-3, warmup=100, decay=0.7, weight_decay=0.01, ema=0.998)
+RECIPE = Recipe(steps=2200, rate=1.5e-3, warmup=100, decay=0.7, weight_decay=0.01, ema=0.998)
 BATCH = 32
 DOUBLE, SINGLE = 2, 5
 SCALES = (1.0, 6.0)  # guidance scales that the distilled model is trained for

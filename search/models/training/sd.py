@@ -10,7 +10,7 @@ from .emoji import EmojiSet
 from .loop import Recipe, train
 from .pixart import TEXT_WIDTH, save
 
-RECIPE = Recipe(steps=2400, rate=1.5e-3, warmup=100, decay=0.7, weight_decay=0.01, ema=0.998)
+RECIPE = Recipe(steps=2200, rate=1.5e-3, warmup=100, decay=0.7, weight_decay=0.01, ema=0.998)
 BATCH = 32
 
 

@@ -1,0 +1,119 @@
+"""A policy that is no image model (search/models/trajectory.py), known by the contract in its YAML alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from search.models.base import Model
+from search.models.loading import BUNDLED
+from search.models.trajectory import DIMS, HORIZON, RADIUS, TrajectoryPipeline, condition, expert
+from search.schedule.contracts import Contract
+from search.schedule.identity import denoiser_of, model_part
+from search.schedule.nodes import Tree
+from search.schedule.sampler import grid, public_config
+from search.target import Target
+
+PIXELS = 64
+
+
+@dataclass(eq=False, repr=False)
+class Policy(Model):
+    """Plans of a point that passes an obstacle; a prompt is a line such as `start -0.4 goal 0.8 above`.
+
+    `contract` says what can be planned, as `Contract.from_dict` reads it. With more than one of `chunks` a run is a
+    tick of a stream: time is a vector then, and the chunks of a plan are at as many levels of noise. Latents are the
+    plans [B, H, 2]; decoded they are drawings.
+    """
+
+    contract: Mapping[str, Any]
+    name: str = "policy"
+    path: str | Path | None = None
+    steps: int = 20
+    chunks: int = 1
+    guidance_scale: float = 1.0
+    device: Any = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.chunks < 1 or HORIZON % self.chunks:
+            raise ValueError(
+                f"model.chunks={self.chunks} does not divide {HORIZON}, the actions of a plan; try model.chunks=4"
+            )
+        if self.guidance_scale != 1:
+            raise ValueError(f"model.guidance_scale={self.guidance_scale}: {self.name} has no guidance; leave it at 1")
+        folder = Path(self.path or BUNDLED / "policy")
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"model.path={str(self.path)!r} has no config.json of a policy; type model.path=<such a folder>"
+            )
+        self.device = torch.device(self.device)
+        self.pipe = TrajectoryPipeline.from_pretrained(folder)
+        self.denoiser.to(self.device)
+        scheduler, own = self.pipe.scheduler, Contract.from_dict(self.contract)
+        self._solver = {"class": type(scheduler).__name__, "config": public_config(scheduler)}
+        layers = {n: (m.out_features, m.in_features) for n, m in self.denoiser.named_modules() if type(m) is nn.Linear}
+        tree, part = Tree.of(self.denoiser, own), model_part(self.denoiser, own)
+        self.target = Target(self.name, tree, self.steps, part, self.shorter(self.steps), layers)
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return denoiser_of(self.pipe)
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        return {"num_inference_steps": self.steps, "chunks": self.chunks}
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Tasks [B, 4]."""
+        return condition(prompts).to(self.device)
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Noise [B, H, 2]."""
+        drawn = [torch.randn(1, HORIZON, DIMS, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.cat(drawn).to(self.device)
+
+    def begin(self, conditions: Tensor, noise: Tensor) -> Tensor:
+        """The plans [B, H, 2] that a run begins with: noise, or what an expert's plan is before a tick."""
+        self.pipe.scheduler.set_timesteps(self.steps, device=self.device)
+        return self.pipe.noised(expert(conditions), noise, self.chunks)
+
+    @torch.no_grad()
+    def denoise(self, conditions: Tensor, latents: Tensor, t: Tensor) -> Tensor:
+        return self.pipe.velocity(latents, t, conditions, self.chunks)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Drawings [B, 3, 64, 64] of the obstacle and the way around it, from -1.2 to 1.2 along both axes."""
+        axis = torch.linspace(-1.2, 1.2, PIXELS, device=latents.device)
+        places = torch.stack(torch.meshgrid(-axis, axis, indexing="ij")[::-1], dim=-1)  # y upwards
+        plans = latents.float()
+        between = torch.lerp(
+            plans[:, :-1, None], plans[:, 1:, None], torch.linspace(0, 1, 8, device=axis.device)[:, None]
+        )
+        far = (
+            torch.cdist(places.flatten(0, 1)[None], between.flatten(1, 2))
+            .min(dim=-1)
+            .values.unflatten(1, (PIXELS, PIXELS))
+        )
+        ink = torch.exp(-((far / 0.04) ** 2))
+        ground = torch.where(places.norm(dim=-1) < RADIUS, 0.75, 1.0)
+        color = torch.tensor([0.0, 0.45, 0.7], device=axis.device)[:, None, None]
+        return ground * (1 - ink[:, None]) + color * ink[:, None]
+
+    def stock(self, prompts: Sequence[str], seeds: Sequence[int], **arguments: Any) -> Any:
+        """Plans of the pipeline itself for `output_type="latent"`, else drawings."""
+        drawn = arguments.pop("output_type", "pt") != "latent"
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        plans = self.pipe(prompts, generator=generators, **{**self.arguments, **arguments})
+        return self.decode(plans) if drawn else plans
+
+    def once(self) -> Tensor:
+        conditions = self.encode(["start 0 goal 0"])
+        latents = self.begin(conditions, self.noise([0]))
+        return self.denoise(conditions, latents, self.pipe.scheduler.timesteps[0])
+
+    def shorter(self, steps: int) -> dict[str, Any]:
+        timesteps, sigmas = grid(self.pipe.scheduler, steps)
+        return {**self._solver, "timesteps": timesteps, "sigmas": sigmas}

@@ -1,0 +1,158 @@
+"""Gates: whether most of the blocks run is decided while the denoiser runs; what is searched is how."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from search.schedule.gates import ASK, OF_BEFORE, selector
+from search.schedule.plan import OFF, format_actions
+from search.spaces.base import Gene, Space
+from search.target import Target
+
+SIGNALS = ("first_block_forecast", "first_block_residual", "modulated_input", "model_input")
+SUMMED = ("modulated_input", "model_input")  # their changes from step to step are summed up
+GRANULARITIES = ("constant", "phase", "step")
+FACTORS = (1.0, 0.0, 0.25, 0.5, 2.0, 4.0)  # of a phase's or step's threshold to the common one, by level; 0 computes
+WARM_UP, LONGEST = 8, 6  # most leading steps that are computed besides the first, and most steps in a row that are not
+
+
+@dataclass(frozen=True)
+class GatesSpace(Space):
+    """One gate over a run of blocks, from a few blocks after the first to a few before the last.
+
+    Genes: `threshold` (0 off), `signal`, `order` of the forecast where the gate passes (0 reuse), `value` (0 what the
+    group gives, 1 what it adds), `head` and `tail`, the blocks before and behind the group, `warmup`, the leading
+    steps that are computed besides the first, `max_run` (0 any number of steps in a row), and the factors of the
+    threshold. First and last steps are always computed. Signals of the input are summed up from step to step, those of
+    a block are compared with the last computed step.
+
+    `granularity` of the factors: none (`constant`), one for each of `phases` equal parts of the run, or one per
+    step. CG-Taylor (arXiv:2508.02240), First Block Cache, DBCache and TeaCache (arXiv:2411.19108) are rows; `poly` is
+    TeaCache's polynomial of the checkpoint, highest power first, which rescales changes of modulated_input.
+    """
+
+    thresholds: Sequence[float] = (0.008, 0.015, 0.03, 0.05, 0.08, 0.12, 0.18, 0.25, 0.4, 0.6)
+    signals: Sequence[str] = SIGNALS
+    granularity: Literal["constant", "phase", "step"] = "phase"
+    phases: int = 4
+    max_order: int = 2
+    poly: Sequence[float] | None = None
+    key: ClassVar[str] = "gates"
+
+    def __post_init__(self) -> None:
+        if self.granularity not in GRANULARITIES:
+            raise ValueError(
+                f"granularity {self.granularity!r} is unknown; choose from {', '.join(GRANULARITIES)}, for example "
+                "space.gates.granularity=phase"
+            )
+        if not self.signals or set(self.signals) - set(SIGNALS):
+            raise ValueError(f"signals={list(self.signals)}: choose from {', '.join(SIGNALS)}")
+        rising = all(a < b for a, b in zip(self.thresholds, self.thresholds[1:], strict=False))
+        if not self.thresholds or self.thresholds[0] <= 0 or not rising:
+            raise ValueError(f"thresholds={list(self.thresholds)} must rise from above 0, for example [0.03,0.08,0.12]")
+        if not 0 <= self.max_order <= 3:
+            raise ValueError(f"max_order {self.max_order} is out of range; use 0 (reuse only) to 3")
+        if not 1 <= self.phases <= 100:
+            raise ValueError(f"phases {self.phases} is out of range; use 1 to 100")
+
+    def genes(self, target: Target) -> list[Gene]:
+        """Levels: see the class. ValueError where there is nothing to gate."""
+        blocks = len(self._blocks(target))
+        if target.reference < 3 or not blocks:
+            raise ValueError(
+                f"gates need 3 steps and blocks that are maps of their inputs; {target.tree.model_class} has {blocks} "
+                f"such blocks and model.steps is {target.reference}"
+            )
+        genes = [
+            Gene("threshold", 1 + len(self.thresholds)),
+            Gene("signal", len(self.signals), ordered=False),
+            Gene("order", 1 + self.max_order),
+            Gene("value", 2, ordered=False),
+            Gene("head", blocks),
+            Gene("tail", blocks),
+            Gene("warmup", min(WARM_UP, target.reference - 3) + 1),
+            Gene("max_run", min(LONGEST, target.reference - 3) + 1),
+        ]
+        return genes + [Gene(name, len(FACTORS), group, ordered=False) for name, group in self._scales(target)]
+
+    def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
+        """The gates part; `{}` where it is off."""
+        names = [gene.name for gene in self.genes(target)]
+        values = dict(zip(names, np.asarray(x, dtype=np.int64).tolist(), strict=True))
+        if not values["threshold"]:
+            return {}
+        signal, order = self.signals[values["signal"]], values["order"]
+        blocks = self._blocks(target)
+        head = max(values["head"], int(signal in OF_BEFORE))
+        if head >= len(blocks):  # one block, and nothing before it to measure
+            return {}
+        tail = min(values["tail"], len(blocks) - head - 1)
+        gate: dict[str, Any] = {
+            "group": selector(blocks[head : len(blocks) - tail], target.tree),
+            "actions": self._actions(values["warmup"], target.steps),
+            "value": ("out", "residual")[values["value"]],
+            "then": f"F{order}" if order else "R",
+            "signal": signal,
+            "threshold": self._thresholds(values, target),
+        }
+        gate |= {"accumulate": True} if signal in SUMMED else {}
+        gate |= {"poly": list(self.poly)} if self.poly and signal == "modulated_input" else {}
+        gate |= {"max_run": values["max_run"]} if values["max_run"] else {}
+        return {"gates": [gate]} if ASK in gate["actions"] and any(gate["threshold"]) else {}
+
+    def presets(self, target: Target) -> dict[str, np.ndarray]:
+        """The published rules whose threshold, signal and order this space has; TeaCache's without its polynomial
+        unless `poly` says it.
+        """
+        rules: dict[str, dict[str, Any]] = {}
+        for threshold in self.thresholds:
+            for order in range(1, self.max_order + 1):
+                rule = {"signal": "first_block_forecast", "order": order, "head": 1, "warmup": 3}
+                rules[f"CG-Taylor δ={threshold:g} O={order}"] = rule | {"threshold": threshold}
+            block = {"signal": "first_block_residual", "value": 1, "head": 1, "threshold": threshold}
+            rules[f"FBCache {threshold:g}"] = block
+            rules[f"DBCache F1B0 W4MC3 {threshold:g}"] = block | {"warmup": 3, "max_run": 3}
+            rules[f"TeaCache {threshold:g}"] = {"signal": "modulated_input", "value": 1, "threshold": threshold}
+        low = {"CG-Taylor": (0.008, 0.03), "FBCache": (0.05, 0.12), "DBCache": (0.08, 0.18), "TeaCache": (0.12, 0.6)}
+        genes, found = self.genes(target), {}
+        for name, rule in rules.items():
+            least, most = low[name.split()[0]]
+            if rule["signal"] not in self.signals or not least <= rule["threshold"] <= most:
+                continue
+            levels = rule | {"threshold": 1 + self.thresholds.index(rule["threshold"])}
+            levels["signal"] = self.signals.index(rule["signal"])
+            x = np.array([min(levels.get(gene.name, 0), gene.levels - 1) for gene in genes], dtype=np.int64)
+            if self.decode(x, target):
+                found[name] = x
+        return found
+
+    def _scales(self, target: Target) -> list[tuple[str, str]]:
+        """Names and groups of the genes that scale the threshold."""
+        if self.granularity == "phase":
+            return [(f"scale {p}", f"phase {p}") for p in range(self.phases)]
+        return [(f"scale@{t}", f"step {t}") for t in range(target.reference) if self.granularity == "step"]
+
+    def _thresholds(self, values: Mapping[str, int], target: Target) -> list[float]:
+        """The threshold of every step, of the teacher's step nearest to it."""
+        common = self.thresholds[values["threshold"] - 1]
+        scales = [FACTORS[values[name]] for name, _ in self._scales(target)] or [1.0]
+        return [common * scales[t * len(scales) // target.reference] for t in target.at]
+
+    @staticmethod
+    def _actions(warmup: int, steps: int) -> str:
+        first = min(1 + warmup, steps)
+        asked = max(steps - first - 1, 0)
+        return format_actions([OFF] * first + [ASK] * asked + [OFF] * (steps - first - asked))
+
+    @staticmethod
+    def _blocks(target: Target) -> list[str]:
+        """The longest run of blocks that pass on the same streams."""
+        runs: list[tuple[frozenset[str], list[str]]] = []
+        for stack in target.tree.contract:
+            streams = frozenset(stack.outputs)
+            if not runs or runs[-1][0] != streams:
+                runs.append((streams, []))
+            runs[-1][1].extend(f"{stack.name}.{i}" for i in range(target.tree.stacks[stack.name]))
+        return max((blocks for streams, blocks in runs if streams), key=len, default=[])

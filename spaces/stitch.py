@@ -1,0 +1,76 @@
+"""Model schedules: at each step, whether a smaller denoiser runs in the place of the large one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from search.schedule.plan import OWN
+from search.spaces.base import Gene, Space
+from search.target import Target
+
+GRANULARITIES = ("switch", "step")
+PERCENT = range(10, 101, 10)
+
+
+@dataclass(frozen=True)
+class StitchSpace(Space):
+    """The first steps on a small denoiser, T-Stitch (arXiv:2402.14167); both must share latents and text states.
+
+    Granularities:
+
+    - `switch` (default): one gene for each smaller denoiser, at how many of the teacher's steps it is done. Of several
+      the smallest comes first, and each goes on where the one before ends.
+    - `step`: one gene per step, the large denoiser or one of the smaller ones.
+
+    T-Stitch's fractions are rows of both. Their cost and error are about the run as a whole, yet each gene does
+    something alone, so that tables can be measured.
+    """
+
+    granularity: Literal["switch", "step"] = "switch"
+    key: ClassVar[str] = "stitch"
+    stage: ClassVar[int] = 1  # on the steps as they were moved, before anything says what runs inside of them
+    additive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.granularity not in GRANULARITIES:
+            raise ValueError(
+                f"granularity {self.granularity!r} is unknown; choose from {', '.join(GRANULARITIES)}, for "
+                "example space.stitch.granularity=step"
+            )
+
+    def genes(self, target: Target) -> list[Gene]:
+        """Levels: see the class. ValueError where there is no smaller denoiser."""
+        if not target.others:
+            raise ValueError(
+                f"model={target.name} has no smaller denoiser at hand; type model.small=<folder or hub id of a "
+                "pipeline with the same latents and text encoder>, for the bundled pixart model.small=pixart_small"
+            )
+        steps = target.reference
+        if self.granularity == "switch":
+            return [Gene(f"until@{name}", steps + 1, group=f"step after {name}") for name in target.others]
+        levels = 1 + len(target.others)
+        return [Gene(f"model@{t}", levels, group=f"step {t}", ordered=False) for t in range(steps)]
+
+    def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
+        """The models part; `{}` where the large denoiser runs throughout."""
+        levels, others = np.asarray(x, dtype=np.int64).tolist(), list(target.others)
+        if self.granularity == "step":
+            return target.stitched("".join([OWN, *others][levels[at]] for at in target.at))
+        ends = dict(zip(others, levels, strict=True))
+        return target.stitched("".join(next((n for n, end in ends.items() if at < end), OWN) for at in target.at))
+
+    def presets(self, target: Target) -> dict[str, np.ndarray]:
+        """T-Stitch's fractions of early steps on the smallest denoiser: step i where (i + 1) / T is within them."""
+        found: dict[int, tuple[str, np.ndarray]] = {}
+        genes = len(self.genes(target))
+        for percent in PERCENT:
+            if count := target.reference * percent // 100:
+                x = np.zeros(genes, dtype=np.int64)
+                if self.granularity == "switch":
+                    x[0] = count
+                else:
+                    x[:count] = 1
+                found.setdefault(count, (f"T-Stitch {percent} %", x))
+        return dict(found.values())
