@@ -108,10 +108,10 @@ def page(rows: list[Row]) -> str:
     """The table: what the papers claim at their scale, and what was measured at ours."""
     about = (
         "Each row is one command, `python -m search +experiment=NAME`, on a bundled model of a few million parameters, "
-        "two CPU cores, seed 0. `claim` is what the authors say at their scale: no claim was checked "
-        "there, and figures of the two sides cannot be compared. Measured is the least drift (relative RMS distance of "
-        "the final latents to the full run's, held-out prompts and noise, 95 % interval) at no more than a half and a "
-        "third of the full cost; in brackets that of the best published rule of the same space at that cost. `–`: nothing so "
+        "two CPU cores, seed 0. `claim` is what the authors say at their scale: no claim was checked there, and "
+        "figures of the two sides cannot be compared. Measured is the least drift (relative RMS distance of the final "
+        "latents to the full run's, held-out prompts and noise, 95 % interval) at no more than a half and a third of "
+        "the full cost; in brackets that of the best published rule of the same space at that cost. `–`: nothing so "
         "cheap was found or tried. With `refit: false` a schedule runs the pipeline's own solver, as published. "
         "`python benchmarks/experiments.py` writes this page."
     )

@@ -1,6 +1,6 @@
 """Gates: whether most of the blocks run is decided while the denoiser runs; what is searched is how."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -106,27 +106,33 @@ class GatesSpace(Space):
         """The published rules whose threshold, signal and order this space has; TeaCache's without its polynomial
         unless `poly` says it.
         """
-        rules: dict[str, dict[str, Any]] = {}
-        for threshold in self.thresholds:
-            for order in range(1, self.max_order + 1):
-                rule = {"signal": "first_block_forecast", "order": order, "head": 1, "warmup": 3}
-                rules[f"CG-Taylor δ={threshold:g} O={order}"] = rule | {"threshold": threshold}
-            block = {"signal": "first_block_residual", "value": 1, "head": 1, "threshold": threshold}
-            rules[f"FBCache {threshold:g}"] = block
-            rules[f"DBCache F1B0 W4MC3 {threshold:g}"] = block | {"warmup": 3, "max_run": 3}
-            rules[f"TeaCache {threshold:g}"] = {"signal": "modulated_input", "value": 1, "threshold": threshold}
-        low = {"CG-Taylor": (0.008, 0.03), "FBCache": (0.05, 0.12), "DBCache": (0.08, 0.18), "TeaCache": (0.12, 0.6)}
-        genes, found = self.genes(target), {}
-        for name, rule in rules.items():
-            least, most = low[name.split()[0]]
-            if rule["signal"] not in self.signals or not least <= rule["threshold"] <= most:
+        genes = self.genes(target)
+        found: dict[str, np.ndarray] = {}
+        for name, threshold, rule in self._rules():
+            if rule["signal"] not in self.signals:
                 continue
-            levels = rule | {"threshold": 1 + self.thresholds.index(rule["threshold"])}
-            levels["signal"] = self.signals.index(rule["signal"])
+            levels: dict[str, int] = rule | {
+                "threshold": 1 + self.thresholds.index(threshold),
+                "signal": self.signals.index(rule["signal"]),
+            }
             x = np.array([min(levels.get(gene.name, 0), gene.levels - 1) for gene in genes], dtype=np.int64)
             if self.decode(x, target):
                 found[name] = x
         return found
+
+    def _rules(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
+        """Names of published rules, their thresholds, and the levels of their other genes; of signals the name."""
+        for threshold in self.thresholds:
+            for order in range(1, self.max_order + 1):
+                if threshold <= 0.03:
+                    rule = {"signal": "first_block_forecast", "order": order, "head": 1, "warmup": 3}
+                    yield f"CG-Taylor δ={threshold:g} O={order}", threshold, rule
+            block = {"signal": "first_block_residual", "value": 1, "head": 1}
+            if 0.05 <= threshold <= 0.18:
+                yield f"FBCache {threshold:g}", threshold, block
+                yield f"DBCache F1B0 W4MC3 {threshold:g}", threshold, block | {"warmup": 3, "max_run": 3}
+            if threshold >= 0.12:
+                yield f"TeaCache {threshold:g}", threshold, {"signal": "modulated_input", "value": 1}
 
     def _scales(self, target: Target) -> list[tuple[str, str]]:
         """Names and groups of the genes that scale the threshold."""

@@ -258,6 +258,11 @@ def of_blocks(forward):
     return type("Anybody", (Anybody,), {"block": block})()
 
 
+def refused(pipe, made, told):
+    with made.apply(pipe), pytest.raises(ScheduleError, match=told):
+        run(pipe)
+
+
 def plain(self, x, y, time):
     return x + time * self.turn(x, y), y
 
@@ -325,9 +330,7 @@ def test_a_tuple_of_one_is_no_tensor():
             return super().forward(x, time)[0]
 
     pipe = pipeline(Loose())
-    with schedule(pipe, [["neck.0", "CSCSCS"]]).apply(pipe):
-        with pytest.raises(ScheduleError, match=r"neck.0 gives back a tuple of 1 .*one tensor, in place of x"):
-            run(pipe)
+    refused(pipe, schedule(pipe, [["neck.0", "CSCSCS"]]), r"neck.0 gives back a tuple of 1 .*one tensor, in place of x")
 
 
 def test_under_autocast_types_are_torchs_own_choice():
@@ -385,20 +388,14 @@ def test_a_component_that_passes_its_input_on_must_give_one_like_it():
 
     pipe = pipeline()
     pipe.denoiser.trunk.blocks[0].turn = Wide(WIDTH, WIDTH)
-    with schedule(pipe, [["trunk.blocks.0:turn", "CSCCCC"]], contract(zeros={}, passes=["turn"])).apply(pipe):
-        with pytest.raises(
-            ScheduleError, match=r"turn gives back float32 \[1, 2, 6\], .* float32 \[2, 6\] where it is"
-        ):
-            run(pipe)
+    made = schedule(pipe, [["trunk.blocks.0:turn", "CSCCCC"]], contract(zeros={}, passes=["turn"]))
+    refused(pipe, made, r"turn gives back float32 \[1, 2, 6\], .* float32 \[2, 6\] where it is")
 
 
 def test_what_is_skipped_before_it_was_ever_computed_needs_its_argument():
     pipe = pipeline()
-    with schedule(pipe, [["trunk.blocks.0:turn", "S*6"]], contract(zeros={"turn": ["z"]})).apply(pipe):
-        with pytest.raises(
-            ScheduleError, match="trunk.blocks.0:turn was called without z, which its contract names; it got x, y"
-        ):
-            run(pipe)
+    made = schedule(pipe, [["trunk.blocks.0:turn", "S*6"]], contract(zeros={"turn": ["z"]}))
+    refused(pipe, made, "trunk.blocks.0:turn was called without z, which its contract names; it got x, y")
 
 
 def test_a_denoiser_that_gives_back_something_else_is_refused():
@@ -407,9 +404,8 @@ def test_a_denoiser_that_gives_back_something_else_is_refused():
             return {"sample": super().forward(x, time)}
 
     pipe = pipeline(Dictionary())
-    with schedule(pipe, [["neck.0", "CRCRCR"]]).apply(pipe):
-        with pytest.raises(ScheduleError, match="the denoiser gives back a dict; a schedule takes a tensor, a tuple"):
-            run(pipe)
+    made = schedule(pipe, [["neck.0", "CRCRCR"]])
+    refused(pipe, made, "the denoiser gives back a dict; a schedule takes a tensor, a tuple")
 
 
 # What is no contract

@@ -16,7 +16,7 @@ from search.schedule.nodes import ROOT
 from search.schedule.plan import ABSENT, OFF, Plan, history
 from search.schedule.sampler import Clock
 from search.schedule.stitch import Stitch
-from search.schedule.values import Value, half, joined, leaves, mapped, nbytes
+from search.schedule.values import Value, half, joined, mapped, nbytes
 from search.schedule.verify import argument, check_block, check_component, check_value, first
 
 

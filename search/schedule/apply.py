@@ -111,7 +111,7 @@ class Handle:
         self.stores: dict[str, Store] = {}
         self.runs = 0
         self.clock.on_reset.append(self._reset)
-        self._pipe = weakref.ref(pipe)
+        self._pipe = _weak(pipe)
         self._replaced = pipe.scheduler
         self._hooked: list[nn.Module] = []
         self._watched: list[RemovableHandle] = []
@@ -332,6 +332,14 @@ class _PassHook(ModelHook):
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.fn_ref.original_forward(*args, **kwargs)
+
+
+def _weak(pipe: Any) -> Callable[[], Any]:
+    """The pipeline while somebody else holds it; for good where its class knows no weak references."""
+    try:
+        return weakref.ref(pipe)
+    except TypeError:  # a SimpleNamespace, a class with slots
+        return lambda: pipe
 
 
 def _unhook(module: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """The bundled DiTPipeline: a class-conditional DiTTransformer2DModel of 64 emoji (arXiv:2212.09748)."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ def fit(pictures: EmojiSet, work: Path, device: torch.device, out: Path, recipe:
         return (velocity.float() - teacher.velocity(batch)).square().mean()
 
     def export() -> None:
-        names = {number: caption(name) for number, name in enumerate(CONCEPTS)}
-        save(DiTPipeline(student, teacher.pipe.vae, build_scheduler(), id2label=names), out)
+        save(DiTPipeline(student, teacher.pipe.vae, build_scheduler()), out)
+        file = out / "model_index.json"  # where the public checkpoints have the names of their classes
+        names = {str(number): caption(name) for number, name in enumerate(CONCEPTS)}
+        index = json.loads(file.read_text(encoding="utf-8")) | {"id2label": names}
+        file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     loss = train("dit", student, loss_at, recipe, work, export)
     export()
