@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from search.schedule import Schedule
+from search.schedule.ahead import joint, waiting
 from search.schedule.bits import is_layer, packed_bytes, shape_of
 from search.schedule.forecast import newton_weights
 from search.schedule.format import FormatPart
@@ -239,12 +240,15 @@ class Costs:
         Where some steps compute one half of the batch, the halves and their difference are kept apart.
         """
         plan, branch = schedule.plan, schedule.guidance.branch if schedule.guidance else None
+        plan = joint(plan, schedule.together)
         narrow = branch if is_narrow(branch) else None
         names = {*plan.planned(), *([ROOT] if narrow else [])}
         gates = {gate.blocks[-1]: gate for gate in schedule.gates}
         found: list[tuple[int, list[int]]] = []
         for name in _execution(plan.tree):
             size = self.value_bytes.get(name, 0)
+            if name == ROOT and schedule.together:
+                found.append((size, waiting(schedule.together, plan.steps)))
             if name in names and narrow:
                 uses = last_use(plan, name, narrow)
                 found += [(size // 2, _counts(uses[h], flow(name, plan.tokens[name], narrow, h)[1])) for h in KEPT]

@@ -60,6 +60,11 @@ class GuidanceSpace(Space):
 
     def genes(self, target: Target) -> list[Gene]:
         """Per step of the teacher's grid `branch`: 0 both, 1.. branches; `scale`: 0 the teacher's, 1.. multiples."""
+        if target.tree.whole.conditional is None:
+            raise ValueError(
+                f"a {target.tree.model_class} runs no two branches of guidance as one batch (it is distilled, or its "
+                "pipeline calls it twice); leave the space guidance out"
+            )
         if target.guidance <= 1:
             raise ValueError(
                 f"this model runs without guidance (model.guidance_scale={target.guidance:g}); give it a scale above "

@@ -114,7 +114,7 @@ def test_mistakes_are_told_before_torch_is_imported(root: Path) -> None:
     [
         (
             "space=cach",
-            "space=cach is no option. Did you mean cache? Available options: bits, cache, guidance, skip",
+            "space=cach is no option. Did you mean cache? Available options: bits, cache, depth, gates",
         ),
         ("model=pixrt", "Did you mean pixart? Available options: dit, dit_xl_256"),
         ("objective=[drift,mac]", "Did you mean macs?"),
@@ -127,7 +127,7 @@ def test_mistakes_are_told_before_torch_is_imported(root: Path) -> None:
         ("model.stepz=3", "Did you mean model.steps?"),
         ("+sede=3", "Did you mean seed?"),
         ("+model.foo=3", "there is no model.foo."),
-        ("space.max_orders=2", "Did you mean space.cache.max_order?"),
+        ("space.granularty=step", "Did you mean space.skip.granularity?"),
         ("engine.poplation=3", "Did you mean engine.population?"),
         ("model.steps=1", "from 2 to 1000"),
         ("objective=drift", "name at least two"),

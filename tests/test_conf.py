@@ -150,6 +150,6 @@ def test_near_names() -> None:
     keys = known_keys()
     assert {"model.steps", "budget.minutes", "space.cache.granularity", "engine.population", "seed"} <= set(keys)
     assert closest("bugdet", keys) == " Did you mean budget?"
-    assert closest("space.max_orders", keys) == " Did you mean space.cache.max_order?"
+    assert closest("space.cache.max_orders", keys) == " Did you mean space.cache.max_order?"
     assert closest("zzzzzz", keys) == ""
     assert closest("seed", ["seed"]) == ""

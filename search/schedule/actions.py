@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.hooks import ModelHook
@@ -18,6 +18,9 @@ from search.schedule.sampler import Clock
 from search.schedule.stitch import Stitch
 from search.schedule.values import Value, half, joined, mapped, nbytes
 from search.schedule.verify import argument, check_block, check_component, check_value, first
+
+if TYPE_CHECKING:
+    from search.schedule.ahead import Ahead
 
 
 class Store:
@@ -216,7 +219,10 @@ class PlannedHook(ModelHook):
 
     def reuse(self, store: Store, compute: Callable[[], Value]) -> Value:
         """The value that a node's action at this step stands for, corrected where the schedule says so."""
-        value = store.read(self.clock.step, self.branch(), self.clock)
+        span = self.clock.span
+        value = store.read(self.clock.step + span - 1, self.branch(), self.clock)
+        if span > 1:
+            value = mapped(lambda tensor: tensor.repeat(span, *[1] * (tensor.dim() - 1)), value)
         if store.correction is None:
             return value
         return store.correction(self.clock.step, value, partial(self._aside, compute))
@@ -357,9 +363,10 @@ class DenoiserHook(PlannedHook):
         check: Callable[[Mapping[str, Any]], None],
         guidance: Guidance | None = None,
         stitch: Stitch | None = None,
+        ahead: "Ahead | None" = None,
     ) -> None:
         super().__init__(clock)
-        self.store, self.check, self.guidance, self.stitch = store, check, guidance, stitch
+        self.store, self.check, self.guidance, self.stitch, self.ahead = store, check, guidance, stitch, ahead
         self.inputs: dict[int, tuple] = {}  # branch -> shape, dtype and device of this run
         self.container: Any = tuple  # of the outputs: a tuple, or a class with `sample`
 
@@ -386,6 +393,8 @@ class DenoiserHook(PlannedHook):
         run = self.fn_ref.original_forward if other is None else other
 
         def compute() -> Any:
+            if self.ahead and (output := self.ahead.output(module, run, args, kwargs)) is not None:
+                return output
             if guidance is None or not guidance.narrow(step):
                 return run(*args, **kwargs)
             return run(**guidance.narrowed(module, step, args, kwargs))

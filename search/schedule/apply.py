@@ -21,6 +21,7 @@ from search.schedule.actions import (
     halved,
     whole,
 )
+from search.schedule.ahead import Ahead
 from search.schedule.bits import LayerBits
 from search.schedule.contracts import Contract
 from search.schedule.errors import ScheduleError
@@ -109,6 +110,8 @@ class Handle:
         )
         # fmt: on
         self.stores: dict[str, Store] = {}
+        runs = document.together() if keep is None else []  # what is taken step by step is not run ahead
+        self.ahead = Ahead(runs, self.clock, self.memory, self.stores, lambda: self.scheduler.timesteps) if runs else None
         self.runs = 0
         self.clock.on_reset.append(self._reset)
         self._pipe = _weak(pipe)
@@ -216,7 +219,7 @@ class Handle:
         self._wholes = [stack for stack in self.tree.stacks if stack in planned]
         self._wholes += [group.gate.name for group in self.groups if len(group.gate.blocks) > 1]
         inside = {block: group for group in self.groups for block in group.gate.blocks}
-        self._root = DenoiserHook(self.clock, self._store(ROOT), self._check_run, self.guidance, self.stitch)
+        self._root = DenoiserHook(self.clock, self._store(ROOT), self._check_run, self.guidance, self.stitch, self.ahead)
         self._add(self.denoiser, self._root)
         self.bits.install(self.clock, self._add, lambda: self.scheduler.timesteps.tolist())
         for node in self.tree:
@@ -282,6 +285,8 @@ class Handle:
             store.weights.clear()
         for group in self.groups:
             group.clear()
+        if self.ahead:
+            self.ahead.clear()
         if self.clock.step < 0:
             return
         self._fresh = attributes(self.scheduler)

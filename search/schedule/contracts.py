@@ -108,7 +108,7 @@ def _explain(error: ValidationError) -> str:
         return f"there is no {where}; there are {known}"
     if mistake["type"] == "missing":
         return f"{where} is missing"
-    return f"{where} is {str(mistake['input'])[:60]!r}: {mistake['msg']}"
+    return f"{where} is {repr(mistake['input'])[:60]}: {mistake['msg']}"
 
 
 def _check(contract: Contract) -> None:

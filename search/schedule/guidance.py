@@ -19,6 +19,7 @@ from search.schedule.contracts import CONTRACTS
 from search.schedule.errors import ScheduleError
 from search.schedule.nodes import ROOT, Tree
 from search.schedule.plan import OFF, OWN, Plan, history, last_uses, since, switches
+from search.schedule.values import rows
 
 FULL = "C"
 WITH, WITHOUT, DIFFERENCE = "conditional", "unconditional", "difference"  # the halves, and u - c
@@ -195,7 +196,7 @@ class Guidance:
         names = list(inspect.signature(type(module).forward).parameters)[1:]
         given = dict(zip(names, args, strict=False)) | dict(kwargs)
         batch = len(given[self.sample])
-        half = {name: self._half(value, batch) for name, value in given.items()}
+        half = {name: rows(lambda t: self.split(t)[1], value, batch) for name, value in given.items()}
         if self.branch[step] == "M":
             assert self.text is not None
             if not isinstance(states := given.get(self.text), Tensor) or len(states) != batch:
@@ -236,12 +237,3 @@ class Guidance:
         """The unconditional and the conditional half of a batch."""
         halves = value.chunk(2)
         return halves[1 - self.conditional], halves[self.conditional]
-
-    def _half(self, value: Any, batch: int) -> Any:
-        if isinstance(value, Tensor):
-            return self.split(value)[1] if value.dim() and len(value) == batch else value
-        if isinstance(value, dict):
-            return {key: self._half(inner, batch) for key, inner in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(self._half(inner, batch) for inner in value)
-        return value

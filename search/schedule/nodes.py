@@ -152,7 +152,7 @@ class Tree:
             return None
         found: Any = denoiser
         for part in filter(None, self.path(node).split(".")):
-            found = found[int(part)] if part.isdigit() else getattr(found, part, None)
+            found = _child(found, part)
             if found is None:
                 break
         if not isinstance(found, nn.Module):
@@ -249,6 +249,14 @@ class Tree:
             f"selector {selector[:80]!r} matches no node of {self.model_class}; nodes are {ROOT}, {stacks}, "
             f"for example '{example}'"
         )
+
+
+def _child(module: Any, part: str) -> Any:
+    """What one part of an attribute path means, an index or a name; None where there is no such thing."""
+    if not part.isdigit():
+        return getattr(module, part, None)
+    inner = list(module) if isinstance(module, nn.ModuleList | nn.Sequential) else []
+    return inner[int(part)] if int(part) < len(inner) else None
 
 
 def _check_stack(denoiser: nn.Module, stack: Stack) -> None:

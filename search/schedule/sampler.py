@@ -63,6 +63,7 @@ class Clock:
         self.places: list[float] = []
         self.calls = 0  # denoiser calls since the last scheduler step: the CFG branch
         self.aside = False  # what a plan does not compute is computed for comparison: all below runs, nothing is kept
+        self.span = 1  # steps that the running call computes, this one and those after it
         self.on_reset: list[Callable[[], None]] = []
 
     def __deepcopy__(self, memo: Any) -> NoReturn:

@@ -166,6 +166,11 @@ class Schedule:
         """Groups of blocks with actions of their own, which may be decided while the denoiser runs."""
         return self._document.decide()
 
+    @cached_property
+    def together(self) -> list[range]:
+        """The steps that one call of the denoiser takes together (search/schedule/ahead.py)."""
+        return self._document.together()
+
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Node names [N] and their effective actions [N][T]: C, R, F1.., S, G ask a gate, or - where not run."""
         found = {name: list(tokens) for name, tokens in self.plan.tokens.items()}

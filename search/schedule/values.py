@@ -35,6 +35,17 @@ def mapped(change: Callable[..., Tensor], *values: Value) -> Value:
     return inner(*values)
 
 
+def rows(change: Callable[[Tensor], Tensor], value: Any, batch: int) -> Any:
+    """An argument of the denoiser, with `change` of every tensor in it that has `batch` rows."""
+    if isinstance(value, Tensor):
+        return change(value) if value.dim() and len(value) == batch else value
+    if isinstance(value, dict):
+        return {key: rows(change, inner, batch) for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(rows(change, inner, batch) for inner in value)
+    return value
+
+
 def nbytes(value: Value) -> int:
     """Bytes of its tensors; one that is there twice counts once."""
     return sum({id(t): t.numel() * t.element_size() for t in leaves(value)}.values())

@@ -1,0 +1,138 @@
+"""Steps decoded ahead: where a UNet's encoder is reused nothing sees the latents, so one call can run several steps.
+
+Faster Diffusion (arXiv:2312.09608) decodes the steps that follow a key step as one batch. Outputs are those of single
+steps up to the rounding of larger batches; the batch itself takes as much more memory while it runs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from search.schedule.actions import Memory, Store, named
+from search.schedule.errors import ScheduleError
+from search.schedule.guidance import FULL
+from search.schedule.nodes import ROOT
+from search.schedule.plan import ABSENT, OFF, OWN, Plan
+from search.schedule.sampler import Clock
+from search.schedule.values import rows
+from search.schedule.verify import first
+
+# By class: the stacks that see the denoiser's input, and arguments that are other ones at every step.
+ENCODERS = {"UNet2DConditionModel": ("conv_in", "down_blocks")}
+CHANGING = (
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+)
+
+
+def batches(plan: Plan, most: int, branch: str | None) -> list[range]:
+    """Runs of 2 to `most` steps that one call can take: the encoder reused, the same actions at each of them.
+
+    Of a run's steps no node keeps a value that is read later, but for the denoiser; `branch` is of guidance, whose
+    narrow steps run alone.
+    """
+    encoder = ENCODERS.get(plan.tree.model_class, ())
+    seeing = [n.name for n in plan.tree if n.kind == "block" and n.stack in encoder]
+    read = {step for name in plan.tokens if name != ROOT for step in plan.last_use(name)}
+    columns = list(zip(*plan.tokens.values(), strict=True))
+    runs: list[range] = []
+    for step in range(plan.steps if seeing else 0):
+        alone = (
+            any(plan.tokens[name][step] != "R" for name in seeing)
+            or set(columns[step]) - {OFF, "R", "S", ABSENT}
+            or step in read
+            or (branch or FULL * plan.steps)[step] != FULL
+            or (plan.at or OWN * plan.steps)[step] != OWN
+        )
+        last = runs[-1] if runs else range(0)
+        if not alone and last.stop == step and len(last) < most and last and columns[step - 1] == columns[step]:
+            runs[-1] = range(last.start, step + 1)
+        elif not alone:
+            runs.append(range(step, step + 1))
+    return [run for run in runs if len(run) > 1]
+
+
+def joint(plan: Plan, runs: Sequence[range]) -> Plan:
+    """The plan as stored values see it: a run of steps reads at its first step, and not at the others."""
+    later = {step for run in runs for step in run[1:]}
+    tokens = {
+        name: tuple(ABSENT if step in later and name != ROOT else t for step, t in enumerate(actions))
+        for name, actions in plan.tokens.items()
+    }
+    return Plan(plan.tree, plan.steps, tokens, plan.at) if later else plan
+
+
+class Ahead:
+    """Runs the denoiser for several steps at once, and hands out what it gave at each of them."""
+
+    def __init__(
+        self,
+        runs: Sequence[range],
+        clock: Clock,
+        memory: Memory,
+        stores: Mapping[str, Store],
+        timesteps: Callable[[], Tensor],
+    ) -> None:
+        """`stores` are of the hooked nodes; `timesteps` gives those of the run [T]."""
+        self.runs, self.clock, self.memory, self.stores = {run[0]: run for run in runs}, clock, memory, stores
+        self.timesteps = timesteps
+        self.ready: dict[tuple[int, int], Any] = {}  # (step, branch) -> what the denoiser returns there
+
+    def clear(self) -> None:
+        for output in self.ready.values():
+            self.memory.free(first(output))
+        self.ready.clear()
+
+    def output(self, module: nn.Module, forward: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the denoiser returns for this call; None where it is no step of a batch."""
+        step, branch = self.clock.step, self.clock.calls - 1
+        if (step, branch) in self.ready:
+            output = self.ready.pop((step, branch))
+            self.memory.free(first(output))
+            for name, store in self.stores.items():
+                if name != ROOT:  # which its own hook has counted
+                    store.count(store.tokens[step])
+            return output
+        if step not in self.runs:
+            return None
+        parts = self._together(module, forward, args, kwargs, self.runs[step])
+        for later, part in zip(self.runs[step][1:], parts[1:], strict=True):
+            self.ready[later, branch] = part
+            self.memory.add(first(part))
+        return parts[0]
+
+    def _together(
+        self, module: nn.Module, forward: Callable, args: Sequence[Any], kwargs: Mapping[str, Any], run: range
+    ) -> list[Any]:
+        """The denoiser's return values at all steps of a run, from one call."""
+        given, times = named(module, args, kwargs), self.timesteps()[run.start : run.stop]
+        if changing := [name for name in CHANGING if given.get(name) is not None]:
+            raise ScheduleError(
+                f"plan.ahead runs {len(run)} steps at once from step {run.start} on, but {changing[0]} is another at "
+                "every step; leave ahead out"
+            )
+        sample = next(iter(given.values()))
+        own = torch.as_tensor(given["timestep"]).flatten()[0].item()
+        if own != times[0].item():
+            raise ScheduleError(
+                f"plan.ahead knows the timesteps of the scheduler alone, {times[0].item():g} at step {run.start}, where "
+                f"the denoiser was given {own:g}; leave ahead out"
+            )
+        batch = len(sample)
+        given = {name: rows(lambda t: t.repeat(len(run), *[1] * (t.dim() - 1)), v, batch) for name, v in given.items()}
+        given["timestep"] = times.to(sample.device).repeat_interleave(batch)
+        self.clock.span = len(run)
+        try:
+            output = forward(**given)
+        finally:
+            self.clock.span = 1
+        parts = [part.clone() for part in first(output).chunk(len(run))]
+        return [(part,) if isinstance(output, tuple) else type(output)(sample=part) for part in parts]
+
+
+def waiting(runs: Sequence[range], steps: int) -> list[int]:
+    """How many outputs wait for their step, after each step."""
+    return [sum(run.stop - 1 - step for run in runs if step in run) for step in range(steps)]
