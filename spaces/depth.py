@@ -37,10 +37,13 @@ class DepthSpace(Space):
     Two more genes inject noise (search/schedule/start.py): `strengths`, level 0 none, and `below`, the timestep of
     1000 under which it is done, whose level 0 is the first. They are idle where another space runs a solver table,
     which says itself what each step takes of the noise.
+
+    With `ahead` above 1 up to so many decoders in a row run as one batch (search/schedule/ahead.py), for all genes.
     """
 
     strengths: Sequence[float] = (0.001, 0.003, 0.01)
     below: Sequence[float] = (500, 250, 750)
+    ahead: int = 1
     key: ClassVar[str] = "depth"
 
     def __post_init__(self) -> None:
@@ -55,6 +58,8 @@ class DepthSpace(Space):
                     )
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}={list(values)} names one twice; leave it out")
+        if isinstance(self.ahead, bool) or not isinstance(self.ahead, int) or not 1 <= self.ahead <= 1000:
+            raise ValueError(f"ahead is {self.ahead!r}; give 1 to 1000 steps, for example space.depth.ahead=4")
         if self.strengths and not self.below:
             raise ValueError("below is empty; use space.depth.below=[500], or space.depth.strengths=[] for no noise")
 
@@ -77,7 +82,8 @@ class DepthSpace(Space):
             for name in reused[levels[at - 1]] if at and step else ():  # the first step computes, whichever it is
                 tokens.setdefault(name, [OFF] * target.steps)[step] = "R"
         rules = [[name, "".join(actions)] for name, actions in tokens.items()]
-        found: dict[str, Any] = {"plan": {"value": "out", "axis": "index", "rules": rules}} if rules else {}
+        together = {"ahead": self.ahead} if self.ahead > 1 else {}
+        found: dict[str, Any] = {"plan": {"value": "out", "axis": "index", **together, "rules": rules}} if rules else {}
         return found | self._start(levels[target.reference - 1 :], target)
 
     def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> np.ndarray | None:
@@ -95,8 +101,8 @@ class DepthSpace(Space):
         found: dict[str, np.ndarray] = {}
         for name, full in _deepcache(steps):
             for branch in (0, 1):
-                level = max(1, skips - branch)
-                found[f"DeepCache {name} branch {branch}"] = self._row([0 if t in full else level for t in range(steps)])
+                row = [0 if t in full else max(1, skips - branch) for t in range(steps)]
+                found[f"DeepCache {name} branch {branch}"] = self._row(row)
         scaled = {round(key * steps / 50) for key in KEYS}
         every = {f" k={k}": set(range(0, steps, k)) for k in (2, 3, 5)}
         for name, keys in {"": scaled, **every}.items():

@@ -61,7 +61,9 @@ class JointSpace(Space):
             branch = parts.get("guidance", {}).get("branch")
             tokens = undecided(_overlay(plans, target), parts.get("gates", ()), target.tree)
             parts |= _plan(tokens, target.tree, _axis(plans), branch, target.models)
-        return folded(parts, target)
+        found = folded(parts, target)
+        ahead = max((plan.get("ahead", 1) for plan in plans), default=1)
+        return found | {"plan": found["plan"] | {"ahead": ahead}} if ahead > 1 and "plan" in found else found
 
     def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> np.ndarray | None:
         """By the first space that has genes for these actions; the others are off."""

@@ -113,8 +113,10 @@ def test_a_tick_is_eulers_method_with_a_level_for_every_action(make, chunks):
     task, noise = condition(LINES), model.noise(SEEDS)
     found = own(model)
     sigmas = model.pipe.scheduler.sigmas
-    rows = torch.stack([(torch.arange(HORIZON) * chunks // HORIZON + sigma) / chunks for sigma in sigmas])
-    plan = (1 - rows[0])[:, None] * expert(task) + rows[0][:, None] * noise
+    chunk = torch.arange(HORIZON) * chunks // HORIZON
+    rows = torch.stack([(chunk + sigma) / chunks for sigma in sigmas])
+    began = ((chunk + 1) / chunks)[:, None]
+    plan = (1 - began) * expert(task) + began * noise
     with torch.no_grad():
         for i in range(6):
             t = times(model.pipe.scheduler.timesteps[i], chunks).expand(2, HORIZON)
@@ -153,6 +155,7 @@ def test_own_loop_gives_the_stock_pipelines_plans(make, chunks):
     assert torch.equal(model.decode(own(model)), drawn)
     assert drawn.shape == (2, 3, 64, 64) and drawn.min() >= 0 and drawn.max() <= 1
     assert model.once().shape == (1, HORIZON, DIMS)
+    assert torch.equal(model.stock([""], SEEDS[:1]), model.stock(["start 0 goal 0"], SEEDS[:1]))
 
 
 @pytest.mark.parametrize("chunks", [1, 4])
@@ -208,7 +211,7 @@ from search.models.trajectory import TrajectoryPipeline
 pipe = TrajectoryPipeline.from_pretrained(sys.argv[1])
 with Schedule.load(sys.argv[2]).apply(pipe):
     plans = pipe(["start -0.4 goal 0.8 above"], 6, [torch.Generator().manual_seed(3)], chunks=4)
-assert not {"yaml", "hydra", "search.config"} & set(sys.modules), sorted(sys.modules)
+assert not {"hydra", "search.config", "search.models.policy"} & set(sys.modules)
 torch.save(plans, sys.argv[3])
 """
 
@@ -281,7 +284,7 @@ def test_training_batches_are_plans_with_levels_of_all_three_kinds():
     plans, task = training.draw(200, torch.Generator().manual_seed(0))
     again, _ = training.draw(200, torch.Generator().manual_seed(0))
     assert torch.equal(plans, again) and plans.shape == (200, HORIZON, DIMS) and task.shape == (200, 4)
-    assert ((plans[:, 0] - task[:, :2]).norm(dim=1) < 0.6).all()  # a plan goes on from where the point is
+    assert ((plans[:, 0] - task[:, :2]).norm(dim=1) < 0.8).all()  # a plan goes on from where the point is
     assert torch.allclose(plans[:, -1, 1], task[:, 2], atol=1e-5)
     levels = training.levels(200, torch.Generator().manual_seed(0))
     assert levels.shape == (200, HORIZON) and levels.min() >= 0 and levels.max() <= 1

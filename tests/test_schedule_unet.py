@@ -26,7 +26,10 @@ PLANS = {
 
 def expanded(rules):
     """A selector `*.*:…` stands for one of every stack that has such components."""
-    stacks = {"resnets": ("down_blocks", "mid_block", "up_blocks"), "attentions": ("down_blocks", "mid_block", "up_blocks")}
+    stacks = {
+        "resnets": ("down_blocks", "mid_block", "up_blocks"),
+        "attentions": ("down_blocks", "mid_block", "up_blocks"),
+    }
     return [
         [selector.replace("*.*:", f"{stack}.*:"), actions]
         for selector, actions in rules

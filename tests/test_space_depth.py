@@ -5,11 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from search import Schedule
+from search.__main__ import composed, normalise
 from search.calibration import count_costs
+from search.config import Config
 from search.schedule.identity import model_part
 from search.schedule.nodes import Tree
 from search.schedule.sampler import grid, public_config
@@ -37,12 +40,6 @@ class TestDepth(Unet):
     @pytest.fixture
     def space(self):
         return DepthSpace()
-
-
-class TestDepthAlone(Unet):
-    @pytest.fixture
-    def space(self):
-        return DepthSpace(strengths=[])
 
 
 class TestWithTheOthers(Unet):
@@ -141,7 +138,7 @@ def test_every_level_equals_a_forward_by_hand(level):
     assert not torch.equal(expected, run(pipe, STEPS))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(levels=st.lists(st.integers(0, WHOLE), min_size=STEPS - 1, max_size=STEPS - 1))
 def test_levels_in_any_order_read_the_newest_values(levels):
     pipe = pipeline("UNet2DConditionModel")
@@ -264,7 +261,9 @@ def test_noise_is_left_out_where_it_would_do_nothing():
 
 
 def test_where_it_does_not_apply():
-    with pytest.raises(ValueError, match=r"depth is for UNets .* pixart has a PixArtTransformer2DModel: use \+space=cache"):
+    with pytest.raises(
+        ValueError, match=r"depth is for UNets .* pixart has a PixArtTransformer2DModel: use \+space=cache"
+    ):
         DepthSpace().genes(tiny_model().target)
     with pytest.raises(ValueError, match=r"depth needs at least 2 steps, model.steps is 1; use model.steps=20"):
         DepthSpace().genes(target_of(pipeline("UNet2DConditionModel"), 1))
@@ -274,10 +273,22 @@ def test_where_it_does_not_apply():
         DepthSpace().genes(target_of(pipeline("UNet2DConditionModel"), tree=odd))
 
 
+def test_experiments_search_what_the_works_do():
+    found = {}
+    for name in ("deepcache", "faster_diffusion"):
+        config = Config.check(composed(normalise([f"+experiment={name}"])))
+        found[name] = instantiate(config.space["depth"])
+        assert config.model["name"] == "sd" and list(config.space) == ["depth"]
+    assert found == {"deepcache": DepthSpace(strengths=[]), "faster_diffusion": DepthSpace(ahead=4)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"strengths": [0.1, 0]}, r"strengths has 0; give numbers above 0, at most 1, .* space.depth.strengths=\[0.003\]"),
+        (
+            {"strengths": [0.1, 0]},
+            r"strengths has 0; give numbers above 0, at most 1, .* space.depth.strengths=\[0.003\]",
+        ),
         ({"strengths": [True]}, r"strengths has True"),
         ({"below": [1001]}, r"below has 1001; give numbers above 0, at most 1000, .* space.depth.below=\[500\]"),
         ({"below": [500, 500]}, r"below=\[500, 500\] names one twice"),

@@ -18,6 +18,7 @@ from search.schedule.sampler import grid, public_config
 from search.target import Target
 
 PIXELS = 64
+PLAIN = "start 0 goal 0"
 
 
 @dataclass(eq=False, repr=False)
@@ -67,8 +68,8 @@ class Policy(Model):
         return {"num_inference_steps": self.steps, "chunks": self.chunks}
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Tasks [B, 4]."""
-        return condition(prompts).to(self.device)
+        """Tasks [B, 4]; the empty prompt is the plain one."""
+        return condition([line or PLAIN for line in prompts]).to(self.device)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Noise [B, H, 2]."""
@@ -106,11 +107,11 @@ class Policy(Model):
         """Plans of the pipeline itself for `output_type="latent"`, else drawings."""
         drawn = arguments.pop("output_type", "pt") != "latent"
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        plans = self.pipe(prompts, generator=generators, **{**self.arguments, **arguments})
+        plans = self.pipe([line or PLAIN for line in prompts], generator=generators, **{**self.arguments, **arguments})
         return self.decode(plans) if drawn else plans
 
     def once(self) -> Tensor:
-        conditions = self.encode(["start 0 goal 0"])
+        conditions = self.encode([""])
         latents = self.begin(conditions, self.noise([0]))
         return self.denoise(conditions, latents, self.pipe.scheduler.timesteps[0])
 

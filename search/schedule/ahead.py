@@ -118,7 +118,7 @@ class Ahead:
         own = torch.as_tensor(given["timestep"]).flatten()[0].item()
         if own != times[0].item():
             raise ScheduleError(
-                f"plan.ahead knows the timesteps of the scheduler alone, {times[0].item():g} at step {run.start}, where "
+                f"plan.ahead knows the timesteps of the scheduler alone, {times[0].item():g} at step {run.start}, but "
                 f"the denoiser was given {own:g}; leave ahead out"
             )
         batch = len(sample)

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from search.schedule.ahead import batches
 from search.schedule.contracts import Contract
-from search.schedule.ahead import ENCODERS, batches
 from search.schedule.errors import ScheduleError
 from search.schedule.gates import Gate, GatePart, check_gates
 from search.schedule.guidance import GAIN, RADIUS, Approximation, Guidance, check_halves, is_narrow
@@ -69,8 +69,8 @@ class PlanPart(Part):
     """Actions per node and step, `[selector, actions]`; a later rule wins.
 
     `value` is what is kept of blocks and stacks: out, what they give, or residual, what they add to what enters them;
-    of other nodes it is always what they give. `axis` is where forecasts place the steps, those of gates too. So many
-    steps as `ahead` that reuse a UNet's encoder run as one batch (search/schedule/ahead.py); 1 is one by one.
+    of other nodes it is always what they give. `axis` is where forecasts place the steps, those of gates too. Up to
+    `ahead` steps that reuse a UNet's encoder run as one batch (search/schedule/ahead.py), where they can.
     """
 
     value: Literal["out", "residual"] = "out"
@@ -270,7 +270,6 @@ class Document(Part):
         if self.plan and plan and self.plan.value == "residual":
             _check_residual(plan)
         check_gates(self.decide())
-        self._check_ahead()
         if self.corrections:
             _check_corrections(self.corrections, plan)
         if self._start() and sampler and sampler.coefficients:
@@ -294,25 +293,12 @@ class Document(Part):
         return self.start.normal(timesteps, config.get("num_train_timesteps", 1000))
 
     def together(self) -> list[range]:
-        """The steps that one call of the denoiser takes together."""
+        """The steps that one call of the denoiser takes together; gates, corrections and elided bits take single ones."""
         plan = self._resolved
-        if plan is None or self.plan is None or self.plan.ahead == 1:
+        elided = self.bits and any(form.elided for form in self.bits.formats.values())
+        if plan is None or self.plan is None or self.plan.ahead == 1 or self.gates or self.corrections or elided:
             return []
         return batches(plan, self.plan.ahead, self.guidance.branch if self.guidance else None)
-
-    def _check_ahead(self) -> None:
-        """ScheduleError where steps cannot run together, whatever the plan is."""
-        if self.plan is None or self.plan.ahead == 1:
-            return
-        if self.model.class_name not in ENCODERS:
-            raise ScheduleError(
-                f"plan.ahead is {self.plan.ahead}, but {self.model.class_name} has no encoder that could be reused; "
-                f"known: {', '.join(ENCODERS)}"
-            )
-        elided = self.bits and any(form.elided for form in self.bits.formats.values())
-        for name, given in (("gates", self.gates), ("corrections", self.corrections), ("elided bits", elided)):
-            if given:
-                raise ScheduleError(f"plan.ahead is {self.plan.ahead}: {name} are about single steps; leave one out")
 
     def guide(self) -> Guidance | None:
         """Guidance with an entry per step; None where it is the pipeline's own."""
