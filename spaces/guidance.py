@@ -71,24 +71,24 @@ class GuidanceSpace(Space):
                 "1, for example model.guidance_scale=4, or leave the space guidance out"
             )
         try:
-            Guidance.of(target.tree, target.steps, target.guidance, branch="".join(self.branches))
+            Guidance.of(target.tree, target.steps, target.guidance, branch="".join(self._kinds(target)))
         except ValueError as error:
             raise ValueError(f"{error}; for example space.guidance.branches=[O,R]") from None
         return [
             Gene(f"{name}@{t}", levels, group=f"step {t}", ordered=False)
             for t in range(target.reference)
-            for name, levels in self._row()
+            for name, levels in self._row(target)
         ]
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
         """The guidance part; `{}` where it is the teacher's own. R and A before both halves of a model ran are C."""
-        row = self._row()
+        row, kinds = self._row(target), (FULL, *self._kinds(target))
         table = np.asarray(x, dtype=np.int64).reshape(target.reference, len(row))
         call, scale, branch = target.guidance, [], ""
         full, barriers = False, switches(target.models)
         for step, at in enumerate(target.at):
             values = dict(zip((name for name, _ in row), table[at].tolist(), strict=True))
-            kind = (FULL, *self.branches)[values.get("branch", 0)]
+            kind = kinds[values.get("branch", 0)]
             full &= step not in barriers
             if kind in "RA" and not full:
                 kind = FULL
@@ -121,8 +121,8 @@ class GuidanceSpace(Space):
             rules[name] = ["O" if t >= gate else FULL for t in range(steps)]
         found: dict[str, np.ndarray] = {}
         for name, branch in rules.items():
-            if set(branch) <= {FULL, *self.branches} and set(branch) != {FULL}:
-                found[name] = self._levels(branch)
+            if set(branch) <= {FULL, *self._kinds(target)} and set(branch) != {FULL}:
+                found[name] = self._levels(branch, target)
         return found
 
     def _weights(self, branch: str, target: Target) -> dict[str, Any]:
@@ -138,13 +138,18 @@ class GuidanceSpace(Space):
             high.append(weights[HIGH] if kind == "A" else 1.0)
         return {"low": low, "high": high, "radius": RADIUS}
 
-    def _row(self) -> list[tuple[str, int]]:
+    def _kinds(self, target: Target) -> tuple[str, ...]:
+        """The branches; of all of them M is left out where a model has no text states to merge."""
+        every = tuple(self.branches) == BRANCHES and not target.tree.whole.text
+        return tuple(kind for kind in self.branches if not every or kind != "M")
+
+    def _row(self, target: Target) -> list[tuple[str, int]]:
         """One step's genes and their levels."""
-        genes = [("branch", 1 + len(self.branches)), ("scale", 1 + len(self.scales))]
+        genes = [("branch", 1 + len(self._kinds(target))), ("scale", 1 + len(self.scales))]
         return [(name, levels) for name, levels in genes if levels > 1]
 
-    def _levels(self, branch: Sequence[str]) -> np.ndarray:
-        names = [name for name, _ in self._row()]
+    def _levels(self, branch: Sequence[str], target: Target) -> np.ndarray:
+        names = [name for name, _ in self._row(target)]
         x = np.zeros((len(branch), len(names)), dtype=np.int64)
-        x[:, names.index("branch")] = [(FULL, *self.branches).index(kind) for kind in branch]
+        x[:, names.index("branch")] = [(FULL, *self._kinds(target)).index(kind) for kind in branch]
         return x.ravel()

@@ -1,13 +1,14 @@
 """Every engine on every space it applies to, from the proposals of a real model; or one line that says why not."""
 
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import pytest
 from hydra.utils import instantiate
 
 from search.__main__ import composed, normalise, options
-from search.calibration import count_costs
 from search.engines.base import Start
 from search.evaluate.evaluator import Evaluator, to_schedule
 from search.evaluate.memo import Memo
@@ -16,12 +17,15 @@ from search.objectives.macs import Macs
 from search.seeding import Proposals
 from search.spaces.bits import BitsSpace
 from search.spaces.cache import CacheSpace
+from search.spaces.depth import DepthSpace
+from search.spaces.gates import GatesSpace
 from search.spaces.guidance import GuidanceSpace
 from search.spaces.joint import JointSpace
 from search.spaces.skip import SkipSpace
 from search.spaces.solver import SolverSpace
+from search.spaces.stitch import StitchSpace
 from search.spaces.timesteps import TimestepsSpace
-from tests.models import tiny_model
+from tests.models import save_tiny, tiny_family, tiny_model
 
 PROMPTS = ["red apple", "blue boat"]
 SPACES = {
@@ -34,6 +38,10 @@ SPACES = {
     "timesteps+solver": JointSpace([TimestepsSpace(), SolverSpace()]),
     "cache+bits": JointSpace([CacheSpace("step"), BitsSpace(formats=("w8a8d",))]),
     "skip+guidance": JointSpace([SkipSpace(), GuidanceSpace(scales=(), branches=("O",))]),
+    "depth": DepthSpace(),
+    "gates": GatesSpace(granularity="constant"),
+    "stitch": StitchSpace(),
+    "stitch+cache": JointSpace([StitchSpace(), CacheSpace("step")]),
     "all": JointSpace([TimestepsSpace(), SolverSpace(), CacheSpace(axis="logsnr"), SkipSpace(), BitsSpace()]),
 }
 ENGINES = tuple(options("engine"))
@@ -46,11 +54,19 @@ REFUSED = {
     ("milp", "timesteps+solver"): f"the timesteps space {NO_TABLE}",
     ("milp", "cache+bits"): f"the cache space {NO_TABLE}",
     ("milp", "all"): f"the timesteps space {NO_TABLE}",
+    ("milp", "depth"): f"the depth space {NO_TABLE}",
+    ("milp", "gates"): f"the gates space {NO_TABLE}",
+    ("milp", "stitch+cache"): f"the cache space {NO_TABLE}",
+    ("dp", "gates"): "the gates space has no table for dynamic programming",
     ("dp", "solver"): "the solver space has no table for dynamic programming",
     ("olss", "cache"): r"cache does neither; use \+space=\[timesteps,solver\], or engine=nsga2",
     ("olss", "skip"): "skip does neither",
     ("olss", "bits"): "bits does neither",
     ("olss", "guidance"): "guidance does neither",
+    ("olss", "depth"): "depth does neither",
+    ("olss", "gates"): "gates does neither",
+    ("olss", "stitch"): "stitch does neither",
+    ("olss", "stitch+cache"): r"stitch\+cache does neither",
     ("olss", "cache+bits"): r"cache\+bits does neither",
     ("olss", "skip+guidance"): r"skip\+guidance does neither",
     ("beam", "timesteps"): "space timesteps moves the steps or changes the solver; use engine=olss",
@@ -59,20 +75,39 @@ REFUSED = {
     ("beam", "all"): "moves the steps or changes the solver; use engine=olss",
     ("beam", "bits"): "space bits has no genes of steps; use engine=milp",
     ("beam", "cache+bits"): "has no genes of steps; use engine=milp",
+    ("beam", "depth"): "space depth has no genes of steps; use engine=milp",
+    ("beam", "stitch"): "space stitch has no genes of steps; use engine=milp",
+    ("beam", "stitch+cache"): "has no genes of steps; use engine=milp",
+    ("beam", "gates"): "space gates has gates, which decide by what is denoised; use engine=nsga2",
 }
 REFUSED |= {
     ("exhaustive", name): "more than limit 20000; use engine=nsga2, or raise engine.limit"
     for name in SPACES
-    if name not in ("guidance", "skip")
+    if name not in ("guidance", "skip", "depth", "gates", "stitch", "stitch+cache")
 }
-REFUSED |= {
-    (engine, name): f"{engine} reuses components, and .* reuses none"
-    for engine in ("cachequant", "intervals", "smoothcache")
-    for name in ("timesteps", "solver", "skip", "bits", "guidance", "timesteps+solver", "skip+guidance")
-} | {
-    (engine, "cache+bits"): f"{engine} reuses whole component kinds.*use space.cache.granularity=component"
-    for engine in ("cachequant", "intervals", "smoothcache")
-}
+REFUSED |= (
+    {
+        (engine, name): f"{engine} reuses components, and .* reuses none"
+        for engine in ("cachequant", "intervals", "smoothcache")
+        for name in (
+            "timesteps",
+            "solver",
+            "skip",
+            "bits",
+            "guidance",
+            "timesteps+solver",
+            "skip+guidance",
+            "gates",
+            "stitch",
+        )
+    }
+    | {
+        (engine, name): f"{engine} reuses whole component kinds.*use space.cache.granularity=component"
+        for engine in ("cachequant", "intervals", "smoothcache")
+        for name in ("cache+bits", "stitch+cache")
+    }
+    | {(engine, "depth"): f"{engine} reuses whole component kinds" for engine in ("cachequant", "smoothcache")}
+)
 DEAR = {("beam", "skip"), ("beam", "skip+guidance"), *((engine, "all") for engine in ENGINES)}
 PAIRS = [
     pytest.param(e, s, id=f"{e}-{s}", marks=[pytest.mark.slow] if (e, s) in DEAR else [])
@@ -81,26 +116,29 @@ PAIRS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def probe(tmp_path_factory) -> Evaluator:
-    model = tiny_model(steps=4)
-    costs = count_costs(model.denoiser, model.target.tree, model.target.steps, model.once)
-    memo = Memo(Path(tmp_path_factory.mktemp("memo")) / "memo.sqlite")
-    return Evaluator(model, PROMPTS, [0, 1], {"drift": Drift(), "macs": Macs()}, costs, memo)
+@cache
+def probe(kind: str) -> Evaluator:
+    """Two prompts on a tiny pipeline that the space applies to."""
+    if kind == "depth":
+        model = tiny_family("sd", steps=4)
+    else:
+        small = {"small": save_tiny(Path(mkdtemp()) / "small", blocks=1)} if kind == "stitch" else {}
+        model = tiny_model(steps=4, **small)
+    memo = Memo(Path(mkdtemp()) / "memo.sqlite")
+    return Evaluator(model, PROMPTS, [0, 1], {"drift": Drift(), "macs": Macs()}, model.costs(), memo)
 
 
-@pytest.fixture(scope="module")
-def proposals(probe) -> dict[str, Proposals]:
-    target = probe.model.target
-    return {
-        name: Proposals(space, target, probe.model, probe, probe.costs, list(probe.objectives.values()))
-        for name, space in SPACES.items()
-    }
+@cache
+def proposals(name: str) -> Proposals:
+    found = probe(name.partition("+")[0] if name.startswith(("depth", "stitch")) else "")
+    target = found.model.target
+    return Proposals(SPACES[name], target, found.model, found, found.costs, list(found.objectives.values()))
 
 
 @pytest.mark.parametrize(("engine", "name"), PAIRS)
-def test_engine_on_space(engine, name, probe, proposals):
-    space, target, given = SPACES[name], probe.model.target, proposals[name]
+def test_engine_on_space(engine, name):
+    space, given = SPACES[name], proposals(name)
+    found, target = given.probe, given.target
     genes = space.genes(target)
     seeds = np.array(list(given.presets().values())[:4], dtype=np.int64).reshape(-1, len(genes))
     worst = np.array([1.0, 1.0])
@@ -116,7 +154,7 @@ def test_engine_on_space(engine, name, probe, proposals):
         rows = made.ask(4)
         assert not asked & {row.tobytes() for row in rows}
         asked |= {row.tobytes() for row in rows}
-        scores = [probe.minimised(probe.values(_schedule(space, row, probe))) for row in rows]
+        scores = [found.minimised(found.values(_schedule(space, row, found))) for row in rows]
         made.tell(rows, np.array(scores).reshape(-1, 2))
     assert asked
 

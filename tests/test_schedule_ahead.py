@@ -133,16 +133,14 @@ def test_ahead_that_does_nothing_leaves_no_trace():
 def test_what_is_another_at_every_step_is_refused():
     pipe = pipeline(UNET)
     schedule = propagated(pipe, "CRRRCRRR", 3)
-    with (
-        schedule.apply(pipe),
-        pytest.raises(ScheduleError, match=r"plan.ahead runs 3 steps .* mid_block_additional_resid"),
-    ):
-        run(pipe, STEPS, lambda _, x, **given: pipe.denoiser(x, mid_block_additional_residual=torch.zeros(1), **given))
-    wrong = (
-        r"plan.ahead knows the timesteps of the scheduler alone, \d+ at step 1, where the denoiser was given 3; leave"
-    )
-    with schedule.apply(pipe), pytest.raises(ScheduleError, match=wrong):
-        run(pipe, STEPS, lambda _, x, **given: pipe.denoiser(x, **given | {"timestep": torch.full((BATCH,), 3)}))
+    residual = {"mid_block_additional_residual": torch.zeros(1)}
+    told = r"plan.ahead runs 3 steps at once from step 1 on, but mid_block_additional_residual is another at every step"
+    with schedule.apply(pipe), pytest.raises(ScheduleError, match=told):
+        run(pipe, STEPS, lambda _, x, **given: pipe.denoiser(x, **residual, **given))
+    three = {"timestep": torch.full((BATCH,), 3)}
+    told = r"plan.ahead knows the timesteps of the scheduler alone, \d+ at step 1, but the denoiser was given 3; leave"
+    with schedule.apply(pipe), pytest.raises(ScheduleError, match=told):
+        run(pipe, STEPS, lambda _, x, **given: pipe.denoiser(x, **given | three))
     assert not any("_diffusers_hook" in vars(m) for m in pipe.denoiser.modules())
 
 

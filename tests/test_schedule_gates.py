@@ -582,9 +582,10 @@ def test_costs_of_gated_schedules_are_measured_once(tmp_path: Any) -> None:
     (macs,) = evaluator.values(schedule)["macs"]
     assert evaluator.runs == runs + 3
     with schedule.apply(model.pipe) as handle:
-        parts = [model.sample(conditions, noise) for conditions, noise in evaluator.inputs]
+        for prompt, seed in zip(evaluator.prompts, evaluator.seeds, strict=True):  # one by one
+            model.sample(model.encode([prompt]), model.noise([seed]))
         (decided,) = handle.stats()["gates"]
-    assert len(parts) == 2 and decided["passed"] > 0
+    assert decided["passed"] > 0 and decided["passed"] + decided["refused"] == 3 * 5
     inner = sum(m for name, m in table.component_macs.items() if ".0" not in name)
     assert macs * table.teacher_macs == pytest.approx(
         table.teacher_macs - inner * (6 - sum(decided["computed"])), abs=1
@@ -606,7 +607,7 @@ def test_solvers_are_fitted_under_gates() -> None:
     schedule = fitter.fit(to_schedule(model, {"gates": [gate("transformer_blocks.[1-2]", "C G*5", **rule)]}))
     assert schedule.gates and "coefficients" in schedule.sampler
     with schedule.apply(model.pipe):
-        assert torch.allclose(model.sample(conditions, noise), fitter.latents[schedule.digest], atol=1e-5)
+        assert torch.allclose(model.sample(conditions, noise), fitter.latents[schedule.digest], atol=1e-4)
 
 
 def test_what_cannot_be_shared_is_refused() -> None:

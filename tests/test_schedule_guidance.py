@@ -554,8 +554,6 @@ def test_all_arguments_are_halved_where_they_have_the_batch(kind):
             )
     assert torch.equal(found.sample, torch.cat([expected, expected]))
     assert type(found).__name__ == "Transformer2DModelOutput"
-    guide = Guidance.of(TREE, 6, CALL, branch=kind * 6)
-    assert [len(v) for v in guide._half([mask, (mask,), mask[:1]], 4)] == [2, 1, 1]
 
 
 def test_an_exception_in_mid_run_leaves_nothing():

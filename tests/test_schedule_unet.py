@@ -1,4 +1,4 @@
-"""Plans on a UNet against loops with patched forwards: skips in tuples, nested components, guidance, FreeU, adapters."""
+"""Plans on a UNet against loops with patched forwards: skips, nested components, guidance, FreeU, adapters."""
 
 import pytest
 import torch

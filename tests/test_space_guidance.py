@@ -159,11 +159,12 @@ def test_what_does_not_fit_says_what_to_type():
     with pytest.raises(ValueError, match=r"runs without guidance \(model.guidance_scale=1\); .*model.guidance_scale=4"):
         GuidanceSpace().genes(replace(TARGET, guidance=1.0))
     wan = replace(TARGET, tree=Tree("WanTransformer3DModel", {"blocks": 2}))
-    with pytest.raises(ValueError, match="a WanTransformer3DModel runs no two branches of guidance as one batch .*leave"):
+    with pytest.raises(ValueError, match="a WanTransformer3DModel runs no two branches of guidance .*leave"):
         GuidanceSpace().genes(wan)
     dit = replace(TARGET, tree=Tree("DiTTransformer2DModel", {"transformer_blocks": 2}))
     with pytest.raises(ValueError, match=r"has no text states to merge.*space.guidance.branches=\[O,R\]"):
-        GuidanceSpace().genes(dit)
+        GuidanceSpace(branches=["M"]).genes(dit)
+    assert {gene.levels for gene in GuidanceSpace(scales=[]).genes(dit)} == {4}  # all but M
     assert GuidanceSpace(branches=["O", "R"]).genes(dit)
     with pytest.raises(ValueError, match="branches has 'C'; choose from O, R, M, A"):
         GuidanceSpace(branches=["C"])

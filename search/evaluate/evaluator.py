@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class Evaluator:
         self.runs = 0
         chunks = [slice(i, i + batch) for i in range(0, len(self.prompts), batch)]
         self.inputs = [(model.encode(self.prompts[chunk]), model.noise(self.seeds[chunk])) for chunk in chunks]
-        self.teacher = self._sample()
+        self.teacher = self._sample(self.inputs)
         self._count(costs.teacher_macs)
         self._teacher_images: Tensor | None = None
         state = [model.name, model.target.model, dict(model.target.sampler), self.prompts, self.seeds]
@@ -62,9 +63,13 @@ class Evaluator:
         return torch.cat([self.model.decode(part).cpu() for part in latents.split(8)])
 
     def latents(self, schedule: Schedule) -> Tensor:
-        """Final latents [P, C, h, w] under a schedule; what its gates decided is remembered."""
+        """Final latents [P, C, h, w] under a schedule; what its gates decided is remembered.
+
+        Where a gate is asked it is asked picture by picture: in a batch all would wait for the slowest.
+        """
+        asked = any(not gate.is_static for gate in schedule.gates)
         with self.model.apply(schedule) as handle:
-            latents = self._sample()
+            latents = self._sample(self._singles if asked else self.inputs)
         if schedule.gates:
             decided = {GATE + gate["group"]: gate["computed"] for gate in handle.stats()["gates"]}
             self.memo.put(self.context, schedule.digest, decided)
@@ -72,23 +77,27 @@ class Evaluator:
         return latents
 
     def costs_of(self, schedule: Schedule) -> Costs:
-        """The cost tables, with what the gates of this schedule decided on these prompts.
-
-        A gate decides for a whole batch of prompts, so it may compute more here than picture by picture.
-        """
+        """The cost tables, with what the gates of this schedule decided on these prompts."""
         if not schedule.gates:
             return self.costs
-        names = [GATE + gate.name for gate in schedule.gates]
-        if not set(names) <= set(known := self.memo.get(self.context, schedule.digest)):
+        if (decided := self._decided(schedule)) is None:
             self.latents(schedule)
-            known = self.memo.get(self.context, schedule.digest)
-        return self.costs.measured({name.removeprefix(GATE): known[name] for name in names})
+            decided = self._decided(schedule)
+        return self.costs.measured(decided or {})
+
+    def _decided(self, schedule: Schedule) -> dict[str, list[float]] | None:
+        """For what share of the prompts each group was computed at each step; None where it was not run here."""
+        known = self.memo.get(self.context, schedule.digest)
+        found = {gate.name: known[GATE + gate.name] for gate in schedule.gates if GATE + gate.name in known}
+        return found if len(found) == len(schedule.gates) else None
 
     def values(self, schedule: Schedule, latents: Tensor | None = None) -> dict[str, list[float]]:
         """Per-prompt values of every objective; costs have one value. Known values are not measured again.
 
         `latents` are the schedule's own from `latents()`, where the caller has them already.
         """
+        if schedule.gates and self._decided(schedule) is None:
+            latents = self.latents(schedule)
         known = self.memo.get(self.context, schedule.digest)
         missing = [name for name, o in self.objectives.items() if isinstance(o, Quality) and name not in known]
         if missing:
@@ -119,8 +128,13 @@ class Evaluator:
             found[name] = [float(v) for v in values]
         return found
 
-    def _sample(self) -> Tensor:
-        return torch.cat([self.model.sample(conditions, noise).cpu() for conditions, noise in self.inputs])
+    def _sample(self, inputs: Sequence[tuple[Any, Tensor]]) -> Tensor:
+        return torch.cat([self.model.sample(conditions, noise).cpu() for conditions, noise in inputs])
+
+    @cached_property
+    def _singles(self) -> list[tuple[Any, Tensor]]:
+        pairs = zip(self.prompts, self.seeds, strict=True)
+        return [(self.model.encode([prompt]), self.model.noise([seed])) for prompt, seed in pairs]
 
     def _count(self, macs: float) -> None:
         self.block_executions += macs / self.costs.block_macs * len(self.prompts)

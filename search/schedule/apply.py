@@ -111,7 +111,8 @@ class Handle:
         # fmt: on
         self.stores: dict[str, Store] = {}
         runs = document.together() if keep is None else []  # what is taken step by step is not run ahead
-        self.ahead = Ahead(runs, self.clock, self.memory, self.stores, lambda: self.scheduler.timesteps) if runs else None
+        ahead = Ahead(runs, self.clock, self.memory, self.stores, lambda: self.scheduler.timesteps)
+        self.ahead = ahead if runs else None
         self.runs = 0
         self.clock.on_reset.append(self._reset)
         self._pipe = _weak(pipe)
@@ -219,7 +220,8 @@ class Handle:
         self._wholes = [stack for stack in self.tree.stacks if stack in planned]
         self._wholes += [group.gate.name for group in self.groups if len(group.gate.blocks) > 1]
         inside = {block: group for group in self.groups for block in group.gate.blocks}
-        self._root = DenoiserHook(self.clock, self._store(ROOT), self._check_run, self.guidance, self.stitch, self.ahead)
+        root = self._store(ROOT)
+        self._root = DenoiserHook(self.clock, root, self._check_run, self.guidance, self.stitch, self.ahead)
         self._add(self.denoiser, self._root)
         self.bits.install(self.clock, self._add, lambda: self.scheduler.timesteps.tolist())
         for node in self.tree:

@@ -293,7 +293,7 @@ class Document(Part):
         return self.start.normal(timesteps, config.get("num_train_timesteps", 1000))
 
     def together(self) -> list[range]:
-        """The steps that one call of the denoiser takes together; gates, corrections and elided bits take single ones."""
+        """The steps that one call of the denoiser takes together; [] with gates, corrections or elided bits."""
         plan = self._resolved
         elided = self.bits and any(form.elided for form in self.bits.formats.values())
         if plan is None or self.plan is None or self.plan.ahead == 1 or self.gates or self.corrections or elided:
