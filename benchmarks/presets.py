@@ -36,7 +36,8 @@ SPACES = {
     "sd": ["timesteps", "cache", "depth", "guidance"],
     "flux": ["timesteps", "cache", "gates"],
 }
-MORE = {"pixart": ["model.small=pixart_small"]}
+NO_SCALES = "space.guidance.scales=[]"  # a gene less per step to measure
+MORE = {"pixart": ["model.small=pixart_small", NO_SCALES], "dit": [NO_SCALES], "sd": [NO_SCALES]}
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,10 @@ from .pixart import SHOWN, TOKENS, shown_captions
 
 @dataclass(frozen=True)
 class Batch:
-    """`clean` and `noise` [B, 8, 16, 16], `sigma` [B] in (0, 1), rows [B] of captions, concepts [B]; concept 1000
-    is no caption at all."""
+    """`clean` and `noise` [B, 8, 16, 16], `sigma` [B] in (0, 1), rows [B] of captions and concepts [B].
+
+    Concept 1000 is no caption at all.
+    """
 
     clean: Tensor
     noise: Tensor
@@ -77,7 +79,7 @@ class Teacher:
 
     @torch.no_grad()
     def velocity(self, batch: Batch, scale: Tensor | None = None) -> Tensor:
-        """n - x_0 as the teacher sees it, [B, 8, 16, 16]; with `scale` [B], under classifier-free guidance."""
+        """The velocity n - x_0 as the teacher sees it, [B, 8, 16, 16]; with `scale` [B], under guidance."""
         conditional = self._call(batch, batch.text)
         if scale is None:
             return conditional
