@@ -319,7 +319,7 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
         sizes,
         layer_macs=layers,
         layer_shapes={name: shape_of(module) for name, module in modules.items()},
-        layer_bytes={name: (_nbytes(m.weight), _nbytes(m.bias)) for name, m in modules.items()},  # type: ignore[arg-type]
+        layer_bytes={name: (_nbytes(m.weight), _nbytes(m.bias)) for name, m in modules.items()},
         weight_bytes=sum(_nbytes(parameter) for parameter in denoiser.parameters()),
     )
 

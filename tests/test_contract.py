@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from search.schedule import Schedule, ScheduleError
 from search.schedule.contracts import CONTRACTS, Contract
-from search.schedule.identity import model_part
+from search.schedule.identity import fingerprint, model_part
 from search.schedule.nodes import Tree
 from tests import anybody
 from tests.anybody import CONTRACT, WIDTH, Anybody, Block
@@ -168,6 +168,12 @@ def test_a_forward_that_a_base_class_has_is_no_patch():
     pipe = pipeline(Heir())
     with schedule(pipe, [["neck.0", "CRCRCR"]]).apply(pipe):
         assert run(pipe).isfinite().all()
+
+
+def test_a_config_that_is_no_mapping_is_no_part_of_the_fingerprint():
+    plain, configured = Anybody(), Anybody()
+    configured.config = SimpleNamespace(width=WIDTH)
+    assert fingerprint(configured) == fingerprint(plain) != fingerprint(Anybody(4))
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, None), lambda x: SampleOutput(x)])

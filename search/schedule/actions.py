@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -437,10 +437,14 @@ def named(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     return dict(zip(parameters(type(module)), args, strict=False)) | dict(kwargs)
 
 
-@cache
-def parameters(cls: type[nn.Module]) -> tuple[str, ...]:
+_PARAMETERS: dict[Any, tuple[str, ...]] = {}  # by module class: to look them up takes longer than a small block
+
+
+def parameters(cls: Any) -> tuple[str, ...]:
     """Names of the arguments of a module class's forward."""
-    return tuple(inspect.signature(cls.forward).parameters)[1:]
+    if cls not in _PARAMETERS:
+        _PARAMETERS[cls] = tuple(inspect.signature(cls.forward).parameters)[1:]
+    return _PARAMETERS[cls]
 
 
 def _detached(value: Value, copies: bool) -> Value:
