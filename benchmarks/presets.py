@@ -147,7 +147,7 @@ def plot(model: str, front: list[Point], presets: list[Point], out: Path) -> Non
     figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
     families: dict[str, list[Point]] = {}
     for rule in presets:
-        families.setdefault(rule.name.split()[0], []).append(rule)
+        families.setdefault(rule.name.split()[0].rstrip(","), []).append(rule)
     markers = "os^vD<>pPX*h"
     colours = plt.get_cmap("tab20").colors
     for i, (family, rules) in enumerate(sorted(families.items())):
@@ -162,7 +162,7 @@ def plot(model: str, front: list[Point], presets: list[Point], out: Path) -> Non
     axes.set_ylabel("drift on held-out prompts")
     axes.set_title(f"{model}: published rules and the searched front")
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, ncols=2, loc="upper right")
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     figure.savefig(out, dpi=110)
 
 
