@@ -113,8 +113,9 @@ def page(rows: list[Row]) -> str:
         "claim was checked there, and "
         "figures of the two sides cannot be compared. Measured is the least drift (relative RMS distance of the final "
         "latents to the full run's, held-out prompts and noise, 95 % interval) at no more than a half and a third of "
-        "the full cost; in brackets that of the best published rule of the same space at that cost. `–`: nothing so "
-        "cheap was found or tried. With `refit: false` a schedule runs the pipeline's own solver, as published. "
+        "the full cost; in brackets that of the best published rule of the same space, or of the plain sampler with "
+        "fewer steps, at that cost. `–`: nothing so cheap was found or tried. With `refit: false` a schedule runs the "
+        "pipeline's own solver, as published. "
         "`python benchmarks/experiments.py` writes this page."
     )
     lines = [

@@ -222,7 +222,7 @@ class Search:
                 "plain": plain,
             }
             # counted by candidate, not by what the memo happened to know: a resumed search counts the same
-            share = self.state.costs.macs(schedule) / self.state.costs.block_macs
+            share = self.evaluator.costs_of(schedule).macs(schedule) / self.state.costs.block_macs
             fitted = "coefficients" in (schedule.sampler or {}) and not whole
             pictures = len(self.calibration) + fitted * len(self.evaluator.inputs[0][1])
             self.state.block_executions += share * pictures

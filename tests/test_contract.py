@@ -33,9 +33,10 @@ def contract(**changes):
     return Contract.from_dict(data)
 
 
-def schedule(pipe, rules, own=None):
+def schedule(pipe, rules, own=None, **parts):
     model = model_part(pipe.denoiser, own or contract())
-    return Schedule.from_dict({"format": "schedule/1", "model": model, "steps": STEPS, "plan": {"rules": rules}})
+    plan = {"plan": {"rules": rules}}
+    return Schedule.from_dict({"format": "schedule/1", "model": model, "steps": STEPS} | plan | parts)
 
 
 @torch.no_grad()
@@ -343,6 +344,13 @@ def test_under_autocast_types_are_torchs_own_choice():
     pipe = pipeline()
     with schedule(pipe, [["trunk.blocks.*", "CRCSCR"]]).apply(pipe), torch.autocast("cpu", torch.bfloat16):
         assert run(pipe).isfinite().all()
+
+
+def test_blocks_of_a_gated_group_are_verified_too():
+    pipe = pipeline(of_blocks(lambda self, x, y, time: (x, y.double())))
+    gate = {"group": "trunk.blocks.[0-1]", "actions": "CRCRCR"}
+    made = schedule(pipe, [], contract(zeros={}), gates=[gate])
+    refused(pipe, made, r"a Block gives back .* float64 \[2, 6\] is in place of y, which is float32 \[2, 6\]")
 
 
 def test_verification_runs_once_for_each_block_and_handle(monkeypatch):

@@ -23,6 +23,7 @@ from search.schedule.nodes import Tree
 from search.schedule.plan import OFF, history
 from search.schedule.sampler import Clock
 from search.schedule.values import Value, half, joined, mapped
+from search.schedule.verify import check_block
 
 Lane = tuple[int, int | None]  # what values are kept under: a branch, or a half of the batch and its place in it
 
@@ -227,6 +228,7 @@ class GroupHook(PlannedHook):
     def __init__(self, clock: Clock, group: Group, first: bool, last: bool, outputs: Sequence[str]) -> None:
         super().__init__(clock)
         self.group, self.first, self.last, self.outputs = group, first, last, outputs
+        self.verified = False
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Value:
         if self.clock.aside:
@@ -237,6 +239,10 @@ class GroupHook(PlannedHook):
             group.enter(inputs, _first(module, args, kwargs), lambda: self._probe(args, kwargs))
         if group.token == OFF:
             output = self.fn_ref.original_forward(*args, **kwargs)
+            if not self.verified:
+                name = f"{group.gate.name}: a {type(module).__name__}"
+                check_block(name, self.outputs, named(module, args, kwargs), output)
+                self.verified = True
             if self.last:
                 group.leave(output)
             return output
