@@ -75,7 +75,6 @@ REFUSED = {
     ("beam", "all"): "moves the steps or changes the solver; use engine=olss",
     ("beam", "bits"): "space bits has no genes of steps; use engine=milp",
     ("beam", "cache+bits"): "has no genes of steps; use engine=milp",
-    ("beam", "depth"): "space depth has no genes of steps; use engine=milp",
     ("beam", "stitch"): "space stitch has no genes of steps; use engine=milp",
     ("beam", "stitch+cache"): "has no genes of steps; use engine=milp",
     ("beam", "gates"): "space gates has gates, which decide by what is denoised; use engine=nsga2",
