@@ -23,7 +23,8 @@ FILES = sorted(ROOT.glob("*/*.json"))
 @cache
 def config(model: str) -> Config:
     overrides = [f"+space=[{','.join(SPACES[model])}]", f"model={model}", *MORE.get(model, [])]
-    return Config.check(composed(normalise([*overrides, "tracking.enabled=false", "budget.evaluations=24"])))
+    small = ["tracking.enabled=false", "budget.evaluations=24", "begin=presets", "prompts.calibration_count=2"]
+    return Config.check(composed(normalise([*overrides, *small])))
 
 
 @cache
