@@ -24,10 +24,6 @@ MAX_NODES = 200_000
 _BLOCKS = re.compile(r"(?:\.(\*|\d{1,5}|\[[\d,-]{1,9999}\]))?(?::([\w.*]{1,200}))?", re.ASCII)
 Shape = int | Sequence[Mapping[str, int]]  # of a stack: a number of equal blocks, or the lists that each block has
 
-# Classifier-free guidance by class: the conditional half of the batch, and the argument with the text states.
-CONDITIONAL = {name: c.conditional for name, c in CONTRACTS.items() if c.conditional is not None}
-TEXT = {name: c.text for name, c in CONTRACTS.items() if c.text is not None}
-
 
 @dataclass(frozen=True)
 class Node:
