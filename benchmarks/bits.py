@@ -28,7 +28,6 @@ from search.engines.knapsack import gram_search, knapsack_front
 from search.engines.milp import milp_rows
 from search.engines.nsga2 import Nsga2Engine
 from search.evaluate.evaluator import Evaluator, to_schedule
-from search.evaluate.fit import Fitter
 from search.evaluate.memo import Memo
 from search.front import bootstrap_interval, paired_difference_interval
 from search.models.pixart import PixArt
@@ -80,12 +79,6 @@ def _probe(split: str, folder: Path) -> Evaluator:
     return Evaluator(model, prompts, seeds, {"drift": Drift()}, costs, memo, batch=10 if split == "table" else 8)
 
 
-@cache
-def _fitter(folder: Path) -> Fitter:
-    probe = _probe("calibration", folder)
-    return Fitter(probe.model, *probe.inputs[0], memo=probe.memo, context=probe.context)
-
-
 def _schedule(model: PixArt, row: Sequence[int]) -> Any:
     """Levels from the most bits down; a row of -1 is w5 everywhere."""
     levels = np.array(row) + 1
@@ -106,12 +99,10 @@ def work(task: tuple[str, tuple[int, ...]], folder: Path) -> tuple[Any, float]:
             latents = probe.latents(to_schedule(probe.model, SPACE.decode(x, probe.model.target))).flatten(1)
             teacher = probe.teacher.flatten(1)
             return ((latents - teacher) / teacher.norm(dim=1, keepdim=True)).numpy(), time.process_time() - began
-        schedule, latents = _schedule(probe.model, row), None
+        schedule = _schedule(probe.model, row)
         if kind.startswith("fitted"):
-            fitter = _fitter(folder)
-            schedule = fitter.fit(schedule)
-            latents = fitter.latents.get(schedule.digest) if split == "calibration" else None
-        found = probe.values(schedule, latents)["drift"]
+            schedule = _probe("calibration", folder).fit(schedule)
+        found = probe.values(schedule)["drift"]
     return found, time.process_time() - began
 
 

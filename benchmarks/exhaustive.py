@@ -24,7 +24,7 @@ from search.engines.base import Engine, Start
 from search.evaluate.beam import beam_rows
 from search.evaluate.evaluator import Evaluator, to_schedule
 from search.evaluate.memo import Memo
-from search.evaluate.partial import Partial, needs, sweep
+from search.evaluate.runner import Job
 from search.front import hypervolume, non_dominated
 from search.models.pixart import PixArt
 from search.objectives.drift import Drift
@@ -89,18 +89,19 @@ class Bench:
             began = time.perf_counter()
             rows = self.rows(done, min(done + CHUNK, count))
             schedules = [to_schedule(self.model, self.space.decode(row, self.target)) for row in rows]
-            partial = Partial(self.model, *self.probe.inputs[0], self.costs, needs(schedules))
-            swept = sweep(partial, schedules, lambda latents: Drift()(latents, self.probe.teacher).tolist())
+            executed, unshared = self.probe.block_executions, self.probe.unshared
+            scored = self.probe.evaluate([Job(schedule) for schedule in schedules])
             macs = [self.costs.macs(schedule) / self.costs.teacher_macs for schedule in schedules]
-            known["drift"] = np.concatenate([known["drift"], np.array(swept.results)])
+            known["drift"] = np.concatenate([known["drift"], np.array([s.values["drift"] for s in scored])])
             known["macs"] = np.concatenate([known["macs"], macs])
-            for name, value in (("executed", swept.executed), ("unshared", swept.unshared)):
-                known[name] = int(known[name]) + value
+            known["executed"] = float(known["executed"]) + self.probe.block_executions - executed
+            known["unshared"] = float(known["unshared"]) + self.probe.unshared - unshared
             known["seconds"] = float(known["seconds"]) + time.perf_counter() - began
             np.savez(file, **known)
             print(f"{done + len(rows)} of {count} plans, {known['seconds']:.0f} s", flush=True)
         seconds, executed, unshared = (known[name] for name in ("seconds", "executed", "unshared"))
-        print(f"truth: {executed} steps instead of {unshared} ({unshared / executed:.1f} times fewer), {seconds:.0f} s")
+        fewer = f"{unshared / executed:.1f} times fewer"
+        print(f"truth: {executed:.0f} block executions instead of {unshared:.0f} ({fewer}), {seconds:.0f} s")
         return np.stack([known["drift"].mean(axis=1), known["macs"]], axis=1)
 
     def prepare(self) -> dict[str, tuple[np.ndarray, float]]:

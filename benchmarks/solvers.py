@@ -222,8 +222,6 @@ class OnModel:
         search.config = Config.check(composed([*raw, f"seed={seed}"]))
         search.memo = Memo(search.folder / "memo.sqlite")  # a connection of this process
         search.evaluator.memo = search.memo
-        if search.__dict__.get("fitter"):
-            search.fitter.memo = search.memo
         before = search.state
         rows = self.proposed.get(space, np.zeros((0, 0), dtype=np.int64))
         start = replace(before.engine.start, rng=np.random.default_rng(seed), proposals={"olss": lambda: rows})  # type: ignore[attr-defined]

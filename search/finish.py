@@ -79,10 +79,11 @@ def collect(search: "Search", stopped: str) -> Result:
     band = _seed_band(held_out, seeds)
 
     def entry(name: str, role: str, schedule: Schedule) -> Entry:
+        held = held_out.values(schedule)
         latents = None if role == "preset" else held_out.latents(schedule)
         calibration = state.archive.get(schedule.digest, {}).get("values")
         calibration = calibration or search.evaluator.values(schedule)
-        scores = _summary(held_out.values(schedule, latents), objectives) | _times(times[schedule], times[teacher])
+        scores = _summary(held, objectives) | _times(times[schedule], times[teacher])
         return Entry(
             name or f"{scores['speedup'].value:.1f}× · drift {scores['drift'].value:.3f}",
             role,
@@ -126,8 +127,8 @@ def _corrected(search: "Search", schedule: Schedule, plain: Schedule) -> Schedul
     """The schedule, or with its reused values corrected and then its solver fitted, whichever drifts less."""
     if not search.config.correct or (corrected := search.corrector.fit(plain)) == plain:
         return schedule
-    if search.config.refit and search.fitter:
-        corrected = search.fitter.fit(corrected)
+    if search.config.refit and search.fits:
+        corrected = search.evaluator.fit(corrected)
     return min(corrected, schedule, key=lambda option: drift(search, option))
 
 

@@ -4,7 +4,7 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,9 +29,9 @@ from search.config import Config, read_prompts
 from search.engines.base import Engine, Start
 from search.evaluate.correct import Corrector
 from search.evaluate.evaluator import Evaluator, to_schedule
-from search.evaluate.fit import Fitter
 from search.evaluate.memo import Memo
 from search.evaluate.ranges import calibrated, static
+from search.evaluate.runner import Job
 from search.evaluate.timing import calibrate
 from search.finish import finish
 from search.folders import new_run_folder
@@ -65,6 +65,8 @@ class State:
     seconds: float = 0.0
     archive: dict[str, dict[str, Any]] = field(default_factory=dict)  # by digest, in the order of evaluation
     asked: int = 0
+    lost: int = 0  # candidates that lost their race
+    counted: set[int] = field(default_factory=set)  # see Evaluator
     history: list[dict[str, float]] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
@@ -100,16 +102,19 @@ class Search:
     def prepare(self, folder: Path) -> None:
         """Cost tables, the teacher, and either the folder's checkpoint or a new engine with its seeds."""
         self.folder, self.checkpoint = folder, folder / "checkpoint.pkl"
+        memo = Path(self.config.runs) / "memo.sqlite"  # of all searches: what one has measured, the next one knows
         if static(self.space):  # ranges of activations are measured before anything is decoded
             self.target = self.model.target = calibrated(self.model, *self._first(RANGED))
         target = self.target
         if self.checkpoint.exists():
             self.state = State.load(self.checkpoint)
-            self.memo = Memo(self.folder / "memo.sqlite")
+            self.memo = Memo(memo)
             self.evaluator = self._evaluator(self.state.costs)
+            self.before = self.state.block_executions - self.evaluator.block_executions
+            self.evaluator.counted |= self.state.counted
             return
         genes = self.space.genes(target)  # a space that does not apply says so before anything is measured
-        self.memo = Memo(self.folder / "memo.sqlite")
+        self.memo = Memo(memo)
         costs = self.model.costs()
         self.console.print(
             f"{target.tree.model_class}: {_blocks(target.tree.stacks)}, {target.steps} steps, "
@@ -134,12 +139,11 @@ class Search:
         )
         engine = instantiate(self.config.engine | {"_partial_": True})(start)
         presets = proposals.presets()
-        spent = probe.block_executions + self.evaluator.block_executions
-        self.state = State(engine, costs, presets, spent)
+        self.before = probe.block_executions
+        self.state = State(engine, costs, presets, self.before)
         self.note("running the published rules")
-        for row in presets.values():  # as published: the front is then nowhere behind them on these prompts
-            self._evaluate(row, plain=True)
-        self.state.save(self.checkpoint)
+        self._evaluate(presets.values(), plain=True)  # so the front is nowhere behind them on these prompts
+        self._save()
 
     def loop(self) -> str:
         """Evaluate generations until the budget is spent; returns why it stopped early, or nothing."""
@@ -160,13 +164,13 @@ class Search:
                     rows = self.state.engine.ask(self._room())
                     if not len(rows):
                         return "the engine has nothing left to try"
-                    scores = []
-                    for row in rows:
-                        scores.append(self._evaluate(row))
-                        done = self.state.asked + len(scores)
+
+                    def tell(count: int) -> None:
+                        done = self.state.asked + count
                         rate = done / max(time.monotonic() - began, 1e-9)
                         progress.update(task, completed=done, note=f"{rate:.1f}/s  {self._best()}")
-                    self.state.engine.tell(rows, np.array(scores))
+
+                    self.state.engine.tell(rows, self._evaluate(rows, done=tell))
                     self._close_generation(len(rows), time.monotonic() - began)
         except KeyboardInterrupt:
             return "stopped by Ctrl-C"
@@ -174,59 +178,57 @@ class Search:
 
     def plain(self, row: np.ndarray) -> Schedule:
         """The schedule of a row as its genes say it, its solver not fitted."""
-        parts = dict(self.space.decode(row, self.target))
-        parts.pop("fit", None)
-        return to_schedule(self.model, parts)
-
-    def schedule(self, row: np.ndarray) -> Schedule:
-        """What is evaluated for a row: with `refit`, or where its genes ask for it, its solver is fitted."""
-        parts = dict(self.space.decode(row, self.target))
-        wanted = parts.pop("fit", False) or self.config.refit
-        schedule = to_schedule(self.model, parts)
-        return self.fitter.fit(schedule) if parts and wanted and self.fitter else schedule
-
-    @cached_property
-    def fitter(self) -> Fitter | None:
-        """Fits solvers on the first calibration prompts and their noise; None where the scheduler runs no tables."""
-        parts, evaluator = self.evaluator.inputs[0], self.evaluator
-        try:
-            fitter = Fitter(self.model, *parts, memo=self.memo, context=evaluator.context)
-            fitter.fit(to_schedule(self.model, {}))
-        except ValueError as error:
-            self.console.print(f"[yellow]solvers are not fitted: {error}[/yellow]")
-            return None
-        return fitter
-
-    @cached_property
-    def corrector(self) -> Corrector:
-        """Fits corrections of reused values on the same prompts."""
-        return Corrector(self.model, *self.evaluator.inputs[0])
+        return self._job(row, plain=True).schedule
 
     def chosen(self, entry: Mapping[str, Any]) -> Schedule:
         """The schedule of an entry of the archive."""
-        return self.plain(entry["x"]) if entry["plain"] else self.schedule(entry["x"])
+        job = self._job(entry["x"], entry["plain"])
+        return self.evaluator.fit(job.schedule) if job.fit else job.schedule
 
-    def _evaluate(self, row: np.ndarray, plain: bool = False) -> list[float]:
-        schedule = self.plain(row) if plain else self.schedule(row)
-        fitter = vars(self).get("fitter")  # made when the first schedule asked for it
-        ended = fitter.latents.get(schedule.digest) if fitter else None
-        whole = len(self.evaluator.inputs) == 1  # the fit ran all of the prompts: there is nothing left to run
-        values = self.evaluator.values(schedule, ended if whole else None)
-        scores = self.evaluator.minimised(values)
-        if schedule.digest not in self.state.archive:
-            self.state.archive[schedule.digest] = {
-                "x": row.copy(),
-                "values": values,
-                "scores": scores,
-                "generation": self.state.generation,
-                "plain": plain,
-            }
-            # counted by candidate, not by what the memo happened to know: a resumed search counts the same
-            share = self.evaluator.costs_of(schedule).macs(schedule) / self.state.costs.block_macs
-            fitted = "coefficients" in (schedule.sampler or {}) and not whole
-            pictures = len(self.calibration) + fitted * len(self.evaluator.inputs[0][1])
-            self.state.block_executions += share * pictures
-        return scores
+    @cached_property
+    def corrector(self) -> Corrector:
+        """Fits corrections of reused values on the first calibration prompts and their noise."""
+        return Corrector(self.model, *self.evaluator.inputs[0])
+
+    @cached_property
+    def fits(self) -> bool:
+        """Whether solvers can be fitted: not where the scheduler runs no tables."""
+        if reason := self.evaluator.fits():
+            self.console.print(f"[yellow]solvers are not fitted: {reason}[/yellow]")
+        return not reason
+
+    def _job(self, row: np.ndarray, plain: bool = False) -> Job:
+        """What is run for a row: with `refit`, or where its genes ask for it, its solver is fitted."""
+        parts = dict(self.space.decode(row, self.target))
+        wanted = parts.pop("fit", False) or self.config.refit
+        return Job(to_schedule(self.model, parts), bool(parts and wanted and not plain and self.fits))
+
+    def _evaluate(
+        self, rows: Iterable[np.ndarray], plain: bool = False, done: Callable[[int], None] = lambda count: None
+    ) -> np.ndarray:
+        """Scores [N, M] of rows; what was run on all prompts goes to the archive."""
+        rows = list(rows)
+        scored = self.evaluator.evaluate([self._job(row, plain) for row in rows], self._rivals(), done)
+        for row, found in zip(rows, scored, strict=True):
+            if not found.values:
+                self.state.lost += 1
+            elif found.schedule.digest not in self.state.archive:
+                self.state.archive[found.schedule.digest] = {
+                    "x": row.copy(),
+                    "values": found.values,
+                    "scores": found.told,
+                    "generation": self.state.generation,
+                    "plain": plain,
+                }
+        self.state.block_executions = self.before + self.evaluator.block_executions
+        return np.array([found.told for found in scored])
+
+    def _rivals(self) -> list[Schedule]:
+        """The front so far, which candidates have to be near to be run on all prompts."""
+        entries = list(self.state.archive.values())
+        if len(self.evaluator.batches) == 1 and not self.evaluator.decodes:
+            return []
+        return [self.chosen(entries[i]) for i in np.flatnonzero(non_dominated(self._scores()))] if entries else []
 
     def _close_generation(self, rows: int, seconds: float) -> None:
         state = self.state
@@ -237,6 +239,7 @@ class Search:
                 "generation": state.generation,
                 "evaluations": state.asked,
                 "distinct": len(state.archive),
+                "lost": state.lost,
                 "block_executions": round(state.block_executions),
                 "hypervolume": self.hypervolume([a["scores"] for a in state.archive.values()]),
                 "front": int(non_dominated(self._scores()).sum()),
@@ -245,7 +248,11 @@ class Search:
         )
         state.generation += 1
         log.info("generation %s", state.history[-1])
-        state.save(self.checkpoint)
+        self._save()
+
+    def _save(self) -> None:
+        self.state.counted = self.evaluator.counted
+        self.state.save(self.checkpoint)
 
     def hypervolume(self, scores: Sequence[Sequence[float]]) -> float:
         """Against the worst values worth having, each objective scaled so that this point is 1."""

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save, save_file
 from search import Schedule, ScheduleError
 from search.evaluate.correct import Corrector, Fit, affine
 from search.evaluate.fit import Fitter
-from search.evaluate.partial import path
+from search.evaluate.steps import path
 from search.export import export
 from search.finish import _corrected
 from search.result import Result, find_run
@@ -466,12 +466,13 @@ class Searched:
         from search.config import Config
         from search.evaluate.evaluator import Evaluator
 
-        self.corrector, self.fitter = corrector, Fitter(model, corrector.conditions, corrector.noise)
+        self.corrector, self.fits = corrector, True
         self.config = Config.model_construct(refit=True, correct=correct)
         self.evaluator = Evaluator.__new__(Evaluator)
         self.evaluator.model, self.evaluator.inputs = model, [(corrector.conditions, corrector.noise)]
         self.evaluator.teacher = model.sample(corrector.conditions, corrector.noise)
         self.evaluator.latents = self.latents
+        self.evaluator.fit = Fitter(model, corrector.conditions, corrector.noise).fit
 
     def latents(self, schedule: Schedule) -> torch.Tensor:
         with schedule.apply(self.evaluator.model.pipe):
@@ -481,7 +482,7 @@ class Searched:
 def test_a_finished_search_keeps_what_drifts_least(model, corrector):
     plain = planned(model, PLANS["components"])
     searches = [Searched(model, corrector, correct) for correct in (False, True)]
-    without, either = (_corrected(search, search.fitter.fit(plain), plain) for search in searches)
+    without, either = (_corrected(search, search.evaluator.fit(plain), plain) for search in searches)
     assert not without.corrections and without.sampler["coefficients"]
     best = min(drift(model, corrector, s) for s in (without, either))
     assert drift(model, corrector, either) == best

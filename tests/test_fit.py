@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from search import Schedule
+from search.evaluate.evaluator import Evaluator
 from search.evaluate.fit import FittedSolver, Fitter, record
 from search.evaluate.memo import Memo
+from search.objectives.drift import Drift
 from search.spaces.timesteps import TimestepsSpace
 from tests.models import tiny_model
 
@@ -64,15 +66,13 @@ def test_what_was_fitted_is_what_the_file_does(model, fitter):
 
 
 def test_a_memo_keeps_tables_for_the_next_search(model, tmp_path):
-    parts = model.encode(PROMPTS), model.noise([0, 1, 2])
-    first = Fitter(model, *parts, memo=Memo(tmp_path / "memo.sqlite"), context="x")
-    fitted = first.fit(shorter(model, 5))
-    second = Fitter(model, *parts, memo=Memo(tmp_path / "memo.sqlite"), context="x")
-    assert second.fit(shorter(model, 5)) == fitted
-    assert second.runs == 1  # the teacher
-    other = Fitter(model, *parts, memo=Memo(tmp_path / "memo.sqlite"), context="y")
-    other.fit(shorter(model, 5))
-    assert other.runs == 2
+    def evaluator(seeds: list[int]) -> Evaluator:
+        return Evaluator(model, PROMPTS, seeds, {"drift": Drift()}, model.costs(), Memo(tmp_path / "memo.sqlite"))
+
+    fitted = evaluator([0, 1, 2]).fit(shorter(model, 5))
+    second, other = evaluator([0, 1, 2]), evaluator([3, 4, 5])
+    assert second.fit(shorter(model, 5)) == fitted and second.runner.executed == 0
+    assert other.fit(shorter(model, 5)) != fitted and other.runner.executed > 0
 
 
 def test_rows_are_the_ridge_solution():

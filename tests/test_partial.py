@@ -14,7 +14,8 @@ from search import Schedule
 from search.calibration import count_costs
 from search.evaluate.evaluator import Evaluator, to_schedule
 from search.evaluate.memo import Memo
-from search.evaluate.partial import Partial, State, needs, path, step_macs, sweep
+from search.evaluate.partial import Partial, State
+from search.evaluate.steps import needs, path, step_macs
 from search.models.pixart import PixArt
 from search.schedule.sampler import grid, public_config
 from tests import tiny
@@ -234,9 +235,6 @@ def test_random_plans_branch_exactly(data, fixed):
     expected = whole(b)
     assert torch.equal(stepwise(run, b, state).latents, expected)
     assert torch.equal(stepwise(run, a, state).latents, whole(a))
-    swept = sweep(partial(needs([a, b])), [b, a, b])
-    assert torch.equal(swept.results[0], expected) and torch.equal(swept.results[2], expected)
-    assert torch.equal(swept.results[1], whole(a))
 
 
 def test_a_state_of_another_path_is_refused():
@@ -257,10 +255,10 @@ def test_work_is_counted_as_the_evaluator_counts_it(tmp_path):
     model, _, _, costs = parts()
     evaluator = Evaluator(model, PROMPTS, [0, 1], {}, costs, Memo(tmp_path / "memo.sqlite"))
     for name in CASES:
-        before, run, given = evaluator.block_executions, partial(), made(name)
+        before, run, given = evaluator.unshared, partial(), made(name)
         evaluator.latents(given)
         state = stepwise(run, given)
-        assert run.block_executions == pytest.approx(evaluator.block_executions - before)
+        assert run.block_executions == pytest.approx(evaluator.unshared - before)
         assert state.macs == pytest.approx(costs.macs(given)) and sum(step_macs(costs, given)) == state.macs
 
 
@@ -270,17 +268,3 @@ def test_only_the_latest_values_are_kept():
     kept = [[step for step, _ in s.snapshot["values"]["denoiser"].get(0, [])] for s in states]
     assert kept == [[0], [0, 1], [0, 1], [1, 3], [3, 4], []]
     assert set(states[0].snapshot["values"]) == {"denoiser"}
-
-
-def test_a_sweep_executes_each_beginning_once():
-    texts = ["CCCCCC", "CRCCCC", "CRCCRC", "CCCCCC", "CRCCRR", "CCCCCR"]
-    schedules = [schedule([["denoiser", text]]) for text in texts]
-    run = partial(needs(schedules))
-    swept = sweep(run, schedules)
-    # C, then C CCCC|R (4 + 1 + 1) and R CCCC (5), R from the fifth on (2), R at the sixth (1)
-    assert (swept.executed, swept.unshared) == (6 + 1 + 5 + 2 + 1, 36)
-    for each, latents in zip(schedules, swept.results, strict=True):
-        assert torch.equal(latents, whole(each))
-    sizes = sweep(partial(needs(schedules)), schedules, lambda latents: tuple(latents.shape)).results
-    assert sizes == [(2, 4, 8, 8)] * 6
-    assert sweep(run, []).results == []

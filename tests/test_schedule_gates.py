@@ -15,7 +15,7 @@ from search.calibration import count_costs
 from search.evaluate.evaluator import Evaluator, to_schedule
 from search.evaluate.fit import Fitter
 from search.evaluate.memo import Memo
-from search.evaluate.partial import path
+from search.evaluate.steps import path
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.schedule.apply import Handle
@@ -594,8 +594,8 @@ def test_costs_of_gated_schedules_are_measured_once(tmp_path: Any) -> None:
     assert table.macs(schedule) == table.teacher_macs  # the worst case
     latents = evaluator.latents(schedule)
     runs = evaluator.runs
-    again = evaluator.values(schedule, latents)
-    assert again["macs"] == [macs] and evaluator.runs == runs
+    again = evaluator.values(schedule)
+    assert latents.shape[0] == 3 and again["macs"] == [macs] and evaluator.runs == runs
     assert Evaluator.costs_of(evaluator, to_schedule(model, {})) is table
 
 

@@ -16,12 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from search import Schedule, ScheduleError
 from search.calibration import count_costs
 from search.evaluate.evaluator import to_schedule
-from search.evaluate.partial import Partial, needs, path, sweep
+from search.evaluate.runner import Batch, Runner
+from search.evaluate.steps import path
 from search.schedule.guidance import Approximation, Guidance, settle
 from search.schedule.nodes import ROOT, Tree
 from search.spaces.cache import CacheSpace
 from tests import tiny
 from tests.models import tiny_model
+from tests.runs import latents
 from tests.test_schedule_apply import ByHand
 
 CALL = 3.0
@@ -385,11 +387,11 @@ def test_runs_that_share_a_beginning_share_the_difference():
     ]
     schedules = [to_schedule(MODEL, {"guidance": {"call": 4.0} | part}) for part in given]
     conditions, noise = MODEL.encode(["red apple"]), MODEL.noise([0])
-    swept = sweep(Partial(MODEL, conditions, noise, COSTS, needs(schedules)), schedules)
-    for schedule, latents in zip(schedules, swept.results, strict=True):
+    runner = Runner(MODEL, COSTS)
+    for schedule, found in zip(schedules, latents(runner, Batch(("red apple",), (0,)), schedules), strict=True):
         with schedule.apply(MODEL.pipe):
-            assert torch.equal(MODEL.sample(conditions, noise), latents)
-    assert swept.unshared == 30 and swept.executed == 6 + 2 + 3 + 3 + 2
+            assert torch.equal(MODEL.sample(conditions, noise), found)
+    assert runner.steps == 6 + 2 + 3 + 3 + 2
     paths = [path(schedule) for schedule in schedules]
     # at step 3 both bands have one weight, and no radius matters
     assert [a == b for a, b in zip(paths[0], paths[1], strict=True)] == [True, True, True, True, False, True]

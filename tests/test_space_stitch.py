@@ -21,7 +21,8 @@ from search.evaluate.correct import Corrector
 from search.evaluate.evaluator import Evaluator, to_schedule
 from search.evaluate.fit import Fitter
 from search.evaluate.memo import Memo
-from search.evaluate.partial import Partial, needs, path, step_macs, sweep
+from search.evaluate.runner import Batch, Runner
+from search.evaluate.steps import path, step_macs
 from search.export import main
 from search.models.pixart import PixArt
 from search.objectives.drift import Drift
@@ -41,6 +42,7 @@ from search.spaces.timesteps import TimestepsSpace
 from search.tracking import describe
 from tests.models import save_tiny, tiny_model
 from tests.results import made_result
+from tests.runs import latents
 from tests.space_contract import PROMPTS, SpaceContract
 
 LARGE, SMALL = 3, 1  # blocks
@@ -287,12 +289,12 @@ def evaluator(tmp_path):
 
 
 def test_candidates_are_evaluated_with_their_models(evaluator):
-    drift = [np.mean(evaluator.values(stitched(at))["drift"]) for at in ("LLLLLL", "SLLLLL", "SSSSSS")]
-    assert drift[0] == 0 < drift[1] and drift[2] > 0
     began = evaluator.block_executions
     evaluator.latents(stitched("SSSSSS"))
     share = 6 * COSTS.others["S"].call_macs / COSTS.block_macs
     assert evaluator.block_executions - began == pytest.approx(2 * share)
+    drift = [np.mean(evaluator.values(stitched(at))["drift"]) for at in ("LLLLLL", "SLLLLL", "SSSSSS")]
+    assert drift[0] == 0 < drift[1] and drift[2] > 0
 
 
 def test_runs_that_share_a_beginning_share_its_steps():
@@ -307,11 +309,11 @@ def test_runs_that_share_a_beginning_share_its_steps():
             ("SSLLLL", "CRCCCC"),
         ]
     ]
-    found = sweep(Partial(MODEL, conditions, noise, COSTS, needs(schedules)), schedules)
-    for schedule, latents in zip(schedules, found.results, strict=True):
+    runner = Runner(MODEL, COSTS)
+    for schedule, ended in zip(schedules, latents(runner, Batch(tuple(PROMPTS), (0, 1)), schedules), strict=True):
         with MODEL.apply(schedule):
-            assert torch.equal(latents, MODEL.sample(conditions, noise))
-    assert found.executed == 6 + 3 + 6 + 4 + 3
+            assert torch.equal(ended, MODEL.sample(conditions, noise))
+    assert runner.steps == 6 + 3 + 6 + 4 + 3
     assert path(schedules[0])[:3] == path(schedules[1])[:3] != path(schedules[2])[:3]
 
 

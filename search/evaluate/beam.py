@@ -12,7 +12,8 @@ from torch import Tensor
 
 from search.calibration import Costs
 from search.evaluate.evaluator import Evaluator, to_schedule
-from search.evaluate.partial import Partial, State, needs, path
+from search.evaluate.partial import Partial, State
+from search.evaluate.steps import needs, path
 from search.front import non_dominated
 from search.objectives.drift import Drift
 from search.spaces.base import Space

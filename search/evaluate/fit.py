@@ -6,14 +6,16 @@ fitted state. One run on a few calibration prompts fits the whole table, and the
 part of what caching, skipping and rounding do.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from search.evaluate.memo import Memo
+from search.evaluate.steps import Table
 from search.models.base import Model
 from search.noise import Noise
 from search.schedule import Schedule
@@ -89,21 +91,11 @@ class Fitter:
     """Fits solver tables on a few calibration prompts and their noise.
 
     A fit is a run of these prompts, and the fitted table gives the very latents in which that run ended: `latents`
-    holds those of the last fit by the fitted schedule's digest. A memo (with a context that names the model, the
-    prompts and the noise) keeps tables, so that nothing is fitted twice, not even by a resumed search.
+    holds those of the last fit by the fitted schedule's digest.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        conditions: Any,
-        noise: Tensor,
-        ridge: float = RIDGE,
-        memo: Memo | None = None,
-        context: str = "",
-    ) -> None:
+    def __init__(self, model: Model, conditions: Any, noise: Tensor, ridge: float = RIDGE) -> None:
         self.model, self.conditions, self.noise, self.ridge = model, conditions, noise, ridge
-        self.memo, self.context = memo, f"fit {ridge} {context}"
         with torch.no_grad():
             self.teacher = record(model, conditions, noise)
         self.known: dict[str, Schedule] = {}
@@ -115,53 +107,55 @@ class Fitter:
 
         A schedule that injects noise stays as it is: a table says itself what each step is given of the noise.
         """
-        if "start" in schedule.to_dict():
+        if self.prior(schedule) is None:
             return schedule
         if schedule.digest not in self.known:
-            sampler = schedule.sampler or {}
-            if not sampler.get("sigmas"):
-                raise ValueError("a fit needs sampler.timesteps and sampler.sigmas in the schedule")
-            kept = self.memo.get(self.context, schedule.digest) if self.memo else {}
-            state, outputs = (kept["state"], _triangle(kept["outputs"])) if kept else self._run(schedule, sampler)
-            part = {k: v for k, v in sampler.items() if k != "order"}
-            fitted = schedule.with_sampler(part | {"coefficients": {"state": state, "outputs": outputs}})
-            if not kept:
-                self.latents = {fitted.digest: self._ended}
-                if self.memo:
-                    flat = [value for row in outputs for value in row]
-                    self.memo.put(self.context, schedule.digest, {"state": state, "outputs": flat})
-            self.known[schedule.digest] = fitted
+            self.known[schedule.digest] = self._run(schedule)
         return self.known[schedule.digest]
 
+    @staticmethod
+    def prior(schedule: Schedule) -> Table | None:
+        """The table that a schedule runs without a fit, which a fit begins with; None where none is to be fitted."""
+        if "start" in schedule.to_dict():
+            return None
+        sampler = schedule.sampler or {}
+        if not sampler.get("sigmas"):
+            raise ValueError("a fit needs sampler.timesteps and sampler.sigmas in the schedule")
+        if "coefficients" in sampler:
+            return sampler["coefficients"]["state"], sampler["coefficients"]["outputs"]
+        return _traced(json.dumps(sampler, sort_keys=True))
+
+    def solver(self, schedule: Schedule) -> "FittedSolver":
+        """What fits this schedule's table while it runs."""
+        prior = self.prior(schedule)
+        assert prior is not None
+        targets = [self.teacher.state(sigma) for sigma in (schedule.sampler or {})["sigmas"][1:]]
+        return FittedSolver(*prior, targets, self.ridge)
+
+    @staticmethod
+    def fitted(schedule: Schedule, solver: LinearSolver) -> Schedule:
+        """The schedule with the table of a solver that has run."""
+        part = {k: v for k, v in (schedule.sampler or {}).items() if k != "order"}
+        table = {"state": list(solver.state), "outputs": [list(row) for row in solver.outputs]}
+        return schedule.with_sampler(part | {"coefficients": table})
+
     @torch.no_grad()
-    def _run(self, schedule: Schedule, sampler: Mapping[str, Any]) -> tuple[list[float], list[list[float]]]:
+    def _run(self, schedule: Schedule) -> Schedule:
         """Fit while the schedule runs."""
-        targets = [self.teacher.state(sigma) for sigma in sampler["sigmas"][1:]]
-        solver = FittedSolver(*_prior(sampler), targets, self.ridge)
+        solver = self.solver(schedule)
         with self.model.apply(schedule, solver=solver):
-            self._ended = self.model.sample(self.conditions, self.noise).cpu()
+            ended = self.model.sample(self.conditions, self.noise).cpu()
         self.runs += 1
-        return solver.state, solver.outputs
+        fitted = self.fitted(schedule, solver)
+        self.latents = {fitted.digest: ended}
+        return fitted
 
 
-def _triangle(flat: Sequence[float]) -> list[list[float]]:
-    """Rows of 1, 2, 3, ... values."""
-    rows: list[list[float]] = []
-    left = list(flat)
-    while left:
-        size = len(rows) + 1
-        rows.append(left[:size])
-        left = left[size:]
-    return rows
-
-
-def _prior(sampler: Mapping[str, Any]) -> tuple[list[float], list[list[float]]]:
-    """The table that a sampler part runs without a fit."""
-    if "coefficients" in sampler:
-        return sampler["coefficients"]["state"], sampler["coefficients"]["outputs"]
-    scheduler = built(sampler)
-    part = traced(scheduler, timesteps=sampler["timesteps"], sigmas=sampler["sigmas"]).part()
-    return part["state"], part["outputs"]
+@lru_cache(maxsize=256)
+def _traced(sampler: str) -> Table:
+    part = json.loads(sampler)
+    table = traced(built(part), timesteps=part["timesteps"], sigmas=part["sigmas"]).part()
+    return table["state"], table["outputs"]
 
 
 class FittedSolver(LinearSolver):
@@ -178,6 +172,11 @@ class FittedSolver(LinearSolver):
     ) -> None:
         super().__init__(list(state), [list(row) for row in outputs])
         self.targets, self.ridge = targets, ridge
+
+    def resume(self, rows: Sequence[Sequence[float]]) -> None:
+        """Take rows that were fitted before, each the weights of x[0] and of the outputs."""
+        for i, (state, *outputs) in enumerate(rows):
+            self.state[i], self.outputs[i] = state, outputs
 
     def step(self, i: int, output: Tensor, sample: Tensor) -> Tensor:
         """x[i+1] by the fitted row, in the arithmetic of the table's interpreter."""

@@ -1,11 +1,10 @@
 """Runs taken step by step, that branch: schedules that begin alike share what they have in common.
 
 Denoising is deterministic, so two schedules that do the same up to a step have the same latents, stored values and
-solver memory there (a prefix tree; schedules are its paths).
+solver memory there.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -14,25 +13,26 @@ import torch
 from torch import Tensor
 
 from search.calibration import Costs
+from search.evaluate.fit import FittedSolver
+from search.evaluate.steps import Keys, needs, path, step_macs
 from search.models.base import Model
 from search.schedule import Schedule
-from search.schedule.nodes import ROOT
-from search.schedule.plan import OFF, OWN, history
 
 
 @dataclass(frozen=True)
 class State:
     """Where a run is before `step`: latents [B, C, h, w] and all that later steps may read.
 
-    `prefix` is what was done so far, a key per step; `macs` what that cost, for one picture. Any number of runs
-    may go on from it.
+    `prefix` is what was done so far, a key per step; `macs` what that cost, for one picture; `rows` are those of the
+    solver's table that were fitted on the way. Any number of runs may go on from it.
     """
 
     step: int
     latents: Tensor
     snapshot: Mapping[str, Any]
-    prefix: tuple
+    prefix: Keys
     macs: float
+    rows: tuple[tuple[float, ...], ...] = ()
 
 
 class Partial:
@@ -61,9 +61,12 @@ class Partial:
             return next(states)
 
     @torch.no_grad()
-    def follow(self, state: State, schedule: Schedule) -> Iterator[State]:
-        """Execute the steps that are left, one by one; the pipeline is the schedule's until this is closed."""
-        keys = path(schedule)
+    def follow(self, state: State, schedule: Schedule, solver: FittedSolver | None = None) -> Iterator[State]:
+        """Execute the steps that are left, one by one; the pipeline is the schedule's until this is closed.
+
+        `solver` runs and is fitted instead of the schedule's own.
+        """
+        keys = path(schedule, (solver.state, solver.outputs) if solver else None)
         if keys[: state.step] != state.prefix:
             step = next((i for i, (a, b) in enumerate(zip(keys, state.prefix, strict=False)) if a != b), len(keys))
             raise ValueError(f"the schedule does not go on from this state: at step {step} it does something else")
@@ -71,7 +74,10 @@ class Partial:
             raise ValueError(f"the schedule reads more values of {missing[0]!r} than are kept; give them in keep")
         macs = step_macs(self.costs, schedule)
         cost = state.macs
-        with self.model.apply(schedule, keep=self.keep) as handle:
+        rows = list(state.rows)
+        if solver:
+            solver.resume(rows)
+        with self.model.apply(schedule, keep=self.keep, solver=solver) as handle:
             latents, scheduler = self.model.begin(self.conditions, self.noise), self.model.pipe.scheduler
             if state.step:
                 handle.restore(state.snapshot)
@@ -81,99 +87,6 @@ class Partial:
                 self.steps += 1
                 self.block_executions += macs[step] / self.costs.block_macs * len(self.noise)
                 cost += macs[step]
-                yield State(step + 1, latents, handle.snapshot(), keys[: step + 1], cost)
-
-
-@dataclass(frozen=True)
-class Swept:
-    """What a sweep measured, in the order of the schedules; steps executed, and without sharing."""
-
-    results: list[Any]
-    executed: int
-    unshared: int
-
-
-def sweep(
-    partial: Partial, schedules: Sequence[Schedule], measure: Callable[[Tensor], Any] = lambda latents: latents
-) -> Swept:
-    """`measure` of the final latents of every schedule, each distinct beginning executed once.
-
-    Depth-first: no more states are held than a run has steps.
-    """
-    numbers: dict[Any, int] = {}  # of what a step may do
-    paths = [tuple(numbers.setdefault(key, len(numbers)) for key in path(schedule)) for schedule in schedules]
-    results: list[Any] = [None] * len(schedules)
-    states, began = [partial.begin()], partial.steps
-    before: tuple[int, ...] = ()
-    last = 0  # the schedule that was run before
-    for i in sorted(range(len(paths)), key=paths.__getitem__):
-        if paths[i] == before:
-            results[i] = results[last]
-            continue
-        shared = next((k for k, (a, b) in enumerate(zip(paths[i], before, strict=False)) if a != b), len(before))
-        del states[shared + 1 :]
-        with closing(partial.follow(states[-1], schedules[i])) as steps:
-            states.extend(steps)
-        results[i], before, last = measure(states[-1].latents), paths[i], i
-    return Swept(results, partial.steps - began, sum(map(len, paths)))
-
-
-def path(schedule: Schedule) -> tuple:
-    """What a schedule does at each of its steps, as keys [T]: equal beginnings mean equal states, bit for bit."""
-    if schedule.steps is None:
-        raise ValueError("a schedule without a number of steps has no path; give it steps")
-    if schedule.gates:
-        raise ValueError(
-            f"{schedule.gates[0].name} is a group, whose gate decides by what is denoised, so runs cannot share their "
-            "beginnings; evaluate such schedules as a whole"
-        )
-    data = {k: v for k, v in schedule.to_dict().items() if k not in ("digest", "plan", "models", "scores", "made")}
-    sampler, guidance = dict(data.pop("sampler", {})), dict(data.pop("guidance", {}))
-    own = [sampler.get("timesteps") if sampler.get("class") == "DDIMScheduler" else None]  # steps by its own gaps
-    grid = [sampler.pop(name, None) for name in ("timesteps", "sigmas")]
-    order, table = sampler.pop("order", None), sampler.pop("coefficients", None)
-    scale, branch = guidance.pop("scale", None), guidance.pop("branch", None)
-    weights = schedule.guidance.approximation(schedule.steps) if schedule.guidance else None
-    own += [max(order) if order else None, [values is None for values in (*grid, table)], sampler]
-    throughout = json.dumps([data, own], sort_keys=True)
-    axis, plan = schedule._document.plan.axis if schedule._document.plan else "index", schedule.plan
-    names = {k: part.model_dump_json() for k, part in schedule.models.names.items()} if schedule.models else {}
-    keys = []
-    for step, tokens in enumerate(zip(*plan.tokens.values(), strict=True)):
-        places = [tuple(values[step : step + 2]) if values else () for values in grid]
-        row = (table["state"][step], tuple(table["outputs"][step])) if table else ()
-        guided = _guided(guidance.get("call"), scale[step] if scale else None, branch[step] if branch else OFF)
-        if weights and branch and branch[step] == "A":
-            low, high = weights.low[step], weights.high[step]
-            guided += (low, high, weights.radius if low != high else None)
-        forecast = axis if any(token[0] == "F" for token in tokens) else ""
-        network = names.get(plan.at[step], "") if plan.at else ""
-        keys.append((throughout, tokens, forecast, *places, order[step] if order else "", row, guided, network))
-    return tuple(keys)
-
-
-def needs(schedules: Sequence[Schedule]) -> dict[str, int]:
-    """How many of its latest values each node has to keep for any of these schedules."""
-    found: dict[str, int] = {}
-    for schedule in schedules:
-        for name, tokens in schedule.plan.tokens.items():
-            if count := max(map(history, set(tokens)), default=0):
-                found[name] = max(found.get(name, 0), count)
-        if schedule.guidance and set("RA") & set(schedule.guidance.branch or ""):
-            found[ROOT] = max(found.get(ROOT, 0), 1)
-    return found
-
-
-def _guided(call: float | None, scale: float | None, branch: str) -> tuple:
-    """() where a step is guided as the pipeline does it; without guidance (O) the scale says nothing."""
-    scale = call if scale is None else scale
-    return () if branch == OFF and scale == call else (branch, call, None if branch == "O" else scale)
-
-
-def step_macs(costs: Costs, schedule: Schedule) -> list[float]:
-    """`Costs.macs` of each step [T]."""
-    tokens, shares, at = schedule.plan.tokens, costs.share(schedule), schedule.plan.at
-    macs = [(tokens[ROOT], costs.floor_macs), *((tokens[name], m) for name, m in costs.component_macs.items())]
-    others = {letter: [(tokens[ROOT], costs.others[letter].call_macs)] for letter in costs.stitched(schedule)}
-    ran = [others.get(at[t] if at else OWN, macs) for t in range(len(shares))]
-    return [share * sum(m for actions, m in ran[t] if actions[t] == OFF) for t, share in enumerate(shares)]
+                if solver:
+                    rows.append((solver.state[step], *solver.outputs[step]))
+                yield State(step + 1, latents, handle.snapshot(), keys[: step + 1], cost, tuple(rows))

@@ -1,0 +1,176 @@
+"""What executes schedules: on one device, every distinct beginning of a population's runs once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from search.calibration import Costs
+from search.evaluate.fit import FittedSolver, Fitter
+from search.evaluate.partial import Partial, State
+from search.evaluate.states import States
+from search.evaluate.steps import Table, marks, needs, path
+from search.models.base import Model
+from search.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts that are denoised together, and a seed of noise for each."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A schedule to run, with its solver fitted on the way where asked for."""
+
+    schedule: Schedule
+    fit: bool = False
+
+    @cached_property
+    def alone(self) -> bool:
+        """Whether it has to be run as a whole: gates decide by what is denoised, steps ahead are not taken singly."""
+        return bool(self.schedule.gates or self.schedule.together or self.schedule.corrections)
+
+    @cached_property
+    def prior(self) -> Table | None:
+        """The table that its fit begins with; nothing where there is none, or noise is injected."""
+        return Fitter.prior(self.schedule) if self.fit else None
+
+    def marks(self, batch: Batch) -> list[int]:
+        """Numbers of the beginnings of its run: jobs with equal ones share the run up to there."""
+        return marks(path(self.schedule, self.prior), repr(batch))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Final latents [B, ...] in host memory, the schedule that gave them, and what its gates decided."""
+
+    latents: Tensor
+    schedule: Schedule
+    decided: Mapping[str, list[float]] = field(default_factory=dict)
+
+
+Done = Callable[[int, Outcome], None]
+
+
+class Executor(Protocol):
+    """One device or many: `run` calls `done` with the number of each job when it is over, in any order.
+
+    `executed` counts block executions so far, those that were repeated after a state was dropped included.
+    """
+
+    executed: float
+
+    def run(self, batch: Batch, jobs: Sequence[Job], done: Done) -> None: ...
+
+
+class Runner:
+    """Executes jobs on a model that is loaded, sharing beginnings depth first.
+
+    `memory` holds the states that other jobs may go on from, those of earlier calls too. `steps` counts those that
+    were executed so far, of all that were run singly.
+    """
+
+    def __init__(self, model: Model, costs: Costs, memory: States | None = None) -> None:
+        self.model, self.costs = model, costs
+        self.memory = States() if memory is None else memory
+        self.executed, self.steps = 0.0, 0
+        self.keep: dict[str, int] = {}
+        self._known: dict[Batch, tuple[Any, Tensor]] = {}
+        self._fitters: dict[Batch, Fitter] = {}
+
+    def inputs(self, batch: Batch) -> tuple[Any, Tensor]:
+        """Conditions and noise of a batch."""
+        if batch not in self._known:
+            self._known[batch] = self.model.encode(batch.prompts), self.model.noise(batch.seeds)
+        return self._known[batch]
+
+    def fitter(self, batch: Batch) -> Fitter:
+        """What fits solvers on a batch; ValueError where the scheduler runs no tables."""
+        if batch not in self._fitters:
+            self._fitters[batch] = Fitter(self.model, *self.inputs(batch))
+            self.executed += self.costs.teacher_macs / self.costs.block_macs * len(batch)
+        return self._fitters[batch]
+
+    def run(self, batch: Batch, jobs: Sequence[Job], done: Done) -> None:
+        """All that can share beginnings in the order of the tree, then the others."""
+        together = [i for i, job in enumerate(jobs) if not job.alone]
+        self._tree(batch, {i: jobs[i] for i in together}, done)
+        for i, job in enumerate(jobs):
+            if job.alone:
+                done(i, self._whole(batch, job))
+
+    def _tree(self, batch: Batch, jobs: Mapping[int, Job], done: Done) -> None:
+        self._widen([job.schedule for job in jobs.values()])
+        numbers = {i: job.marks(batch) for i, job in jobs.items()}
+        partial = Partial(self.model, *self.inputs(batch), self.costs, self.keep)
+        line: dict[int, State] = {}  # the run before: states to go on from, whatever is dropped
+        last: tuple[int, Outcome] | None = None
+        for i in sorted(jobs, key=numbers.__getitem__):
+            own = numbers[i]
+            if last is None or last[0] != own[-1]:
+                line = {number: line[number] for number in own if number in line}
+                last = own[-1], self._follow(partial, batch, jobs[i], own, line)
+            done(i, last[1])
+        self.executed += partial.block_executions
+        self.steps += partial.steps
+
+    def _follow(
+        self, partial: Partial, batch: Batch, job: Job, numbers: Sequence[int], line: dict[int, State]
+    ) -> Outcome:
+        """Run a job from its deepest known state on; its states are added to the line."""
+        state = partial.begin()
+        for number in reversed(numbers[:-1]):
+            if number in line or number in self.memory:
+                state = line.get(number) or self.memory.get(number) or state
+                break
+        solver = self._solver(batch, job)
+        with closing(partial.follow(state, job.schedule, solver)) as states:
+            for state in states:
+                if state.step < len(numbers):
+                    line[numbers[state.step - 1]] = state
+                    self.memory.put(numbers[state.step - 1], state)
+        for number in reversed(numbers[:-1]):  # what begins more runs is dropped later
+            if number in line:
+                self.memory.put(number, line[number])
+        schedule = job.schedule if solver is None else Fitter.fitted(job.schedule, solver)
+        return Outcome(state.latents.cpu(), schedule)
+
+    def _solver(self, batch: Batch, job: Job) -> FittedSolver | None:
+        return None if job.prior is None else self.fitter(batch).solver(job.schedule)
+
+    def _whole(self, batch: Batch, job: Job) -> Outcome:
+        schedule, ended = job.schedule, None
+        if job.prior is not None:
+            schedule = self.fitter(batch).fit(job.schedule)
+            ended = self.fitter(batch).latents.get(schedule.digest)
+        decided: dict[str, list[float]] = {}
+        if ended is None or schedule.gates:
+            asked = any(not gate.is_static for gate in schedule.gates)
+            with self.model.apply(schedule) as handle:
+                parts = _singles(batch) if asked else [batch]  # in a batch all would wait for the slowest
+                ended = torch.cat([self.model.sample(*self.inputs(part)).cpu() for part in parts])
+            decided = {gate["group"]: gate["computed"] for gate in handle.stats()["gates"]}
+        self.executed += self.costs.measured(decided).macs(schedule) / self.costs.block_macs * len(batch)
+        return Outcome(ended, schedule, decided)
+
+    def _widen(self, schedules: Sequence[Schedule]) -> None:
+        """Keep as many values of each node as any schedule so far reads; states that have fewer are of no use."""
+        wanted = needs(schedules)
+        if any(count > self.keep.get(name, 0) for name, count in wanted.items()):
+            self.keep = {name: max(wanted.get(name, 0), self.keep.get(name, 0)) for name in {*wanted, *self.keep}}
+            self.memory = States(*self.memory.limits)
+
+
+def _singles(batch: Batch) -> list[Batch]:
+    return [Batch((prompt,), (seed,)) for prompt, seed in zip(batch.prompts, batch.seeds, strict=True)]
