@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from search.kernels.pairwise import Pairs, pairwise
 from search.schedule import Schedule
 from search.schedule.ahead import joint, waiting
 from search.schedule.bits import is_layer, packed_bytes, shape_of
-from search.schedule.forecast import newton_weights
+from search.schedule.forecast import distinct
 from search.schedule.format import FormatPart
 from search.schedule.gates import ASK, Gate
 from search.schedule.guidance import KEPT, flow, is_narrow, last_use
@@ -338,37 +339,35 @@ def fit_latency(
 
 @dataclass(frozen=True)
 class Drifts:
-    """How a node's output changes over the steps: inner products of its outputs, [T, T] per node in float64.
+    """How a node's output changes over the steps: distances between its outputs, by node.
 
-    Every reuse or forecast error follows from them: |F_t - sum_j w_j F_j|^2 is a quadratic form.
+    Every reuse or forecast error follows from them.
     """
 
-    grams: Mapping[str, np.ndarray]
+    pairs: Mapping[str, Pairs]
     places: Sequence[float]
 
     def reuse(self, names: Sequence[str]) -> np.ndarray:
         """Error [T, T]: relative RMS error at step t (column) of the value of step s < t (row), mean over nodes."""
-        steps = len(self.places)
-        out = np.zeros((steps, steps))
-        for name in names:
-            g = self.grams[name]
-            d = np.diag(g)
-            out += np.sqrt(np.clip(d[:, None] + d[None, :] - 2 * g, 0, None) / d[None, :])
-        return np.triu(out / len(names), 1)
+        return np.triu(np.mean([self.pairs[name].relative for name in names], axis=0), 1)
 
     def forecast(self, names: Sequence[str]) -> np.ndarray:
-        """Error [T, T, T] at step t of the line through the values of steps p < s < t, mean over nodes."""
-        steps = len(self.places)
-        out = np.zeros((steps, steps, steps))
-        for s in range(1, steps - 1):
-            for p in range(s):
-                for t in range(s + 1, steps):
-                    w = newton_weights([self.places[p], self.places[s]], self.places[t])
-                    index = [p, s, t]
-                    c = np.array([*w, -1.0])
-                    for name in names:
-                        g = self.grams[name]
-                        out[p, s, t] += np.sqrt(max(c @ g[np.ix_(index, index)] @ c, 0) / g[t, t])
+        """Error [T, T, T] at step t of the line through the values of steps p < s < t, mean over nodes.
+
+        The line is F_s + a (F_s - F_p) with a = (t - s) / (s - p). By Stewart's theorem on the triangle of the three
+        values its squared distance to F_t is (1 + a) |F_s - F_t|^2 - a |F_p - F_t|^2 + a (1 + a) |F_p - F_s|^2.
+        """
+        distinct(self.places[:-1])
+        steps = np.arange(len(self.places))
+        p, s, t = (index.ravel() for index in np.meshgrid(steps, steps, steps, indexing="ij"))
+        p, s, t = (index[(p < s) & (s < t)] for index in (p, s, t))
+        places = np.array(self.places, dtype=float)
+        a = (places[t] - places[s]) / (places[s] - places[p])
+        out = np.zeros([len(steps)] * 3)
+        for name in names:
+            d, energy = self.pairs[name].squares, self.pairs[name].energy
+            square = (1 + a) * d[s, t] - a * d[p, t] + a * (1 + a) * d[p, s]
+            out[p, s, t] += np.sqrt(square.clip(min=0) / energy[t])
         return out / len(names)
 
 
@@ -380,7 +379,7 @@ def record(
     limit_bytes: int = 2**30,
     value_bytes: Mapping[str, int] | None = None,
 ) -> Drifts:
-    """Run the teacher and keep the inner products of every component's and the denoiser's outputs.
+    """Run the teacher and keep the distances between every component's and the denoiser's outputs.
 
     Outputs of all steps stay in memory at once; where they would exceed `limit_bytes` the nodes are split
     over several runs, which draw the same trajectory.
@@ -395,7 +394,7 @@ def record(
             filled = 0
         parts[-1].append(node)
         filled += size
-    grams: dict[str, np.ndarray] = {}
+    pairs: dict[str, Pairs] = {}
     for part in parts:
         outputs: dict[str, list[Tensor]] = {node.name: [] for node in part}
         removers = []
@@ -413,9 +412,9 @@ def record(
             for remover in removers:
                 remover.remove()
         for name, values in outputs.items():
-            stacked = torch.stack(values).reshape(len(places), -1).double()  # calls of one step side by side
-            grams[name] = (stacked @ stacked.T).cpu().numpy()
-    return Drifts(grams, list(places))
+            stacked = torch.stack(values).reshape(len(places), -1)  # calls of one step side by side
+            pairs[name] = pairwise(stacked, l1=name == ROOT)
+    return Drifts(pairs, list(places))
 
 
 def _counts(uses: Mapping[int, int], needs: Sequence[int]) -> list[int]:

@@ -5,7 +5,6 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
-from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from search.calibration import Costs, Drifts, record, threshold_mask
@@ -20,6 +19,7 @@ from search.evaluate.evaluator import Evaluator, to_schedule
 from search.models.base import Model
 from search.objectives.base import Cost, Objective
 from search.objectives.macs import Macs
+from search.prior import Prior
 from search.schedule import Schedule
 from search.schedule.nodes import ROOT
 from search.schedule.plan import OFF
@@ -36,7 +36,6 @@ PICKS = 5  # rows of each space that are combined with the other spaces' rows
 COMBINED = 32
 EVERY = (2, 3, 4, 5, 7, 10, 20)
 SWEEP = tuple(0.01 * 1.2**i for i in range(24))  # thresholds 0.01 to 0.66
-WIDTH = 16  # trajectories of the beam that seeds a cache; engine=beam takes twice as many
 DENSE = 3  # steps of the recorded run for each of the teacher's
 
 Tokens = dict[str, list[str]]
@@ -85,12 +84,15 @@ class Proposals:
         return known[by]()
 
     def seeds(self) -> np.ndarray:
-        """What deserves to be tried first: combinations, then each space's own proposals, then presets."""
+        """What deserves to be tried first: what calibration proposes, then presets."""
+        return self._stack([*self.calibrated(), *self.presets().values()])[:MOST_SEEDS]
+
+    def calibrated(self) -> list[np.ndarray]:
+        """Combinations of what the tables propose for each space, then each space's own proposals."""
         found = [*self._combined()]
         for key in self.parts:
             found += self._lift(key, self._own(key))
-        found += self.presets().values()
-        return self._stack(found)[:MOST_SEEDS]
+        return found
 
     def methods(self) -> dict[str, Callable[[], np.ndarray]]:
         """Rows by method, made when called."""
@@ -166,7 +168,11 @@ class Proposals:
 
     def beam(self) -> np.ndarray:
         """A Pareto beam over the time axis, from the proposals' own actions."""
-        return beam_rows(self.space, self.target, self.probe, self.seeds(), self.costs)
+
+        def tell(step: int, executed: int) -> None:
+            self.note(f"beam: step {step} of {self.target.steps}, {executed} steps executed")
+
+        return beam_rows(self.space, self.target, self.probe, self.seeds(), self.costs, progress=tell)
 
     def table(self) -> Table:
         """Every gene alone, measured; parts side by side."""
@@ -215,6 +221,29 @@ class Proposals:
         return weights
 
     @cached_property
+    def scales(self) -> dict[str, float]:
+        """Of each component kind: drift of a rollout that reuses it at every second step, over what tables predict."""
+        every_second = [OFF if t % 2 == 0 else "R" for t in range(self.target.steps)]
+        found = {}
+        for kind, names in _names(self.target).items():
+            errors = self.drifts.reuse(names)
+            predicted = sum(self.weights[t] * errors[t - 1, t] for t in range(1, self.target.steps, 2))
+            found[kind] = self._drift({kind: every_second}) / max(predicted, 1e-12)
+        return found
+
+    def prior(self) -> Prior | None:
+        """What the tables expect of any row; None where no part caches, and the tables say nothing."""
+        if not any(self._caches(space) for space in self.parts.values()):
+            return None
+        errors, work = {ROOT: self.drifts.reuse([ROOT])}, self.costs.call_macs
+        shares = {ROOT: 1.0} | {name: macs / work for name, macs in self.costs.component_macs.items()}
+        for kind, names in _names(self.target).items():
+            for name in names:
+                if name in self.drifts.pairs:
+                    errors[name] = self.scales[kind] / len(names) * self.drifts.reuse([name])
+        return Prior(self.space, self.target, self.weights, errors, shares)
+
+    @cached_property
     def trajectory(self) -> fit.Trajectory:
         """A run of the pipeline's own sampler with more steps than the teacher."""
         sampler = self.model.shorter(DENSE * self.target.steps)
@@ -224,19 +253,10 @@ class Proposals:
 
     @property
     def distances(self) -> np.ndarray:
-        """L1 distances [T, T] between the denoiser's outputs over one teacher run."""
-        outputs: list[np.ndarray] = []
-
-        def after(_: object, __: object, output: object) -> None:
-            value = output if isinstance(output, Tensor) else output[0]  # type: ignore[index]
-            outputs.append(value.detach().flatten().double().cpu().numpy())
-
-        remover = self.model.denoiser.register_forward_hook(after)
-        try:
-            self.probe.run_teacher()
-        finally:
-            remover.remove()
-        return cdist(outputs, outputs, "cityblock")
+        """L1 distances [T, T] between the denoiser's outputs."""
+        found = self.drifts.pairs[ROOT].l1
+        assert found is not None
+        return found
 
     def _table(self, key: str) -> Table:
         """What each gene of a part does alone: relative errors of the final latents, and the change of each cost.
@@ -288,10 +308,9 @@ class Proposals:
         try:
             if isinstance(space, TimestepsSpace):
                 return self._paths(space, reach_paths) + self._paths(space, _shortest)
-            front = self._front(key)
+            return self._front(key)
         except ValueError:  # no table: presets and the engine's own draws have to do
             return []
-        return self._beam(key, front) + front if self._caches(space) else front
 
     def _front(self, key: str) -> list[np.ndarray]:
         """Exact dynamic programming on a part's table."""
@@ -313,18 +332,6 @@ class Proposals:
         refined = [gram_search(table.vectors, table.costs, np.array(rows), damping) for damping in DAMPINGS]
         return _unique([*rows, *np.concatenate(refined)])
 
-    def _beam(self, key: str, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """What a beam makes of the actions that other rows of a part take at each step."""
-        space = self.parts[key]
-        known = [*rows, *space.presets(self.target).values()]
-        if not known:
-            return []
-
-        def tell(step: int, executed: int) -> None:
-            self.note(f"beam: step {step} of {self.target.steps}, {executed} steps executed")
-
-        return _unique(beam_rows(space, self.target, self.probe, np.array(known), self.costs, WIDTH, progress=tell))
-
     def _cache_front(self, space: Space) -> list[np.ndarray]:
         """The exact fronts of the surrogate over all budgets.
 
@@ -338,13 +345,9 @@ class Proposals:
         forecast = drifts.forecast([ROOT])
         found += [{ROOT: _tokens(mask, forecast=True)} for _, mask in forecast_front(local, forecast, weights)]
 
-        every_second = [OFF if t % 2 == 0 else "R" for t in range(target.steps)]
         fronts, prices = {}, {}
         for kind in target.kinds:
-            errors = drifts.reuse(names[kind])
-            predicted = sum(weights[t] * errors[t - 1, t] for t in range(1, target.steps, 2))
-            scale = self._drift({kind: every_second}) / max(predicted, 1e-12)
-            fronts[kind] = reuse_front(errors, scale * weights)
+            fronts[kind] = reuse_front(drifts.reuse(names[kind]), self.scales[kind] * weights)
             prices[kind] = float(sum(self.costs.component_macs[name] for name in names[kind]))
         merged = merge(fronts, prices)
         found += [

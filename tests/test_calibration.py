@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from search import Schedule
 from search.calibration import Drifts, count_costs, fit_latency, record, threshold_mask
 from search.evaluate.evaluator import to_schedule
+from search.kernels.pairwise import pairwise
 from search.spaces.cache import CacheSpace
 from tests.models import tiny_model
 
@@ -91,5 +92,5 @@ def test_threshold_mask_by_hand():
 def test_forecast_of_a_straight_line_is_exact():
     places = [0.0, 1.0, 3.0, 4.0]
     values = torch.tensor([[1 + 2 * p, 4 - p] for p in places], dtype=torch.float64)
-    drifts = Drifts({"a": (values @ values.T).numpy()}, places)
+    drifts = Drifts({"a": pairwise(values)}, places)
     assert drifts.forecast(["a"]).max() < 1e-7

@@ -39,7 +39,7 @@ class TestWan(ModelContract):
         hook.remove()
         with_text, without = torch.stack(outputs[::2]), torch.stack(outputs[1::2])
         expected = with_text @ with_text.T + without @ without.T
-        assert torch.allclose(torch.from_numpy(drifts.grams["blocks.1:ffn"]), expected)
+        assert torch.allclose(torch.from_numpy(drifts.pairs["blocks.1:ffn"].inner), expected)
 
     def test_guidance_in_two_calls_is_no_batch_for_a_guidance_space(self):
         model = self.make()

@@ -6,10 +6,10 @@ divided differences here are right on any steps and equal it on even ones at ord
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
+from search.kernels.forecast import combine
 from search.schedule.errors import ScheduleError
+
+__all__ = ["combine", "distinct", "newton_weights"]
 
 
 def newton_weights(places: Sequence[float], at: float) -> list[float]:
@@ -19,8 +19,7 @@ def newton_weights(places: Sequence[float], at: float) -> list[float]:
     the values, so the weights follow by running the recursion on unit vectors. ScheduleError on equal places.
     """
     n = len(places)
-    if len(set(places)) < n:
-        raise ScheduleError(f"plan.axis puts computed steps at equal places {list(places)}; use axis 'index'")
+    distinct(places)
     weights = [0.0] * n
     for j in range(n):
         table = [1.0 if i == j else 0.0 for i in range(n)]
@@ -32,9 +31,7 @@ def newton_weights(places: Sequence[float], at: float) -> list[float]:
     return weights
 
 
-def combine(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Weighted sum, accumulated in fp32 and returned in the dtype of the values."""
-    total = values[0].float() * weights[0]
-    for value, weight in zip(values[1:], weights[1:], strict=True):
-        total = torch.add(total, value.float(), alpha=weight)
-    return total.to(values[0].dtype)
+def distinct(places: Sequence[float]) -> None:
+    """ScheduleError on equal places: no polynomial goes through two values at one of them."""
+    if len(set(places)) < len(places):
+        raise ScheduleError(f"plan.axis puts computed steps at equal places {list(places)}; use axis 'index'")

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from search.kernels.fakequant import affine, ends, sweep
 from search.schedule.format import FormatPart
 
 SHRINK = (1.0, 0.9, 0.8, 0.7, 0.6)  # of a range, tried where clipping may cost less than a coarse grid
-TINY = torch.finfo(torch.float32).tiny
 
 Range = Sequence[float]  # least and greatest value
 
@@ -30,14 +30,10 @@ def _round_rows(weight: Tensor, form: FormatPart) -> Tensor:
     groups = rows.reshape(len(rows), -1, form.group or rows.shape[1])
     if form.weight == 8:
         return _symmetric(groups, 8).reshape(weight.shape)
-    low = groups.amin(-1, keepdim=True).clamp(max=0)
-    high = groups.amax(-1, keepdim=True).clamp(min=0)
-    best, least = groups, torch.full_like(low, torch.inf)
-    for factor in SHRINK:
-        tried = affine(groups, low, high, form.weight, factor)
-        error = (tried - groups).square().sum(-1, keepdim=True)
-        best, least = torch.where(error < least, tried, best), torch.minimum(error, least)
-    return best.reshape(weight.shape)
+    groups = groups.flatten(0, 1)
+    least = sweep(groups, [form.weight], SHRINK)[0].argmin(0)
+    factor = torch.tensor(SHRINK, dtype=torch.float64, device=groups.device)[least]
+    return affine(groups, *ends(groups), form.weight, factor[:, None]).reshape(weight.shape)
 
 
 def round_activation(value: Tensor, bits: int) -> Tensor:
@@ -61,14 +57,6 @@ def round_static(value: Tensor, bits: int, span: Range) -> Tensor:
 def halves(value: Tensor, split: int | None) -> tuple[Tensor, ...]:
     """The channels (dimension 1) before and after a split; the whole where there is none."""
     return (value,) if split is None else (value[:, :split], value[:, split:])
-
-
-def affine(value: Tensor, low: Tensor, high: Tensor, bits: int, factor: float = 1.0) -> Tensor:
-    """On the grid of 2**bits values from low <= 0 to high >= 0, both times the factor, of which one is exactly 0."""
-    top = 2**bits - 1
-    scale = ((high - low) * (factor / top)).clamp(min=TINY)
-    zero = (-low * factor / scale).round()
-    return ((value / scale).round() + zero).clamp(0, top).sub(zero).mul(scale)
 
 
 def _symmetric(value: Tensor, bits: int) -> Tensor:

@@ -1,0 +1,61 @@
+"""What a grid of few bits costs, for many bit-widths and clippings at once."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from search.kernels.dispatch import Kernel
+
+CACHED = 2**18  # values of a block on a CPU, small enough that what is made of them stays in its caches
+TINY = torch.finfo(torch.float32).tiny
+
+
+def affine(value: Tensor, low: Tensor, high: Tensor, bits: int, factor: Tensor | float = 1.0) -> Tensor:
+    """On the grid of 2**bits values from low <= 0 to high >= 0, both times the factor, of which one is exactly 0.
+
+    A tensor of factors is in float64, as numbers are.
+    """
+    top = 2**bits - 1
+    scale = ((high - low) * _single(factor / top)).clamp(min=TINY)
+    zero = (-low * _single(factor) / scale).round()
+    return ((value / scale).round() + zero).clamp(0, top).sub(zero).mul(scale)
+
+
+def ends(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest of the last axis, kept as 1; 0 is within."""
+    return rows.amin(-1, keepdim=True).clamp(max=0), rows.amax(-1, keepdim=True).clamp(min=0)
+
+
+def sweep(rows: Tensor, bits: Sequence[int], factors: Sequence[float], implementation: str | None = None) -> Tensor:
+    """Squared errors [bits, factors, R] in fp32 of rows [R, G] in fp32, each on the `affine` grid of its own range.
+
+    Reads the rows once: R G 4 bytes, and writes one number for each row and candidate.
+    """
+    if rows.ndim != 2 or rows.dtype != torch.float32:
+        raise ValueError(f"sweep needs rows [R, G] in float32, got {list(rows.shape)} in {rows.dtype}")
+    if not bits or not all(1 <= b <= 16 for b in bits):
+        raise ValueError(f"bits {list(bits)} cannot be swept; give some from 1 to 16")
+    form = KERNEL.of(rows, implementation)
+    size = len(rows) if rows.is_cuda else CACHED // rows.shape[1]
+    return torch.cat([form(block, tuple(bits), tuple(factors)) for block in rows.split(max(1, size))], -1)
+
+
+def bytes_moved(rows: Tensor, bits: Sequence[int], factors: Sequence[float]) -> int:
+    """Rows are read once, errors are written once."""
+    return 4 * (rows.numel() + len(rows) * len(bits) * len(factors))
+
+
+def errors(rows: Tensor, bits: Sequence[int], factors: Sequence[float]) -> Tensor:
+    """One candidate after the other."""
+    low, high = ends(rows)
+    return torch.stack(
+        [torch.stack([(affine(rows, low, high, b, f) - rows).square().sum(-1) for f in factors]) for b in bits]
+    )
+
+
+def _single(factor: Tensor | float) -> Tensor | float:
+    return factor.float() if isinstance(factor, Tensor) else factor
+
+
+KERNEL = Kernel(errors, "search.kernels.fakequant_triton")

@@ -1,0 +1,116 @@
+"""How far apart the values of a node are at any two steps: all pairs in one pass over the values."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from search.kernels.dispatch import Kernel
+
+COLUMNS = 4096  # of all steps at once: small enough for a core's cache, large enough to hide the calls
+
+Tables = tuple[Tensor, Tensor, Tensor]  # l1 [T, T], squares [T, T], energy [T]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Distances between the values of T steps, in float64; symmetric, nan for steps further apart than the band.
+
+    `squares` [T, T] are sums of squared differences, `energy` [T] the sums of squares of the values themselves, `l1`
+    [T, T] sums of absolute differences, where they were asked for.
+    """
+
+    squares: np.ndarray
+    energy: np.ndarray
+    l1: np.ndarray | None = None
+
+    @property
+    def relative(self) -> np.ndarray:
+        """RMS distance [s, t] in units of the value at step t."""
+        return np.sqrt(self.squares / self.energy)
+
+    @property
+    def inner(self) -> np.ndarray:
+        """Inner products [T, T]."""
+        return (self.energy[:, None] + self.energy - self.squares) / 2
+
+    @property
+    def cosine(self) -> np.ndarray:
+        """Cosines of the angles between them [T, T]."""
+        return self.inner / np.sqrt(self.energy[:, None] * self.energy)
+
+
+def pairwise(values: Tensor, band: int | None = None, l1: bool = False, implementation: str | None = None) -> Pairs:
+    """Distances of all steps s, t with |t - s| <= band (all, if not given) of values [T, D] in any floating type.
+
+    Reads each value once: T D itemsize bytes. Sums are in float64; Triton's are in fp32 over at most a few thousand
+    columns, then in float64. `l1` is for those who need it: it is no matrix product, and takes a CPU long.
+    """
+    if values.ndim != 2 or not len(values):
+        raise ValueError(f"pairwise needs the values of some steps as [T, D], got {list(values.shape)}")
+    if band is not None and band < 1:
+        raise ValueError(f"band {band} has no pair; use at least 1, or None for all pairs")
+    steps = len(values)
+    band = min(band or steps, steps)
+    with torch.no_grad():
+        found = KERNEL.of(values, implementation)(values, band, l1)
+    absolute, squares, energy = (table.cpu().numpy() for table in found)
+    far = np.abs(np.subtract.outer(np.arange(steps), np.arange(steps))) > band
+    absolute, squares = (np.where(far, np.nan, np.maximum(t, t.T)) for t in (absolute, squares))
+    return Pairs(squares, energy, absolute if l1 else None)
+
+
+def bytes_moved(values: Tensor) -> int:
+    """Each value is read once."""
+    return values.numel() * values.element_size()
+
+
+def tables(values: Tensor, band: int, l1: bool) -> Tables:
+    """Squares by inner products in float64; distances do not change when all values move by the mean of the steps.
+
+    So nothing of a value's size cancels, only of its drift: |a - b|^2 is exact to 1e-15 of the largest drift's square.
+    """
+    steps = len(values)
+    absolute, gram = values.new_zeros(2, steps, steps, dtype=torch.float64)
+    energy = values.new_zeros(steps, dtype=torch.float64)
+    for block in values.split(COLUMNS, 1):
+        rows = block.double()
+        energy += rows.square().sum(1)
+        for s in range(steps if l1 else 0):
+            others = slice(s + 1, s + 1 + band)
+            absolute[s, others] += (rows[others] - rows[s]).abs_().sum(1)
+        rows = rows - rows.mean(0)
+        gram += rows @ rows.T
+    own = gram.diagonal()
+    return absolute, (own[:, None] + own - 2 * gram).clamp(min=0), energy
+
+
+def _compiled(values: Tensor, band: int, l1: bool) -> Tables:
+    """Every difference itself, in one fused loop per block of columns; all pairs, whatever the band."""
+    size = len(values) + 1
+    found = values.new_zeros(1 + l1, size, size, dtype=torch.float64)
+    for block in values.split(COLUMNS, 1):
+        found += _fused()(pad(block.double(), (0, COLUMNS - block.shape[1], 0, 1)), l1)  # zeros are as far from zeros
+    return without_origin(found[-1], found[0])
+
+
+@cache
+def _fused() -> Callable[[Tensor, bool], Tensor]:
+    def distances(rows: Tensor, l1: bool) -> Tensor:
+        difference = rows[:, None] - rows
+        squares = difference.square().sum(-1)
+        return torch.stack([difference.abs().sum(-1), squares] if l1 else [squares])
+
+    return torch.compile(distances)
+
+
+def without_origin(squares: Tensor, absolute: Tensor) -> Tables:
+    """Tables [T+1, T+1] whose last value was the origin: its distances are the energies."""
+    return absolute[:-1, :-1], squares[:-1, :-1], squares[:-1, -1]
+
+
+KERNEL = Kernel(tables, "search.kernels.pairwise_triton", _compiled)
