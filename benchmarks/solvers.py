@@ -226,7 +226,7 @@ class OnModel:
         rows = self.proposed.get(space, np.zeros((0, 0), dtype=np.int64))
         start = replace(before.engine.start, rng=np.random.default_rng(seed), proposals={"olss": lambda: rows})  # type: ignore[attr-defined]
         engine = instantiate(search.config.engine | {"_partial_": True})(start)
-        search.state = State(engine, before.costs, before.presets, before.block_executions)
+        search.state = State(engine, before.costs, before.presets, before.block_executions, before.unshared)
         search.checkpoint = self.folder / f"{name.replace(' ', '')}-{seed}.pkl"
         began = time.perf_counter()
         search.loop()

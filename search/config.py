@@ -1,6 +1,7 @@
 """What a search can be told, and within which limits. The defaults stand in conf/, the limits only here."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
@@ -42,6 +43,10 @@ def _rule(fits: Callable[[Any], bool], words: str, null: bool) -> BeforeValidato
     return BeforeValidator(check)
 
 
+def _is_address(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.fullmatch(r"auto|(ray://)?[\w.-]+:\d{1,5}", value))
+
+
 ClassPath = Annotated[str, Field(pattern=r"^\w+(\.\w+)+$")]
 Seed = Annotated[int, whole(0, 2**32 - 1)]
 Pixels = Annotated[int | None, whole(16, 8192, multiple_of=8, null=True)]
@@ -80,12 +85,16 @@ class _Strict(BaseModel):
 
 
 class Prompts(_Strict):
-    """Two text files, one prompt a line, and how many lines of each are used at most (null: all)."""
+    """Two text files, one prompt a line, and how many lines of each are used at most (null: all).
+
+    `batch` prompts are denoised together. Candidates that are surely behind on the first batches skip the others.
+    """
 
     calibration: str
     held_out: str
     calibration_count: Annotated[int | None, whole(1, 100_000, null=True)]
     held_out_count: Annotated[int | None, whole(1, 100_000, null=True)]
+    batch: Annotated[int, whole(1, 4096)] = 8  # searches of before this key was there resume
     seed: Seed
 
 
@@ -104,10 +113,30 @@ class Budget(_Strict):
 
 
 class Compute(_Strict):
-    """Where to run. `threads` null leaves torch's own choice."""
+    """Where to run. `threads` null leaves torch's own choice. The last three are for workers.
+
+    `states` GiB of latents and stored values are kept on the device, four times as much beside a GPU: what runs that
+    begin alike go on from.
+
+    `workers` null is as many as there is room for, `gpus` null one for each where the device is a GPU, `address` null
+    starts Ray on this machine.
+    """
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
     threads: Annotated[int | None, whole(1, 1024, null=True)]
+    states: Annotated[float, real(0, 100_000)] = 2.0
+    executor: Literal["local", "ray"] = "local"
+    workers: Annotated[int | None, whole(1, 10_000, null=True)] = None
+    gpus: Annotated[float | None, real(0.01, 1, null=True)] = None
+    address: Annotated[str | None, _rule(_is_address, "auto, <host>:<port> or ray://<host>:<port>", null=True)] = None
+
+    @model_validator(mode="after")
+    def _together(self) -> "Compute":
+        given = {name: value for name in ("workers", "gpus", "address") if (value := getattr(self, name)) is not None}
+        if self.executor == "local" and given:
+            name, value = next(iter(given.items()))
+            raise ValueError(f"compute.{name}={value} is for workers; type compute=ray compute.{name}={value}")
+        return self
 
 
 class Tracking(_Strict):

@@ -62,7 +62,16 @@ def collect(search: "Search", stopped: str) -> Result:
         o.key: o for o in (Drift(), Psnr(), Ssim(), Macs(), Latency(), Memory(), *search.objectives.values())
     }
     seeds = [HELD_OUT_SEED + config.prompts.seed + i for i in range(len(search.held_out))]
-    held_out = Evaluator(search.model, search.held_out, seeds, objectives, state.costs, search.memo)
+    held_out = Evaluator(
+        search.model,
+        search.held_out,
+        seeds,
+        objectives,
+        state.costs,
+        search.memo,
+        config.prompts.batch,
+        search.workers or search.local,
+    )
     teacher = to_schedule(search.model, {})
 
     archive = list(state.archive.values())
@@ -272,6 +281,11 @@ def _last_lines(search: "Search", result: Result, view: Mapping[str, str] | None
     best = next((e for e in result.entries if e.name == result.recommended), None)
     if result.stopped:
         console.print(f"[yellow]{result.stopped}[/yellow]; go on with: python -m search resume={folder.name}")
+    state = search.state
+    console.print(
+        f"cost       {state.block_executions:,.0f} block executions; runs that begin alike saved "
+        f"{1 - state.block_executions / state.unshared:.0%} of {state.unshared:,.0f}"
+    )
     console.print(f"front      {folder / 'front.json'}")
     console.print(f"figures    {folder / 'figures'}")
     console.print(f"schedules  {folder / 'schedules'}")

@@ -5,6 +5,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,9 +30,11 @@ from search.config import Config, read_prompts
 from search.engines.base import Engine, Start
 from search.evaluate.correct import Corrector
 from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.executors import Workers, check, workers
 from search.evaluate.memo import Memo
 from search.evaluate.ranges import calibrated, static
-from search.evaluate.runner import Job
+from search.evaluate.runner import Job, Runner
+from search.evaluate.states import States
 from search.evaluate.timing import calibrate
 from search.finish import finish
 from search.folders import new_run_folder
@@ -61,6 +64,7 @@ class State:
     costs: Costs
     presets: dict[str, np.ndarray]
     block_executions: float
+    unshared: float  # block executions without what runs share
     generation: int = 0
     seconds: float = 0.0
     archive: dict[str, dict[str, Any]] = field(default_factory=dict)  # by digest, in the order of evaluation
@@ -89,6 +93,7 @@ class Search:
 
     def __init__(self, config: Config, console: Console) -> None:
         self.config, self.console = config, console
+        check(config.compute)
         if config.compute.threads:
             torch.set_num_threads(config.compute.threads)
         torch.set_grad_enabled(False)
@@ -96,6 +101,7 @@ class Search:
         self.objectives: dict[str, Objective] = {k: instantiate(v) for k, v in config.objective.items()}
         self.calibration, self.held_out = _prompts(config)
         self.note: Callable[[str], None] = lambda text: None  # told what is being prepared
+        self.workers: Workers | None = None
         self.model: Model = instantiate(dict(config.model) | {"device": device(config.compute.device)})
         self.target = self.model.target
 
@@ -110,7 +116,8 @@ class Search:
             self.state = State.load(self.checkpoint)
             self.memo = Memo(memo)
             self.evaluator = self._evaluator(self.state.costs)
-            self.before = self.state.block_executions - self.evaluator.block_executions
+            evaluator, state = self.evaluator, self.state
+            self.before = state.block_executions - evaluator.block_executions, state.unshared - evaluator.unshared
             self.evaluator.counted |= self.state.counted
             return
         genes = self.space.genes(target)  # a space that does not apply says so before anything is measured
@@ -124,7 +131,13 @@ class Search:
         costs = _with_latency(self.model, costs)
         self.evaluator = self._evaluator(costs)
         probe = Evaluator(
-            self.model, self.calibration[:PROBED], self._seeds(PROBED), {"drift": Drift()}, costs, self.memo
+            self.model,
+            self.calibration[:PROBED],
+            self._seeds(PROBED),
+            {"drift": Drift()},
+            costs,
+            self.memo,
+            runner=self.local,
         )
         objectives = list(self.objectives.values())
         proposals = Proposals(self.space, target, self.model, probe, costs, objectives, self.note)
@@ -136,13 +149,12 @@ class Search:
             np.array([o.minimised(o.worst(costs)) for o in self.objectives.values()]),
             proposals.methods(),
             proposals.table,
+            proposals.prior(),
         )
         engine = instantiate(self.config.engine | {"_partial_": True})(start)
         presets = proposals.presets()
-        self.before = probe.block_executions
-        self.state = State(engine, costs, presets, self.before)
-        self.note("running the published rules")
-        self._evaluate(presets.values(), plain=True)  # so the front is nowhere behind them on these prompts
+        self.before = probe.block_executions, probe.unshared
+        self.state = State(engine, costs, presets, probe.block_executions, probe.unshared)
         self._save()
 
     def loop(self) -> str:
@@ -171,6 +183,8 @@ class Search:
                         progress.update(task, completed=done, note=f"{rate:.1f}/s  {self._best()}")
 
                     self.state.engine.tell(rows, self._evaluate(rows, done=tell))
+                    if not self.state.generation:  # so that the front is nowhere behind them on these prompts
+                        self._evaluate(self.state.presets.values(), plain=True)
                     self._close_generation(len(rows), time.monotonic() - began)
         except KeyboardInterrupt:
             return "stopped by Ctrl-C"
@@ -220,7 +234,8 @@ class Search:
                     "generation": self.state.generation,
                     "plain": plain,
                 }
-        self.state.block_executions = self.before + self.evaluator.block_executions
+        self.state.block_executions = self.before[0] + self.evaluator.block_executions
+        self.state.unshared = self.before[1] + self.evaluator.unshared
         return np.array([found.told for found in scored])
 
     def _rivals(self) -> list[Schedule]:
@@ -241,9 +256,11 @@ class Search:
                 "distinct": len(state.archive),
                 "lost": state.lost,
                 "block_executions": round(state.block_executions),
+                "unshared": round(state.unshared),
                 "hypervolume": self.hypervolume([a["scores"] for a in state.archive.values()]),
                 "front": int(non_dominated(self._scores()).sum()),
                 "seconds": round(seconds, 1),
+                **state.engine.report,
             }
         )
         state.generation += 1
@@ -283,7 +300,14 @@ class Search:
             or (budget.block_executions is not None and self.state.block_executions >= budget.block_executions)
         )
 
+    def close(self) -> None:
+        """End the workers, where there are any."""
+        if self.workers:
+            self.workers.close()
+
     def _evaluator(self, costs: Costs) -> Evaluator:
+        self.local = Runner(self.model, costs, States(round(self.config.compute.states * 2**30)))
+        self.workers = workers(self.config, self.model, costs)
         return Evaluator(
             self.model,
             self.calibration,
@@ -291,6 +315,8 @@ class Search:
             self.objectives,
             costs,
             self.memo,
+            self.config.prompts.batch,
+            self.workers or self.local,
         )
 
     def _first(self, count: int) -> tuple[Any, Tensor]:
@@ -316,15 +342,16 @@ def run(config: Config) -> Result:
     logging.basicConfig(filename=folder / "search.log", level=logging.INFO, format="%(asctime)s %(message)s")
     config.save(folder / "config.yaml")
     console.print(f"[bold]search[/bold] {space} on {config.model['name']} → {folder}")
-    try:
-        with console.status("preparing: teacher and cost tables") as status:
-            search.note = lambda text: status.update(f"preparing: {text}")
-            search.prepare(folder)
-        stopped = search.loop()
-    except KeyboardInterrupt:
-        console.print(f"stopped before the first generation; go on with: python -m search resume={folder.name}")
-        raise SystemExit(130) from None
-    return finish(search, stopped)
+    with closing(search):
+        try:
+            with console.status("preparing: teacher and cost tables") as status:
+                search.note = lambda text: status.update(f"preparing: {text}")
+                search.prepare(folder)
+            stopped = search.loop()
+        except KeyboardInterrupt:
+            console.print(f"stopped before the first generation; go on with: python -m search resume={folder.name}")
+            raise SystemExit(130) from None
+        return finish(search, stopped)
 
 
 def device(name: str) -> str:

@@ -30,7 +30,8 @@ class Start:
     `seeds` [S, G] are rows that deserve to be tried first: presets, DP front. `worst` [M] are scores beyond
     which a row is worth nothing (empty: no such bound). `proposals` make rows by a named method ("dp", "olss",
     "beam") when called, `table` measures the additive table when called; both raise ValueError with a reason
-    where the space has none.
+    where the space has none. `prior` says of rows x [N, G] what calibration expects, any numbers [N, K] that scores
+    follow roughly; it is plain data.
     """
 
     genes: Sequence[Gene]
@@ -40,6 +41,7 @@ class Start:
     worst: np.ndarray = field(default_factory=lambda: np.zeros(0))
     proposals: Mapping[str, Callable[[], np.ndarray]] = field(default_factory=dict)
     table: Callable[[], Table] | None = None
+    prior: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __getstate__(self) -> dict[str, object]:
         """Without what measures: rows are proposed when the engine is made, and a pickled engine has them."""
@@ -69,6 +71,11 @@ class Start:
 
 class Engine(ABC):
     """Ask and tell. State is plain data and must survive pickle: that is how a search resumes."""
+
+    @property
+    def report(self) -> Mapping[str, float]:
+        """Numbers about the engine itself, for the log of every generation."""
+        return {}
 
     @abstractmethod
     def ask(self, n: int) -> np.ndarray:

@@ -5,6 +5,8 @@ OMS-DPM (arXiv:2306.08860): what counts is the order of rows, so it learns ranks
 its predictions of rows it has not seen rank them well.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from search.engines.base import Engine, Start
@@ -25,18 +27,17 @@ class PredictorEngine(Engine):
 
     The surrogate is a Gaussian process on ranks (`Surrogate`). It is fitted again after every 12 scores or more,
     and before that asked to rank these: the Spearman correlations are its held-out check. Below a median of 0.3
-    over three checks, in any objective, children pass as they come. So do the zero row, the seeds and the first
-    `warmup` rows. Children left out wait and compete again with the next ones, up to 1000 of them. 20 % of the
-    rows are drawn from the new children at random. Two or more objectives.
+    over three checks, in any objective, children pass as they come. So do the first `warmup` rows, seeds first; seeds
+    that are left by then compete with the children. Children left out wait and compete again with the next ones, up
+    to 1000 of them. 20 % of the rows are drawn from the new children at random. Two or more objectives.
     """
 
-    def __init__(self, start: Start, population: int = 24, screen: int = 8, warmup: int = 48) -> None:
+    def __init__(self, start: Start, population: int = 24, screen: int = 10, warmup: int = 48) -> None:
         if screen < 1:
-            raise ValueError(f"screen {screen} is too small; use engine.screen=8, at least 1")
+            raise ValueError(f"screen {screen} is too small; use engine.screen=10, at least 1")
         self.inner = Nsga2Engine(start, population=population)
         self.start, self.screen = start, screen
-        # The first generation is no children: all seeds deserve to be tried.
-        self.plain = max(warmup, population, 1 + len(start.seeds))
+        self.plain = max(warmup, population)
         self.asked = 0
         self.spare = np.zeros((0, len(start.genes)), dtype=np.int64)
         self.x, self.y = self.spare, np.zeros((0, start.objectives))  # what the surrogate knows
@@ -45,9 +46,10 @@ class PredictorEngine(Engine):
         self.spearman: list[list[float]] = []  # per check, per objective; NaN where all scores were equal
 
     @property
-    def report(self) -> dict[str, list[list[float | None]]]:
-        """How well rows were ranked that the surrogate had not seen, per check and objective; for the log."""
-        return {"spearman": [[None if np.isnan(r) else r for r in check] for check in self.spearman]}
+    def report(self) -> Mapping[str, float]:
+        """Rank correlation of predictions and scores at the last check, of the objective that was predicted worst."""
+        last = [r for r in self.spearman[-1] if not np.isnan(r)] if self.spearman else []
+        return {"rank_correlation": round(min(last), 4)} if last else {}
 
     @property
     def trusted(self) -> bool:
@@ -81,14 +83,17 @@ class PredictorEngine(Engine):
         x, y = np.array(x, dtype=np.int64), np.array(y, dtype=float)
         # As in NSGA-II the whole row: a diverged schedule is worth nothing, however cheap it is.
         self.new += zip(x, np.where(np.isfinite(y).all(axis=1, keepdims=True), y, np.inf), strict=True)
-        if len(self.new) < CHECKED:
-            return
-        x, y = (np.array(part) for part in zip(*self.new, strict=True))
+        while len(self.new) >= CHECKED:  # at first in small parts, so that it is soon known whether it ranks well
+            self._learn(CHECKED if len(self.spearman) < CHECKS else len(self.new))
+
+    def _learn(self, count: int) -> None:
+        """Check the surrogate on so many new rows, then teach it these."""
+        x, y = (np.array(part) for part in zip(*self.new[:count], strict=True))
         if self.surrogate is not None:
             predicted = self.surrogate.predict(x)
             self.spearman.append([_spearman(p, s) for p, s in zip(predicted.T, y.T, strict=True)])
         self.x, self.y = np.concatenate([self.x, x])[-MOST_KNOWN:], np.concatenate([self.y, y])[-MOST_KNOWN:]
-        self.new = []
+        self.new = self.new[count:]
         self.surrogate = Surrogate(self.start, self.x, self.y)
 
     def _promising(self, x: np.ndarray, n: int) -> np.ndarray:
@@ -108,10 +113,10 @@ class PredictorEngine(Engine):
 
 
 class Surrogate:
-    """Scores of rows as normal scores of their ranks, by a Gaussian process: a linear part and a smooth one.
+    """Scores of rows as normal scores of their ranks: what the prior says of them, and a Gaussian process for the rest.
 
-    Features [N, F]: a column for each level of a gene but 0, or the scaled level of a wide ordered gene; per
-    group the share of genes that are on; and the share in all.
+    Features [N, F] of the process: a column for each level of a gene but 0, or the scaled level of a wide ordered
+    gene; per group the share of genes that are on; and the share in all. It has a linear part and a smooth one.
     """
 
     def __init__(self, start: Start, x: np.ndarray, y: np.ndarray) -> None:
@@ -126,14 +131,31 @@ class Surrogate:
         self.scale[self.scale == 0] = 1.0
         self.features = self._scaled(x)
         target = np.stack([_normal_scores(s) for s in y.T], axis=1)
-        self.smooth, self.weights = _fitted(self.features, target)
+        self.prior = start.prior
+        self.known = self._sorted(x)
+        self.slopes = np.linalg.lstsq(self._expected(x), target, rcond=None)[0]
+        self.smooth, self.weights = _fitted(self.features, target - self._expected(x) @ self.slopes)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Predicted normal scores [N, M]; lower is better."""
         features = self._scaled(x)
         columns = [_kernel(features, self.features, s) @ w for s, w in zip(self.smooth, self.weights, strict=True)]
         # Rounded, so that the last bit, which differs between machines, does not choose.
-        return np.stack(columns, axis=1).round(9)
+        return (self._expected(x) @ self.slopes + np.stack(columns, axis=1)).round(9)
+
+    def _sorted(self, x: np.ndarray) -> np.ndarray:
+        """What the prior says of the rows that are known, each of its columns sorted, [N, K]."""
+        return np.sort(self.prior(x), axis=0) if self.prior else np.zeros((len(x), 0))
+
+    def _expected(self, x: np.ndarray) -> np.ndarray:
+        """1, and what the prior says as normal scores of its rank among the rows that are known, [N, 1 + K]."""
+        from scipy.stats import norm
+
+        columns = [np.ones(len(x))]
+        for known, said in zip(self.known.T, self.prior(x).T if self.prior else (), strict=True):
+            rank = (np.searchsorted(known, said, "left") + np.searchsorted(known, said, "right")) / 2
+            columns.append(norm.ppf((rank.clip(0.5, len(known) - 0.5)) / len(known)))
+        return np.stack(columns, axis=1)
 
     def _features(self, x: np.ndarray) -> np.ndarray:
         on = (x > 0).astype(float)

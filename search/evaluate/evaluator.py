@@ -74,8 +74,8 @@ class Evaluator:
         self.objectives, self.costs, self.memo = dict(objectives), costs, memo
         self.block_executions = self.unshared = 0.0
         self.runs = 0
-        self.local = Runner(model, costs)
-        self.runner = runner or self.local
+        self.runner = runner or Runner(model, costs)
+        self.local = self.runner if isinstance(self.runner, Runner) else Runner(model, costs)
         self.batches = [
             Batch(tuple(self.prompts[i : i + batch]), tuple(self.seeds[i : i + batch]))
             for i in range(0, len(self.prompts), batch)

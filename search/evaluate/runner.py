@@ -1,6 +1,6 @@
 """What executes schedules: on one device, every distinct beginning of a population's runs once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -103,32 +103,32 @@ class Runner:
         return self._fitters[batch]
 
     def run(self, batch: Batch, jobs: Sequence[Job], done: Done) -> None:
-        """All that can share beginnings in the order of the tree, then the others."""
-        together = [i for i, job in enumerate(jobs) if not job.alone]
-        self._tree(batch, {i: jobs[i] for i in together}, done)
+        """Execute them all, see `Executor`."""
+        for i, outcome in self.outcomes(batch, jobs):
+            done(i, outcome)
+
+    def outcomes(self, batch: Batch, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
+        """All that can share beginnings in the order of the tree, then the others; each with its number."""
+        yield from self._tree(batch, {i: job for i, job in enumerate(jobs) if not job.alone})
         for i, job in enumerate(jobs):
             if job.alone:
-                done(i, self._whole(batch, job))
+                yield i, self._whole(batch, job)
 
-    def _tree(self, batch: Batch, jobs: Mapping[int, Job], done: Done) -> None:
+    def _tree(self, batch: Batch, jobs: Mapping[int, Job]) -> Iterator[tuple[int, Outcome]]:
         self._widen([job.schedule for job in jobs.values()])
         numbers = {i: job.marks(batch) for i, job in jobs.items()}
-        partial = Partial(self.model, *self.inputs(batch), self.costs, self.keep)
         line: dict[int, State] = {}  # the run before: states to go on from, whatever is dropped
         last: tuple[int, Outcome] | None = None
         for i in sorted(jobs, key=numbers.__getitem__):
             own = numbers[i]
             if last is None or last[0] != own[-1]:
                 line = {number: line[number] for number in own if number in line}
-                last = own[-1], self._follow(partial, batch, jobs[i], own, line)
-            done(i, last[1])
-        self.executed += partial.block_executions
-        self.steps += partial.steps
+                last = own[-1], self._follow(batch, jobs[i], own, line)
+            yield i, last[1]
 
-    def _follow(
-        self, partial: Partial, batch: Batch, job: Job, numbers: Sequence[int], line: dict[int, State]
-    ) -> Outcome:
+    def _follow(self, batch: Batch, job: Job, numbers: Sequence[int], line: dict[int, State]) -> Outcome:
         """Run a job from its deepest known state on; its states are added to the line."""
+        partial = Partial(self.model, *self.inputs(batch), self.costs, self.keep)
         state = partial.begin()
         for number in reversed(numbers[:-1]):
             if number in line or number in self.memory:
@@ -140,6 +140,8 @@ class Runner:
                 if state.step < len(numbers):
                     line[numbers[state.step - 1]] = state
                     self.memory.put(numbers[state.step - 1], state)
+        self.executed += partial.block_executions
+        self.steps += partial.steps
         for number in reversed(numbers[:-1]):  # what begins more runs is dropped later
             if number in line:
                 self.memory.put(number, line[number])

@@ -32,11 +32,12 @@ class States:
     """States by number. Those used least lately go to host memory, and from there away.
 
     Tensors that several states share are moved and counted once. `near` and `far` are bounds in bytes on the device and
-    in host memory; a device that is the host has near memory alone. `bytes` and `far_bytes` are what is held.
+    in host memory (four times as much, if not given); a device that is the host has near memory alone. `bytes` and
+    `far_bytes` are what is held.
     """
 
-    def __init__(self, near: int = 2**31, far: int = 2**33) -> None:
-        self.limits = near, far
+    def __init__(self, near: int = 2**31, far: int | None = None) -> None:
+        self.limits = near, 4 * near if far is None else far
         self.bytes = self.far_bytes = 0
         self.near: OrderedDict[int, Packed] = OrderedDict()
         self.far: OrderedDict[int, Packed] = OrderedDict()

@@ -1,0 +1,68 @@
+"""What a worker of compute=ray is: a process with a pipeline of its own that executes what it is given."""
+
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from search.calibration import Costs
+from search.evaluate.runner import Batch, Job, Outcome, Runner
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker is. `gpus` are those that Ray lets it see; results are equal bit for bit where `device` is."""
+
+    pid: int
+    host: str
+    gpus: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """A result: the job's number in its group, and the worker's counts up to then."""
+
+    number: int
+    outcome: Outcome
+    executed: float
+    steps: int
+
+
+class Worker:
+    """One runner. Ray calls the methods one after the other, in the order in which they were asked for."""
+
+    def load(self, model: Mapping[str, Any], costs: Costs, threads: int, folder: str) -> Place:
+        """Load the pipeline of a model's configuration; relative paths in it begin at `folder`."""
+        if os.path.isdir(folder):
+            os.chdir(folder)
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)
+        try:
+            self.runner = Runner(instantiate(dict(model)), costs)
+        except InstantiationException as error:  # which would lose what the constructor said on its way back
+            raise error.__cause__ or error from None
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return Place(os.getpid(), socket.gethostname(), seen, arithmetic(self.runner.model.device))
+
+    def first(self, batch: Batch, jobs: Sequence[Job]) -> Report:
+        """Begin a group; the result of what is over first."""
+        self.outcomes: Iterator[tuple[int, Outcome]] = self.runner.outcomes(batch, jobs)
+        return self.next()
+
+    def next(self) -> Report:
+        """The next result of the group."""
+        number, outcome = next(self.outcomes)
+        return Report(number, outcome, self.runner.executed, self.runner.steps)
+
+
+def arithmetic(device: torch.device) -> str:
+    """What decides about the last bits of a result, apart from the number of threads."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
