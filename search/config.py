@@ -99,11 +99,15 @@ class Prompts(_Strict):
 
 
 class Budget(_Strict):
-    """A search ends with the first limit that is reached; null is no limit."""
+    """A search ends with the first limit that is reached; null is no limit.
+
+    `generation` candidates are asked for at once.
+    """
 
     evaluations: Limit
     minutes: Annotated[float | None, real(0.01, 1e6, null=True)]
     block_executions: Limit
+    generation: Annotated[int, whole(1, 100_000)] = 24
 
     @model_validator(mode="after")
     def _ends(self) -> "Budget":

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from search import figures, heatmap, seeding
 from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.runner import Job
 from search.evaluate.timing import measure
 from search.front import bootstrap_interval, non_dominated
 from search.objectives.base import Cost, Objective
@@ -86,6 +87,8 @@ def collect(search: "Search", stopped: str) -> Result:
     everyone = [*found, *presets.values(), teacher]
     times = dict(zip(everyone, measure(search.model, everyone, REPEATS), strict=True))
     band = _seed_band(held_out, seeds)
+
+    held_out.evaluate([Job(schedule) for schedule in everyone])  # as a population; values are known from here on
 
     def entry(name: str, role: str, schedule: Schedule) -> Entry:
         held = held_out.values(schedule)

@@ -51,7 +51,6 @@ from search.spaces.base import Space
 from search.spaces.joint import JointSpace
 
 log = logging.getLogger("search")
-BATCH = 24  # rows asked for at a time
 PROBED = 2  # prompts of the propagation rollouts
 RANGED = 8  # prompts that activation ranges are measured on
 
@@ -289,8 +288,9 @@ class Search:
 
     def _room(self) -> int:
         """How many rows the next generation may have."""
-        most = self.config.budget.evaluations
-        return BATCH if most is None else min(BATCH, most - self.state.asked)
+        budget = self.config.budget
+        left = budget.generation if budget.evaluations is None else budget.evaluations - self.state.asked
+        return min(budget.generation, left)
 
     def _spent(self, seconds: float) -> bool:
         budget = self.config.budget

@@ -13,9 +13,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from search.calibration import Costs
-from search.evaluate.runner import Batch, Done, Job
+from search.evaluate.runner import Batch, Done, Job, Outcome
 from search.evaluate.subtrees import Path, subtrees
-from search.evaluate.worker import Place, Report, Worker
+from search.evaluate.worker import Parcel, Place, Report, Worker
 
 log = logging.getLogger("search")
 GROUPS = 4  # for each worker: so many that the last ones to finish hardly keep the others waiting
@@ -180,8 +180,8 @@ class _Call:
         if len(self.cluster.owners) > KNOWN:
             self.cluster.owners.clear()
         self.cluster.owners.update((mark, hand) for i in group for mark in self.paths[i].marks)
-        jobs = [Job(self.jobs[i].schedule, self.jobs[i].fit) for i in group]
-        hand.asked.append(hand.actor.first.remote(self.batch, jobs))
+        parcels = [(Parcel.of(self.jobs[i].schedule), self.jobs[i].fit) for i in group]
+        hand.asked.append(hand.actor.first.remote(self.batch, parcels))
         hand.asked.extend(hand.actor.next.remote() for _ in group[1:])
 
     def _owner(self, group: Sequence[int]) -> Hand | None:
@@ -210,7 +210,9 @@ class _Call:
         self.cluster.executed += told.executed - hand.executed
         self.cluster.steps += told.steps - hand.steps
         hand.executed, hand.steps = told.executed, told.steps
-        self.done(hand.group.pop(told.number), told.outcome)
+        i = hand.group.pop(told.number)
+        schedule = told.fitted.opened() if told.fitted else self.jobs[i].schedule
+        self.done(i, Outcome(told.latents, schedule, told.decided))
 
     def _bury(self, hand: Hand, error: RayError) -> None:
         """Replace a worker; what it had not told of waits for another one, but not for ever."""

@@ -161,7 +161,7 @@ def _traced(sampler: str) -> Table:
 class FittedSolver(LinearSolver):
     """Runs a table whose rows it fits on the way: ridge regression around the prior's row.
 
-    Columns are scaled to unit norm, so `ridge` is a share of a column's energy.
+    What is combined is scaled to unit norm, so `ridge` is a share of its energy.
     """
 
     state: list[float]
@@ -181,12 +181,14 @@ class FittedSolver(LinearSolver):
     def step(self, i: int, output: Tensor, sample: Tensor) -> Tensor:
         """x[i+1] by the fitted row, in the arithmetic of the table's interpreter."""
         known = [sample, output] if i == 0 else [*self.values, output]
-        columns = torch.stack([value.double().flatten() for value in known], dim=1)
-        prior = torch.tensor([self.state[i], *self.outputs[i]], dtype=columns.dtype, device=columns.device)
-        norms = columns.norm(dim=0).clamp(min=1e-30)
-        scaled = columns / norms
-        left = self.targets[i].to(columns).flatten() - columns @ prior
-        gram = scaled.T @ scaled + self.ridge * torch.eye(len(norms), dtype=columns.dtype, device=columns.device)
-        row = (prior + torch.linalg.solve(gram, scaled.T @ left) / norms).tolist()
+        rows = torch.stack([value.double().flatten() for value in known])  # [K, N]
+        prior = torch.tensor([self.state[i], *self.outputs[i]], dtype=rows.dtype, device=rows.device)
+        products = rows @ rows.T
+        norms = products.diagonal().sqrt().clamp(min=1e-30)
+        left = (rows @ self.targets[i].to(rows).flatten() - products @ prior) / norms
+        gram = products / norms / norms[:, None] + self.ridge * torch.eye(
+            len(norms), dtype=rows.dtype, device=rows.device
+        )
+        row = (prior + torch.linalg.solve(gram, left) / norms).tolist()
         self.state[i], self.outputs[i] = row[0], row[1:]
         return super().step(i, output, sample)

@@ -1,5 +1,6 @@
 """What executes schedules: on one device, every distinct beginning of a population's runs once."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -117,17 +118,21 @@ class Runner:
     def _tree(self, batch: Batch, jobs: Mapping[int, Job]) -> Iterator[tuple[int, Outcome]]:
         self._widen([job.schedule for job in jobs.values()])
         numbers = {i: job.marks(batch) for i, job in jobs.items()}
-        line: dict[int, State] = {}  # the run before: states to go on from, whatever is dropped
+        times = Counter(number for own in numbers.values() for number in set(own))
+        forks = {number for number, count in times.items() if count > 1}
+        line: dict[int, State] = {}  # of the run before: what others go on from, whatever is dropped
         last: tuple[int, Outcome] | None = None
         for i in sorted(jobs, key=numbers.__getitem__):
             own = numbers[i]
             if last is None or last[0] != own[-1]:
                 line = {number: line[number] for number in own if number in line}
-                last = own[-1], self._follow(batch, jobs[i], own, line)
+                last = own[-1], self._follow(batch, jobs[i], own, line, forks)
             yield i, last[1]
 
-    def _follow(self, batch: Batch, job: Job, numbers: Sequence[int], line: dict[int, State]) -> Outcome:
-        """Run a job from its deepest known state on; its states are added to the line."""
+    def _follow(
+        self, batch: Batch, job: Job, numbers: Sequence[int], line: dict[int, State], forks: set[int]
+    ) -> Outcome:
+        """Run a job from its deepest known state on; its states that are forks are added to the line."""
         partial = Partial(self.model, *self.inputs(batch), self.costs, self.keep)
         state = partial.begin()
         for number in reversed(numbers[:-1]):
@@ -137,14 +142,16 @@ class Runner:
         solver = self._solver(batch, job)
         with closing(partial.follow(state, job.schedule, solver)) as states:
             for state in states:
+                number = numbers[state.step - 1]
+                if number in forks:
+                    line[number] = state
                 if state.step < len(numbers):
-                    line[numbers[state.step - 1]] = state
-                    self.memory.put(numbers[state.step - 1], state)
+                    self.memory.put(number, state)
         self.executed += partial.block_executions
         self.steps += partial.steps
         for number in reversed(numbers[:-1]):  # what begins more runs is dropped later
-            if number in line:
-                self.memory.put(number, line[number])
+            if number in self.memory:
+                self.memory.touch(number)
         schedule = job.schedule if solver is None else Fitter.fitted(job.schedule, solver)
         return Outcome(state.latents.cpu(), schedule)
 

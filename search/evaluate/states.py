@@ -46,17 +46,21 @@ class States:
     def __contains__(self, number: int) -> bool:
         return number in self.near or number in self.far
 
+    def touch(self, number: int) -> None:
+        """Drop a state later than those that were used before."""
+        (self.near if number in self.near else self.far).move_to_end(number)
+
     def put(self, number: int, state: State) -> None:
         """Hold a state, or use it again."""
-        if number not in self:
+        if number in self:
+            self.touch(number)
+        else:
             cells: dict[int, Cell] = {}
             packed = _of(state, lambda value: _mapped(value, Tensor, lambda tensor: self._cell(tensor, cells)))
             for cell in cells.values():
                 cell.near += 1
             self.near[number] = packed, list(cells.values())
-        elif number in self.near:
-            self.near.move_to_end(number)
-        self._shrink()
+            self._shrink()
 
     def get(self, number: int) -> State | None:
         """A state with its tensors on their device; None where it is not held any more."""

@@ -23,7 +23,7 @@ class Path:
     def of(job: Job, batch: Batch, costs: Costs) -> "Path":
         """A job's; one that is run as a whole is a single step that no other job has."""
         if job.alone:
-            return Path(tuple(marks([job.schedule.digest], repr(batch))), (costs.macs(job.schedule),))
+            return Path(tuple(marks((job.schedule.digest,), repr(batch))), (costs.macs(job.schedule),))
         return Path(tuple(job.marks(batch)), tuple(step_macs(costs, job.schedule)))
 
     @cached_property
@@ -54,7 +54,8 @@ def subtrees(paths: Sequence[Path], count: int) -> list[list[int]]:
     def larger(first: int, cut: int, last: int) -> float:
         return max(work(first, cut), work(cut, last))
 
-    left, found = [(0, len(order))] if order else [], []
+    left = [(0, len(order))] if order else []
+    found: list[tuple[int, int]] = []
     while left:
         first, last = part = max(left, key=lambda part: work(*part))
         left.remove(part)

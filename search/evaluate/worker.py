@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from torch import Tensor
 
 from search.calibration import Costs
 from search.evaluate.runner import Batch, Job, Outcome, Runner
+from search.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,30 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Parcel:
+    """A schedule on its way: as its file's content, a few KB, for which it is larger by far once it was looked into."""
+
+    content: Mapping[str, Any] | Schedule
+
+    @staticmethod
+    def of(schedule: Schedule) -> "Parcel":
+        return Parcel(schedule if schedule.corrections else schedule.to_dict())  # corrections are tensors beside it
+
+    def opened(self) -> Schedule:
+        return self.content if isinstance(self.content, Schedule) else Schedule.from_dict(self.content)
+
+
+@dataclass(frozen=True)
 class Report:
-    """A result: the job's number in its group, and the worker's counts up to then."""
+    """A result: the job's number in its group, see `Outcome`, and the worker's counts up to then.
+
+    `fitted` is the schedule that was run, where it is not the job's own.
+    """
 
     number: int
-    outcome: Outcome
+    latents: Tensor
+    fitted: Parcel | None
+    decided: Mapping[str, list[float]]
     executed: float
     steps: int
 
@@ -50,15 +71,17 @@ class Worker:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         return Place(os.getpid(), socket.gethostname(), seen, arithmetic(self.runner.model.device))
 
-    def first(self, batch: Batch, jobs: Sequence[Job]) -> Report:
-        """Begin a group; the result of what is over first."""
-        self.outcomes: Iterator[tuple[int, Outcome]] = self.runner.outcomes(batch, jobs)
+    def first(self, batch: Batch, group: Sequence[tuple[Parcel, bool]]) -> Report:
+        """Begin a group, of each job the schedule and whether it is fitted; the result of what is over first."""
+        self.jobs = [Job(parcel.opened(), fit) for parcel, fit in group]
+        self.outcomes: Iterator[tuple[int, Outcome]] = self.runner.outcomes(batch, self.jobs)
         return self.next()
 
     def next(self) -> Report:
         """The next result of the group."""
-        number, outcome = next(self.outcomes)
-        return Report(number, outcome, self.runner.executed, self.runner.steps)
+        number, ended = next(self.outcomes)
+        fitted = None if ended.schedule is self.jobs[number].schedule else Parcel.of(ended.schedule)
+        return Report(number, ended.latents, fitted, ended.decided, self.runner.executed, self.runner.steps)
 
 
 def arithmetic(device: torch.device) -> str:

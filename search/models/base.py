@@ -4,6 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -74,10 +75,10 @@ class Model(ABC):
 
     def advance(self, conditions: Any, latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """One step of a run: the guided prediction at timestep t, and the latents that the scheduler makes of it."""
-        step = self.pipe.scheduler.step
-        extra = {"eta": 0.0} if "eta" in inspect.signature(step).parameters else {}
+        scheduler = self.pipe.scheduler
+        extra = {"eta": 0.0} if _takes_eta(type(scheduler)) else {}
         prediction = self.denoise(conditions, latents, t)
-        return prediction, step(prediction, t, latents, **extra, return_dict=False)[0]
+        return prediction, scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
@@ -99,3 +100,9 @@ class Model(ABC):
     @abstractmethod
     def arguments(self) -> Mapping[str, Any]:
         """Keyword arguments that production gives to the pipeline call to get what was searched."""
+
+
+@cache
+def _takes_eta(scheduler: type) -> bool:
+    """Whether a class of schedulers has DDIM's argument; to look it up takes longer than a step of the solver."""
+    return "eta" in inspect.signature(scheduler.step).parameters  # type: ignore[attr-defined]
