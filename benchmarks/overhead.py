@@ -1,42 +1,302 @@
-"""python benchmarks/overhead.py: what an applied schedule costs, and what it gains.
+"""python benchmarks/overhead.py: what an applied schedule gains, beside what the nodes that it executes allow.
 
-Times of the bare pipeline, of a schedule that computes everything, and of FORA N=2, one picture each, taking
-turns; medians and quartiles of the ratios round by round. `--path` takes any PixArt checkpoint.
+What a schedule allows is measured on the bare pipeline: at each step every node that the schedule does not execute
+gives back a tensor at once, without a hook. So
+
+    allowed time = floor + times of all executed nodes, where they run,    efficiency = allowed time / measured time
+
+and what is lost is what hooks, kept values and the wrapped scheduler cost. With compilation the bare pipeline has its
+blocks compiled too. All take turns within each round; ratios are of rounds, shown as medians and quartiles. `--size xl`
+is PixArt-XL/2 at 256 x 256 of random weights; `--path` any other checkpoint of PixArt. `--write` puts the tables into
+docs/benchmarks/overhead.md.
 """
 
 import argparse
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 
-from search.calibration import count_costs
-from search.evaluate.evaluator import to_schedule
-from search.evaluate.timing import measure
+from search import Schedule
 from search.models.pixart import PixArt
+from search.schedule.identity import model_part
+from search.schedule.nodes import ROOT, Tree
+from search.schedule.plan import ABSENT, OFF
+
+DOC = Path(__file__).parents[1] / "docs" / "benchmarks" / "overhead.md"
+XL = {
+    "caption_channels": 4096,
+    "cross_attention_dim": 1152,
+    "num_layers": 28,
+    "out_channels": 8,
+    "sample_size": 32,
+    "interpolation_scale": 0.5,
+    "use_additional_conditions": False,
+}
+Context = Callable[[], AbstractContextManager]
+
+
+@dataclass
+class Subject:
+    """A pipeline without text encoder, and one call of it for so many pictures."""
+
+    name: str
+    pipe: Any
+    given: Mapping[str, torch.Tensor]
+    steps: int
+    side: int
+
+    @property
+    def blocks(self) -> Sequence[Any]:
+        return self.pipe.transformer.transformer_blocks
+
+    @torch.no_grad()
+    def __call__(self) -> torch.Tensor:
+        return self.pipe(
+            **self.given,
+            negative_prompt=None,
+            num_inference_steps=self.steps,
+            height=self.side,
+            width=self.side,
+            use_resolution_binning=False,
+            output_type="latent",
+            generator=torch.Generator().manual_seed(0),
+        ).images
+
+    def schedule(self, rules: Sequence[Sequence[str]]) -> Schedule:
+        part = model_part(self.pipe.transformer)
+        return Schedule.from_dict(
+            {"format": "schedule/1", "model": part, "steps": self.steps, "plan": {"rules": rules}}
+        )
+
+    def plans(self) -> dict[str, Schedule]:
+        rng, free = np.random.default_rng(0), []
+        for node in Tree.of(self.pipe.transformer):
+            if node.kind == "component":
+                free.append([node.name, "C" + "".join(rng.choice(["C", "R"], self.steps - 1))])
+        every = [["transformer_blocks.*:*", f"(CR)*{self.steps // 2}"]]
+        return {
+            "all computed": self.schedule([]),
+            "FORA N=2": self.schedule(every),
+            "free components": self.schedule(free),
+            "every other block": self.schedule([["transformer_blocks.*", f"(CR)*{self.steps // 2}"]]),
+            "every other step": self.schedule([[ROOT, f"(CR)*{self.steps // 2}"]]),
+        }
+
+
+def bundled(path: str | None, device: str, dtype: torch.dtype, batch: int, steps: int) -> Subject:
+    model = PixArt(path=path, device=device, dtype=str(dtype).removeprefix("torch."))
+    texts = model.pipe.encode_prompt(
+        "red apple, 3d style", True, negative_prompt="", device=device, clean_caption=False,
+        max_sequence_length=model.max_sequence_length,
+    )  # fmt: skip
+    return Subject(path or "bundled pixart", model.pipe, _given([t[0] for t in texts], batch), steps, model.size[0])
+
+
+def xl(device: str, dtype: torch.dtype, batch: int, steps: int) -> Subject:
+    torch.manual_seed(0)
+    with torch.device(device):
+        transformer = PixArtTransformer2DModel(**XL).to(dtype).eval()
+        text, mask = torch.randn(120, 4096, dtype=dtype), torch.ones(120, dtype=dtype)
+    pipe = PixArtAlphaPipeline(None, None, None, transformer, DPMSolverMultistepScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return Subject("PixArt-XL/2, 256 x 256, random weights", pipe, _given([text, mask, text, mask], batch), steps, 256)
+
+
+def _given(texts: Sequence[torch.Tensor], batch: int) -> dict[str, torch.Tensor]:
+    names = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
+    return {name: text[None].repeat(batch, *[1] * text.dim()) for name, text in zip(names, texts, strict=True)}
+
+
+class Bare:
+    """The pipeline without any hook: as it is, or without what a plan does not execute."""
+
+    def __init__(self, subject: Subject, compile: bool) -> None:
+        self.subject, self.denoiser = subject, subject.pipe.transformer
+        self.tree = Tree.of(self.denoiser)
+        self.modules = {node.name: self.tree.module(self.denoiser, node) for node in self.tree if node.kind != "stack"}
+        self.own: dict[str, Callable] = {}  # what runs a block where it is compiled
+        for name, module in self.modules.items():
+            if compile and self.tree.nodes[name].kind == "block":
+                self.own[name] = torch.compile(type(module).forward.__get__(module), dynamic=False)
+        self.stand_ins = self._stand_ins()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        self._place(dict.fromkeys(self.modules, OFF))
+        try:
+            yield
+        finally:
+            self._clear()
+
+    @contextmanager
+    def without(self, schedule: Schedule) -> Iterator[None]:
+        """At each step what the schedule does not execute gives back a tensor at once."""
+        names = [name for name in schedule.plan.planned() if name in self.modules]
+        rows = [{name: schedule.plan.tokens[name][step] for name in names} for step in range(self.subject.steps)]
+        compute, calls = type(self.denoiser).forward, 0
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            row, calls = rows[calls % len(rows)], calls + 1
+            if row.get(ROOT, OFF) != OFF:
+                return self.stand_ins[ROOT]()
+            self._place({name: token for name, token in row.items() if name != ROOT})
+            return compute(self.denoiser, *args, **kwargs)
+
+        with self.whole():
+            self.denoiser.__dict__["forward"] = forward
+            yield
+
+    def _place(self, row: Mapping[str, str]) -> None:
+        for name, token in row.items():
+            attributes = self.modules[name].__dict__
+            if token not in (OFF, ABSENT):
+                attributes["forward"] = self.stand_ins[name]
+            elif name in self.own:
+                attributes["forward"] = self.own[name]
+            else:
+                attributes.pop("forward", None)
+
+    def _clear(self) -> None:
+        for module in self.modules.values():
+            module.__dict__.pop("forward", None)
+
+    def _stand_ins(self) -> dict[str, Callable]:
+        """Of every node what gives back a tensor like its own: one for all nodes of a kind."""
+        kinds = {node.name: node.component or node.kind for node in self.tree if node.kind != "stack"}
+        values: dict[str, Any] = {}
+        removers = [
+            module.register_forward_hook(lambda _, __, output, kind=kinds[name]: values.__setitem__(kind, output))
+            for name, module in self.modules.items()
+        ]
+        self.subject()
+        for remover in removers:
+            remover.remove()
+        found = {kind: lambda *_, value=value, **__: value for kind, value in values.items()}
+        return {name: found[kind] for name, kind in kinds.items()}
+
+
+def contexts(subject: Subject, compile: bool) -> dict[str, Context]:
+    """All that take turns: the bare pipeline, and under each plan the hooks, and what it would be without them."""
+    bare = Bare(subject, compile)
+    found: dict[str, Context] = {"bare": bare.whole}
+    for name, schedule in subject.plans().items():
+        if schedule.plan.planned():
+            found[f"without: {name}"] = lambda schedule=schedule: bare.without(schedule)
+        found[name] = lambda schedule=schedule: schedule.apply(subject.pipe, compile=compile)
+    return found
+
+
+def measure(subject: Subject, found: Mapping[str, Context], rounds: int, warm: bool) -> dict[str, np.ndarray]:
+    """Milliseconds of a run under each of them [rounds], the order reversed in every other round.
+
+    On a GPU of wall time; on a CPU, which others use as well, of the process' own. The first round is not counted, nor
+    with `warm` the first run under a schedule that was just applied.
+    """
+    cuda = next(subject.pipe.transformer.parameters()).is_cuda
+    clock = time.perf_counter if cuda else time.process_time
+
+    def once() -> float:
+        start = clock()
+        subject()
+        if cuda:
+            torch.cuda.synchronize()
+        return 1000 * (clock() - start)
+
+    times: dict[str, list[float]] = {name: [] for name in found}
+    for i in range(rounds + 1):
+        for name in list(found)[:: 1 if i % 2 else -1]:
+            with found[name]():
+                if warm or not i:
+                    once()
+                if i:
+                    times[name].append(once())
+    return {name: np.array(kept) for name, kept in times.items()}
+
+
+def table(subject: Subject, compile: bool, rounds: int, warm: bool) -> list[str]:
+    times = measure(subject, contexts(subject, compile), rounds, warm)
+    bare = times["bare"]
+    lines = [
+        f"Bare pipeline{' with compiled blocks' if compile else ''}: {np.median(bare):.0f} ms, {subject.steps} steps, "
+        f"{len(bare)} rounds.",
+        "",
+        "| plan | speed-up | allowed | efficiency |",
+        "|---|---|---|---|",
+    ]
+    for name in subject.plans():
+        ideal = times.get(f"without: {name}", bare)
+        found = [_quartiles(bare / times[name]), _quartiles(bare / ideal), _quartiles(ideal / times[name])]
+        lines.append(f"| {name} | {' | '.join(found)} |")
+    return lines
+
+
+def _quartiles(ratios: np.ndarray) -> str:
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    return f"{middle:.3f} ({low:.3f}–{high:.3f})"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", nargs="+", choices=["bundled", "xl"], default=["bundled"])
     parser.add_argument("--path")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--dtype", help="float32 on a CPU, bfloat16 on a GPU where it is not given")
+    parser.add_argument("--batch", type=int, default=1, help="pictures a call")
+    parser.add_argument("--steps", type=int, help="an even number")
+    parser.add_argument("--repeats", type=int, help="rounds")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
-    torch.set_grad_enabled(False)
-    model = PixArt(path=given.path, device=given.device)
-    off = to_schedule(model, {})
-    half = to_schedule(model, {"plan": {"rules": [["transformer_blocks.*:*", f"(CR)*{model.steps // 2}"]]}})
-    costs = count_costs(model.denoiser, model.target.tree, model.target.steps, model.once)
-    bare, all_computed, fora = np.array(measure(model, [None, off, half], given.repeats, decode=False))
-    print(f"bare pipeline            {np.median(bare):.1f} ms a picture, {model.steps} steps, without decoding")
-    _row("all computed / bare", all_computed / bare)
-    _row("bare / FORA N=2", bare / fora)
-    print(f"MACs allow               {costs.teacher_macs / costs.macs(half):.3f}")
+    torch.set_num_threads(1)
+    torch._dynamo.config.recompile_limit = 64  # the bare pipeline's blocks share one code object
+    kind = torch.device(given.device).type
+    dtype = getattr(torch, given.dtype or ("bfloat16" if kind == "cuda" else "float32"))
+    lines = [
+        f"Device: {torch.cuda.get_device_name() if kind == 'cuda' else _cpu()}, torch {torch.__version__}, {dtype}."
+    ]
+    for size in given.size:
+        steps = given.steps or (4 if (size, kind) == ("xl", "cpu") else 20)
+        options = (given.device, dtype, given.batch, steps)
+        subject = bundled(given.path, *options) if size == "bundled" else xl(*options)
+        slow = (size, kind) == ("xl", "cpu")  # a minute for two runs
+        rounds = given.repeats or (3 if slow else 20)
+        for compile in (False, True) if given.compile and not slow else (False,):
+            title = f"{subject.name}{', compiled' if compile else ''}"
+            found = [f"## {title[0].upper()}{title[1:]}", "", *table(subject, compile, rounds, not slow)]
+            print("\n".join(found), flush=True)
+            lines += ["", *found]
+    if given.write:
+        DOC.write_text("\n".join([*HEAD.strip().splitlines(), "", *lines, ""]))
 
 
-def _row(name: str, ratios: np.ndarray) -> None:
-    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-    print(f"{name:<24} {middle:.3f} (quartiles {low:.3f} to {high:.3f}, {len(ratios)} rounds)")
+def _cpu() -> str:
+    return f"one core of a CPU ({platform.machine()}), other jobs on it"
 
+
+HEAD = """
+# Overhead of an applied schedule
+
+`python benchmarks/overhead.py --size bundled xl --write`: the bare pipeline, the pipeline under five plans, and what
+those plans allow, in turns within each round; medians (quartiles) of ratios of rounds.
+
+*allowed* is the speed-up of the bare pipeline where, at each step, every node that the plan does not execute gives back
+a tensor at once, without a hook: the floor, and the executed nodes in their places. *efficiency* is speed-up / allowed;
+what is missing to 1 is the cost of hooks, kept values and the wrapped scheduler. *all computed* is a schedule without a
+plan. *free components* reuses each component of each block at random steps, so that no two rows are alike. With
+compilation the bare pipeline has its blocks compiled as well, and schedules are applied with `compile=True`; efficiency
+can exceed 1 there, as the bare pipeline's compiled blocks choose among their graphs at every call.
+
+Nothing of this was measured on a GPU, where CUDA graphs come in with `compile=True`.
+"""
 
 if __name__ == "__main__":
     main()

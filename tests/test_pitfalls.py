@@ -151,7 +151,7 @@ class Counting:
 
 
 def test_b06_compilation_goes_beneath_the_hooks(pipe):
-    """One graph for each kind of component (and each block's own constants), whatever the plan, at all steps."""
+    """One graph for each set of components that is computed in a block, whatever the number of blocks and steps."""
     before = tiny.run(pipe)
     with applied(pipe):
         expected = tiny.run(pipe)
@@ -164,13 +164,13 @@ def test_b06_compilation_goes_beneath_the_hooks(pipe):
             graphs = backend.graphs
             tiny.run(pipe)
             assert backend.graphs == graphs  # nothing new at later steps and runs
-        assert 3 <= graphs <= 3 * len(pipe.transformer.transformer_blocks)
+        assert graphs == 2  # attn2 computed, attn2 reused
         assert tiny.traces(pipe.transformer) == []  # the compiled forwards are gone too
         assert torch.equal(tiny.run(pipe), before) and backend.graphs == graphs
         other = tiny.schedule(pipe, [["transformer_blocks.*:*", "CRRCRC"], ["denoiser", "CCCCCR"]])
         with other.apply(pipe, compile=backend.compile):
             tiny.run(pipe)
-        assert backend.graphs <= 2 * graphs  # no storm: another plan costs no more than the first
+        assert backend.graphs == 4  # no storm: all computed, all reused
         for compiled in ("whole", "in place", "block", "forward"):
             bare = tiny.pixart()
             denoiser = bare.transformer
@@ -182,7 +182,7 @@ def test_b06_compilation_goes_beneath_the_hooks(pipe):
                 denoiser.transformer_blocks[1].compile(backend=backend)
             else:
                 denoiser.forward = torch.compile(denoiser.forward, backend=backend)
-            with pytest.raises(ScheduleError, match=r"the denoiser is compiled.*schedule.apply\(pipe, compile=torch"):
+            with pytest.raises(ScheduleError, match=r"the denoiser is compiled.*schedule.apply\(pipe, compile=True"):
                 Schedule.off(pipe).apply(bare)
         with applied(pipe):  # compiled over the hooks, after they were applied
             pipe.transformer = torch.compile(pipe.transformer, backend=backend)
@@ -423,7 +423,7 @@ def test_b24_a_plan_is_static_and_reads_no_value():
 
 
 def test_b25_kept_denoiser_values_are_copies(pipe):
-    """CUDA graphs, which write into their own outputs, need a GPU; compile=torch.compile without them is the remedy."""
+    """A pipeline may write into them. Of CUDA graphs, which write into their own outputs, see the compiled blocks."""
     with torch.no_grad(), applied(pipe, [["denoiser", "CRCRCR"]]) as handle:
         pipe.scheduler.set_timesteps(6)
         out = call(pipe, torch.randn(1, 4, 8, 8), 500).sample

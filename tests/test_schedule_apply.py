@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, IPNDMScheduler, UNe
 from torch import Tensor
 
 from search import Schedule, ScheduleError
+from search.schedule.apply import Handle
 from search.schedule.forecast import combine, newton_weights
 from search.schedule.identity import denoiser_of, fingerprint, model_part
 from search.schedule.nodes import ROOT, Tree
@@ -269,6 +270,82 @@ def test_runs_of_other_batch_resolution_and_guidance_do_not_meet():
         for arguments, expected in zip(calls, alone, strict=True):
             assert torch.equal(tiny.run(pipe, **arguments), expected)
         assert handle.stats()["runs"] == len(calls) and handle.memory.now == 0
+
+
+# Hooks
+
+
+def test_what_computes_and_keeps_nothing_is_called_as_if_nothing_was_planned():
+    pipe = tiny.pixart()
+    ff, attn = pipe.transformer.transformer_blocks[1].ff, pipe.transformer.transformer_blocks[1].attn1
+    seen: list[list[bool]] = []
+
+    def look(*_):
+        own = [getattr(module.__dict__["forward"], "__func__", None) is type(module).forward for module in (ff, attn)]
+        seen.append(own)
+
+    rules = [["transformer_blocks.1:ff", "CCRCCC"], ["transformer_blocks.1:attn1", "CCCCSC"]]
+    with tiny.schedule(pipe, rules).apply(pipe):
+        between = ff.__dict__["forward"]
+        remover = pipe.transformer.transformer_blocks[1].register_forward_pre_hook(look)
+        tiny.run(pipe)
+        seen.clear()
+        tiny.run(pipe)  # the first time that each is computed it is looked at
+        remover.remove()
+        assert ff.__dict__["forward"] is between  # diffusers' own chain
+    assert seen == [[True, True], [False, True], [False, True], [True, True], [True, False], [True, True]]
+
+
+@pytest.mark.parametrize("first", ["wrapper", "schedule"])
+@pytest.mark.parametrize("last", ["wrapper", "schedule"])
+def test_components_that_somebody_else_wraps(first, last):
+    """As sequential offloading does: the wrapper stays outside, whatever is taken off first."""
+    hooks = pytest.importorskip("accelerate.hooks")
+    pipe = tiny.pixart()
+    bare, components = tiny.run(pipe), [block.ff for block in pipe.transformer.transformer_blocks]
+    made = tiny.schedule(pipe, [["transformer_blocks.*:ff", "CRCCRC"]])
+    with made.apply(pipe):
+        expected = tiny.run(pipe)
+    calls: list[int] = []
+
+    class Wrapper(hooks.ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            calls.append(1)
+            return args, kwargs
+
+    def wrap():
+        for component in components:
+            hooks.add_hook_to_module(component, Wrapper())
+
+    if first == "wrapper":
+        wrap()
+        handle = made.apply(pipe)
+    else:
+        handle = made.apply(pipe)
+        tiny.run(pipe)
+        wrap()
+    assert torch.equal(tiny.run(pipe), expected) and len(calls) == 18
+    if last == "schedule":
+        handle.remove()
+    for component in components:
+        hooks.remove_hook_from_module(component)
+    if last == "wrapper":
+        assert torch.equal(tiny.run(pipe), expected)
+        handle.remove()
+    assert torch.equal(tiny.run(pipe), bare) and len(calls) == 18
+
+
+def test_snapshots_share_what_is_kept():
+    pipe = tiny.pixart()
+    made = tiny.schedule(pipe, [["transformer_blocks.*:*", "CRCRCR"]])
+    keep = {node.name: 1 for node in made.tree}
+    taken: list[dict] = []
+    with Handle(made._document, pipe, keep=keep) as handle:
+        tiny.run(pipe, callback=lambda *_: taken.append(handle.snapshot()), callback_steps=1)
+    first, second = (snapshot["values"]["transformer_blocks.1:ff"] for snapshot in taken[:2])
+    assert [step for step, _ in first[0]] == [step for step, _ in second[0]] == [0]
+    assert first[0][0][1] is second[0][0][1]
+    assert [step for step, _ in taken[2]["values"]["transformer_blocks.1:ff"][0]] == [2]  # and the first is as it was
 
 
 # Memory

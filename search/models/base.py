@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
@@ -103,6 +103,6 @@ class Model(ABC):
 
 
 @cache
-def _takes_eta(scheduler: type) -> bool:
+def _takes_eta(scheduler: Hashable) -> bool:
     """Whether a class of schedulers has DDIM's argument; to look it up takes longer than a step of the solver."""
     return "eta" in inspect.signature(scheduler.step).parameters  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search.schedule.actions import Memory, Store, named
+from search.schedule.actions import Memory, named
 from search.schedule.errors import ScheduleError
 from search.schedule.guidance import FULL
 from search.schedule.nodes import ROOT
@@ -73,11 +73,10 @@ class Ahead:
         runs: Sequence[range],
         clock: Clock,
         memory: Memory,
-        stores: Mapping[str, Store],
         timesteps: Callable[[], Tensor],
     ) -> None:
-        """`stores` are of the hooked nodes; `timesteps` gives those of the run [T]."""
-        self.runs, self.clock, self.memory, self.stores = {run[0]: run for run in runs}, clock, memory, stores
+        """`timesteps` gives those of the run [T]."""
+        self.runs, self.clock, self.memory = {run[0]: run for run in runs}, clock, memory
         self.timesteps = timesteps
         self.ready: dict[tuple[int, int], Any] = {}  # (step, branch) -> what the denoiser returns there
 
@@ -92,9 +91,6 @@ class Ahead:
         if (step, branch) in self.ready:
             output = self.ready.pop((step, branch))
             self.memory.free(first(output))
-            for name, store in self.stores.items():
-                if name != ROOT:  # which its own hook has counted
-                    store.count(store.tokens[step])
             return output
         if step not in self.runs:
             return None

@@ -2,7 +2,8 @@
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -17,12 +18,14 @@ from search.schedule.actions import (
     DenoiserHook,
     HalvedStore,
     Memory,
+    StepHook,
     Store,
     halved,
     whole,
 )
 from search.schedule.ahead import Ahead
 from search.schedule.bits import LayerBits
+from search.schedule.compiled import Compile, CompiledBlock, Variants, compiler, variants
 from search.schedule.contracts import Contract
 from search.schedule.errors import ScheduleError
 from search.schedule.format import Document
@@ -31,7 +34,7 @@ from search.schedule.groups import Group, GroupHook, watch
 from search.schedule.guidance import is_narrow
 from search.schedule.identity import denoiser_of, fingerprint
 from search.schedule.nodes import ROOT, Tree, blocks_of
-from search.schedule.plan import OFF, OWN, Plan
+from search.schedule.plan import ABSENT, OFF, OWN, Plan
 from search.schedule.sampler import Clock, LinearSolver, attributes, plan_scheduler, progress, resume
 from search.schedule.start import Injection
 from search.schedule.stitch import Stitch
@@ -49,7 +52,7 @@ class Handle:
         document: Document,
         pipe: Any,
         strict: bool = True,
-        compile: Callable[[Callable], Callable] | None = None,
+        compile: bool | Compile | None = None,
         solver: LinearSolver | None = None,
         keep: Mapping[str, int] | None = None,
         bits: str = "simulate",
@@ -111,7 +114,7 @@ class Handle:
         # fmt: on
         self.stores: dict[str, Store] = {}
         runs = document.together() if keep is None else []  # what is taken step by step is not run ahead
-        ahead = Ahead(runs, self.clock, self.memory, self.stores, lambda: self.scheduler.timesteps)
+        ahead = Ahead(runs, self.clock, self.memory, lambda: self.scheduler.timesteps)
         self.ahead = ahead if runs else None
         self.runs = 0
         self.clock.on_reset.append(self._reset)
@@ -119,7 +122,6 @@ class Handle:
         self._replaced = pipe.scheduler
         self._hooked: list[nn.Module] = []
         self._watched: list[RemovableHandle] = []
-        self._compiled: list[tuple[Any, Callable]] = []  # hook reference, forward before compilation
         pipe.scheduler = self.scheduler
         try:
             self._install(compile)
@@ -137,16 +139,13 @@ class Handle:
 
     def remove(self) -> None:
         """Give the pipeline back as it was. Safe to call twice and after any exception."""
-        while self._compiled:
-            reference, original = self._compiled.pop()
-            reference.original_forward = original
+        self.clock.stop()
         while self._watched:
             self._watched.pop().remove()
         while self._hooked:
             module = self._hooked.pop()
             _beneath_offload(module, _unhook)
         self.bits.remove()
-        self.clock.stop()
         pipe = self._pipe()
         if pipe is not None and pipe.scheduler is self.scheduler:
             pipe.scheduler = self._replaced
@@ -158,20 +157,14 @@ class Handle:
         that the plan touches and of groups; `gates`, what each group's gate decided (`Group.stats`);
         `block_executions` of the pipeline's own denoiser; `peak_bytes` of kept values.
         """
+        nodes = {name: self._counts(tokens) for name, tokens in self.plan.tokens.items()}
+        for group in self.groups:
+            computed = {OFF: group.counts.get(OFF, 0)}
+            within = {*group.gate.blocks}
+            nodes |= {node.name: computed for node in self.tree if {node.name, node.parent} & within}
         others = dict(self.stitch.calls) if self.stitch else {}
-        own = self.stores[ROOT].counts.get(OFF, 0) - sum(others.values())
-        counted = {ROOT, *self.plan.planned()}
-        nodes: dict[str, dict[str, int]] = {}
-        inside = {block: group.counts for group in self.groups for block in group.gate.blocks}
-        for node in self.tree:
-            if node.name in inside:
-                nodes[node.name] = {OFF: inside[node.name].get(OFF, 0)}
-            elif node.name in counted:
-                counts = self.stores[node.name].counts
-                nodes[node.name] = {t: n for t, n in counts.items() if t != "-"}
-            elif node.parent is not None:  # not planned: runs whenever its parent is computed
-                nodes[node.name] = {OFF: own if node.parent == ROOT else nodes[node.parent].get(OFF, 0)}
-        touched = {name: counts for name, counts in nodes.items() if name in counted}
+        own = nodes[ROOT].get(OFF, 0) - sum(others.values())
+        touched = {name: nodes[name] for name in (ROOT, *self.plan.planned())}
         touched |= {group.gate.name: dict(group.counts) for group in self.groups}
         return {
             "runs": self.runs,
@@ -192,7 +185,7 @@ class Handle:
         return {
             "step": self.clock.step,
             "halved": self._halved,
-            "values": {n: {b: list(kept) for b, kept in store.values.items()} for n, store in self.stores.items()},
+            "values": {name: dict(store.values) for name, store in self.stores.items()},
             "inputs": dict(self._root.inputs),
             "container": self._root.container,
             "scheduler": progress(self.scheduler, self._fresh),
@@ -207,7 +200,7 @@ class Handle:
             if self._halved != snapshot["halved"]:
                 values = halved(values) if self._halved else whole(values)
             store.restore(values)
-        self.clock.step, self.clock.calls = snapshot["step"], 0
+        self.clock.go(snapshot["step"])
         self._root.inputs, self._root.container = dict(snapshot["inputs"]), snapshot["container"]
         resume(self.scheduler, self._fresh, snapshot["scheduler"])
         if self.solver:
@@ -215,7 +208,16 @@ class Handle:
         if self.injection:
             self.injection.noise = snapshot["noise"]
 
-    def _install(self, compile: Callable[[Callable], Callable] | None) -> None:
+    def _counts(self, tokens: Sequence[str]) -> dict[str, int]:
+        """How often a node of these actions did each of them, by the denoiser's calls at each step."""
+        found: dict[str, int] = {}
+        for step, calls in self._root.calls.items():
+            token = tokens[step] if tokens else OFF  # no plan: everything, at any number of steps
+            if token != ABSENT:
+                found[token] = found.get(token, 0) + calls
+        return found
+
+    def _install(self, compile: bool | Compile | None) -> None:
         planned = {*self.plan.planned(), *self.keep}
         self._wholes = [stack for stack in self.tree.stacks if stack in planned]
         self._wholes += [group.gate.name for group in self.groups if len(group.gate.blocks) > 1]
@@ -224,9 +226,14 @@ class Handle:
         self._root = DenoiserHook(self.clock, root, self._check_run, self.guidance, self.stitch, self.ahead)
         self._add(self.denoiser, self._root)
         self.bits.install(self.clock, self._add, lambda: self.scheduler.timesteps.tolist())
+        static = not (self.groups or self.corrections or self.ahead or self.bits.watches)  # the plan is all there is
+        compiling, graphs = compiler(compile, self.denoiser, static)
+        own = {name: self._store(name) for name in planned}
+        stacks = self.tree.stacks if compiling and static else ()
+        whole = {name: variants(self.tree, self.denoiser, name, self.plan, own) for name in stacks}
         for node in self.tree:
-            module = self.tree.module(self.denoiser, node)
-            if node.kind == "component":
+            module: Any = self.tree.module(self.denoiser, node)
+            if node.kind == "component" and not whole.get(node.stack):
                 if node.name in planned:
                     self._add(module, ComponentHook(self.clock, self._store(node.name), self.tree.skipped(node)))
             elif node.name in inside:
@@ -234,37 +241,46 @@ class Handle:
                 first, last = (node.name == group.gate.blocks[i] for i in (0, -1))
                 outputs = self.tree.stack(node.stack).outputs
                 self._add(module, GroupHook(self.clock, group, first, last, outputs))
-            elif node.kind == "block" and {node.name, node.parent} & planned:
-                block, stack = self._store(node.name), self._store(node.stack)
+            elif node.kind == "block" and ({node.name, node.parent} & planned or whole.get(node.stack)):
                 contract = self.tree.stack(node.stack)
-                blocks = blocks_of(self.denoiser, contract)
-                last = node.block == len(blocks) - 1
-                kept = self._residual and bool(contract.outputs)
-                self._add(module, BlockHook(self.clock, block, stack, blocks, last, contract.outputs, kept))
+                blocks, kept = blocks_of(self.denoiser, contract), self._residual and bool(contract.outputs)
+                stores = self._store(node.name), self._store(node.stack)
+                self._add(module, BlockHook(self.clock, *stores, blocks, contract.outputs, kept))
         for group in self.groups:
             self._watched += watch(group, self.tree, self.denoiser)
-        if compile is not None:
-            self._compile(compile)
+        if compiling:
+            self._compile(compiling, whole)
+            self._root.graphs = graphs
+            for store in self.stores.values():
+                store.borrowed = graphs and store is not root  # whose hook copies in any case
 
     def _group(self, gate: Gate) -> Group:
         last = self.tree.nodes[gate.blocks[-1]]
         return Group(gate, self.tree.stack(last.stack).outputs, self.clock, self.memory, self.guidance)
 
-    def _compile(self, compile: Callable[[Callable], Callable]) -> None:
-        """Compile the original forwards of the components, beneath the hooks: one graph a kind, whatever the plan."""
+    def _compile(self, compile: Compile, whole: Mapping[str, Variants]) -> None:
+        """Compile whole blocks beneath their hooks, or their components: one graph a kind, whatever the plan."""
         around = {node.parent for node in self.tree}
         for node in self.tree:
-            if node.kind != "component" or node.name in around:
-                continue
             module: Any = self.tree.module(self.denoiser, node)
-            if module not in self._hooked:
-                self._add(module, _PassHook())
-            reference = module._diffusers_hook.get_hook(HOOK).fn_ref
-            self._compiled.append((reference, reference.original_forward))
-            reference.original_forward = compile(reference.original_forward)
+            if found := whole.get(node.stack):
+                if node.kind == "block":
+                    hook = module._diffusers_hook.get_hook(HOOK)
+                    parts, needed = found[node.name]
+                    hook.compiled = CompiledBlock(hook, parts, needed, compile).computing
+            elif node.kind == "component" and node.name not in around:
+                if module not in self._hooked:
+                    self._add(module, StepHook(self.clock))
+                hook = module._diffusers_hook.get_hook(HOOK)
+                hook.compiled = partial(_same, compile(hook.forward))
 
     def _add(self, module: nn.Module, hook: ModelHook) -> None:
-        _beneath_offload(module, lambda m: HookRegistry.check_if_exists_or_initialize(m).register_hook(hook, HOOK))
+        def register(module: nn.Module) -> None:
+            HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
+            if isinstance(hook, StepHook):
+                hook.attend()
+
+        _beneath_offload(module, register)
         self._hooked.append(module)
 
     def _store(self, name: str) -> Store:
@@ -297,7 +313,7 @@ class Handle:
         if pipe is not None and (found := denoiser_of(pipe)) is not self.denoiser:
             raise ScheduleError(
                 f"the pipeline's denoiser was replaced by a {type(found).__name__} after the schedule was applied; "
-                "remove the schedule first (to compile, use schedule.apply(pipe, compile=torch.compile))"
+                "remove the schedule first (to compile, use schedule.apply(pipe, compile=True))"
             )
 
     def _check_run(self, given: Mapping[str, Any]) -> None:
@@ -331,14 +347,11 @@ class _Idle(Store):
     def __init__(self, name: str, handle: Handle) -> None:
         self.name, self.memory = name, handle.memory
         self.tokens, self.last_use = defaultdict(lambda: OFF), {}
-        self.values, self.weights, self.counts = {}, {}, {}
+        self.values, self.weights = {}, {}
 
 
-class _PassHook(ModelHook):
-    """Nothing but the original forward, which may be compiled."""
-
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return self.fn_ref.original_forward(*args, **kwargs)
+def _same(compiled: Callable, step: int) -> Callable:
+    return compiled
 
 
 def _weak(pipe: Any) -> Callable[[], Any]:
@@ -369,7 +382,7 @@ def _check_denoiser(denoiser: nn.Module) -> None:
     if compiled:
         raise ScheduleError(
             "the denoiser is compiled, and a schedule inside of compiled code would be traced anew at every "
-            "step; apply it to the bare pipeline with schedule.apply(pipe, compile=torch.compile)"
+            "step; apply it to the bare pipeline with schedule.apply(pipe, compile=True)"
         )
     owner = next(cls for cls in type(denoiser).__mro__ if "forward" in vars(cls))  # a base class may lie elsewhere
     if (source := type(denoiser).forward.__module__) != owner.__module__:

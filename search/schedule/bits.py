@@ -139,6 +139,11 @@ class LayerBits:
         if any(not form.elided for _, form in self.layers.values()):
             _check_offload(denoiser)
 
+    @property
+    def watches(self) -> bool:
+        """Whether anything of it runs in Python while the denoiser does: rounding of activations, tables by step."""
+        return any(form.elided or self.backend == "simulate" for _, form in self.layers.values())
+
     def install(
         self, clock: Clock, add: Callable[[nn.Module, ModelHook], None], timesteps: Callable[[], list[float]]
     ) -> None:

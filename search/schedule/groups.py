@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from search.schedule.actions import Memory, PlannedHook, named, parameters, passed
+from search.schedule.actions import Memory, StepHook, named, parameters, passed
 from search.schedule.errors import ScheduleError
 from search.schedule.forecast import combine, newton_weights
 from search.schedule.gates import ASK, Gate
@@ -222,7 +222,7 @@ class Group:
         return mapped(lambda *tensors: combine(tensors, weights), *(value for _, value in kept))
 
 
-class GroupHook(PlannedHook):
+class GroupHook(StepHook):
     """A block of a group: the first one asks, the last one gives the value where the group is not computed."""
 
     def __init__(self, clock: Clock, group: Group, first: bool, last: bool, outputs: Sequence[str]) -> None:
@@ -230,15 +230,16 @@ class GroupHook(PlannedHook):
         self.group, self.first, self.last, self.outputs = group, first, last, outputs
         self.verified = False
 
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Value:
-        if self.clock.aside:
-            return self.fn_ref.original_forward(*args, **kwargs)
-        group = self.group
+    def action(self, step: int) -> Callable:
+        return self._decided
+
+    def _decided(self, *args: Any, **kwargs: Any) -> Value:
+        group, module = self.group, self.module
         if self.first:
             inputs = passed(module, args, kwargs, group.streams)
             group.enter(inputs, _first(module, args, kwargs), lambda: self._probe(args, kwargs))
         if group.token == OFF:
-            output = self.fn_ref.original_forward(*args, **kwargs)
+            output = self.forward(*args, **kwargs)
             if not self.verified:
                 name = f"{group.gate.name}: a {type(module).__name__}"
                 check_block(name, self.outputs, named(module, args, kwargs), output)
@@ -252,7 +253,7 @@ class GroupHook(PlannedHook):
         """What enters the block's first component: the block is run up to there and left by an exception."""
         self.group.probing = True
         try:
-            self.fn_ref.original_forward(*args, **kwargs)
+            self.forward(*args, **kwargs)
         except _Reached as reached:
             return reached.value
         finally:

@@ -7,7 +7,8 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import diffusers
@@ -62,28 +63,49 @@ class Clock:
         self.steps = 0
         self.places: list[float] = []
         self.calls = 0  # denoiser calls since the last scheduler step: the CFG branch
-        self.aside = False  # what a plan does not compute is computed for comparison: all below runs, nothing is kept
         self.span = 1  # steps that the running call computes, this one and those after it
         self.on_reset: list[Callable[[], None]] = []
+        self.on_step: list[Callable[[int], None]] = []  # called with the step that begins, -1 outside of a run
 
     def __deepcopy__(self, memo: Any) -> NoReturn:
         """Hooks and scheduler of a copy would still drive the original: whoever reaches them is refused."""
         raise ScheduleError("a schedule is applied here; remove it before copying, then apply it to the copy as well")
 
     def start(self, steps: int, places: list[float]) -> None:
-        self.step, self.steps, self.places, self.calls = 0, steps, places, 0
+        self.step, self.steps, self.places = 0, steps, places
         for reset in self.on_reset:
             reset()
+        self.go(0)
 
     def advance(self) -> None:
-        self.step, self.calls = self.step + 1, 0
-        if self.step == self.steps:
+        if self.step + 1 == self.steps:
             self.stop()
+        else:
+            self.go(self.step + 1)
 
     def stop(self) -> None:
-        self.step, self.calls = -1, 0
+        self.step = -1
         for reset in self.on_reset:
             reset()
+        self.go(-1)
+
+    def go(self, step: int) -> None:
+        """Begin a step: nothing of it was called yet."""
+        self.step, self.calls = step, 0
+        self._turn(step)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What a plan does not compute is computed for comparison: all that lies below runs, and nothing is kept."""
+        self._turn(-1)
+        try:
+            yield
+        finally:
+            self._turn(self.step)
+
+    def _turn(self, step: int) -> None:
+        for turn in self.on_step:
+            turn(step)
 
 
 def attributes(scheduler: Any) -> dict[str, Any]:
@@ -197,6 +219,7 @@ def plan_scheduler(
     if order is not None:
         check_order(name, order, sigmas, planned.config)
     original_set, original_step = planned.set_timesteps, planned.step
+    stepping = inspect.signature(original_step)
     gaps: list[int] = []  # DDIM only: from each step to the next; its own grid runs as diffusers runs it
 
     @functools.wraps(original_set)
@@ -247,11 +270,11 @@ def plan_scheduler(
         if solver is None:
             result = original_step(model_output, timestep, *args, **kwargs)
         else:
-            given = inspect.signature(original_step).bind(model_output, timestep, *args, **kwargs).arguments
+            given = stepping.bind(model_output, timestep, *args, **kwargs).arguments
             sample = solver.step(at, model_output, given["sample"])
             result = (sample,) if not given.get("return_dict", True) else SchedulerOutput(prev_sample=sample)
         if injection is not None:
-            sample = inspect.signature(original_step).bind(model_output, timestep, *args, **kwargs).arguments["sample"]
+            sample = stepping.bind(model_output, timestep, *args, **kwargs).arguments["sample"]
             result = _replaced(result, injection.after(at, sample, result[0]))
         clock.advance()
         return result

@@ -92,16 +92,18 @@ class Schedule:
         pipe: Any,
         *,
         strict: bool = True,
-        compile: Callable[[Callable], Callable] | None = None,
+        compile: bool | Callable[[Callable], Callable] | None = None,
         bits: str = "simulate",
         models: Mapping[str, Any] | None = None,
     ) -> Handle:
         """Run `pipe` by this schedule until the handle is removed.
 
-        `strict=False` accepts another resolution or configuration of the same architecture. `compile`, for
-        instance `torch.compile`, is applied to the components beneath the hooks. `bits` says who runs layers at
-        few bits: `simulate` rounds on any device and saves nothing, `torchao` runs what it can. `models` brings the
-        other denoisers that the schedule names: `apply(pipe, models={"S": small_pipe})`, a pipeline or a denoiser.
+        `strict=False` accepts another resolution or configuration of the same architecture. `compile=True` compiles
+        the denoiser's blocks beneath the hooks, once for each set of components that the plan computes in them, and
+        takes CUDA graphs on a GPU; a function such as `torch.compile` compiles in its place. `bits` says who runs
+        layers at few bits: `simulate` rounds on any device and saves nothing, `torchao` runs what it can. `models`
+        brings the other denoisers that the schedule names: `apply(pipe, models={"S": small_pipe})`, a pipeline or a
+        denoiser.
         """
         return Handle(self._document, pipe, strict, compile, bits=bits, corrections=self.corrections, models=models)
 

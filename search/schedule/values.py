@@ -32,7 +32,7 @@ def mapped(change: Callable[..., Tensor], *values: Value) -> Value:
             return known[ids]
         return None if parts[0] is None else tuple(inner(*each) for each in zip(*parts, strict=True))
 
-    return inner(*values)
+    return change(*values) if isinstance(values[0], Tensor) else inner(*values)  # most are one tensor
 
 
 def rows(change: Callable[[Tensor], Tensor], value: Any, batch: int) -> Any:
@@ -48,7 +48,7 @@ def rows(change: Callable[[Tensor], Tensor], value: Any, batch: int) -> Any:
 
 def nbytes(value: Value) -> int:
     """Bytes of its tensors; one that is there twice counts once."""
-    return sum({id(t): t.numel() * t.element_size() for t in leaves(value)}.values())
+    return sum({id(t): t.nbytes for t in leaves(value)}.values())
 
 
 def half(value: Value, place: int) -> Value:
