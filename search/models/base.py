@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
@@ -76,7 +76,7 @@ class Model(ABC):
     def advance(self, conditions: Any, latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """One step of a run: the guided prediction at timestep t, and the latents that the scheduler makes of it."""
         scheduler = self.pipe.scheduler
-        extra = {"eta": 0.0} if _takes_eta(type(scheduler)) else {}
+        extra = {"eta": 0.0} if _takes_eta(type(scheduler)) else {}  # type: ignore[arg-type]
         prediction = self.denoise(conditions, latents, t)
         return prediction, scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
 
@@ -103,6 +103,6 @@ class Model(ABC):
 
 
 @cache
-def _takes_eta(scheduler: Hashable) -> bool:
+def _takes_eta(scheduler: type) -> bool:
     """Whether a class of schedulers has DDIM's argument; to look it up takes longer than a step of the solver."""
     return "eta" in inspect.signature(scheduler.step).parameters  # type: ignore[attr-defined]
