@@ -249,7 +249,7 @@ def _figure(found: dict[str, list[list[list[float]]]], file: Path, volume: float
     axes.set_ylim(0.6, 0.92)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
     figure.savefig(file, dpi=150)
 
 
