@@ -285,7 +285,7 @@ def _cpu() -> str:
 HEAD = """
 # Overhead of an applied schedule
 
-`python benchmarks/overhead.py --size bundled xl --write`: the bare pipeline, the pipeline under five plans, and what
+`python benchmarks/overhead.py --write`: the bare pipeline, the pipeline under five plans, and what
 those plans allow, in turns within each round; medians (quartiles) of ratios of rounds.
 
 *allowed* is the speed-up of the bare pipeline where, at each step, every node that the plan does not execute gives back
@@ -295,7 +295,9 @@ plan. *free components* reuses each component of each block at random steps, so 
 compilation the bare pipeline has its blocks compiled as well, and schedules are applied with `compile=True`; efficiency
 can exceed 1 there, as the bare pipeline's compiled blocks choose among their graphs at every call.
 
-Nothing of this was measured on a GPU, where CUDA graphs come in with `compile=True`.
+Times on a CPU are those of the process, on a machine that other jobs use as well: values that are kept there also cost
+fresh memory, and a short step finds the caches as the long one before has left them. Nothing of this was measured on a
+GPU, where `compile=True` brings CUDA graphs in; `--size xl --device cuda` is for that.
 """
 
 if __name__ == "__main__":
