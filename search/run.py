@@ -152,8 +152,9 @@ class Search:
         )
         engine = instantiate(self.config.engine | {"_partial_": True})(start)
         presets = proposals.presets()
-        self.before = probe.block_executions, probe.unshared
-        self.state = State(engine, costs, presets, probe.block_executions, probe.unshared)
+        self.before, own = (probe.block_executions, probe.unshared), self.evaluator
+        spent = probe.block_executions + own.block_executions, probe.unshared + own.unshared
+        self.state = State(engine, costs, presets, *spent)
         self._save()
 
     def loop(self) -> str:
