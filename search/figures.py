@@ -81,6 +81,8 @@ def pareto_png(result: Result) -> bytes:
         0.085, 0.955, f"{result.model}, {result.space}: searched front and published rules", fontsize=13, color=INK
     )
     figure.text(0.085, 0.913, _prompts_line(result), fontsize=9.5, color=SOFT)
+    rows = -(-len(legend) // 4)
+    figure.subplots_adjust(bottom=0.1 + 0.033 * rows)  # so that the legend lies below the axis' label
     figure.legend(
         handles=legend, loc="lower center", bbox_to_anchor=(0.53, 0.005), ncols=min(4, len(legend)), frameon=False,
         fontsize=9.5, columnspacing=2.2, handletextpad=0.6,
