@@ -31,7 +31,7 @@ from search.target import Target
 
 THRESHOLDS = (0.05, 0.1, 0.2)
 MOST_MERGED = 24  # rows taken along a front that has thousands
-MOST_SEEDS = 72  # all are evaluated before evolution begins
+MOST_SEEDS = 72  # what calibration proposes first
 PICKS = 5  # rows of each space that are combined with the other spaces' rows
 COMBINED = 32
 EVERY = (2, 3, 4, 5, 7, 10, 20)

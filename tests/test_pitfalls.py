@@ -23,6 +23,7 @@ from diffusers.hooks import apply_group_offloading
 from search import Schedule, ScheduleError
 from search.schedule.forecast import combine, newton_weights
 from tests import tiny
+from tests.compiling import Counting
 
 RULES = [["transformer_blocks.*:attn2", "CRCRCR"], ["transformer_blocks.1", "CCRCRC"]]
 
@@ -134,20 +135,6 @@ def test_b05_guidance_that_ends_in_mid_run_is_refused(pipe):
         pipe.scheduler.step(out[:1, :4], t, latents)
         with pytest.raises(ScheduleError, match=r"changed from \(\(2, 4, 8, 8\).* to \(\(1, 4, 8, 8\)"):
             call(pipe, latents, t)
-
-
-class Counting:
-    """A torch.compile backend that counts graphs and runs them as they are."""
-
-    def __init__(self) -> None:
-        self.graphs = 0
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-        return graph.forward
-
-    def compile(self, forward):
-        return torch.compile(forward, backend=self)
 
 
 def test_b06_compilation_goes_beneath_the_hooks(pipe):

@@ -12,6 +12,7 @@ from torch._dynamo.backends.common import aot_autograd
 from search import Schedule, ScheduleError
 from search.schedule.compiled import MOST, compiler
 from tests import test_contract, tiny
+from tests.compiling import Counting
 
 ALL = "transformer_blocks.*:*"
 PLANS = {
@@ -26,24 +27,10 @@ PLANS = {
 }
 
 
-class Counting:
-    """A backend of torch.compile that counts graphs and runs them as they are."""
-
-    def __init__(self) -> None:
-        self.graphs = 0
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-        return graph.forward
-
-    def compile(self, function):
-        return torch.compile(function, backend=self, dynamic=False, fullgraph=True)
-
-
 @pytest.fixture
 def backend():
     torch._dynamo.reset()
-    yield Counting()
+    yield Counting(dynamic=False, fullgraph=True)
     torch._dynamo.reset()
 
 

@@ -132,28 +132,30 @@ class Surrogate:
         self.features = self._scaled(x)
         target = np.stack([_normal_scores(s) for s in y.T], axis=1)
         self.prior = start.prior
-        self.known = self._sorted(x)
-        self.slopes = np.linalg.lstsq(self._expected(x), target, rcond=None)[0]
-        self.smooth, self.weights = _fitted(self.features, target - self._expected(x) @ self.slopes)
+        said = self._said(x)
+        self.known = np.sort(said, axis=0)
+        expected = self._ranked(said)
+        self.slopes = np.linalg.lstsq(expected, target, rcond=None)[0]
+        self.smooth, self.weights = _fitted(self.features, target - expected @ self.slopes)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Predicted normal scores [N, M]; lower is better."""
         features = self._scaled(x)
         columns = [_kernel(features, self.features, s) @ w for s, w in zip(self.smooth, self.weights, strict=True)]
         # Rounded, so that the last bit, which differs between machines, does not choose.
-        return (self._expected(x) @ self.slopes + np.stack(columns, axis=1)).round(9)
+        return (self._ranked(self._said(x)) @ self.slopes + np.stack(columns, axis=1)).round(9)
 
-    def _sorted(self, x: np.ndarray) -> np.ndarray:
-        """What the prior says of the rows that are known, each of its columns sorted, [N, K]."""
-        return np.sort(self.prior(x), axis=0) if self.prior else np.zeros((len(x), 0))
+    def _said(self, x: np.ndarray) -> np.ndarray:
+        """What the prior says of rows, [N, K]."""
+        return self.prior(x) if self.prior else np.zeros((len(x), 0))
 
-    def _expected(self, x: np.ndarray) -> np.ndarray:
+    def _ranked(self, said: np.ndarray) -> np.ndarray:
         """1, and what the prior says as normal scores of its rank among the rows that are known, [N, 1 + K]."""
         from scipy.stats import norm
 
-        columns = [np.ones(len(x))]
-        for known, said in zip(self.known.T, self.prior(x).T if self.prior else (), strict=True):
-            rank = (np.searchsorted(known, said, "left") + np.searchsorted(known, said, "right")) / 2
+        columns = [np.ones(len(said))]
+        for known, own in zip(self.known.T, said.T, strict=True):
+            rank = (np.searchsorted(known, own, "left") + np.searchsorted(known, own, "right")) / 2
             columns.append(norm.ppf((rank.clip(0.5, len(known) - 0.5)) / len(known)))
         return np.stack(columns, axis=1)
 

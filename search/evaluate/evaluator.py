@@ -21,6 +21,7 @@ from search.models.base import Model
 from search.objectives.base import Cost, Objective, Quality
 from search.objectives.drift import Drift
 from search.schedule import Schedule
+from search.schedule.sampler import LinearSolver
 
 GATE = "computed "  # in the memo: at each step, the share of pictures for which this group was computed
 DRIFT = Drift.key  # known of every candidate, whatever the objectives are: what races go by
@@ -130,12 +131,11 @@ class Evaluator:
             known = self.fitted(job)
             if known is not None and (values := self._known(known)) is not None:
                 found[i] = self._scored(known, values)
+                self._recall(job, known)
             else:
                 key = job.schedule.digest, job.fit
                 runs.setdefault(key, _Run(job, known or job.schedule))
                 same.setdefault(key, []).append(i)
-            if i in found and known is not None:
-                self._recall(job, known)
         done(len(found))
 
         def finish(key: tuple[str, bool], scored: Scored) -> None:
@@ -164,9 +164,7 @@ class Evaluator:
         kept = self.memo.get(self._fits, job.schedule.digest)
         if not kept:
             return None
-        sampler = {k: v for k, v in (job.schedule.sampler or {}).items() if k != "order"}
-        table = {"state": kept["state"], "outputs": _triangle(kept["outputs"])}
-        return job.schedule.with_sampler(sampler | {"coefficients": table})
+        return Fitter.fitted(job.schedule, LinearSolver(kept["state"], _triangle(kept["outputs"])))
 
     def fit(self, schedule: Schedule) -> Schedule:
         """The schedule with its solver fitted on the first batch; itself where there is nothing to fit."""
