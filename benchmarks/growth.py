@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPip
 from rich.console import Console
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from search.__main__ import composed, normalise
+from search.compose import composed, normalise
 from search.config import Config
 from search.engines.predictor import PredictorEngine
 from search.models.loading import quiet

@@ -25,7 +25,7 @@ import torch
 from hydra.utils import instantiate
 from rich.console import Console
 
-from search.__main__ import composed, normalise
+from search.compose import composed, normalise
 from search.config import Config
 from search.evaluate.evaluator import Evaluator
 from search.finish import HELD_OUT_SEED, thin

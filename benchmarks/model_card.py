@@ -14,7 +14,7 @@ import torch
 from hydra.utils import instantiate
 from PIL import Image
 
-from search.__main__ import composed, normalise
+from search.compose import composed, normalise
 from search.config import Config, read_prompts
 from search.models.base import Model
 from search.objectives.psnr import Psnr

@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from rich.console import Console
 
-from search.__main__ import composed, normalise
+from search.compose import composed, normalise
 from search.config import Config
 from search.evaluate.evaluator import Evaluator
 from search.finish import HELD_OUT_SEED

@@ -181,7 +181,7 @@ class Profile:
         self.meter.lap()
         self.meter.stack[0] = REST
 
-        from search.__main__ import composed, normalise
+        from search.compose import composed, normalise
         from search.config import Config
 
         self.config = Config.check(composed(normalise(list(overrides))))

@@ -30,7 +30,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from search.__main__ import composed
+from search.compose import composed
 from search.config import Config
 from search.engines.base import Start
 from search.engines.nsga2 import Nsga2Engine

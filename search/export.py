@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from search import command
 from search.result import COSTS, TENSORS, applied_to, find_run, read_front
 
 DEFAULTS = {"run": "latest", "pick": "recommended", "out": "schedule.json", "runs": "runs"}
@@ -136,26 +137,14 @@ def _score(entry: dict[str, Any], name: str) -> float:
 
 def main(arguments: list[str]) -> int:
     """Parse `key=value`, export, print how to apply."""
-    if any(a in ("--help", "-h") for a in arguments):
-        print(__doc__)
-        return 0
-    given = dict(DEFAULTS)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key not in DEFAULTS or not equals:
-            print(
-                f"error: {argument!r} is no option; there are {', '.join(f'{k}=' for k in DEFAULTS)}",
-                file=sys.stderr,
-            )
-            return 2
-        given[key] = value
+    return command.run(arguments, __doc__, _work, DEFAULTS)
+
+
+def _work(options: command.Options) -> None:
+    given = dict(options.given)
     if given["pick"] == "all" and given["out"] == DEFAULTS["out"]:
         given["out"] = "schedules"
-    try:
-        written = export(**given)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    written = export(**given)
     for path in written:
         print(path)
     others = json.loads(written[0].read_text(encoding="utf-8")).get("models", {}).get("names", {})
@@ -174,7 +163,6 @@ def main(arguments: list[str]) -> int:
         '    image = pipe("a prompt", **schedule.made["call"]).images[0]',
     ]
     print("\n".join(lines))
-    return 0
 
 
 if __name__ == "__main__":

@@ -228,6 +228,7 @@ def _with_scores(search: "Search", schedule: Schedule, scores: Mapping[str, Scor
 
     made = {
         "search": search.folder.name,
+        "model": search.config.model["name"],
         "call": dict(search.model.arguments),
         "prompts": {"calibration": len(search.calibration), "held_out": len(search.held_out)},
         "seed": search.config.seed,

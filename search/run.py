@@ -26,7 +26,7 @@ from rich.progress import (
 from torch import Tensor
 
 from search.calibration import Costs
-from search.config import Config, read_prompts
+from search.config import Config
 from search.engines.base import Engine, Start
 from search.evaluate.correct import Corrector
 from search.evaluate.evaluator import Evaluator, to_schedule
@@ -39,6 +39,7 @@ from search.evaluate.timing import calibrate
 from search.finish import finish
 from search.folders import new_run_folder
 from search.front import hypervolume, non_dominated
+from search.loaded import model_of, prompts_of
 from search.models.base import Model
 from search.objectives.base import Objective
 from search.objectives.drift import Drift
@@ -98,10 +99,10 @@ class Search:
         torch.set_grad_enabled(False)
         self.space: Space = _space(config)
         self.objectives: dict[str, Objective] = {k: instantiate(v) for k, v in config.objective.items()}
-        self.calibration, self.held_out = _prompts(config)
+        self.calibration, self.held_out = prompts_of(config.prompts)
         self.note: Callable[[str], None] = lambda text: None  # told what is being prepared
         self.workers: Workers | None = None
-        self.model: Model = instantiate(dict(config.model) | {"device": device(config.compute.device)})
+        self.model: Model = model_of(config)
         self.target = self.model.target
 
     def prepare(self, folder: Path) -> None:
@@ -353,24 +354,6 @@ def run(config: Config) -> Result:
             console.print(f"stopped before the first generation; go on with: python -m search resume={folder.name}")
             raise SystemExit(130) from None
         return finish(search, stopped)
-
-
-def device(name: str) -> str:
-    """`auto` is the GPU where there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def _prompts(config: Config) -> tuple[list[str], list[str]]:
-    """Calibration and held-out prompts, which must not share any."""
-    prompts = config.prompts
-    calibration = read_prompts(prompts.calibration)[: prompts.calibration_count]
-    held_out = read_prompts(prompts.held_out)[: prompts.held_out_count]
-    if shared := sorted(set(calibration) & set(held_out)):
-        raise ValueError(
-            f"{shared[0]!r} is a calibration prompt and a held-out prompt; held-out scores need prompts that the "
-            "search has not seen: type prompts.held_out=<another text file>"
-        )
-    return calibration, held_out
 
 
 def _space(config: Config) -> Space:

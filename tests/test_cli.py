@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from search.__main__ import GROUPS, composed, main, normalise, options
+from search.__main__ import main
+from search.compose import GROUPS, composed, normalise, options
 from search.config import CONF
 from search.folders import new_run_folder
 

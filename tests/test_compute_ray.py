@@ -137,7 +137,7 @@ def loud() -> File:
     ],
 )
 def test_what_cannot_be_says_what_can(given, told):
-    from search.__main__ import composed
+    from search.compose import composed
 
     raw = composed(["+space=cache", "compute=ray"])
     assert raw["compute"]["executor"] == "ray"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from search.__main__ import composed, normalise
+from search.compose import composed, normalise
 from search.config import CONF, Config, closest, known_keys, read_prompts
 
 PARTS = sorted(p for g in ("model", "space", "engine", "objective") for p in (CONF / g).glob("*.yaml"))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 
-from search.__main__ import composed, main, normalise, options
+from search.__main__ import main
 from search.calibration import count_costs
+from search.compose import composed, normalise, options
 from search.config import CONF, Config
 from search.engines.base import Start
 from search.evaluate.evaluator import Evaluator

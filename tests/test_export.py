@@ -95,7 +95,7 @@ def test_what_it_prints_can_be_applied(runs, tmp_path, capsys):
         (["pick=drift<=1-2"], "'1-2' is no number"),
         (["run=nowhere"], "run='nowhere' is no search in .*; there are: 2026-01-02_030405_cache_tiny"),
         (["pick=all", "out=x.json"], "out='x.json' is a file name; pick=all writes a folder"),
-        (["pik=all"], "'pik=all' is no option; there are run=, pick=, out=, runs="),
+        (["pik=all"], "'pik=all' is no option. Did you mean pick. There are run=, pick=, out=, runs="),
     ],
 )
 def test_mistakes_say_what_to_type(runs, capsys, arguments, text):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 
-from search.__main__ import composed, normalise, options
+from search.compose import composed, normalise, options
 from search.engines.base import Start
 from search.evaluate.evaluator import Evaluator, to_schedule
 from search.evaluate.memo import Memo

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from rich.console import Console
 
 from benchmarks.presets import MORE, SPACES
-from search.__main__ import composed, normalise
+from search.compose import composed, normalise
 from search.config import Config, read_prompts
 from search.run import Search
 from search.schedule import Schedule

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from search import Schedule
-from search.__main__ import composed, normalise
 from search.calibration import count_costs
+from search.compose import composed, normalise
 from search.config import Config
 from search.schedule.identity import model_part
 from search.schedule.nodes import Tree

@@ -359,7 +359,7 @@ def test_a_beam_goes_through_models_by_step_and_refuses_switch_points(evaluator)
 
 
 def test_the_command_line_takes_a_small_model():
-    from search.__main__ import composed, normalise
+    from search.compose import composed, normalise
 
     found = Config.check(composed(normalise(["+space=[stitch,cache]", "model=pixart", "model.small=pixart_small"])))
     assert found.model["small"] == "pixart_small" and list(found.space) == ["stitch", "cache"]

@@ -1,0 +1,68 @@
+"""What the small commands share: options as `key=value`, and one line for a mistake instead of a traceback."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from search.compose import GROUPS, mistake
+from search.config import Config, closest
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was typed: a command's own options by name, and overrides of the search's configuration."""
+
+    given: dict[str, str]
+    overrides: list[str] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> str:
+        return self.given[name]
+
+
+def parse(
+    arguments: Sequence[str], defaults: Mapping[str, str], first: str | None = None, configurable: bool = False
+) -> Options:
+    """Options from `key=value` arguments; ValueError says which there are.
+
+    An argument without `=` is the option `first`. Where a command is `configurable`, keys of the search's configuration
+    (`model=`, `prompts.held_out=`, `compute.device=`) are overrides of it.
+    """
+    given, overrides = dict(defaults), []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key in defaults and equals:
+            given[key] = value
+        elif configurable and equals and key.lstrip("+").partition(".")[0] in {*GROUPS, *Config.model_fields}:
+            overrides.append(argument)
+        elif first is not None and not argument.startswith("-") and ("/" in key or not equals):
+            given[first] = argument
+        else:
+            known = [f"{name}=" for name in defaults] + (["model=", "prompts.", "compute."] if configurable else [])
+            raise ValueError(f"{argument!r} is no option.{closest(key, defaults)} There are {', '.join(known)}")
+    return Options(given, overrides)
+
+
+def run(
+    arguments: Sequence[str],
+    text: str | None,
+    work: Callable[[Options], int | None],
+    defaults: Mapping[str, str],
+    first: str | None = None,
+    configurable: bool = False,
+) -> int:
+    """Parse, work, and return the exit code: the work's own (none is 0), or 2 with one line where the user erred."""
+    if any(argument in ("--help", "-h") for argument in arguments):
+        print(text)
+        return 0
+    try:
+        return work(parse(arguments, defaults, first, configurable)) or 0
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 130
+    except Exception as error:
+        told = str(error) if isinstance(error, OSError) else mistake(error)
+        if told is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        return 2
