@@ -25,7 +25,7 @@ def test_keys_of_the_search_are_overrides():
 @pytest.mark.parametrize(
     ("arguments", "settings", "text"),
     [
-        (["rnu=x"], {}, "'rnu=x' is no option. Did you mean run. There are run=, out="),
+        (["ouut=x"], {}, "'ouut=x' is no option. Did you mean out. There are run=, out="),
         (["model=dit"], {}, "'model=dit' is no option. There are run=, out="),
         (["modle=dit"], {"configurable": True}, "There are run=, out=, model=, prompts., compute."),
         (["--fast"], {"first": "run"}, "'--fast' is no option"),
