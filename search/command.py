@@ -66,3 +66,11 @@ def run(
             raise
         print(f"error: {told}", file=sys.stderr)
         return 2
+
+
+def whole(options: Options, name: str, low: int, high: int) -> int:
+    """An option as a whole number; ValueError says which are admissible."""
+    text = options[name]
+    if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+        raise ValueError(f"{name}={text}: give a whole number from {low} to {high}")
+    return int(text)

@@ -146,7 +146,7 @@ def grid_png(result: Result, entry: Entry) -> bytes:
         (_short(entry), entry.images, False),
         ("difference ×4", difference, False),
     ]
-    return _rows(rows, result.shown, scores_line(entry))
+    return rows_png(rows, result.shown, scores_line(entry))
 
 
 def overview_png(result: Result, most: int = 5) -> bytes:
@@ -159,7 +159,7 @@ def overview_png(result: Result, most: int = 5) -> bytes:
         picked = picked - {min(inner, key=lambda i: abs(i - wanted))} | {wanted}
     rows = [("teacher", result.of("teacher")[0].images or [], False)]
     rows += [(_short(front[i]), front[i].images or [], i == wanted) for i in sorted(picked)]
-    return _rows(rows, result.shown, f"{result.model}, {result.space}: same held-out prompts, same noise")
+    return rows_png(rows, result.shown, f"{result.model}, {result.space}: same held-out prompts, same noise")
 
 
 # Charts: what is drawn where.
@@ -313,11 +313,12 @@ def scores_line(entry: Entry) -> str:
     return entry.name + psnr + macs
 
 
-def _rows(rows: Sequence[tuple[str, Sequence[np.ndarray], bool]], prompts: Sequence[str], title: str) -> bytes:
+def rows_png(rows: Sequence[tuple[str, Sequence[np.ndarray], bool]], prompts: Sequence[str], title: str) -> bytes:
     """Pictures in rows, small ones enlarged by a whole factor so that no pixel is invented."""
     columns = min(8, len(prompts))
     size = max(image.shape[0] for image in rows[0][1])
-    side = size * max(1, round(132 / size)) if size < 200 else 192
+    shown = 264 if columns < 3 else 132  # pixels, so that a title has room above a single picture
+    side = size * max(1, round(shown / size)) if size < 200 else max(192, shown)
     left, gap, top, bottom = 138, 8, 92, 10
     width, height = left + columns * (side + gap), top + len(rows) * (side + gap) + bottom
     figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")

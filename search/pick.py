@@ -70,19 +70,19 @@ def conditions(text: str, rows: list[Row], units: dict[str, str]) -> list[Condit
         match = CONDITION.fullmatch(part)
         if match is None:
             raise ValueError(
-                f"pick={text!r} is not understood; use recommended, knee, all, or conditions such as "
+                f"{text!r} is not understood; use recommended, knee, all, or conditions such as "
                 '"speedup>=2", "drift<=0.05 and psnr>=30" or "latency<=400ms"'
             )
         name, sign, number, unit = match.groups()
         if name not in rows[0]["held_out"]:
-            raise ValueError(f"pick={text!r}: there is no score {name!r}; there are {', '.join(rows[0]['held_out'])}")
+            raise ValueError(f"{text!r}: there is no score {name!r}; there are {', '.join(rows[0]['held_out'])}")
         known = UNITS.get(units.get(name, ""), {})
         if unit and unit not in known:
-            raise ValueError(f"pick={text!r}: {name} is not in {unit!r}; {_admissible(units.get(name, ''))}")
+            raise ValueError(f"{text!r}: {name} is not in {unit!r}; {_admissible(units.get(name, ''))}")
         try:
             found.append(Condition(name, sign, float(number) * known.get(unit, 1.0)))
         except ValueError:
-            raise ValueError(f"pick={text!r}: {number!r} is no number") from None
+            raise ValueError(f"{text!r}: {number!r} is no number") from None
     return found
 
 
@@ -128,5 +128,5 @@ def _unreachable(rows: list[Row], limit: Condition, others: bool) -> str:
     rounded = (math.ceil if least else math.floor)(reach / unit) * unit
     return (
         f"no schedule of this front has {name}{sign}{limit.limit:g}{' and the other conditions' if others else ''}; "
-        f'the best is {rounded:.4g}: type pick="{name}{sign[0]}={rounded:.4g}", or search with a larger budget'
+        f'the best is {rounded:.4g}: ask for "{name}{sign[0]}={rounded:.4g}", or search with a larger budget'
     )

@@ -75,10 +75,10 @@ def test_what_it_prints_can_be_applied(runs, tmp_path, capsys):
     [
         (
             ["pick=speedup>=9"],
-            r'no schedule of this front has speedup>=9; the best is 3: type pick="speedup>=3", or search with',
+            r'no schedule of this front has speedup>=9; the best is 3: ask for "speedup>=3", or search with',
         ),
-        (["pick=drift<0.001"], r'has drift<0.001; the best is 0.01: type pick="drift<=0.01"'),
-        (["pick=speedup>=2, psnr>=50"], r'psnr>=50 and the other conditions; the best is 44: type pick="psnr>=44"'),
+        (["pick=drift<0.001"], r'has drift<0.001; the best is 0.01: ask for "drift<=0.01"'),
+        (["pick=speedup>=2, psnr>=50"], r'psnr>=50 and the other conditions; the best is 44: ask for "psnr>=44"'),
         (["out=/proc/none/x.json"], "No such file"),
         (["run=nowhere"], "run='nowhere' is no search in .*; there are: 2026-01-02_030405_cache_tiny"),
         (["pick=all", "out=x.json"], "out='x.json' is a file name; pick=all writes a folder"),

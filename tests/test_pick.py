@@ -57,19 +57,19 @@ def test_what_it_proposes_is_within_reach(value):
     for name, sign in (("speedup", ">="), ("drift", "<=")):
         with pytest.raises(ValueError, match="no schedule of this front") as error:
             within(rows, [Condition(name, sign, 1e9 if sign == ">=" else -1.0)])
-        proposed = re.search(r'pick="(.*?)"', str(error.value))[1]
+        proposed = re.search(r'ask for "(.*?)"', str(error.value))[1]
         assert within(rows, conditions(proposed, rows, UNITS)) == rows
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("fast", "pick='fast' is not understood; use recommended, knee, all"),
+        ("fast", "'fast' is not understood; use recommended, knee, all"),
         ("beauty>=1", "there is no score 'beauty'; there are latency, memory"),
         ("drift<=1-2", "'1-2' is no number"),
         ("latency<=4GB", "latency is not in 'GB'; give a number, or one with ms, s, us"),
         ("ssim>=90%", "ssim is not in '%'; it has no unit: give a number"),
-        ("latency<=1ms", 'latency<=1; the best is 200: type pick="latency<=200"'),
+        ("latency<=1ms", 'latency<=1; the best is 200: ask for "latency<=200"'),
     ],
 )
 def test_mistakes_say_what_to_type(text, told):

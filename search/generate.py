@@ -1,0 +1,165 @@
+"""python -m search.generate: pictures before and after a schedule, same prompt and noise, with measured times.
+
+    python -m search.generate schedule.json prompt="red apple, 3d style"
+
+schedule=    the schedule file
+prompt=      what to draw; several in a text file with prompts=mine.txt, one a line
+seed=0       of the noise; each further prompt has the next one
+repeats=3    timed rounds, the untouched pipeline and the schedule in turn
+out=before_after.png
+model=       the pipeline, by default the one that the schedule was searched on; also model.path=, compute.device=
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search import command
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from search.models.base import Model
+    from search.schedule import Schedule
+
+DEFAULTS = {
+    "schedule": "", "prompt": "", "prompts": "", "seed": "0", "repeats": "3", "out": "before_after.png",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Pictures uint8 [H, W, 3] of the same prompts and noise, and milliseconds of each timed round of all of them."""
+
+    prompts: Sequence[str]
+    before: "Sequence[np.ndarray]"
+    after: "Sequence[np.ndarray]"
+    milliseconds_before: Sequence[float]
+    milliseconds_after: Sequence[float]
+    name: str = "schedule"
+
+    @cached_property
+    def speedup(self) -> float:
+        """Median over rounds of how many times as fast the pipeline is with the schedule."""
+        pairs = zip(self.milliseconds_before, self.milliseconds_after, strict=True)
+        return statistics.median(before / after for before, after in pairs)
+
+    @cached_property
+    def psnr(self) -> list[float]:
+        """DB of every picture against the one before."""
+        import numpy as np
+
+        errors = [
+            np.square(a.astype(float) - b.astype(float)).mean() / 255**2
+            for a, b in zip(self.before, self.after, strict=True)
+        ]
+        return [100.0 if not error else min(100.0, -10 * float(np.log10(error))) for error in errors]
+
+    def png(self) -> bytes:
+        """Before, after, and four times their difference."""
+        import numpy as np
+
+        from search.figures import rows_png
+
+        difference = [
+            np.clip(4 * np.abs(a.astype(int) - b.astype(int)), 0, 255).astype(np.uint8)
+            for a, b in zip(self.before, self.after, strict=True)
+        ]
+        before, after = map(statistics.median, (self.milliseconds_before, self.milliseconds_after))
+        count = len(self.prompts)
+        rows = [
+            (f"before\n{before / count:.0f} ms a picture", self.before, False),
+            (f"after\n{after / count:.0f} ms a picture\nPSNR {statistics.mean(self.psnr):.1f} dB", self.after, False),
+            ("difference ×4", difference, False),
+        ]
+        return rows_png(rows, self.prompts, f"{self.name}\n{self.speedup:.2f}× as fast, same noise")
+
+    _repr_png_ = png  # a notebook shows it
+
+
+def generate(
+    schedule: "Schedule",
+    model: "Model",
+    prompts: Sequence[str],
+    seed: int = 0,
+    repeats: int = 3,
+    name: str = "schedule",
+) -> Generated:
+    """Draw the prompts with the untouched pipeline and under the schedule; whole pipeline calls are timed."""
+    from rich.progress import track
+
+    seeds = [seed + i for i in range(len(prompts))]
+    times: tuple[list[float], list[float]] = ([], [])
+    pictures: list[Any] = [None, None]
+
+    def once(which: int) -> None:
+        pictures[which], milliseconds = _timed(model, lambda: model.stock(prompts, seeds, output_type="np"))
+        times[which].append(milliseconds)
+
+    for _ in track(range(repeats + 1), description="before and after", transient=True):
+        once(0)
+        with model.apply(schedule):
+            once(1)
+    before, after = map(_pictures, pictures)
+    return Generated(list(prompts), before, after, times[0][1:], times[1][1:], name)  # the first round warms up
+
+
+def _timed(model: "Model", work: Callable[[], Any]) -> tuple[Any, float]:
+    import torch
+
+    start = time.perf_counter()
+    found = work()
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return found, 1000 * (time.perf_counter() - start)
+
+
+def _pictures(images: Any) -> "list[np.ndarray]":
+    """uint8 [H, W, 3] of pictures [B, H, W, 3] in [0, 1]; of a film [B, F, H, W, 3] its middle frame."""
+    import numpy as np
+
+    array = np.asarray(images)
+    if array.ndim == 5:
+        array = array[:, array.shape[1] // 2]
+    if array.ndim != 4 or array.shape[-1] != 3:
+        raise ValueError(f"this model gives arrays of shape {list(array.shape)}, which are no pictures to look at")
+    return list((array * 255).round().clip(0, 255).astype(np.uint8))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Draw, time, write the picture and say where it is."""
+    return command.run(arguments, __doc__, _work, DEFAULTS, first="schedule", configurable=True)
+
+
+def _work(options: command.Options) -> None:
+    if not options["schedule"] or not (options["prompt"] or options["prompts"]):
+        raise ValueError('type python -m search.generate schedule.json prompt="what to draw"')
+    seed, repeats = command.whole(options, "seed", 0, 2**32 - 1), command.whole(options, "repeats", 1, 1000)
+    from search.config import read_prompts
+
+    prompts = read_prompts(options["prompts"]) if options["prompts"] else [options["prompt"]]
+    from search.loaded import config_for, model_of
+    from search.schedule import Schedule
+
+    schedule = Schedule.load(options["schedule"])
+    model = model_of(config_for(schedule, options.overrides))
+    found = generate(schedule, model, prompts, seed, repeats, Path(options["schedule"]).stem)
+    out = Path(options["out"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(found.png())
+    before, after = (
+        f"{statistics.median(t) / len(prompts):.1f} ms [{min(t) / len(prompts):.1f}, {max(t) / len(prompts):.1f}]"
+        for t in (found.milliseconds_before, found.milliseconds_after)
+    )
+    print(f"before     {before} a picture")
+    print(f"after      {after} a picture: {found.speedup:.2f}× as fast, PSNR {statistics.mean(found.psnr):.1f} dB")
+    print(f"pictures   {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
