@@ -12,16 +12,29 @@ from search.models.base import Model
 from search.schedule import Schedule
 
 
+# What a schedule's record of the pipeline call says of the model, by argument.
+CALL = {"num_inference_steps": "steps"} | {
+    name: name for name in ("guidance_scale", "height", "width", "max_sequence_length", "num_frames")
+}
+
+
 def config_for(schedule: Schedule, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a schedule's model; `overrides` as on the command line: `model=`, `prompts.held_out=`.
 
-    Without `model=` it is the one that the schedule was searched on; ValueError where the file does not say.
+    Without `model=` it is the one that the schedule was searched on; ValueError where the file does not say. Steps,
+    guidance scale and size are those of that search unless they are given, or it was another model.
     """
-    overrides = list(overrides)
-    if not any(override.lstrip("+").startswith("model=") for override in overrides):
-        if (name := schedule.made.get("model")) is None:
-            raise ValueError("the schedule does not say which model it is for; type model=<name>, as for a search")
+    known, overrides = schedule.made.get("model"), list(overrides)
+    said = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    if (name := said.get("model", known)) is None:
+        raise ValueError("the schedule does not say which model it is for; type model=<name>, as for a search")
+    if "model" not in said:
         overrides.append(f"model={name}")
+    call = schedule.made.get("call") if name == known else None
+    for argument, value in (call if isinstance(call, dict) else {}).items():
+        key = f"model.{CALL.get(argument)}"
+        if argument in CALL and key not in said and type(value) in (int, float):
+            overrides.append(f"++{key}={value}")
     return Config.check(composed(normalise(overrides)))
 
 
@@ -45,3 +58,19 @@ def prompts_of(prompts: Prompts) -> tuple[list[str], list[str]]:
 def device(name: str) -> str:
     """`auto` is the GPU where there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+HELD_OUT_SEED = 10_000  # held-out noise is never the calibration noise
+
+
+def evaluator_of(config: Config, model: Model, samples: int | None = None) -> Any:
+    """An evaluator of drift and MACs on the first held-out prompts; nothing is remembered beyond it."""
+    from search.evaluate.evaluator import Evaluator
+    from search.evaluate.memo import Memo
+    from search.objectives.drift import Drift
+    from search.objectives.macs import Macs
+
+    held_out = prompts_of(config.prompts)[1][:samples]
+    seeds = [HELD_OUT_SEED + config.prompts.seed + i for i in range(len(held_out))]
+    objectives = {"drift": Drift(), "macs": Macs()}
+    return Evaluator(model, held_out, seeds, objectives, model.costs(), Memo(":memory:"), config.prompts.batch)
