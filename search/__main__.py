@@ -3,8 +3,9 @@
 import os
 import sys
 
-from search.compose import GROUPS, composed, mistake, normalise, options
+from search.compose import GROUPS, composed, mistake, normalise, options, quiet
 
+COMPLETION = {"--shell-completion", "-sc"}
 EXAMPLES = (
     "python -m search +space=cache model=pixart",
     "python -m search model=pixart_alpha_256 objective=[drift,latency] budget.minutes=60",
@@ -17,6 +18,10 @@ def main(arguments: list[str]) -> int:
     if any(a in ("--help", "-h") for a in arguments):
         print(help_text())
         return 0
+    if COMPLETION & set(arguments):
+        complete()
+        return 0
+    quiet()
     try:
         flags, overrides = split(arguments)
         raw = composed(overrides, flags.get("--config-dir"))
@@ -70,11 +75,25 @@ def help_text() -> str:
     lines += [f"  {example}" for example in EXAMPLES]
     lines += [
         "",
+        "  -sc install=bash    completion of groups, options and values, by Hydra (also zsh, fish), as is:",
+        '                      eval "$(schedule-search -sc install=bash)"',
         "  --cfg job           print the whole configuration and stop; every value can be overridden",
         "  --config-dir <dir>  find more options in <dir>/<group>/<option>.yaml",
     ]
     return "\n".join(lines)
 
 
+def complete() -> None:
+    """Let Hydra answer what a shell asks it about the options, which it reads from the command line itself."""
+    import hydra
+
+    hydra.main(config_path="pkg://search.conf", config_name="search", version_base="1.3")(lambda config: None)()
+
+
+def entry() -> int:
+    """The command `schedule-search`, which is `python -m search` where a shell can complete it."""
+    return main(sys.argv[1:])
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(entry())

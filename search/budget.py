@@ -23,7 +23,7 @@ from search.pick import Condition, Row, conditions, score, within
 from search.result import find_run, read_front
 
 if TYPE_CHECKING:
-    from rich.table import Column, Table
+    from rich.table import Table
 
     from search.schedule import Schedule
 
@@ -61,7 +61,8 @@ class Choice:
         from rich.table import Column, Table
 
         shown = [n for n in dict.fromkeys([*(c.name for c in self.limits), *SHOWN]) if n in self.rows[0]["held_out"]]
-        table = Table(Column("schedule", no_wrap=True), *(f"{n} {self.units.get(n, '')}".replace(" ratio", "").strip() for n in shown))
+        heads = [f"{n} {self.units.get(n, '')}".replace(" ratio", "").strip() for n in shown]
+        table = Table(Column("schedule", no_wrap=True), *heads)
         for i, row in enumerate(self.rows):
             table.add_row(row["name"], *(f"{score(row, n):.4g}" for n in shown), style="" if i else "bold")
         return table

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from search.compose import GROUPS, mistake
+from search.compose import GROUPS, mistake, quiet
 from search.config import Config, closest
 
 
@@ -55,6 +55,7 @@ def run(
     if any(argument in ("--help", "-h") for argument in arguments):
         print(text)
         return 0
+    quiet()
     try:
         return work(parse(arguments, defaults, first, configurable)) or 0
     except KeyboardInterrupt:

@@ -1,10 +1,12 @@
 """From a command line to the configuration, and from an exception to what to type instead."""
 
+import logging
 import os
 import re
 from typing import Any
 
 DEFAULT_SPACE = "cache"
+GUARD = ("clip", "ssim")  # objectives that are reported and not searched, unless guard= names others
 GROUPS = {
     "space": "what is searched; +space=[a,b] joins several",
     "model": "which pipeline; model.path=<folder or hub id> for your own checkpoint",
@@ -15,6 +17,16 @@ GROUPS = {
     "compute": "where to run: compute.device=cuda compute.threads=8",
     "experiment": "a published search with its own space, engine and budget; +experiment=ecad model=pixart",
 }
+
+
+# Loggers that speak to developers when their library is imported, of extensions that are not for this machine.
+CHATTY = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
+
+
+def quiet() -> None:
+    """Leave the terminal to what concerns the user; errors are still told."""
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def normalise(overrides: list[str]) -> list[str]:
@@ -33,6 +45,14 @@ def normalise(overrides: list[str]) -> list[str]:
     return found if named & {"space", "experiment"} else [*found, f"+space={DEFAULT_SPACE}"]
 
 
+def guarded(overrides: list[str]) -> list[str]:
+    """`guard=[a,b]`, by default GUARD, as Hydra wants to hear it: options of the group objective, below `guard`."""
+    said = [override.partition("=")[2].strip("[]") for override in overrides if override.startswith("guard=")]
+    names = [name.strip() for name in said[-1].split(",")] if said else list(GUARD)
+    rest = [override for override in overrides if not override.startswith("guard=")]
+    return [*(f"+objective@guard.{name}={name}" for name in names if name not in ("", "null")), *rest]
+
+
 def composed(overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:
     """The configuration as plain nested data, not yet checked. `config_dir` is a folder with more options."""
     from hydra import compose, initialize_config_module
@@ -43,7 +63,7 @@ def composed(overrides: list[str], config_dir: str | None = None) -> dict[str, A
             raise ValueError(f"--config-dir {config_dir!r} is not a folder")
         overrides = [*overrides, f"hydra.searchpath=['file://{os.path.abspath(config_dir)}']"]
     with initialize_config_module("search.conf", version_base="1.3", job_name="search"):
-        return OmegaConf.to_container(compose("search", overrides=overrides), resolve=True)
+        return OmegaConf.to_container(compose("search", overrides=guarded(overrides)), resolve=True)
 
 
 def options(group: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The command line: every way to say it, quick help, hints, and run folders that never collide."""
 
+import os
 import subprocess
 import sys
 import time
@@ -193,3 +194,23 @@ def test_two_processes_never_share_a_run_folder(tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         first, second = pool.map(_folders, [str(tmp_path)] * 2)
     assert len({*first, *second}) == 40 == len(list(tmp_path.iterdir()))
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("schedule-search model=pixart_s", ["model=pixart_sigma_1024", "model=pixart_small"]),
+        ("schedule-search +space=", ["+space=cache", "+space=timesteps"]),
+        ("schedule-search budget.", ["budget.evaluations=", "budget.minutes="]),
+    ],
+)
+def test_a_shell_is_told_what_completes_a_word(root, line, offered):
+    done = subprocess.run(
+        [sys.executable, "-m", "search", "-sc", "query=bash"],
+        env=os.environ | {"COMP_LINE": line, "COMP_POINT": str(len(line))},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(offered) <= set(done.stdout.split())
