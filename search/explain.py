@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from search.evaluate.evaluator import Evaluator
+    from search.models.base import Model
     from search.schedule import Schedule
 
 GROUPS = ("mechanism", "nodes", "step")
@@ -117,6 +118,26 @@ class Explanation:
 
 
 def explain(
+    schedule: "Schedule | str | Path",
+    model: "Model | str | None" = None,
+    samples: int = 8,
+    by: Sequence[str] = GROUPS,
+    name: str = "",
+    done: Callable[[int, int], None] = lambda count, total: None,
+) -> Explanation:
+    """What the decisions of a schedule do on the first held-out prompts.
+
+    `model` is a loaded one, the name of its option, or None for the one that the schedule was searched on. `done` is
+    told how many runs of how many are over.
+    """
+    from search.loaded import evaluator_of, opened
+
+    name = name or ("schedule" if not isinstance(schedule, str | Path) else Path(schedule).stem)
+    schedule, model, config = opened(schedule, model)
+    return effects(schedule, evaluator_of(config, model, samples), by, name, done)
+
+
+def effects(
     schedule: "Schedule",
     evaluator: "Evaluator",
     by: Sequence[str] = GROUPS,
@@ -126,7 +147,7 @@ def explain(
     """Run the schedule without each of its decisions and with each alone, on an evaluator of drift and MACs.
 
     Undoing means computing what was reused, forecast or skipped. Where the schedule has a fitted solver, that of every
-    other one is fitted as well: what is shown is what a decision does at its best. `done` is told how many are over.
+    other one is fitted as well: what is shown is what a decision does at its best.
     """
     from search.evaluate.runner import Job
     from search.front import paired_difference_interval
@@ -145,19 +166,19 @@ def explain(
     scored = evaluator.evaluate(jobs, done=lambda count: done(count, len(jobs)))
     drifts = [np.array(s.values["drift"]) for s in scored]
     macs = [s.values["macs"][0] for s in scored]
-    effects, rng = [], np.random.default_rng(0)
+    rows, rng = [], np.random.default_rng(0)
     for decision, (without, alone) in zip(found, numbers, strict=True):
         saved = added = low = high = float("nan")
         if without is not None:
             saved, added = macs[without] - macs[0], float((drifts[0] - drifts[without]).mean())
             low, high = paired_difference_interval(drifts[0], drifts[without], rng)
-        effects.append(
+        rows.append(
             Effect(
                 decision.group, decision.name, saved, added, low, high,
                 float("nan") if alone is None else float(drifts[alone].mean()),
             )
         )  # fmt: skip
-    return Explanation(name, float(drifts[0].mean()), macs[0], len(drifts[0]), effects)
+    return Explanation(name, float(drifts[0].mean()), macs[0], len(drifts[0]), rows)
 
 
 def decisions(schedule: "Schedule", evaluator: "Evaluator") -> Iterator[Decision]:
@@ -282,7 +303,7 @@ def _work(options: command.Options) -> None:
         evaluator = evaluator_of(config, model_of(config), samples)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("runs", total=None)
-        found = explain(
+        found = effects(
             schedule, evaluator, by, Path(options["schedule"]).stem,
             lambda count, total: progress.update(task, completed=count, total=total),
         )  # fmt: skip

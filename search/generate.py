@@ -83,16 +83,24 @@ class Generated:
 
 
 def generate(
-    schedule: "Schedule",
-    model: "Model",
-    prompts: Sequence[str],
+    schedule: "Schedule | str | Path",
+    prompts: str | Sequence[str],
+    model: "Model | str | None" = None,
     seed: int = 0,
     repeats: int = 3,
-    name: str = "schedule",
+    name: str = "",
 ) -> Generated:
-    """Draw the prompts with the untouched pipeline and under the schedule; whole pipeline calls are timed."""
+    """Draw the prompts with the untouched pipeline and under the schedule; whole pipeline calls are timed.
+
+    `model` is a loaded one, the name of its option, or None for the one that the schedule was searched on.
+    """
     from rich.progress import track
 
+    from search.loaded import opened
+
+    name = name or ("schedule" if not isinstance(schedule, str | Path) else Path(schedule).stem)
+    schedule, model, _ = opened(schedule, model)
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     seeds = [seed + i for i in range(len(prompts))]
     times: tuple[list[float], list[float]] = ([], [])
     pictures: list[Any] = [None, None]
@@ -106,7 +114,7 @@ def generate(
         with model.apply(schedule):
             once(1)
     before, after = map(_pictures, pictures)
-    return Generated(list(prompts), before, after, times[0][1:], times[1][1:], name)  # the first round warms up
+    return Generated(prompts, before, after, times[0][1:], times[1][1:], name)  # the first round warms up
 
 
 def _timed(model: "Model", work: Callable[[], Any]) -> tuple[Any, float]:
@@ -148,7 +156,7 @@ def _work(options: command.Options) -> None:
 
     schedule = Schedule.load(options["schedule"])
     model = model_of(config_for(schedule, options.overrides))
-    found = generate(schedule, model, prompts, seed, repeats, Path(options["schedule"]).stem)
+    found = generate(schedule, prompts, model, seed, repeats, Path(options["schedule"]).stem)
     out = Path(options["out"])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(found.png())

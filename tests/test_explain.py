@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from search.evaluate.evaluator import to_schedule
-from search.explain import Effect, Explanation, explain, main
+from search.explain import Effect, Explanation, effects, main
 from search.loaded import config_for, evaluator_of
 from tests.models import tiny_folder, tiny_model
 
@@ -35,16 +35,16 @@ def drift(evaluator, schedule):
 
 def test_effects_are_those_of_schedules_written_by_hand(model, evaluator):
     schedule = planned(model, PLAN)
-    found = explain(schedule, evaluator)
+    found = effects(schedule, evaluator)
     assert found.drift == pytest.approx(drift(evaluator, schedule).mean())
-    effects = {(e.group, e.name): e for e in found.effects}
-    assert list(effects) == [
+    by_name = {(e.group, e.name): e for e in found.effects}
+    assert list(by_name) == [
         ("mechanism", "reuse"), ("nodes", "attn1"), ("nodes", "transformer_blocks, whole blocks"),
         ("step", "step 1"), ("step", "step 2"), ("step", "step 3"), ("step", "step 4"),
     ]  # fmt: skip
     only = {"transformer_blocks.0:attn1": PLAN["transformer_blocks.0:attn1"]}
     other = {"transformer_blocks.2": PLAN["transformer_blocks.2"]}
-    attn = effects["nodes", "attn1"]
+    attn = by_name["nodes", "attn1"]
     whole, alone, without = (drift(evaluator, planned(model, p)) for p in (PLAN, only, other))
     assert attn.alone == pytest.approx(alone.mean())
     assert attn.added == pytest.approx((whole - without).mean())
@@ -53,16 +53,16 @@ def test_effects_are_those_of_schedules_written_by_hand(model, evaluator):
         "transformer_blocks.0:attn1": "CRCCCC",
         "transformer_blocks.2": PLAN["transformer_blocks.2"],
     }
-    assert effects["step", "step 4"].added == pytest.approx((whole - drift(evaluator, planned(model, four))).mean())
+    assert by_name["step", "step 4"].added == pytest.approx((whole - drift(evaluator, planned(model, four))).mean())
     saved = [1 - evaluator.values(planned(model, p))["macs"][0] for p in (PLAN, other)]
     assert attn.saved == pytest.approx(saved[0] - saved[1])
-    assert effects["mechanism", "reuse"].added == pytest.approx(found.drift)  # nothing else is decided
+    assert by_name["mechanism", "reuse"].added == pytest.approx(found.drift)  # nothing else is decided
 
 
 def test_solvers_are_fitted_for_every_variation(model, evaluator):
     schedule = evaluator.fit(planned(model, PLAN))
     assert schedule.sampler["coefficients"]
-    found = {e.name: e for e in explain(schedule, evaluator).effects}
+    found = {e.name: e for e in effects(schedule, evaluator).effects}
     plain = planned(model, PLAN)
     assert found["fitted solver"].added == pytest.approx((drift(evaluator, schedule) - drift(evaluator, plain)).mean())
     without = {k: v for k, v in PLAN.items() if "attn1" not in k}
@@ -78,7 +78,7 @@ def test_parts_beside_the_plan(model, evaluator):
     parts = {"bits": {"formats": formats, "layers": layers}}
     parts["guidance"] = {"call": 4.0, "scale": [4.0, 4.0, 4.0, 4.0, 1.0, 1.0]}
     schedule = to_schedule(model, parts)
-    found = {e.name: e for e in explain(schedule, evaluator, by=["mechanism"]).effects}
+    found = {e.name: e for e in effects(schedule, evaluator, by=["mechanism"]).effects}
     assert set(found) == {"guidance", "bits a", "bits b"}
     only = to_schedule(model, {"guidance": parts["guidance"]})
     assert found["guidance"].alone == pytest.approx(drift(evaluator, only).mean())

@@ -24,7 +24,7 @@ def schedule(model):
 
 def test_the_pictures_are_those_of_the_stock_pipeline(model, schedule):
     prompts = ["red apple", "blue fish"]
-    found = generate(schedule, model, prompts, seed=3, repeats=1)
+    found = generate(schedule, prompts, model, seed=3, repeats=1)
     bare = model.stock(prompts, [3, 4], output_type="np")
     with model.apply(schedule):
         applied = model.stock(prompts, [3, 4], output_type="np")
@@ -34,7 +34,7 @@ def test_the_pictures_are_those_of_the_stock_pipeline(model, schedule):
 
 
 def test_off_changes_no_picture(model):
-    found = generate(to_schedule(model, {}), model, ["red apple"], repeats=2)
+    found = generate(to_schedule(model, {}), "red apple", model, repeats=2)
     assert np.array_equal(found.before, found.after) and found.psnr == [100.0]
     assert len(found.milliseconds_after) == 2
 
