@@ -5,18 +5,28 @@ pick=recommended  recommended, knee, all, a name such as "FORA N=3", or conditio
                   "speedup>=2" (the least drift of those), "drift<=0.05 and psnr>=30" (the fastest of those)
 out=schedule.json where to write; a folder for pick=all
 runs=runs         where the searches are
+alias=production  what this alias names in MLflow's registry, instead of pick=; see python -m search.promote
+model=            the registered model of the alias, such as pixart-cache: then no run is needed
+uri=              the MLflow server, http://...; by default the one of the search, or the database in runs
+schedule=         a schedule file instead of a search, to write it in a dialect
+dialect=          write for another tool: diffusers, cache-dit, scm, comfyui, sdnext, sdcpp, torchao, smoothcache, ecad
+lossy=false       true: leave out what the dialect cannot say, instead of refusing
 """
 
 import json
 import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from search import command
 from search.pick import choose
-from search.result import TENSORS, applied_to, find_run, read_front
+from search.result import TENSORS, find_run, how_to_apply, read_front
 
-DEFAULTS = {"run": "latest", "pick": "recommended", "out": "schedule.json", "runs": "runs"}
+DEFAULTS = {
+    "run": "latest", "pick": "recommended", "out": "schedule.json", "runs": "runs", "alias": "", "model": "", "uri": "",
+}  # fmt: skip
+DIALECT = {"schedule": "", "dialect": "", "lossy": "false"}  # options of search/dialects.py
 
 
 def export(
@@ -24,8 +34,18 @@ def export(
     pick: str = "recommended",
     out: str | Path = "schedule.json",
     runs: str | Path = "runs",
+    alias: str = "",
+    model: str = "",
+    uri: str = "",
 ) -> list[Path]:
-    """Copy the picked schedules of a search to `out` and return their paths; ValueError says what to type."""
+    """Copy the picked schedules of a search to `out` and return their paths; ValueError says what to type.
+
+    With an `alias` it is what the alias names in the registry, of the search's registered model or of `model`.
+    """
+    if alias or model:
+        return [_followed(run, pick, Path(out), Path(runs), alias or "production", model, uri)]
+    if uri:
+        raise ValueError(f"uri={uri} is where an alias is looked up; type alias=production, too")
     folder = find_run(run, Path(runs))
     chosen = choose(read_front(folder), pick)
     target = Path(out)
@@ -36,6 +56,15 @@ def export(
         return [_copy(folder / e["file"], target / Path(e["file"]).name) for e in chosen]
     target.parent.mkdir(parents=True, exist_ok=True)
     return [_copy(folder / chosen[0]["file"], target)]
+
+
+def _followed(run: str, pick: str, out: Path, runs: Path, alias: str, model: str, uri: str) -> Path:
+    from search import registry, store
+
+    if pick != DEFAULTS["pick"]:
+        raise ValueError(f"pick={pick!r}: alias={alias} says which schedule; leave out pick=, or alias= and model=")
+    name, address = (model, store.address(runs, uri)) if model else registry.of_search(find_run(run, runs), runs, uri)
+    return registry.fetch(address, name, alias, out)
 
 
 def _copy(file: Path, target: Path) -> Path:
@@ -51,32 +80,36 @@ def _copy(file: Path, target: Path) -> Path:
 
 def main(arguments: list[str]) -> int:
     """Parse `key=value`, export, print how to apply."""
-    return command.run(arguments, __doc__, _work, DEFAULTS)
+    return command.run(arguments, __doc__, _work, DEFAULTS | DIALECT)
 
 
 def _work(options: command.Options) -> None:
-    given = dict(options.given)
+    given = {name: options[name] for name in DEFAULTS}
+    if options["schedule"] or options["dialect"]:
+        return _translate(options)
     if given["pick"] == "all" and given["out"] == DEFAULTS["out"]:
         given["out"] = "schedules"
     written = export(**given)
     for path in written:
         print(path)
     others = json.loads(written[0].read_text(encoding="utf-8")).get("models", {}).get("names", {})
-    loaded = [
-        f"    pipe_{k} = DiffusionPipeline.from_pretrained(...)  # {part.get('name', part['class'])}"
-        for k, part in others.items()
-    ]
-    lines = [
-        "\nApply it:",
-        "    from diffusers import DiffusionPipeline",
-        "    from search import Schedule",
-        "    pipe = DiffusionPipeline.from_pretrained(...)",
-        *loaded,
-        f'    schedule = Schedule.load("{written[0]}")',
-        f"    handle = schedule.apply({applied_to(others)})",
-        '    image = pipe("a prompt", **schedule.made["call"]).images[0]',
-    ]
-    print("\n".join(lines))
+    print("\n".join(["\nApply it:", *(f"    {line}" for line in how_to_apply(str(written[0]), others))]))
+
+
+def _translate(options: command.Options) -> None:
+    """Write schedules in a dialect of another tool."""
+    from search import dialects
+
+    if not options["dialect"]:
+        raise ValueError("schedule= is written in a dialect; type dialect=diffusers, or another of those in --help")
+    out, many = "" if options["out"] == DEFAULTS["out"] else options["out"], options["pick"] == "all"
+    with TemporaryDirectory() as folder:
+        if options["schedule"]:
+            files, many = [Path(options["schedule"])], False
+        else:
+            given = {name: options[name] for name in DEFAULTS}
+            files = export(**given | {"out": f"{folder}/{'all' if many else 'schedule.json'}"})
+        dialects.work(files, options["dialect"], out, options["lossy"], many)
 
 
 if __name__ == "__main__":

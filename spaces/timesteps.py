@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from search.noise import Noise
+from search.schedule.exchange import ays
 from search.spaces.base import Gene, Space
 from search.target import Target
 
@@ -105,7 +107,7 @@ class TimestepsSpace(Space):
         """Named spacings at several numbers of steps, to the nearest candidate."""
         found = {}
         for count in dict.fromkeys(max(FEWEST, round(share * target.reference)) for share in SHARES):
-            for name, timesteps in spacings(target.noise, count):
+            for name, timesteps in chain(spacings(target.noise, count), align_your_steps(target, count)):
                 x = self.row(timesteps, target)
                 if self.decode(x, target):
                     found[f"{name}, {count} steps"] = x
@@ -141,6 +143,18 @@ def spacings(noise: Noise, count: int) -> Iterator[tuple[str, np.ndarray]]:
 
     first, last = noise.sigma(total - 1), noise.sigma(least)
     yield "beta", noise.timestep(last + beta.ppf(1 - ramp, 0.6, 0.6) * (first - last))
+
+
+def align_your_steps(target: Target, count: int) -> Iterator[tuple[str, np.ndarray]]:
+    """The published tables of AYS (arXiv:2404.14507) at `count` steps, for UNets of the noise that they are made for.
+
+    Ten steps are as published, others are interpolated in log sigma.
+    """
+    noise = target.noise
+    made_for = target.tree.model_class == "UNet2DConditionModel" and noise.kind != "flow"
+    if made_for and abs(noise.sigmas[-1] / ays.FIRST - 1) < 0.01:
+        for name, table in ays.TIMESTEPS.items():
+            yield name, np.array(ays.timesteps(table, count, noise.sigmas.tolist()))
 
 
 def _timesteps(noise: Noise, ratios: np.ndarray) -> np.ndarray:

@@ -1,12 +1,15 @@
 """Other tools' files against plans written out by hand, against those tools' own code, and against hooks by hand."""
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from search import Schedule, ScheduleError
@@ -23,6 +26,7 @@ from search.schedule.exchange import (
     parts_of,
     read,
 )
+from search.schedule.exchange.files import KEYS
 from search.schedule.nodes import ROOT, Tree
 from search.schedule.plan import Plan
 from tests import tiny
@@ -261,7 +265,6 @@ def test_smoothcache_files_that_do_not_fit_are_refused():
         {"scm_mask": "1,1,0,0,1,0"},
         {"compute_bins": [2, 1], "cache_bins": [2, 1]},
         {"compute_bins": [2, 1, 5], "cache_bins": [2, 3], "total_steps": 6},
-        {"cache_config": {"steps_computation_mask": [1, 1, 0, 0, 1, 0], "residual_diff_threshold": 0.1}},
     ],
 )
 def test_step_masks_cell_by_cell(data):
@@ -276,13 +279,41 @@ def test_bins_of_28_steps_are_the_published_mask():
     assert table(from_scm(slow, PIXART), PIXART) == {ROOT: mask.replace("1", "C").replace("0", "R")}
 
 
-def test_first_and_last_blocks_compute_always():
-    tree = Tree("PixArtTransformer2DModel", {"transformer_blocks": 5})
-    found = table(from_scm({"scm_mask": [1, 0, 1, 0], "Fn_compute_blocks": 1, "Bn_compute_blocks": 2}, tree), tree)
-    assert found == {"transformer_blocks.1": "CRCR", "transformer_blocks.2": "CRCR"}
-    found = table(from_scm({"scm_mask": [1, 0], "Fn_compute_blocks": 1}, FLUX), FLUX)
-    blocks = ("transformer_blocks.1", "single_transformer_blocks.1", "single_transformer_blocks.2")
-    assert found == dict.fromkeys(blocks, "CR")
+def group(data: Any, tree: Tree) -> dict[str, Any]:
+    """The one gate of a configuration."""
+    parts = from_scm(data, tree)
+    (gate,) = parts.pop("gates")
+    assert set(parts) == {"steps"} and gate.pop("value") == "residual"
+    return gate
+
+
+def test_a_configuration_reuses_the_residual_of_a_run_of_blocks():
+    tree = Tree("PixArtTransformer2DModel", {"transformer_blocks": 12})
+    data = {"scm_mask": [1, 0, 1, 0], "Fn_compute_blocks": 1, "Bn_compute_blocks": 2}
+    assert group(data, tree) == {"group": "transformer_blocks.[1-9]", "actions": "CRCR"}
+    # cache-dit's own numbers where a configuration says none: 8 blocks at the start, none at the end
+    config = {"cache_config": {"steps_computation_mask": [1, 1, 0], "residual_diff_threshold": 0.1}}
+    assert group(config, tree) == {"group": "transformer_blocks.[8-11]", "actions": "CCR"}
+    # the two stacks of Flux are one chain
+    expected = {"group": "transformer_blocks.1+single_transformer_blocks.*", "actions": "CR"}
+    assert group({"scm_mask": [1, 0], "Fn_compute_blocks": 1}, FLUX) == expected
+    assert from_scm({"scm_mask": [1, 1], "Fn_compute_blocks": 1}, FLUX) == {"steps": 2}
+
+
+def test_a_configuration_in_yaml(tmp_path):
+    path = tmp_path / "scm.yaml"
+    path.write_text("# a comment\ncache_config:\n  Fn_compute_blocks: 1\n  steps_computation_mask: [1, 1, 0]\n")
+    assert read(path, PIXART)["gates"] == [{"group": "transformer_blocks.1", "actions": "CCR", "value": "residual"}]
+    for text in (
+        "cache_config: &a\n  b: *a\n",  # an alias
+        "cache_config: !!python/object/apply:os.getcwd []\n",
+        "a: b: c\n",
+        "- 1\n",
+        "x" * 2**17,
+    ):
+        path.write_text(text)
+        with pytest.raises(ScheduleError, match="scm.yaml: this is no complete JSON file"):
+            read(path, PIXART)
 
 
 def test_step_masks_that_do_not_fit_are_refused():
@@ -304,6 +335,12 @@ def test_step_masks_that_do_not_fit_are_refused():
         from_scm({"scm_mask": [1, 0], "Fn_compute_blocks": 1}, UNET)
     with pytest.raises(ScheduleError, match="Bn_compute_blocks is -1; it has to be a whole number from 0 on"):
         from_scm({"scm_mask": [1, 0], "Bn_compute_blocks": -1}, PIXART)
+    with pytest.raises(ScheduleError, match="Fn_compute_blocks is 0; cache-dit computes the first block always"):
+        from_scm({"scm_mask": [1, 0], "Fn_compute_blocks": 0}, PIXART)
+    with pytest.raises(ScheduleError, match=r"transformer_blocks.1 is not computed at step 0.* has to be 1"):
+        from_scm({"scm_mask": [0, 1], "Fn_compute_blocks": 1}, PIXART)
+    with pytest.raises(ScheduleError, match="enable_taylorseer is set: cache-dit's own forecast"):
+        from_scm({"cache_config": {"scm_mask": [1, 0], "enable_taylorseer": True}}, PIXART)
     with pytest.raises(
         ScheduleError, match="compute_bins and cache_bins together is 1000001; admissible are 1 to 10000"
     ):
@@ -312,6 +349,13 @@ def test_step_masks_that_do_not_fit_are_refused():
         from_scm({"compute_bins": [1]}, PIXART)
     with pytest.raises(ScheduleError, match="total_steps is 9, but compute_bins and cache_bins have 3 steps together"):
         from_scm({"compute_bins": [1], "cache_bins": [2], "total_steps": 9}, PIXART)
+
+
+def test_yaml_without_its_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    (tmp_path / "scm.yaml").write_text("cache_config:\n  steps_computation_mask: [1, 0]\n")
+    with pytest.raises(ScheduleError, match="to read YAML takes PyYAML; type: pip install pyyaml"):
+        read(tmp_path / "scm.yaml", PIXART)
 
 
 # DeepCache
@@ -416,6 +460,13 @@ def test_the_power_is_lowered_until_there_are_so_many_steps():
     assert len(set(found)) == 8 and found == sorted(found) and found[0] == 0 and found[-1] < 10
 
 
+def test_branches_count_three_layers_in_every_block():
+    """As the package does: with two layers, a block's second and third branch are the same."""
+    tree = Tree.of(unet(layers_per_block=1))
+    assert below(tree, 1) == below(tree, 2) != below(tree, 0)
+    assert below(tree, 3)[0] == "down_blocks.1" and below(tree, 5) == ["mid_block.0"]
+
+
 def test_deepcache_settings_that_do_not_fit_are_refused():
     data = {"cache_interval": 3, "num_inference_steps": 6}
     with pytest.raises(ScheduleError, match="DeepCache is for UNets; this is a PixArtTransformer2DModel"):
@@ -518,3 +569,35 @@ def test_unknown_files_are_refused(tmp_path):
         read(tmp_path / "nowhere", PIXART)
     with pytest.raises(ScheduleError, match="cannot read"):
         read("\0", PIXART)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+ANY = {"class": "EulerDiscreteScheduler", "config": {}}
+
+
+@pytest.mark.parametrize("key", [key for keys in KEYS.values() for key in sorted(keys)] + ["ff", "a"])
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(st.data())
+def test_any_content_is_read_or_refused(key, data):
+    content = {key: data.draw(JSON)} | data.draw(st.dictionaries(st.sampled_from(MORE), JSON, max_size=3))
+    for tree in (PIXART, UNET):
+        try:
+            assert parts_of(content, tree, ANY)["steps"] >= 1
+        except ScheduleError as error:
+            assert str(error)
+
+
+MORE = ("num_inference_steps", "Fn_compute_blocks", "cache_bins", "scheduler", "call", "cache_branch_id", "uniform")
+
+
+@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.given(st.text(st.sampled_from("01., -9-sigmac\n\"'"), max_size=30) | st.text(max_size=20))
+def test_any_text_is_read_or_refused(text):
+    try:
+        assert parts_of(text, PIXART, ANY)["steps"] >= 1
+    except ScheduleError as error:
+        assert str(error)

@@ -1,0 +1,92 @@
+"""SmoothCache's files (arXiv:2411.10510): a list of bits for every component, of all blocks or of one."""
+
+import re
+from typing import Any
+
+from search.schedule.errors import ScheduleError
+from search.schedule.exchange import masks
+from search.schedule.exchange.check import action_of, list_of, object_of
+from search.schedule.exchange.loss import admit, few, unsaid
+from search.schedule.exchange.masks import Parts
+from search.schedule.nodes import Tree
+from search.schedule.schedule import Schedule
+
+ALIASES = {"attn": "attn1", "cross_attn": "attn2", "mlp": "ff", "ffn": "ff"}  # what others call components
+REASON = "a SmoothCache file has bits of components, nothing else"
+
+
+def from_smoothcache(data: Any, tree: Tree) -> Parts:
+    """SmoothCache's lists, `{"attn1": [1, 0, …], "ff-12": [1, 1, …]}`: 1 computes, 0 reuses the last output.
+
+    A component with a number is that of one block, without it of all blocks.
+    """
+    tokens: dict[str, list[str]] = {}
+    for key, given in object_of(data, "file").items():
+        actions = [action_of(bit, f"{key}[{t}]") for t, bit in enumerate(list_of(given, str(key)))]
+        if tokens and len(actions) != (steps := len(next(iter(tokens.values())))):
+            raise ScheduleError(f"{key} has {len(actions)} entries, but {next(iter(data))} has {steps}")
+        tokens |= dict.fromkeys(_nodes(str(key), tree), actions)
+    return masks.parts(tokens, tree, "1")
+
+
+def to_smoothcache(schedule: Schedule, lossy: bool = False) -> dict[str, list[int]]:
+    """The content of a SmoothCache file; ScheduleError says what it would lose."""
+    masks.need_steps(schedule, "SmoothCache")
+    _check(schedule.tree)
+    admit("smoothcache", losses(schedule), lossy)
+    own, found = masks.component_bits(schedule), {}
+    for component, names in _kinds(schedule.tree).items():
+        lists = [own[name] for name in names]
+        if all(one == lists[0] for one in lists):
+            found[component] = lists[0]
+        elif _shared(schedule.tree, component):
+            found[component] = [max(column) for column in zip(*lists, strict=True)]
+        else:
+            found |= {f"{component}-{schedule.tree.nodes[name].block}": own[name] for name in names}
+    return found
+
+
+def losses(schedule: Schedule) -> list[str]:
+    """What a SmoothCache file cannot say of this schedule."""
+    _check(schedule.tree)
+    found = few(masks.component_losses(schedule, REASON))
+    own = masks.component_bits(schedule) if schedule.steps else {}
+    for component, names in _kinds(schedule.tree).items() if own else ():
+        if _shared(schedule.tree, component) and any(own[name] != own[names[0]] for name in names):
+            found.append(f"plan: {component} differs between blocks, and two stacks have it (one list is for both)")
+    return found + unsaid(schedule, ("plan",), REASON)
+
+
+def _kinds(tree: Tree) -> dict[str, list[str]]:
+    """Nodes by component."""
+    found: dict[str, list[str]] = {}
+    for node in tree:
+        if node.kind == "component":
+            found.setdefault(node.component, []).append(node.name)
+    return found
+
+
+def _shared(tree: Tree, component: str) -> bool:
+    return len({node.stack for node in tree if node.component == component}) > 1
+
+
+def _check(tree: Tree) -> None:
+    """SmoothCache tells blocks apart by the number before the component: none may lie deeper."""
+    if any("." in component for component in _kinds(tree)):
+        raise ScheduleError(f"SmoothCache files are for stacks of transformer blocks; this is a {tree.model_class}")
+
+
+def _nodes(key: str, tree: Tree) -> list[str]:
+    component, _, block = key.partition("-") if re.fullmatch(r"[\w.]+-\d{1,5}", key, re.ASCII) else (key, "", "")
+    nodes = [node for node in tree if node.kind == "component"]
+    known = dict.fromkeys(node.component for node in nodes)
+    component = component if component in known else ALIASES.get(component, component)
+    found = [n for n in nodes if n.component == component and block in ("", str(n.block))]
+    if not found:
+        raise ScheduleError(
+            f"{key[:80]!r} names no component of this {tree.model_class}; it has {', '.join(known)[:300]}, in a single "
+            f"block for example {next(iter(known))}-0"
+        )
+    if block and len(stacks := {node.stack for node in found}) > 1:
+        raise ScheduleError(f"{key!r}: {' and '.join(sorted(stacks))} both have a block {block} with {component}")
+    return [node.name for node in found]
