@@ -1,6 +1,7 @@
 """From a configuration to what it names: the loaded pipeline and the prompts."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from search.config import Config, Prompts, read_prompts
 from search.models.base import Model
 from search.schedule import Schedule
 
-
+HELD_OUT_SEED = 10_000  # held-out noise is never the calibration noise
 # What a schedule's record of the pipeline call says of the model, by argument.
 CALL = {"num_inference_steps": "steps"} | {
     name: name for name in ("guidance_scale", "height", "width", "max_sequence_length", "num_frames")
@@ -30,12 +31,28 @@ def config_for(schedule: Schedule, overrides: Sequence[str] = ()) -> Config:
         raise ValueError("the schedule does not say which model it is for; type model=<name>, as for a search")
     if "model" not in said:
         overrides.append(f"model={name}")
-    call = schedule.made.get("call") if name == known else None
+    call = schedule.made.get("call") if known in (None, name) else None
     for argument, value in (call if isinstance(call, dict) else {}).items():
         key = f"model.{CALL.get(argument)}"
         if argument in CALL and key not in said and type(value) in (int, float):
             overrides.append(f"++{key}={value}")
     return Config.check(composed(normalise(overrides)))
+
+
+def load(name: str, *overrides: str) -> Model:
+    """A model by its option, to be handed to several functions: `load("pixart", "model.path=/data/mine")`."""
+    return model_of(Config.check(composed(normalise([f"model={name}", *overrides]))))
+
+
+def opened(schedule: Schedule | str | Path, model: Model | str | None = None) -> tuple[Schedule, Model, Config]:
+    """A schedule or its file, and a loaded model, the name of its option, or None for the one that the file names.
+
+    The configuration is that of the model's name, for its prompts.
+    """
+    schedule = schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
+    name = model if isinstance(model, str) or model is None else model.name
+    config = config_for(schedule, [] if name is None else [f"model={name}"])
+    return schedule, model_of(config) if model is None or isinstance(model, str) else model, config
 
 
 def model_of(config: Config, **arguments: Any) -> Model:
@@ -58,19 +75,3 @@ def prompts_of(prompts: Prompts) -> tuple[list[str], list[str]]:
 def device(name: str) -> str:
     """`auto` is the GPU where there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-HELD_OUT_SEED = 10_000  # held-out noise is never the calibration noise
-
-
-def evaluator_of(config: Config, model: Model, samples: int | None = None) -> Any:
-    """An evaluator of drift and MACs on the first held-out prompts; nothing is remembered beyond it."""
-    from search.evaluate.evaluator import Evaluator
-    from search.evaluate.memo import Memo
-    from search.objectives.drift import Drift
-    from search.objectives.macs import Macs
-
-    held_out = prompts_of(config.prompts)[1][:samples]
-    seeds = [HELD_OUT_SEED + config.prompts.seed + i for i in range(len(held_out))]
-    objectives = {"drift": Drift(), "macs": Macs()}
-    return Evaluator(model, held_out, seeds, objectives, model.costs(), Memo(":memory:"), config.prompts.batch)
