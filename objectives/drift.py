@@ -1,5 +1,7 @@
 """Drift of the final latents."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from search.calibration import Costs
@@ -11,7 +13,7 @@ class Drift(Quality):
 
     key, unit, of = "drift", "ratio", "latents"
 
-    def __call__(self, run: Tensor, teacher: Tensor) -> Tensor:
+    def __call__(self, run: Tensor, teacher: Tensor, prompts: Sequence[str] = ()) -> Tensor:
         run, teacher = run.double().flatten(1), teacher.double().flatten(1)
         return (run - teacher).norm(dim=1) / teacher.norm(dim=1)
 

@@ -1,5 +1,7 @@
 """Peak signal-to-noise ratio of the decoded pictures."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from search.calibration import Costs
@@ -11,9 +13,9 @@ IDENTICAL = 100.0
 class Psnr(Quality):
     """PSNR against the teacher's picture in dB; identical pictures count as 100 dB, unrelated ones as about 10."""
 
-    key, unit, better = "psnr", "dB", "higher"
+    key, unit, better, ceiling = "psnr", "dB", "higher", IDENTICAL
 
-    def __call__(self, run: Tensor, teacher: Tensor) -> Tensor:
+    def __call__(self, run: Tensor, teacher: Tensor, prompts: Sequence[str] = ()) -> Tensor:
         from torchmetrics.functional.image import peak_signal_noise_ratio
 
         values = [

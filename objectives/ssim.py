@@ -1,5 +1,7 @@
 """Structural similarity of the decoded pictures."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from search.calibration import Costs
@@ -11,7 +13,7 @@ class Ssim(Quality):
 
     key, unit, better = "ssim", "", "higher"
 
-    def __call__(self, run: Tensor, teacher: Tensor) -> Tensor:
+    def __call__(self, run: Tensor, teacher: Tensor, prompts: Sequence[str] = ()) -> Tensor:
         from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
         values = [ssim(a[None].float(), b[None].float(), data_range=1.0) for a, b in zip(run, teacher, strict=True)]

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import sys
 from typing import Any
 
 DEFAULT_SPACE = "cache"
@@ -62,6 +63,7 @@ def composed(overrides: list[str], config_dir: str | None = None) -> dict[str, A
         if not os.path.isdir(config_dir):
             raise ValueError(f"--config-dir {config_dir!r} is not a folder")
         overrides = [*overrides, f"hydra.searchpath=['file://{os.path.abspath(config_dir)}']"]
+        sys.path.append(os.path.abspath(config_dir))  # for the classes that its files name
     with initialize_config_module("search.conf", version_base="1.3", job_name="search"):
         return OmegaConf.to_container(compose("search", overrides=guarded(overrides)), resolve=True)
 
@@ -82,6 +84,8 @@ def mistake(error: Exception) -> str | None:
 
     if isinstance(error, InstantiationException):  # Hydra's wrapping of what a constructor said
         unexpected = isinstance(error.__cause__, TypeError) and "unexpected keyword" in str(error.__cause__)
+        if isinstance(error.__cause__, ImportError):
+            return f"{error.__cause__}\nIts file belongs into the folder of --config-dir, or into one on PYTHONPATH"
         return str(error.__cause__) if unexpected or isinstance(error.__cause__, ValueError) else None
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return str(error) if isinstance(error, ValueError) else None

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict  # typing's own lacks what pydantic need
 
 import search.conf
 
+MAX_BYTES = 2**18  # of a configuration file; ours have some KB
 CONF = Path(search.conf.__path__[0])  # the folder of YAML files, in a checkout and when installed
 
 
@@ -101,13 +102,16 @@ class Prompts(_Strict):
 class Budget(_Strict):
     """A search ends with the first limit that is reached; null is no limit.
 
-    `generation` candidates are asked for at once.
+    `generation` candidates are asked for at once. After so many candidates with `failures` of an objective it ends
+    too; one that takes longer than `patience` seconds for a candidate has failed.
     """
 
     evaluations: Limit
     minutes: Annotated[float | None, real(0.01, 1e6, null=True)]
     block_executions: Limit
     generation: Annotated[int, whole(1, 100_000)] = 24
+    failures: Limit = 10
+    patience: Annotated[float | None, real(0.01, 1e6, null=True)] = 600
 
     @model_validator(mode="after")
     def _ends(self) -> "Budget":
@@ -151,12 +155,13 @@ class Tracking(_Strict):
 
 
 class Config(_Strict):
-    """A whole search, checked. `model`, `space`, `engine` and `objective` stay plain mappings."""
+    """A whole search, checked. `model`, `space`, `engine`, `objective` and `guard` stay plain mappings."""
 
     model: ModelConfig
     space: dict[str, Part]
     engine: Part
     objective: dict[str, Part]
+    guard: dict[str, Part] = {}  # searches of before this key was there resume
     prompts: Prompts
     budget: Budget
     compute: Compute
@@ -190,14 +195,23 @@ class Config(_Strict):
     @staticmethod
     def load(path: str | Path) -> "Config":
         """Read what `save` wrote."""
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        try:
+            if (size := Path(path).stat().st_size) > MAX_BYTES:
+                raise ValueError(f"it has {size} bytes, a configuration at most {MAX_BYTES}")
+            raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            where = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{path} is not a configuration, or not a whole one: {where}") from None
         if not isinstance(raw, dict):
             raise ValueError(f"{path} is not a configuration; a run folder has one in config.yaml")
         return Config.check(raw)
 
     def save(self, path: str | Path) -> None:
+        """Whole or not at all: a search that is killed here can be resumed."""
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        Path(path).write_text(text, encoding="utf-8")
+        beside = Path(path).with_suffix(".new")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
 
 
 def read_prompts(path: str) -> list[str]:
@@ -247,15 +261,20 @@ def closest(wrong: str, known: Iterable[str]) -> str:
 
 def _explain(mistake: Mapping[str, Any]) -> str:
     """`model.steps=0: give a whole number from 2 to 1000`: the value and what is admissible."""
-    key = ".".join(str(part) for part in mistake["loc"])
+    key = _short(".".join(str(part) for part in mistake["loc"]))
     match mistake["type"]:
         case "extra_forbidden":
             return f"there is no {key}.{closest(key, known_keys())}"
         case "missing":
             return f"{key} is missing"
         case "value_error" if not isinstance(mistake["input"], Mapping | BaseModel):
-            return f"{key}={mistake['input']}: {mistake['ctx']['error']}"
+            return f"{key}={_short(mistake['input'])}: {mistake['ctx']['error']}"
         case "value_error":
             return f"{key}: {mistake['ctx']['error']}" if key else str(mistake["ctx"]["error"])
     words = "auto, cpu, mps, cuda or cuda:<number>" if key == "compute.device" else mistake["msg"]
-    return f"{key}={mistake['input']}: give {words.removeprefix('Input should be ')}"
+    return f"{key}={_short(mistake['input'])}: give {words.removeprefix('Input should be ')}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from search.front import bootstrap_interval, hypervolume, knee, non_dominated, paired_difference_interval
+from search.front import _tails, bootstrap_interval, hypervolume, knee, non_dominated, paired_difference_interval
 
 # Few distinct values, so that ties and duplicates are common.
 SCORES = st.tuples(st.integers(0, 12), st.integers(1, 3)).flatmap(
@@ -94,6 +94,27 @@ def test_interval_of_the_mean_covers_as_often_as_it_says() -> None:
         low, high = bootstrap_interval(rng.exponential(size=60), rng, level=0.9, draws=300)
         hits += low <= 1 <= high
     assert 0.82 <= hits / 200 <= 0.95
+
+
+@pytest.mark.parametrize("count", [8, 16])
+def test_intervals_of_few_prompts_are_wide_enough(count: int) -> None:
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(600):
+        low, high = bootstrap_interval(rng.normal(size=count), rng)
+        hits += low <= 0 <= high
+    assert 0.92 <= hits / 600 <= 0.98
+
+
+def test_tails_are_those_of_students_t() -> None:
+    """A normal distribution of the resampled means' width, cut there, is the t-interval."""
+    from scipy.stats import norm, t
+
+    for count in (3, 8, 30):
+        low, high = _tails(0.95, count)
+        assert low == pytest.approx(1 - high)
+        spread = ((count - 1) / count) ** 0.5  # of resampled means, in units of the standard error
+        assert spread * norm.ppf(high) == pytest.approx(t.ppf(0.975, count - 1))
+    assert _tails(0.95, 10**6)[0] == pytest.approx(0.025, rel=1e-3) and _tails(0.95, 1) == (0, 1)
 
 
 def test_pairing_removes_what_both_share() -> None:

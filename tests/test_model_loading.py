@@ -62,7 +62,7 @@ def test_a_bundled_name_is_a_path_and_a_folder_of_that_name_goes_before_it(tmp_p
 
 def test_every_bundled_model_has_a_name_of_its_own_in_the_configuration():
     shipped = {folder.name for folder in BUNDLED.iterdir() if folder.is_dir()}
-    named = {file.stem for file in (CONF / "model").glob("*.yaml")}
+    named = {file.stem for group in ("model", "objective") for file in (CONF / group).glob("*.yaml")}
     assert shipped <= named
 
 

@@ -1,7 +1,7 @@
-"""python -m search.models.training --model NAME --out FOLDER: train a bundled pipeline.
+"""python -m search.models.training --model NAME --out FOLDER: train a bundled network.
 
-`pixart` and `policy` are trained from nothing, the others from the bundled pixart. Every run stops and resumes at any
-time (checkpoints in --work); the same seed and device give the same weights.
+`pixart`, `policy` and `clip` are trained from nothing, the others from the bundled pixart. Every run stops and resumes
+at any time (checkpoints in --work); the same seed and device give the same weights.
 """
 
 import argparse
@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from . import dit, emoji, flux, pixart, pixart_small, policy, sd, vae
+from . import clip, dit, emoji, flux, pixart, pixart_small, policy, sd, vae
 from .emoji import EmojiSet
 
-STUDENTS = {"sd": sd, "flux": flux, "dit": dit, "pixart_small": pixart_small}
+STUDENTS = {"sd": sd, "flux": flux, "dit": dit, "pixart_small": pixart_small, "clip": clip}
 
 
 def main() -> None:
