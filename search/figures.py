@@ -1,9 +1,8 @@
-"""Figures of a search: the front, and the pictures before and after. PNG as bytes, HTML as text."""
+"""Figures of a search: the front, and the pictures before and after. PNG as bytes."""
 
 import io
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,17 +16,11 @@ from PIL import Image
 from search.labels import Labels
 from search.result import Entry, Result, Score
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; every family has a mark of its own besides.
+# Okabe and Ito's palette, which colour-blind readers can tell apart; families have marks of their own besides.
 BLUE, ORANGE, GREEN, RED, PINK, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 INK, SOFT, PALE = "#202124", "#5F6368", "#C9CED6"
-STYLES = (
-    (RED, "s", "square"),
-    (GREEN, "^", "triangle-up"),
-    (ORANGE, "D", "diamond"),
-    (PINK, "v", "triangle-down"),
-    (SKY, "P", "cross"),
-    (INK, "X", "x"),
-)
+COLORS = (RED, GREEN, ORANGE, PINK, SKY, INK)
+MARKS = ("s", "^", "D", "v", "P", "X", "p", "h", "<", ">", "8", "d")  # as many families have a shape of their own
 WORDS = {
     "macs": "denoiser MACs, share of the teacher's",
     "latency": "latency of one picture",
@@ -38,14 +31,15 @@ WORDS = {
     "psnr": "PSNR against the teacher's pictures",
     "ssim": "SSIM against the teacher's pictures",
 }
+LEVELS = ("slow", "medium", "fast", "ultra")
 DPI = 110
+LONGEST = 9  # characters of a variant that is written beside its point
 
 
 def pareto_png(result: Result) -> bytes:
     """Candidates on calibration prompts; the front, the presets and their intervals on held-out prompts."""
     x, y = result.axes
     figure = Figure(figsize=(9, 6.2), dpi=DPI)
-    figure.subplots_adjust(left=0.085, right=0.975, top=0.885, bottom=0.185)
     ax = figure.add_subplot()
     points = [p for p in result.points if x in p and y in p]
     ax.scatter([p[x] for p in points], [p[y] for p in points], s=10, color=PALE, linewidths=0)
@@ -57,7 +51,7 @@ def pareto_png(result: Result) -> bytes:
             capsize=2.5, zorder=4,
         )  # fmt: skip
         legend.insert(0, Line2D([], [], marker="o", ms=6, color=BLUE, label="searched front"))
-    for (family, entries), (color, mark, _) in _families(result):
+    for family, color, mark, entries in families(result):
         ax.errorbar(*_points(entries, x, y), yerr=_reach(entries, y), fmt="none", ecolor=color, alpha=0.4, elinewidth=1)
         ax.plot(*_points(entries, x, y), mark, ms=6.5, color=color, mec="white", mew=0.7, zorder=3)
         legend.append(Line2D([], [], ls="", marker=mark, ms=6.5, color=color, label=family))
@@ -70,19 +64,20 @@ def pareto_png(result: Result) -> bytes:
         ax.axhline(result.no_visible_loss, color=SOFT, lw=1, ls=(0, (4, 3)), zorder=1)
         ax.text(0.995, result.no_visible_loss, "visible below", transform=ax.get_yaxis_transform(), ha="right",
                 va="top", fontsize=8.5, color=SOFT)  # fmt: skip
-    ax.set_xlabel(_label(result, x), fontsize=11)
-    ax.set_ylabel(_label(result, y), fontsize=11)
+    ax.set_xlabel(label(result, x), fontsize=11)
+    ax.set_ylabel(label(result, y), fontsize=11)
     ax.grid(color="#ECEFF1", lw=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
     for spine in ("left", "bottom"):
         ax.spines[spine].set_color(SOFT)
-    figure.text(
-        0.085, 0.955, f"{result.model}, {result.space}: searched front and published rules", fontsize=13, color=INK
-    )
-    figure.text(0.085, 0.913, _prompts_line(result), fontsize=9.5, color=SOFT)
     rows = -(-len(legend) // 4)
-    figure.subplots_adjust(bottom=0.1 + 0.033 * rows)  # so that the legend lies below the axis' label
+    height = 5.58 + 0.205 * rows  # inches; the axes keep their size however many families there are
+    figure.set_figheight(height)
+    figure.subplots_adjust(left=0.085, right=0.975, top=1 - 0.71 / height, bottom=(0.62 + 0.205 * rows) / height)
+    title = f"{result.model}, {result.space}: searched front and published rules"
+    figure.text(0.085, 1 - 0.28 / height, title, fontsize=13, color=INK)
+    figure.text(0.085, 1 - 0.54 / height, _prompts_line(result), fontsize=9.5, color=SOFT)
     figure.legend(
         handles=legend, loc="lower center", bbox_to_anchor=(0.53, 0.005), ncols=min(4, len(legend)), frameon=False,
         fontsize=9.5, columnspacing=2.2, handletextpad=0.6,
@@ -91,62 +86,23 @@ def pareto_png(result: Result) -> bytes:
     return png(figure)
 
 
-def pareto_html(result: Result) -> str:
-    """The same to click through, in one file that works offline."""
-    import plotly.graph_objects as go
-
-    x, y = result.axes
-    figure = go.Figure()
-    points = [p for p in result.points if x in p and y in p]
-    figure.add_scatter(
-        x=[p[x] for p in points], y=[p[y] for p in points], mode="markers", name="candidates (calibration)",
-        marker={"size": 5, "color": PALE}, hoverinfo="text", legendrank=2000,
-        text=[f"generation {p['generation']:.0f}<br>{x} {p[x]:.4g}<br>{y} {p[y]:.4g}" for p in points],
-    )  # fmt: skip
-    for (family, entries), (color, _, mark) in _families(result):
-        _add(figure, entries, x, y, family, mode="markers", marker={"size": 10, "color": color, "symbol": mark},
-             faint=True)  # fmt: skip
-    front = result.of("front")
-    _add(figure, front, x, y, "searched front", legendrank=1, mode="lines+markers", line={"color": BLUE, "width": 2.5},
-         marker={"size": 10, "color": BLUE})  # fmt: skip
-    log = _is_log(result, y)
-    if not log:  # it has no error, which a logarithmic axis cannot show
-        star = {"size": 15, "color": INK, "symbol": "star"}
-        _add(figure, result.of("teacher"), x, y, "teacher", mode="markers", marker=star)
-    if result.best.role == "front":
-        ring = {"size": 21, "color": "rgba(0,0,0,0)", "line": {"color": BLUE, "width": 2.5}}
-        _add(figure, [result.best], x, y, f"recommended: {result.best.name}", legendrank=2, mode="markers", marker=ring)
-    low, high = _limits(result, y, log)
-    figure.update_layout(
-        title={"text": f"{result.model}, {result.space}: searched front and published rules",
-               "subtitle": {"text": _prompts_line(result), "font": {"size": 13, "color": SOFT}}},
-        template="plotly_white", font={"family": "system-ui, sans-serif", "size": 14, "color": INK},
-        xaxis={"title": _label(result, x), "tickformat": ".0%" if x == "macs" else "", "rangemode": "tozero"},
-        yaxis={"title": _label(result, y), "type": "log" if log else "linear", "dtick": 1 if log else None,
-               "range": [float(np.log10(v)) for v in (low, high)] if log else [low, high]},
-        hoverlabel={"align": "left", "bgcolor": "white", "font": {"color": INK}},
-        legend={"orientation": "h", "yanchor": "top", "y": -0.16, "x": 0}, margin={"t": 90},
-    )  # fmt: skip
-    return figure.to_html(
-        include_plotlyjs=True, full_html=True, default_height="92vh", config={"displaylogo": False, "responsive": True}
-    )
-
-
 def grid_png(result: Result, entry: Entry) -> bytes:
     """The teacher's pictures, this schedule's, and four times their difference; same prompts and noise."""
     teacher = result.of("teacher")[0]
     if not entry.images or not teacher.images:
-        raise ValueError(f"{entry.name!r} has no pictures to show; those of the front and the teacher have")
-    difference = [
-        np.clip(4 * np.abs(a.astype(int) - b.astype(int)), 0, 255).astype(np.uint8)
-        for a, b in zip(teacher.images, entry.images, strict=True)
-    ]
+        raise ValueError(f"{entry.name!r} has no pictures to show; searches of earlier versions kept none of presets")
+    apart = [difference(a, b) for a, b in zip(teacher.images, entry.images, strict=True)]
     rows = [
         ("teacher", teacher.images, False),
         (_short(entry), entry.images, False),
-        ("difference ×4", difference, False),
+        ("difference ×4", apart, False),
     ]
     return rows_png(rows, result.shown, scores_line(entry))
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Four times how far two pictures [H, W, 3] are apart."""
+    return np.clip(4 * np.abs(a.astype(int) - b.astype(int)), 0, 255).astype(np.uint8)
 
 
 def overview_png(result: Result, most: int = 5) -> bytes:
@@ -165,22 +121,27 @@ def overview_png(result: Result, most: int = 5) -> bytes:
 # Charts: what is drawn where.
 
 
-def _families(result: Result) -> Iterator[tuple[tuple[str, list[Entry]], tuple[str, str, str]]]:
-    """Presets by family, each with its colour and marks: `FORA N=3` belongs to FORA, `10 steps` to fewer steps."""
+def families(result: Result) -> Iterator[tuple[str, str, str, list[Entry]]]:
+    """Presets by family, each with its colour and mark: `FORA N=3` belongs to FORA, `10 steps` to fewer steps."""
     found: dict[str, list[Entry]] = {}
     for entry in result.of("preset"):
         found.setdefault(_family(entry.name)[0], []).append(entry)
-    for i, item in enumerate(found.items()):
-        yield item, STYLES[i % len(STYLES)]
+    for i, (name, entries) in enumerate(found.items()):
+        yield name, COLORS[(i + i // len(MARKS)) % len(COLORS)], MARKS[i % len(MARKS)], entries
 
 
 def _family(name: str) -> tuple[str, str]:
-    """Family and variant of a preset's name."""
-    if name.endswith(" steps"):
-        return "fewer steps", name.removesuffix(" steps")
-    head, equals, tail = name.partition("=")
-    family, _, letter = head.rpartition(" ")
-    return (family, f"{letter}={tail}") if equals and family else (name, "")
+    """Family and variant of a preset's name; the variant begins with a number, an assignment, a level, or a comma."""
+    words = name.split()
+    if words[1:] == ["steps"]:
+        return "fewer steps", words[0]
+    begins = (
+        i
+        for i, word in enumerate(words)
+        if i and (word in LEVELS or any(c.isdigit() or c == "=" for c in word) or words[i - 1][-1] in ",:")
+    )
+    at = next(begins, len(words))
+    return " ".join(words[:at]).rstrip(",:"), " ".join(words[at:])
 
 
 def _points(entries: Sequence[Entry], x: str, y: str) -> tuple[list[float], list[float]]:
@@ -197,7 +158,7 @@ def _or(bound: float | None, score: Score) -> float:
     return score.value if bound is None else bound
 
 
-def _is_log(result: Result, y: str) -> bool:
+def is_log(result: Result, y: str) -> bool:
     """Errors that span more than a factor of 20 are drawn on a logarithmic axis."""
     values = _drawn(result, y)
     return result.better.get(y) != "higher" and min(values) > 0 and max(values) / min(values) > 20
@@ -209,7 +170,7 @@ def _drawn(result: Result, y: str) -> list[float]:
     return [v for v in values if np.isfinite(v)] or [0.0]
 
 
-def _limits(result: Result, y: str, log: bool) -> tuple[float, float]:
+def limits(result: Result, y: str, log: bool) -> tuple[float, float]:
     values = _drawn(result, y)
     if log:
         lows = [s.low for s in (e.held_out[y] for e in result.entries) if s.low and s.value > 0]
@@ -222,18 +183,18 @@ def _limits(result: Result, y: str, log: bool) -> tuple[float, float]:
 
 
 def _scale(ax: Axes, result: Result, x: str, y: str) -> None:
-    log = _is_log(result, y)
+    log = is_log(result, y)
     if log:
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_ylim(*_limits(result, y, log))
+    ax.set_ylim(*limits(result, y, log))
     ax.set_xlim(0, max(e.held_out[x].value for e in result.entries) * 1.04 or 1)
     if x == "macs":
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0%}"))
 
 
-def _label(result: Result, name: str) -> str:
+def label(result: Result, name: str) -> str:
     unit = result.units.get(name, "")
     direction = f" · {result.better[name]} is better" if name in result.better else ""
     return WORDS.get(name, name) + (f" ({unit})" if unit not in ("", "ratio") else "") + direction
@@ -264,36 +225,16 @@ def _write_labels(ax: Axes, result: Result, x: str, y: str) -> None:
         parts += [f"PSNR {best.held_out['psnr'].value:.1f} dB"] if "psnr" in best.held_out else []
         text = "recommended\n" + ", ".join(parts)
         labels.write(spots[id(best)], text, (30, 45, 60, 80), line=True, color=BLUE, fontsize=10.5, weight="bold")
-    for (_, group), (color, _, _) in _families(result):
+    for _, color, _, group in families(result):
         for e in group:
             variant = _family(e.name)[1]
-            if variant and np.isfinite(spots[id(e)]).all():
-                labels.write(spots[id(e)], variant, (8, 13, 19), color=_darker(color), fontsize=8)
+            if 0 < len(variant) <= LONGEST and np.isfinite(spots[id(e)]).all():
+                labels.write(spots[id(e)], variant, (8, 13, 19), must=False, color=_darker(color), fontsize=8)
 
 
 def _darker(color: str) -> tuple[float, ...]:
     """For small words: the same hue, easier to read on white."""
     return tuple(0.72 * c for c in to_rgb(color))
-
-
-def _add(figure: Any, entries: Sequence[Entry], x: str, y: str, name: str, faint: bool = False, **style: Any) -> None:
-    xs, ys = _points(entries, x, y)
-    minus, plus = _reach(entries, y)
-    bars = {"type": "data", "symmetric": False, "array": plus, "arrayminus": minus, "thickness": 1.2, "width": 3}
-    red, green, blue = (int(style["marker"]["color"][i : i + 2], 16) for i in (1, 3, 5)) if faint else (0, 0, 0)
-    figure.add_scatter(
-        x=xs, y=ys, name=name, text=[_hover(e) for e in entries], hoverinfo="text",
-        error_y=bars | ({"color": f"rgba({red},{green},{blue},0.4)"} if faint else {}),
-        **style,
-    )  # fmt: skip
-
-
-def _hover(entry: Entry) -> str:
-    lines = [f"<b>{entry.name}</b>"]
-    for name, score in entry.held_out.items():
-        interval = "" if score.low is None or score.high is None else f" [{score.low:.4g}, {score.high:.4g}]"
-        lines.append(f"{name} {score.value:.4g}{interval}")
-    return "<br>".join(lines)
 
 
 # Pictures.

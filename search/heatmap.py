@@ -1,6 +1,7 @@
 """One schedule as a picture: what every node does at every step, and the bits and the guidance beside it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,24 +34,42 @@ BRANCHES = {
 FULL = 16  # bits of a layer that is not rounded: what bit operations are counted with
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What is drawn where: nodes by label, and what each of them does.
+
+    `actions` has one string per node with a letter of ACTIONS for every step; `bits` the mean weight bits of every
+    node, empty where no layer is rounded.
+    """
+
+    groups: Mapping[str, list[str]]
+    actions: Mapping[str, str]
+    bits: Mapping[str, float]
+
+    @classmethod
+    def of(cls, schedule: Schedule) -> "Layout":
+        """Nodes of one component kind together, the denoiser first."""
+        names, tokens = schedule.table()
+        rows = dict(zip(names, tokens, strict=True))
+        groups = _groups(rows)
+        order = [name for group in groups.values() for name in group]
+        # any number of steps: everything is computed, which is drawn as one step
+        actions = {name: "".join(token[0] for token in rows[name]) or OFF for name in order}
+        return cls(groups, actions, _bits(schedule, order))
+
+
 def heatmap_png(entry: Entry) -> bytes:
     """Steps across, nodes down, one colour per action; nodes of one component kind together.
 
     Where the schedule has them: a strip with the guidance of every step above, a column with the mean weight bits
     of every node on the right.
     """
-    schedule = entry.schedule
-    names, tokens = schedule.table()
-    rows = dict(zip(names, tokens, strict=True))
-    groups = _groups(rows)
-    order = [name for group in groups.values() for name in group]
+    schedule, layout = entry.schedule, Layout.of(entry.schedule)
+    order, bits, guidance = list(layout.actions), layout.bits, entry.schedule.guidance
     codes = list(ACTIONS)
-    image = np.array([[codes.index(t[0]) for t in rows[name]] for name in order])
-    if not image.size:  # any number of steps, everything computed
-        image = np.zeros((len(order), 1), dtype=int)
+    image = np.array([[codes.index(letter) for letter in row] for row in layout.actions.values()])
     height, steps = image.shape
     row = float(np.clip(6 / height, 0.08, 0.2))
-    bits, guidance = _bits(schedule, order), schedule.guidance
     guided = guidance is not None and not guidance.is_off
     figure = Figure(
         figsize=(max(6.5, min(0.34 * steps, 14) + 2.6 + 0.9 * bool(bits)), row * height + 1.5 + 0.5 * guided),
@@ -61,7 +80,7 @@ def heatmap_png(entry: Entry) -> bytes:
     grid = figure.add_gridspec(len(strips), len(columns), width_ratios=columns, height_ratios=strips)
     ax = figure.add_subplot(grid[-1, 0])
     _draw(ax, image, [color for _, color in ACTIONS.values()], row)
-    _name_rows(ax, groups, height)
+    _name_rows(ax, layout.groups, height)
     _name_steps(ax, schedule, steps)
     _name_models(ax, schedule, order.index(ROOT))
     handles = [ACTIONS[codes[i]] for i in np.unique(image)]
@@ -90,11 +109,16 @@ def _name_rows(ax: Axes, groups: Mapping[str, list[str]], height: int) -> None:
     edge, ticks, texts = 0, [], []
     for kind, group in groups.items():
         ticks.append(edge + len(group) / 2)
-        texts.append(kind if len(group) == 1 else f"{kind}\nblocks 0–{len(group) - 1}")
+        texts.append(row_label(kind, len(group), "\n"))
         edge += len(group)
         if edge < height:
             ax.axhline(edge, color=SOFT, lw=1)
     ax.set_yticks(ticks, texts)
+
+
+def row_label(kind: str, count: int, between: str = " ") -> str:
+    """What stands beside the rows of a group."""
+    return kind if count == 1 else f"{kind}{between}blocks 0–{count - 1}"
 
 
 def _name_steps(ax: Axes, schedule: Schedule, steps: int) -> None:

@@ -37,8 +37,13 @@ class Labels:
             for x, y in (a + (b - a) * share for share in np.linspace(0, 1, dots)):
                 self.taken.append(Bbox([(x - 2, y - 2), (x + 2, y + 2)]))
 
-    def write(self, point: Point, text: str, reach: Sequence[float], line: bool = False, **style: Any) -> None:
-        """Write `text` at one of the distances `reach` (in points) from a point, with a line to it if asked for."""
+    def write(
+        self, point: Point, text: str, reach: Sequence[float], line: bool = False, must: bool = True, **style: Any
+    ) -> None:
+        """Write `text` at one of the distances `reach` (in points) from a point, with a line to it if asked for.
+
+        Where every place covers something, what `must` be written covers the least, and the rest is left out.
+        """
         least, best = np.inf, None
         for distance in reach:
             for angle in ANGLES:
@@ -58,7 +63,9 @@ class Labels:
                     break
             if least == 0:
                 break
-        if best is not None:
+        if best is not None and least > 0 and not must:
+            best.remove()
+        elif best is not None:
             self.taken.append(self._words(best))
 
     def _note(self, point: Point, text: str, distance: float, angle: float, line: bool, style: dict[str, Any]) -> Any:

@@ -1,9 +1,11 @@
 """What a finished search is: entries with scores, and the run folder that holds them."""
 
+import base64
+import html
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +39,8 @@ class Entry:
     """One schedule and what it does. `role` is front, preset or teacher.
 
     Scores by name: drift, psnr (dB), ssim, macs (share of the teacher's), latency (ms), memory (MiB) and
-    speedup. `images` are uint8 [H, W, 3], one for each prompt that the result shows.
+    speedup. `images` are uint8 [H, W, 3], one for each prompt that the result shows; searches keep them at most 512
+    pixels high.
     """
 
     name: str
@@ -46,6 +49,10 @@ class Entry:
     calibration: dict[str, Score]
     held_out: dict[str, Score]
     images: "list[np.ndarray] | None" = None
+    gap: dict[str, Score] = field(default_factory=dict)  # held-out minus calibration, of what was searched
+    change: dict[str, Score] = field(default_factory=dict)  # of rewards: minus the teacher's, prompt by prompt
+    behind: str = ""  # the schedule on the front that surely dominates it on held-out prompts
+    samples: dict[str, list[float]] = field(default_factory=dict)  # held-out values [P], only while the search runs
 
     @property
     def slug(self) -> str:
@@ -73,6 +80,8 @@ class Result:
     config: dict[str, Any]
     environment: dict[str, str]
     stopped: str = ""
+    guard: list[str] = field(default_factory=list)  # objectives that are reported and were not searched
+    notes: list[str] = field(default_factory=list)  # what a reader should know before believing the scores
 
     def of(self, role: str) -> list[Entry]:
         return [entry for entry in self.entries if entry.role == role]
@@ -93,42 +102,75 @@ class Result:
         """Path of an entry's schedule inside of the run folder."""
         return f"schedules/{self.number(entry):02d}_{entry.slug}.json"
 
+    def picture(self, entry: Entry) -> str:
+        """Path of an entry's pictures, all in one row, inside of the run folder."""
+        return f"pictures/{self.number(entry):02d}.png"
+
     def number(self, entry: Entry) -> int:
         """Place of an entry in the list; two schedules may be equal, so it is looked up by identity."""
         return next(i for i, other in enumerate(self.entries) if other is entry)
 
     def save(self) -> None:
-        """Write schedules/*.json and front.json."""
-        (self.folder / "schedules").mkdir(parents=True, exist_ok=True)
-        for stale in (self.folder / "schedules").iterdir():
-            if stale.suffix in (".json", TENSORS):
-                stale.unlink()
+        """Write schedules/*.json, pictures/*.png and front.json."""
+        for name, kinds in (("schedules", (".json", TENSORS)), ("pictures", (".png",))):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+            for stale in (self.folder / name).iterdir():
+                if stale.suffix in kinds:
+                    stale.unlink()
         rows = []
         for entry in self.entries:
             entry.schedule.save(self.folder / self.file(entry))
-            scores = {split: {k: asdict(s) for k, s in getattr(entry, split).items()} for split in SPLITS}
-            rows.append({"name": entry.name, "role": entry.role, "file": self.file(entry)} | scores)
+            if entry.images:
+                _write_row(self.folder / self.picture(entry), entry.images)
+            scores = {part: {k: asdict(s) for k, s in getattr(entry, part).items()} for part in SCORED}
+            row = {"name": entry.name, "role": entry.role, "file": self.file(entry), "behind": entry.behind}
+            rows.append(row | scores)
         data = {name: getattr(self, name) for name in KEPT} | {"entries": rows}
         beside = self.folder / "front.json.new"
         beside.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
         beside.replace(self.folder / "front.json")
 
     @classmethod
-    def load(cls, folder: Path) -> "Result":
-        """The result of a run folder, without pictures; ValueError where the search has not finished."""
+    def load(cls, folder: Path, pictures: bool = True) -> "Result":
+        """The result of a run folder, with the pictures that it keeps; ValueError where the search has not finished."""
         from search.schedule import Schedule
 
-        data = read_front(folder)
+        data = {"shown": [], "guard": [], "notes": []} | read_front(folder)  # which earlier versions did not keep
         entries = []
         for row in data["entries"]:
-            calibration, held_out = ({k: Score(**s) for k, s in row[split].items()} for split in SPLITS)
+            scores = {part: {k: Score(**s) for k, s in row.get(part, {}).items()} for part in SCORED}
             schedule = Schedule.load(folder / row["file"])
-            entries.append(Entry(row["name"], row["role"], schedule, calibration, held_out))
-        return cls(folder=folder, entries=entries, shown=[], **{name: data[name] for name in KEPT})
+            parts = scores["calibration"], scores["held_out"], None, scores["gap"], scores["change"]
+            entries.append(Entry(row["name"], row["role"], schedule, *parts, row.get("behind", "")))
+        result = cls(folder=folder, entries=entries, **{name: data[name] for name in KEPT})
+        for entry in entries if pictures else ():
+            if (file := folder / result.picture(entry)).exists():
+                entry.images = _read_row(file, len(result.shown))
+        return result
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the front's picture, where the search has drawn it, and all schedules."""
+        drawn = self.folder / "figures" / "pareto.png"
+        picture = base64.b64encode(drawn.read_bytes()).decode() if drawn.exists() else ""
+        names = list(dict.fromkeys(name for entry in self.entries for name in entry.held_out))
+        heads = [
+            "schedule",
+            "role",
+            *(f"{name} ({unit})" if (unit := self.units.get(name)) else name for name in names),
+        ]
+        rows = [
+            [e.name, e.role, *(f"{e.held_out[n].value:.4g}" if n in e.held_out else "" for n in names)]
+            for e in self.entries
+        ]
+        return (
+            (f'<img alt="front and presets" src="data:image/png;base64,{picture}">' if picture else "")
+            + f"<table><thead>{_cells('th', heads)}</thead><tbody>{''.join(_cells('td', row) for row in rows)}"
+            + "</tbody></table>"
+        )
 
 
-SPLITS = ("calibration", "held_out")
-KEPT = tuple(f.name for f in fields(Result) if f.name not in ("folder", "entries", "shown"))  # as they are in JSON
+SCORED = ("calibration", "held_out", "gap", "change")
+KEPT = tuple(f.name for f in fields(Result) if f.name not in ("folder", "entries"))  # as they are in JSON
 
 
 def read_front(folder: Path) -> dict[str, Any]:
@@ -146,10 +188,52 @@ def read_front(folder: Path) -> dict[str, Any]:
         ) from None
 
 
+def _write_row(file: Path, images: "Sequence[np.ndarray]") -> None:
+    """Pictures [H, W, 3] beside each other, as one lossless file."""
+    import numpy as np
+    from PIL import Image
+
+    Image.fromarray(np.concatenate(images, axis=1)).save(file)
+
+
+def _read_row(file: Path, count: int) -> "list[np.ndarray]":
+    import numpy as np
+    from PIL import Image
+
+    try:
+        return np.split(np.asarray(Image.open(file).convert("RGB")), count, axis=1)
+    except (OSError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{file} is no row of {count} pictures of equal size ({error}); "
+            f"write it again with: python -m search resume={file.parent.parent.name}"
+        ) from None
+
+
+def _cells(tag: str, texts: Iterable[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
+
+
 def applied_to(others: Iterable[str]) -> str:
     """What stands in `schedule.apply(…)`: the pipeline, and those of the other denoisers that a schedule names."""
     brought = ", ".join(f'"{letter}": pipe_{letter}' for letter in others)
     return f"pipe, models={{{brought}}}" if brought else "pipe"
+
+
+def how_to_apply(file: str, others: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
+    """Lines of Python that run a pipeline by a schedule file; `others` is `models.names` of the schedule."""
+    loaded = []
+    for letter, part in (others or {}).items():
+        name = " ".join((part.get("name") or part["class"]).split())  # somebody's text: on one line it stays a comment
+        loaded.append(f"pipe_{letter} = DiffusionPipeline.from_pretrained(...)  # {name}")
+    return [
+        "from diffusers import DiffusionPipeline",
+        "from search import Schedule",
+        "pipe = DiffusionPipeline.from_pretrained(...)",
+        *loaded,
+        f"schedule = Schedule.load({json.dumps(file, ensure_ascii=False)})",
+        f"handle = schedule.apply({applied_to(others or {})})",
+        'image = pipe("a prompt", **schedule.made["call"]).images[0]',
+    ]
 
 
 def find_run(run: str, root: Path) -> Path:

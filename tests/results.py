@@ -31,7 +31,7 @@ def made_result(folder: Path, name: str = "2026-01-02_030405_cache_tiny") -> Res
         }
         shifted = [np.clip(p + int(200 * drift), 0, 255).astype(np.uint8) for p in pictures]
         calibration = {"drift": Score(drift * 0.8), "macs": Score(macs)}
-        return Entry(title, role, schedule, calibration, scores, shifted if role != "preset" else None)
+        return Entry(title, role, schedule, calibration, scores, shifted)
 
     entries = [
         entry("3.0× · drift 0.120", "front", "CRRRRC", 1 / 3, 0.12),

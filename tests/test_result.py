@@ -1,6 +1,9 @@
 import dataclasses
+import json
 import os
+import shutil
 
+import numpy as np
 import pytest
 
 from search.result import Entry, Result, find_run, read_front
@@ -15,10 +18,33 @@ def result(tmp_path):
 def test_what_is_saved_is_loaded(result):
     loaded = Result.load(result.folder)
     for field in dataclasses.fields(Result):
-        if field.name not in ("entries", "shown"):  # pictures are in figures/ only
+        if field.name != "entries":
             assert getattr(loaded, field.name) == getattr(result, field.name), field.name
     for ours, theirs in zip(result.entries, loaded.entries, strict=True):
-        assert dataclasses.replace(ours, images=None) == theirs
+        assert np.array_equal(ours.images, theirs.images)
+        assert dataclasses.replace(ours, images=None) == dataclasses.replace(theirs, images=None)
+
+
+def test_pictures_are_read_where_they_are_and_wanted(result):
+    assert all(entry.images is None for entry in Result.load(result.folder, pictures=False).entries)
+    result.entries[2].images = None
+    result.save()
+    assert [entry.images is None for entry in Result.load(result.folder).entries] == [i == 2 for i in range(6)]
+    (result.folder / "pictures" / "00.png").write_bytes(b"no picture")
+    with pytest.raises(
+        ValueError, match=r"00\.png is no row of 3 pictures of equal size .*; write it again with: python"
+    ):
+        Result.load(result.folder)
+
+
+def test_a_folder_of_an_earlier_version_has_no_pictures(result):
+    data = json.loads((result.folder / "front.json").read_text())
+    for name in ("shown", "guard", "notes"):
+        del data[name]
+    (result.folder / "front.json").write_text(json.dumps(data))
+    shutil.rmtree(result.folder / "pictures")
+    loaded = Result.load(result.folder)
+    assert loaded.shown == [] and all(entry.images is None for entry in loaded.entries)
 
 
 def test_saving_again_leaves_no_stale_schedules(result):
