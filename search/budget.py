@@ -86,7 +86,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _joined(arguments: Sequence[str]) -> list[str]:
     """Limits contain `=` themselves: what is no option of ours is one of them."""
-    ours, limits = [], []
+    ours: list[str] = []
+    limits: list[str] = []
     for argument in arguments:
         key, equals, _ = argument.partition("=")
         named = argument.startswith("-") or (equals and key.isidentifier())

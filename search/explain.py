@@ -11,7 +11,7 @@ model=      the pipeline, by default the one that the schedule was searched on; 
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from search import command
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from search.config import Config
     from search.evaluate.evaluator import Evaluator
     from search.models.base import Model
     from search.schedule import Schedule
@@ -130,7 +131,7 @@ def explain(
     `model` is a loaded one, the name of its option, or None for the one that the schedule was searched on. `done` is
     told how many runs of how many are over.
     """
-    from search.loaded import evaluator_of, opened
+    from search.loaded import opened
 
     name = name or ("schedule" if not isinstance(schedule, str | Path) else Path(schedule).stem)
     schedule, model, config = opened(schedule, model)
@@ -181,11 +182,25 @@ def effects(
     return Explanation(name, float(drifts[0].mean()), macs[0], len(drifts[0]), rows)
 
 
+def evaluator_of(config: "Config", model: "Model", samples: int | None = None) -> "Evaluator":
+    """An evaluator of drift and MACs on the first held-out prompts; nothing is remembered beyond it."""
+    from search.evaluate.evaluator import Evaluator
+    from search.evaluate.memo import Memo
+    from search.loaded import HELD_OUT_SEED, prompts_of
+    from search.objectives.drift import Drift
+    from search.objectives.macs import Macs
+
+    held_out = prompts_of(config.prompts)[1][:samples]
+    seeds = [HELD_OUT_SEED + config.prompts.seed + i for i in range(len(held_out))]
+    objectives = {"drift": Drift(), "macs": Macs()}
+    return Evaluator(model, held_out, seeds, objectives, model.costs(), Memo(Path(":memory:")), config.prompts.batch)
+
+
 def decisions(schedule: "Schedule", evaluator: "Evaluator") -> Iterator[Decision]:
     """The parts of a schedule; its mechanisms, the kinds of nodes that it plans, and its steps."""
     from search.evaluate.evaluator import to_schedule
     from search.schedule import Schedule
-    from search.schedule.plan import OFF
+    from search.schedule.plan import MAX_STEPS, OFF
 
     whole = {k: v for k, v in schedule.to_dict().items() if k not in ("digest", "scores", "made")}
     plain = {k: v for k, v in whole.items() if k != "corrections"}
@@ -206,34 +221,44 @@ def decisions(schedule: "Schedule", evaluator: "Evaluator") -> Iterator[Decision
         if part in plain:
             yield Decision("mechanism", words, _try(_less(plain, part)), _try(bare | {part: plain[part]}))
     for form in sorted(set(plain.get("bits", {}).get("layers", {}).values())):
-        left = _less(plain, "bits") | _bits(plain["bits"], lambda f, form=form: f != form)
-        only = bare | _bits(plain["bits"], lambda f, form=form: f == form)
+        left = _less(plain, "bits") | _bits(plain["bits"], form, keep=False)
+        only = bare | _bits(plain["bits"], form, keep=True)
         yield Decision("mechanism", f"bits {form}", _try(left), _try(only))
     if "plan" not in plain:
         return
     tokens = {name: schedule.plan.tokens[name] for name in schedule.plan.planned()}
 
-    def split(group: str, name: str, chosen: Callable[[str, int, str], bool]) -> Decision:
-        """The decision to do what is `chosen`, by node, step and action."""
+    def split(
+        group: str,
+        name: str,
+        letters: str = "".join(WORDS),
+        nodes: Container[str] = tokens,
+        steps: Container[int] = range(MAX_STEPS),
+    ) -> Decision:
+        """The decision to do these actions at these nodes and steps."""
 
         def planned(keep: bool) -> "Schedule | None":
             kept = {
-                node: [t if t[0] in WORDS and chosen(node, step, t) == keep else OFF for step, t in enumerate(actions)]
+                node: [
+                    t if t[0] in WORDS and (t[0] in letters and node in nodes and step in steps) == keep else OFF
+                    for step, t in enumerate(actions)
+                ]
                 for node, actions in tokens.items()
             }
             return _try(_with_plan(bare if keep else plain, schedule, kept))
 
         return Decision(group, name, planned(False), planned(True))
 
-    letters = {t[0] for actions in tokens.values() for t in actions} & set(WORDS)
-    for letter in sorted(letters):
-        yield split("mechanism", WORDS[letter], lambda node, step, t, letter=letter: t[0] == letter)
-    kinds: dict[str, str] = {node: _kind(schedule, node) for node in tokens}
-    for kind in dict.fromkeys(kinds.values()):
-        yield split("nodes", kind, lambda node, step, t, kind=kind: kinds[node] == kind)
+    for letter in sorted({t[0] for actions in tokens.values() for t in actions} & set(WORDS)):
+        yield split("mechanism", WORDS[letter], letters=letter)
+    kinds: dict[str, set[str]] = {}
+    for node in tokens:
+        kinds.setdefault(_kind(schedule, node), set()).add(node)
+    for kind, nodes in kinds.items():
+        yield split("nodes", kind, nodes=nodes)
     for number in range(schedule.plan.steps):
         if any(actions[number][0] in WORDS for actions in tokens.values()):
-            yield split("step", f"step {number}", lambda node, step, t, number=number: step == number)
+            yield split("step", f"step {number}", steps=(number,))
 
 
 def _with_plan(parts: Parts, schedule: "Schedule", tokens: Mapping[str, Sequence[str]]) -> Parts:
@@ -245,13 +270,12 @@ def _with_plan(parts: Parts, schedule: "Schedule", tokens: Mapping[str, Sequence
     return _less(parts, "plan") | {"plan": {**schedule.to_dict()["plan"], "rules": rules}}
 
 
-def _bits(bits: Parts, wanted: Callable[[str], bool]) -> Parts:
-    """The part with the layers of some formats; nothing where there are none."""
-    layers = {name: form for name, form in bits["layers"].items() if wanted(form)}
+def _bits(bits: Parts, form: str, keep: bool) -> Parts:
+    """The part with the layers of this format, or with all others; nothing where there are none."""
+    layers = {name: own for name, own in bits["layers"].items() if (own == form) == keep}
     ranges = {name: spans for name, spans in bits.get("ranges", {}).items() if name in layers}
-    return (
-        {"bits": _less(bits, "ranges") | {"layers": layers} | ({"ranges": ranges} if ranges else {})} if layers else {}
-    )
+    kept = {"layers": layers, "ranges": ranges} if ranges else {"layers": layers}
+    return {"bits": _less(bits, "ranges") | kept} if layers else {}
 
 
 def _less(parts: Parts, name: str) -> Parts:
@@ -293,7 +317,7 @@ def _work(options: command.Options) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from search.loaded import config_for, evaluator_of, model_of
+    from search.loaded import config_for, model_of
     from search.schedule import Schedule
 
     schedule = Schedule.load(options["schedule"])

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from search.evaluate.evaluator import to_schedule
-from search.explain import Effect, Explanation, effects, main
-from search.loaded import config_for, evaluator_of
+from search.explain import Effect, Explanation, effects, evaluator_of, main
+from search.loaded import config_for
 from tests.models import tiny_folder, tiny_model
 
 PLAN = {"transformer_blocks.0:attn1": "CRCCRC", "transformer_blocks.2": "CCRRCC"}

@@ -13,11 +13,16 @@ from search.schedule import Schedule
 
 
 def measure(
-    model: Model, schedules: Sequence[Schedule | None], repeats: int = 5, decode: bool = True
+    model: Model,
+    schedules: Sequence[Schedule | None],
+    repeats: int = 5,
+    decode: bool = True,
+    done: Callable[[int, int], None] = lambda count, total: None,
 ) -> list[list[float]]:
     """Milliseconds to denoise and decode one picture, [S][repeats]; None is the bare pipeline.
 
-    The schedules take turns within every round, so slow spells of the machine fall on all of them.
+    The schedules take turns within every round, so slow spells of the machine fall on all of them. `done` is told how
+    many runs of how many are over.
     """
     conditions, noise = model.encode([""]), model.noise([0])
 
@@ -43,6 +48,7 @@ def measure(
             else:
                 with model.apply(schedule):
                     kept.append(once())
+            done(sum(map(len, times)), repeats * len(times))
     return times
 
 
