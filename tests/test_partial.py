@@ -153,6 +153,12 @@ def test_guidance_that_narrows_later_goes_on_from_full_steps(branch):
         assert torch.equal(stepwise(run, other, state).latents, whole(other))
 
 
+@pytest.mark.parametrize("branch", ["OCACCC", "OOCARC", "CROCAC"])
+def test_halves_that_keep_different_numbers_of_values_are_resumed(branch):
+    given = schedule([["transformer_blocks.1", "CCCCRC"]], guidance={"call": 4.0, "branch": branch})
+    assert torch.equal(stepwise(partial(), given).latents, whole(given))
+
+
 def test_a_grid_or_table_that_differs_later_goes_on_as_well():
     scheduler = parts()[0].pipe.scheduler
     base = sampled(scheduler)["sampler"]

@@ -173,8 +173,8 @@ class HalvedStore(Store):
     def restore(self, values: Mapping[int, Kept]) -> None:
         """The same; where another store did not keep it, with the difference of the halves."""
         if self.name == ROOT and self.halves[self.apart] and self.apart not in values:
-            pairs = zip(values.get(0, ()), values.get(1, ()), strict=True)
-            both = [(step, joined(a, b)) for (step, a), (_, b) in pairs]
+            other = dict(values.get(1, ()))  # narrow steps kept one half only
+            both = [(step, joined(a, other[step])) for step, a in values.get(0, ()) if step in other]
             apart = tuple((step, self.guidance.difference(step, value)) for step, value in both)
             values = {**values, self.apart: apart}
         super().restore(values)
