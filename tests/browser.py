@@ -30,10 +30,14 @@ FLAGS = [
 
 
 class Page:
-    """One tab. DevTools messages are JSON, each ended by a zero byte, on file descriptors 3 and 4."""
+    """One tab. DevTools messages are JSON, each ended by a zero byte, on file descriptors 3 and 4.
+
+    `events` are those that came with the answers, of domains that were enabled: `call("Network.enable")`.
+    """
 
     def __init__(self, send: Any, receive: Any, url: str) -> None:
         self.send, self.receive, self.count, self.session = send, receive, 0, ""
+        self.events: list[dict[str, Any]] = []
         target = self.call("Target.createTarget", url=url)["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
 
@@ -44,6 +48,8 @@ class Page:
         self.send.flush()
         while True:
             answer = json.loads(self._message())
+            if "method" in answer:
+                self.events.append(answer)
             if answer.get("id") == self.count:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")

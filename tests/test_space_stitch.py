@@ -25,6 +25,7 @@ from search.evaluate.runner import Batch, Runner
 from search.evaluate.steps import path, step_macs
 from search.export import main
 from search.models.pixart import PixArt
+from search.notes import describe
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.objectives.size import Size
@@ -39,7 +40,6 @@ from search.spaces.skip import SkipSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.stitch import StitchSpace
 from search.spaces.timesteps import TimestepsSpace
-from search.tracking import describe
 from tests.models import save_tiny, tiny_model
 from tests.results import made_result
 from tests.runs import latents

@@ -1,0 +1,78 @@
+"""What the pages of a search and of its schedules say in MLflow, as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from search import registry
+from search.result import Entry, Result, applied_to
+
+SHOWN = ("speedup", "macs", "drift", "psnr", "ssim")
+
+
+def describe(result: Result, run: str = "", pages: Mapping[str, str] | None = None) -> str:
+    """The search's page: what was found, the front, how to apply it, how to deploy it. `run` has the picture."""
+    best = result.best
+    rows = [
+        f"| {'**' + e.name + '**' if e is best else e.name} | {e.role} | "
+        + " | ".join(f"{e.held_out[k].value:.3g}" for k in SHOWN)
+        + " |"
+        for e in result.entries
+        if set(SHOWN) <= set(e.held_out)
+    ]
+    drawn = run and (result.folder / "figures" / "pareto.png").exists()
+    model, pages = f"{result.model}-{result.space}", pages or {}
+    charts = f" [All schedules as charts.]({pages['view']})" if "view" in pages else ""
+    registered = f" ([registered]({pages['version']}))" if "version" in pages else ""
+    return "\n".join(
+        [
+            f"### Recommended: {best.name}",
+            "",
+            f"{len(result.points)} {result.space} schedules for {result.model} were evaluated. Scores are on held-out "
+            f"prompts and seeds; a PSNR under {result.no_visible_loss:.1f} dB can be seen."
+            + charts
+            + (f" _{result.stopped}_" if result.stopped else ""),
+            "",
+            *([_picture("front and presets", "figures/pareto.png", run), ""] if drawn else []),
+            *_snippet(best, f"python -m search.export run={result.search_id} out={registry.FILE}"),
+            "",
+            f"Let deployments follow it{registered}: `python -m search.promote run={result.search_id} "
+            f"alias=production`, and there `python -m search.export model={model} alias=production "
+            f"out={registry.FILE}`",
+            "",
+            "| schedule | role | speed-up | MACs | drift | PSNR dB | SSIM |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def describe_schedule(result: Result, entry: Entry, run: str, figures: Sequence[str]) -> str:
+    """A schedule's page."""
+    words = {"front": "on the front", "preset": "a published rule", "teacher": "the pipeline as it is"}
+    return "\n".join(
+        [
+            f"**{entry.name}**, {words.get(entry.role, entry.role)}"
+            + (", recommended" if entry is result.best else "")
+            + f"; {result.space} for {result.model}, search `{result.search_id}`",
+            "",
+            *(_picture(Path(name).stem, name, run) + "\n" for name in figures),
+            *_snippet(entry, f'python -m search.export run={result.search_id} pick="{entry.name}" out={registry.FILE}'),
+        ]
+    )
+
+
+def _snippet(entry: Entry, export: str) -> list[str]:
+    others = entry.schedule.models.names if entry.schedule.models else {}
+    return [
+        f"`{export}`",
+        "",
+        "```python",
+        "from search import Schedule",
+        f'handle = Schedule.load("{registry.FILE}").apply({applied_to(others)})',
+        "```",
+    ]
+
+
+def _picture(text: str, file: str, run: str) -> str:
+    """Relative to MLflow's own page, so it is there whatever the server's address is."""
+    return f"![{text}](get-artifact?path={file}&run_uuid={run})"

@@ -1,0 +1,148 @@
+"""Schedules as versions of a registered model: an alias such as `production` is moved, and deployments follow it.
+
+The registered model is named after the pipeline and the space (`pixart-cache`). Every search adds its recommended
+schedule as a version and moves the alias `newest`; all other aliases are the user's.
+"""
+
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search import store
+from search.result import TENSORS, read_front
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+FOLDER, FILE = "schedule", "schedule.json"  # among a run's files
+NEWEST = "newest"  # the only alias that a search moves
+
+
+def of_search(folder: Path, root: Path, uri: str | None = None) -> tuple[str, str]:
+    """The registered model of a finished search, and the store that it is in."""
+    front = read_front(folder)
+    uri = uri or front["config"].get("tracking", {}).get("uri")
+    return f"{front['model']}-{front['space']}", store.address(root, uri)
+
+
+def register(client: "MlflowClient", name: str, run: str) -> "ModelVersion":
+    """The version of the schedule that an MLflow run holds; made where there is none yet."""
+    from mlflow.exceptions import MlflowException
+
+    if known := client.search_model_versions(f"name = '{name}' and run_id = '{run}'"):
+        return known[0]
+    try:
+        client.get_registered_model(name)
+    except MlflowException:
+        _create(client, name)
+    found = client.get_run(run)
+    tags, scores = found.data.tags, found.data.metrics
+    told = {key: f"{scores[key]:.4g}" for key in ("speedup", "drift", "psnr", "macs") if key in scores}
+    told |= {key: tags[key] for key in ("search_id", "role", "digest") if key in tags} | {"name": found.info.run_name}
+    return client.create_model_version(
+        name,
+        f"{found.info.artifact_uri}/{FOLDER}",
+        run,
+        tags=told,
+        description=f"{found.info.run_name}, found by {tags['search_id']}",
+        await_creation_for=0,
+    )
+
+
+def key(role: str, name: str, digest: str) -> str:
+    """What tells the schedules of a search apart: names on the front hold measured times, and may change."""
+    return f"{role} {digest if role == 'front' else name}"
+
+
+def promote(address: str, name: str, schedule: str, search_id: str, alias: str) -> tuple[str, str | None]:
+    """Let the alias name the schedule with this key; returns its version, and the one that had the alias before.
+
+    ValueError says what to type.
+    """
+    with _asking(address, name) as client:
+        experiment = client.get_experiment_by_name(name)
+        query = f"tags.search_id = '{search_id}'"
+        runs = client.search_runs([experiment.experiment_id], query) if experiment else []
+        run = next((run.info.run_id for run in runs if run.data.tags.get("schedule") == schedule), None)
+        if run is None:
+            raise ValueError(
+                f"MLflow at {store.shown(address)} has no such schedule of {search_id}; send the search there with: "
+                f"python -m search.send run={search_id}"
+            )
+        version = register(client, name, run).version
+        before = client.get_registered_model(name).aliases.get(alias)
+        client.set_registered_model_alias(name, alias, version)
+    return str(version), None if before is None else str(before)
+
+
+def fetch(address: str, name: str, alias: str, out: Path) -> Path:
+    """Download the schedule that an alias names, check it, and write it; tensors go beside it. ValueError as above."""
+    with _asking(address, name) as client, tempfile.TemporaryDirectory() as folder:
+        got = Path(client.download_artifacts(_aliased(client, name, alias).run_id, FOLDER, folder))
+        return _checked(got / FILE, out, f"{name}@{alias}")
+
+
+def _checked(file: Path, out: Path, what: str) -> Path:
+    """A schedule file that is one, and the tensors that belong to it."""
+    from search.schedule import Schedule
+
+    if out.suffix == TENSORS:
+        raise ValueError(f"out={str(out)!r} is the name of the file beside a schedule; type out=schedule.json")
+    try:
+        Schedule.load(file)
+    except ValueError as error:
+        raise ValueError(f"{what} is no schedule that can be applied, so nothing is written: {error}") from None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if (tensors := file.with_suffix(TENSORS)).exists():
+        shutil.copy(tensors, out.with_suffix(TENSORS))
+    return Path(shutil.copy(file, out))
+
+
+def _aliased(client: "MlflowClient", name: str, alias: str) -> "ModelVersion":
+    from mlflow.exceptions import MlflowException
+
+    try:
+        aliases = client.get_registered_model(name).aliases
+    except MlflowException:
+        known = ", ".join(sorted(model.name for model in client.search_registered_models())) or "none yet"
+        raise ValueError(f"there is no registered model {name!r}; there are: {known}") from None
+    if alias not in aliases:
+        known = ", ".join(f"{key} (version {version})" for key, version in sorted(aliases.items())) or "none"
+        raise ValueError(
+            f"no version of {name} has the alias {alias!r}; there are: {known}. Set it with: "
+            f"python -m search.promote run=<search> alias={alias}"
+        )
+    return client.get_model_version_by_alias(name, alias)
+
+
+def _create(client: "MlflowClient", name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    text = (
+        "Schedules that were searched. The newest search has the alias newest; move production with "
+        f"python -m search.promote alias=production, and follow it with python -m search.export model={name} "
+        "alias=production out=schedule.json"
+    )
+    try:
+        client.create_registered_model(name, description=text)
+    except MlflowException:  # another search was faster
+        client.get_registered_model(name)
+
+
+@contextmanager
+def _asking(address: str, name: str) -> Iterator[Any]:
+    """A client; what the store refuses is a ValueError of one line."""
+    from mlflow.exceptions import MlflowException
+
+    file = Path(address.removeprefix("sqlite:///"))
+    if address.startswith("sqlite:") and not file.exists():
+        raise ValueError(f"there is no MLflow database {file}; type runs=<folder of searches> or uri=http://<server>")
+    try:
+        yield store.connect(address)
+    except (MlflowException, OSError, sqlite3.Error) as error:
+        raise ValueError(f"{name}: MLflow at {store.shown(address)}: {store.reason(error)}") from error
