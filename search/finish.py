@@ -1,31 +1,40 @@
 """From a finished search to what people use: the held-out front, files, figures, MLflow, and the last lines."""
 
+import itertools
 import logging
 import platform
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from rich.markup import escape
 from torch import Tensor
 
 from search import figures, heatmap, seeding
+from search.compare import gaps, hacked, judge, recommend, summary
 from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.guard import Guard
 from search.evaluate.runner import Job
 from search.evaluate.timing import measure
-from search.front import bootstrap_interval, non_dominated
-from search.objectives.base import Cost, Objective
+from search.front import non_dominated
+from search.loaded import HELD_OUT_SEED
+from search.objectives.base import Objective, Reward
 from search.objectives.drift import Drift
 from search.objectives.latency import Latency
 from search.objectives.macs import Macs
 from search.objectives.memory import Memory
 from search.objectives.psnr import Psnr
 from search.objectives.ssim import Ssim
+from search.page import page
+from search.progress import Told, phases
 from search.result import Entry, Result, Score
 from search.schedule import Schedule
+from search.tracker import last_lines
 
 if TYPE_CHECKING:
     from search.run import Search
@@ -33,35 +42,32 @@ if TYPE_CHECKING:
 log = logging.getLogger("search")
 MOST_ON_FRONT = 12
 SHOWN = 8
+HIGHEST = 512  # pixels of a picture that is kept: there are SHOWN of them for every entry
 REPEATS = 3
 SHORTER = (15, 12, 10, 8, 6)
 VISIBLE = 30.0  # dB of PSNR against the teacher: differences below are usually seen
-HELD_OUT_SEED = 10_000  # held-out noise is never the calibration noise
 
 
 def finish(search: "Search", stopped: str) -> Result:
     """Score the front and the baselines on held-out prompts and seeds, write everything, print where it is."""
     console = search.console
-    with console.status("held-out prompts: front, presets, timing"):
-        result = collect(search, stopped)
+    with phases(console) as told:
+        result = collect(search, stopped, told)
     with console.status("files and figures"):
         write(result)
-    view = None
-    if search.config.tracking.enabled:
-        from search import tracking
-
+    _last_lines(search, result)
+    if search.tracker is not None:
         with console.status("MLflow"):
-            view = tracking.log(result, Path(search.config.runs), search.config.tracking.uri)
-    _last_lines(search, result, view)
+            found = search.tracker.finish(result)
+        for line in last_lines(found, search.config, result.folder):
+            console.print(line)
     return result
 
 
-def collect(search: "Search", stopped: str) -> Result:
-    """The result with all its scores."""
+def collect(search: "Search", stopped: str, told: Told = lambda what, done, total: None) -> Result:
+    """The result with all its scores; `told` hears how far it is."""
     config, state, target = search.config, search.state, search.target
-    objectives: dict[str, Objective] = {
-        o.key: o for o in (Drift(), Psnr(), Ssim(), Macs(), Latency(), Memory(), *search.objectives.values())
-    }
+    objectives: dict[str, Objective] = {o.key: o for o in (Drift(), Psnr(), Ssim(), Macs(), Latency(), Memory())}
     seeds = [HELD_OUT_SEED + config.prompts.seed + i for i in range(len(search.held_out))]
     held_out = Evaluator(
         search.model,
@@ -72,7 +78,10 @@ def collect(search: "Search", stopped: str) -> Result:
         search.memo,
         config.prompts.batch,
         search.workers or search.local,
+        Guard(config.budget.patience, config.budget.failures, search.tell, "held-out"),
     )
+    usable, left_out = held_out.usable(search.objectives | search.unused)
+    held_out.add(usable)
     teacher = to_schedule(search.model, {})
 
     archive = list(state.archive.values())
@@ -85,37 +94,47 @@ def collect(search: "Search", stopped: str) -> Result:
     presets |= seeding.shorter_runs(target, search.model.shorter, SHORTER)
 
     everyone = [*found, *presets.values(), teacher]
-    times = dict(zip(everyone, measure(search.model, everyone, REPEATS), strict=True))
+    times = dict(zip(everyone, measure(search.model, everyone, REPEATS, done=partial(told, "timing")), strict=True))
     band = _seed_band(held_out, seeds)
 
-    held_out.evaluate([Job(schedule) for schedule in everyone])  # as a population; values are known from here on
+    left_out |= _score(held_out, everyone, partial(told, "held-out prompts"))  # values are known from here on
+    objectives = held_out.objectives
+    searched = [name for name in search.objectives if name in objectives]
+    unused = [name for name in search.unused if name in objectives]
+
+    drawn = itertools.count(1)
 
     def entry(name: str, role: str, schedule: Schedule) -> Entry:
         held = held_out.values(schedule)
-        latents = None if role == "preset" else held_out.latents(schedule)
         calibration = state.archive.get(schedule.digest, {}).get("values")
         calibration = calibration or search.evaluator.values(schedule)
-        scores = _summary(held, objectives) | _times(times[schedule], times[teacher])
+        scores = summary(held, objectives) | _times(times[schedule], times[teacher])
+        told("pictures", next(drawn), len(everyone))
         return Entry(
             name or f"{scores['speedup'].value:.1f}× · drift {scores['drift'].value:.3f}",
             role,
             _with_scores(search, schedule, scores),
-            _summary(calibration, search.objectives),
+            summary(calibration, search.objectives),
             scores,
-            None if latents is None else _pictures(held_out.decode(latents[:SHOWN])),
+            _pictures(held_out.decode(held_out.latents(schedule)[:SHOWN])),
+            gaps(held, calibration, search.objectives),
+            samples=held,
         )
 
-    entries = [entry("", "front", schedule) for schedule in found]
+    entries = [entry("", "front", schedule) for schedule in found if schedule.digest not in held_out.failed]
     entries.sort(key=lambda e: e.held_out["macs"].value)
     _make_unique(entries)
-    entries += [entry(name, "preset", schedule) for name, schedule in presets.items()]
+    sound = {name: schedule for name, schedule in presets.items() if schedule.digest not in held_out.failed}
+    entries += [entry(name, "preset", schedule) for name, schedule in sound.items()]
     entries.append(entry("teacher", "teacher", teacher))
+    judge(entries, objectives, searched)
+    held_out.guard.save(search.quarantine)
     return Result(
         search_id=search.folder.name,
         folder=search.folder,
         model=config.model["name"],
         space="+".join(config.space),
-        objectives=list(search.objectives),
+        objectives=searched,
         units={k: o.unit for k, o in objectives.items()} | {"speedup": "×"},
         better={**{k: o.better for k, o in objectives.items()}, "speedup": "higher"},
         entries=entries,
@@ -132,7 +151,47 @@ def collect(search: "Search", stopped: str) -> Result:
         environment=_environment(search)
         | {"seed_to_seed_psnr_db": f"{band[0]:.1f} (90 % in {band[1]:.1f} to {band[2]:.1f})"},
         stopped=stopped,
+        guard=unused,
+        notes=_notes(search, held_out, entries, left_out, searched, unused),
     )
+
+
+def _score(held_out: Evaluator, schedules: Sequence[Schedule], told: Callable[[int, int], None]) -> dict[str, str]:
+    """Score a population; objectives that fail too often are given up, and why is what is returned."""
+    held_out.evaluate([Job(schedule) for schedule in schedules], done=lambda count: told(count, len(schedules)))
+    if not held_out.guard.exhausted:
+        return {}
+    given_up = {failure.objective: failure.reason for failure in held_out.guard.failures}
+    for name in given_up:
+        held_out.objectives.pop(name)
+    held_out.guard.most = None
+    held_out.failed.clear()
+    held_out.evaluate([Job(schedule) for schedule in schedules])
+    return given_up
+
+
+def _notes(
+    search: "Search",
+    held_out: Evaluator,
+    entries: Sequence[Entry],
+    left_out: Mapping[str, str],
+    searched: Sequence[str],
+    unused: Sequence[str],
+) -> list[str]:
+    """What a reader should know before believing the scores."""
+    notes = hacked(entries, held_out.objectives, searched, unused)
+    if not any(isinstance(held_out.objectives[name], Reward) for name in unused):
+        instead = f"; reported instead: {', '.join(unused)}" if unused else ""
+        why = next(iter((search.unusable | dict(left_out)).values()), "every reward of guard= is searched")
+        notes.append(f"no reward that was not searched is reported{instead} ({why})")
+    notes += [
+        f"{name} is not reported on held-out prompts: {why}" for name, why in left_out.items() if name in searched
+    ]
+    for guard in (search.guard, held_out.guard):
+        notes += [f"{guard.summary}; see {search.quarantine.name}"] if guard.failures else []
+    if behind := [entry for entry in entries if entry.behind]:
+        notes.append(f"{len(behind)} on the front are surely dominated by others on held-out prompts, and marked so")
+    return notes
 
 
 def _corrected(search: "Search", schedule: Schedule, plain: Schedule) -> Schedule:
@@ -151,12 +210,12 @@ def drift(search: "Search", schedule: Schedule) -> float:
 
 
 def write(result: Result) -> None:
-    """Schedules, front.json and figures into the run folder."""
+    """Schedules, front.json, pictures and figures into the run folder."""
     result.save()
     folder = result.folder / "figures"
     for sub in ("heatmaps", "grids"):
         (folder / sub).mkdir(parents=True, exist_ok=True)
-    (folder / "pareto.html").write_text(figures.pareto_html(result), encoding="utf-8")
+    (folder / "report.html").write_text(page(result), encoding="utf-8")
     (folder / "pareto.png").write_bytes(figures.pareto_png(result))
     (folder / "overview.png").write_bytes(figures.overview_png(result))
     for i, entry in enumerate(result.entries):
@@ -183,22 +242,6 @@ def thin(scores: Sequence[Sequence[float]], worst: Sequence[float], most: int) -
     return sorted(front[chosen].tolist())
 
 
-def recommend(entries: Sequence[Entry], threshold: float) -> str:
-    """The fastest on the front whose PSNR stays above the threshold, interval included; else the truest one."""
-    front = [e for e in entries if e.role == "front"]
-    if not front:
-        return "teacher"
-
-    def psnr(e: Entry) -> float:
-        score = e.held_out["psnr"]
-        return score.value if score.low is None else score.low
-
-    good = [e for e in front if psnr(e) >= threshold]
-    if good:
-        return max(good, key=lambda e: e.held_out["speedup"].value).name
-    return max(front, key=psnr).name
-
-
 def _times(own: Sequence[float], teacher: Sequence[float]) -> dict[str, Score]:
     """Milliseconds and speed-up over the bare pipeline's schedule: medians with their range, round by round."""
     ratios = [b / a for a, b in zip(own, teacher, strict=True)]
@@ -206,18 +249,6 @@ def _times(own: Sequence[float], teacher: Sequence[float]) -> dict[str, Score]:
         "latency": Score(statistics.median(own), min(own), max(own)),
         "speedup": Score(statistics.median(ratios), min(ratios), max(ratios)),
     }
-
-
-def _summary(values: Mapping[str, Sequence[float]], objectives: Mapping[str, Objective]) -> dict[str, Score]:
-    found = {}
-    for name, objective in objectives.items():
-        if isinstance(objective, Cost):
-            found[name] = Score(float(values[name][0]))
-        else:
-            sample = np.asarray(values[name], dtype=float)
-            low, high = bootstrap_interval(sample, np.random.default_rng(0))
-            found[name] = Score(float(sample.mean()), low, high)
-    return found
 
 
 def _with_scores(search: "Search", schedule: Schedule, scores: Mapping[str, Score]) -> Schedule:
@@ -239,6 +270,10 @@ def _with_scores(search: "Search", schedule: Schedule, scores: Mapping[str, Scor
 
 
 def _pictures(images: Tensor) -> list[np.ndarray]:
+    """Pictures [B, 3, H, W] in 0..1 as those that people look at: bytes [H, W, 3], at most HIGHEST high."""
+    if (height := images.shape[-2]) > HIGHEST:
+        size = HIGHEST, max(1, round(images.shape[-1] * HIGHEST / height))
+        images = torch.nn.functional.interpolate(images.float(), size, mode="bilinear", antialias=True).clamp(0, 1)
     return list((images * 255).round().byte().permute(0, 2, 3, 1).numpy())
 
 
@@ -280,17 +315,20 @@ def _environment(search: "Search") -> dict[str, str]:
     }
 
 
-def _last_lines(search: "Search", result: Result, view: Mapping[str, str] | None) -> None:
+def _last_lines(search: "Search", result: Result) -> None:
     console, folder = search.console, result.folder
     best = next((e for e in result.entries if e.name == result.recommended), None)
     if result.stopped:
         console.print(f"[yellow]{result.stopped}[/yellow]; go on with: python -m search resume={folder.name}")
+    for note in result.notes:
+        console.print(f"[yellow]{escape(note)}[/yellow]")
     state = search.state
     console.print(
         f"cost       {state.block_executions:,.0f} block executions; runs that begin alike saved "
         f"{1 - state.block_executions / state.unshared:.0%} of {state.unshared:,.0f}"
     )
     console.print(f"front      {folder / 'front.json'}")
+    console.print(f"report     {folder / 'figures' / 'report.html'}")
     console.print(f"figures    {folder / 'figures'}")
     console.print(f"schedules  {folder / 'schedules'}")
     if best is not None and "speedup" in best.held_out:
@@ -302,12 +340,3 @@ def _last_lines(search: "Search", result: Result, view: Mapping[str, str] | None
             f"PSNR {s['psnr'].value:.1f} dB (visible below {result.no_visible_loss:.1f}), on held-out prompts"
         )
         console.print(f"export     python -m search.export run={folder.name} out=schedule.json")
-    if view is not None and (error := view.get("error")):
-        console.print(f"[yellow]MLflow was not written: {error}[/yellow]; all of it is in the folder above")
-    elif view is not None:
-        from search import tracking
-
-        runs, uri = Path(search.config.runs), search.config.tracking.uri
-        console.print(f"review     {tracking.ui_command(runs, uri)}")
-        if link := view.get("view"):
-            console.print(f"           then open {tracking.view_url(link, uri)}")

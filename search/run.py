@@ -1,11 +1,9 @@
 """The loop: ask, decode, evaluate, tell, log, checkpoint."""
 
 import logging
-import os
-import pickle
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,22 +13,18 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.markup import escape
 from torch import Tensor
 
+from search import checkpoint, disk
 from search.calibration import Costs
+from search.compose import composed, normalise
 from search.config import Config
 from search.engines.base import Engine, Start
 from search.evaluate.correct import Corrector
 from search.evaluate.evaluator import Evaluator, to_schedule
 from search.evaluate.executors import Workers, check, workers
+from search.evaluate.guard import Failure, Guard, Priced
 from search.evaluate.memo import Memo
 from search.evaluate.ranges import calibrated, static
 from search.evaluate.runner import Job, Runner
@@ -41,8 +35,9 @@ from search.folders import new_run_folder
 from search.front import hypervolume, non_dominated
 from search.loaded import model_of, prompts_of
 from search.models.base import Model
-from search.objectives.base import Objective
+from search.objectives.base import Cost, Objective, Quality
 from search.objectives.drift import Drift
+from search.progress import bar
 from search.result import Result, find_run
 from search.schedule import Schedule
 from search.schedule.nodes import ROOT
@@ -50,6 +45,7 @@ from search.schedule.plan import OFF
 from search.seeding import Proposals, plan_schedule
 from search.spaces.base import Space
 from search.spaces.joint import JointSpace
+from search.tracker import Tracker
 
 log = logging.getLogger("search")
 PROBED = 2  # prompts of the propagation rollouts
@@ -70,22 +66,18 @@ class State:
     archive: dict[str, dict[str, Any]] = field(default_factory=dict)  # by digest, in the order of evaluation
     asked: int = 0
     lost: int = 0  # candidates that lost their race
+    failed: int = 0  # candidates that could not be scored
     counted: set[int] = field(default_factory=set)  # see Evaluator
+    halved: dict[str, int] = field(default_factory=dict)  # see Evaluator
     history: list[dict[str, float]] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Whole or not at all: a search that is killed here goes on from the generation before."""
-        beside = path.with_suffix(".new")
-        with beside.open("wb") as file:
-            pickle.dump(self, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        checkpoint.save(self, path)
 
     @staticmethod
-    def load(path: Path) -> "State":
-        with path.open("rb") as file:
-            return pickle.load(file)
+    def load(path: Path, told: Callable[[str], None] = log.warning) -> "State":
+        return checkpoint.load(path, told)
 
 
 class Search:
@@ -99,29 +91,33 @@ class Search:
         torch.set_grad_enabled(False)
         self.space: Space = _space(config)
         self.objectives: dict[str, Objective] = {k: instantiate(v) for k, v in config.objective.items()}
+        self.unused = {k: instantiate(v) for k, v in config.guard.items() if k not in config.objective}
+        self.guard = Guard(config.budget.patience, config.budget.failures, self.tell)
         self.calibration, self.held_out = prompts_of(config.prompts)
         self.note: Callable[[str], None] = lambda text: None  # told what is being prepared
         self.workers: Workers | None = None
+        self.tracker: Tracker | None = None
         self.model: Model = model_of(config)
         self.target = self.model.target
 
     def prepare(self, folder: Path) -> None:
         """Cost tables, the teacher, and either the folder's checkpoint or a new engine with its seeds."""
-        self.folder, self.checkpoint = folder, folder / "checkpoint.pkl"
+        self.folder, self.checkpoint, self.quarantine = folder, folder / "checkpoint.pkl", folder / "quarantine.json"
         memo = Path(self.config.runs) / "memo.sqlite"  # of all searches: what one has measured, the next one knows
         if static(self.space):  # ranges of activations are measured before anything is decoded
             self.target = self.model.target = calibrated(self.model, *self._first(RANGED))
         target = self.target
-        if self.checkpoint.exists():
-            self.state = State.load(self.checkpoint)
-            self.memo = Memo(memo)
+        self.memo = Memo(memo, spare=folder / "memo.sqlite", told=self.tell)
+        if checkpoint.exists(self.checkpoint):
+            self.state = State.load(self.checkpoint, self.tell)
             self.evaluator = self._evaluator(self.state.costs)
             evaluator, state = self.evaluator, self.state
             self.before = state.block_executions - evaluator.block_executions, state.unshared - evaluator.unshared
-            self.evaluator.counted |= self.state.counted
+            self.evaluator.counted |= state.counted
+            self.evaluator.halved |= state.halved
+            self._try()
             return
         genes = self.space.genes(target)  # a space that does not apply says so before anything is measured
-        self.memo = Memo(memo)
         costs = self.model.costs()
         self.console.print(
             f"{target.tree.model_class}: {_blocks(target.tree.stacks)}, {target.steps} steps, "
@@ -130,16 +126,18 @@ class Search:
         )
         costs = _with_latency(self.model, costs)
         self.evaluator = self._evaluator(costs)
+        self._try()
         probe = Evaluator(
             self.model,
             self.calibration[:PROBED],
-            self._seeds(PROBED),
+            self._seeds(len(self.calibration[:PROBED])),
             {"drift": Drift()},
             costs,
             self.memo,
             runner=self.local,
         )
-        objectives = list(self.objectives.values())
+        careful = Guard(self.config.budget.patience)  # what is proposed is no candidate yet
+        objectives = [Priced(n, o, careful) if isinstance(o, Cost) else o for n, o in self.objectives.items()]
         proposals = Proposals(self.space, target, self.model, probe, costs, objectives, self.note)
         start = Start(
             genes,
@@ -161,17 +159,8 @@ class Search:
     def loop(self) -> str:
         """Evaluate generations until the budget is spent; returns why it stopped early, or nothing."""
         began = time.monotonic() - self.state.seconds
-        columns = (
-            TextColumn("[bold]search"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
         try:
-            with Progress(*columns, console=self.console) as progress:
+            with bar(self.console) as progress:
                 task = progress.add_task("search", total=self.config.budget.evaluations, note="")
                 while not self._spent(time.monotonic() - began):
                     rows = self.state.engine.ask(self._room())
@@ -187,6 +176,8 @@ class Search:
                     if not self.state.generation:  # so that the front is nowhere behind them on these prompts
                         self._evaluate(self.state.presets.values(), plain=True)
                     self._close_generation(len(rows), time.monotonic() - began)
+                    if self.guard.exhausted:
+                        return f"{self.guard.summary}; see {self.quarantine}"
         except KeyboardInterrupt:
             return "stopped by Ctrl-C"
         return ""
@@ -226,7 +217,8 @@ class Search:
         scored = self.evaluator.evaluate([self._job(row, plain) for row in rows], self._rivals(), done)
         for row, found in zip(rows, scored, strict=True):
             if not found.values:
-                self.state.lost += 1
+                self.state.lost += not found.failed
+                self.state.failed += bool(found.failed)
             elif found.schedule.digest not in self.state.archive:
                 self.state.archive[found.schedule.digest] = {
                     "x": row.copy(),
@@ -256,6 +248,8 @@ class Search:
                 "evaluations": state.asked,
                 "distinct": len(state.archive),
                 "lost": state.lost,
+                "failed": state.failed,
+                "halved": len(self.evaluator.halved),
                 "block_executions": round(state.block_executions),
                 "unshared": round(state.unshared),
                 "hypervolume": self.hypervolume([a["scores"] for a in state.archive.values()]),
@@ -267,20 +261,36 @@ class Search:
         state.generation += 1
         log.info("generation %s", state.history[-1])
         self._save()
+        if self.tracker is not None:
+            self.tracker.generation(state.history[-1])
+
+    def _try(self) -> None:
+        """Every objective on the teacher's own results: what cannot work is told before anything is spent."""
+        for name, apart in self.evaluator.trial().items():
+            reason = f"is not deterministic: two calls on the same {{}} differ by {apart:.3g}; the first one is kept"
+            quality = self.objectives[name]
+            assert isinstance(quality, Quality)
+            self.guard.note(Failure(name, "the teacher", reason.format(quality.of)))
+        self.unused, self.unusable = self.evaluator.usable(self.unused)
+        for name, reason in self.unusable.items():
+            log.warning("guard %s: %s", name, reason)
 
     def _save(self) -> None:
-        self.state.counted = self.evaluator.counted
+        self.guard.save(self.quarantine)
+        self.state.counted, self.state.halved = self.evaluator.counted, self.evaluator.halved
         self.state.save(self.checkpoint)
 
     def hypervolume(self, scores: Sequence[Sequence[float]]) -> float:
         """Against the worst values worth having, each objective scaled so that this point is 1."""
+        if not len(scores):
+            return 0.0
         worst = np.array([o.minimised(o.worst(self.state.costs)) for o in self.objectives.values()])
-        best = np.array([0.0 if o.better == "lower" else -_ceiling(o) for o in self.objectives.values()])
+        best = np.array([0.0 if o.better == "lower" else -o.ceiling for o in self.objectives.values()])
         scaled = (np.array(scores) - best) / (worst - best)
         return hypervolume(scaled, np.ones(len(worst)))
 
     def _scores(self) -> np.ndarray:
-        return np.array([a["scores"] for a in self.state.archive.values()])
+        return np.array([a["scores"] for a in self.state.archive.values()]).reshape(-1, len(self.objectives))
 
     def _best(self) -> str:
         if not self.state.history:
@@ -307,6 +317,11 @@ class Search:
         if self.workers:
             self.workers.close()
 
+    def tell(self, text: str) -> None:
+        """What a user should know of, and the log too."""
+        log.warning("%s", text)
+        self.console.print(f"[yellow]{escape(text)}[/yellow]")
+
     def _evaluator(self, costs: Costs) -> Evaluator:
         self.local = Runner(self.model, costs, States(round(self.config.compute.states * 2**30)))
         self.workers = workers(self.config, self.model, costs)
@@ -319,6 +334,7 @@ class Search:
             self.memo,
             self.config.prompts.batch,
             self.workers or self.local,
+            self.guard,
         )
 
     def _first(self, count: int) -> tuple[Any, Tensor]:
@@ -330,21 +346,40 @@ class Search:
         return [self.config.prompts.seed + i for i in range(count)]
 
 
+def search(*overrides: str) -> Result:
+    """The search of a command line, for notebooks: `search("+space=cache", "model=pixart", "budget=quick")`."""
+    return run(Config.check(composed(normalise(list(overrides)))))
+
+
 def run(config: Config) -> Result:
     """Search, report, and print where the result is."""
     console = Console(soft_wrap=True)
-    resumed = find_run(config.resume, Path(config.runs)) if config.resume else None
-    if resumed:  # everything as it was; only the budget, the tracking and the machine may be others
-        changed = {name: getattr(config, name) for name in ("budget", "tracking", "compute", "runs")}
-        config = Config.load(resumed / "config.yaml").model_copy(update=changed)
-    with console.status(f"loading {config.model['name']}"):
-        search = Search(config, console)  # mistakes of the user show here, before a folder is made
-    space = "+".join(config.space)
-    folder = resumed or new_run_folder(Path(config.runs), space, config.model["name"])
-    logging.basicConfig(filename=folder / "search.log", level=logging.INFO, format="%(asctime)s %(message)s")
+    disk.writable(root := Path(config.runs))
+    resumed = find_run(config.resume, root) if config.resume else None
+    with ExitStack() as held:
+        if resumed:  # everything as it was; only the budget, the tracking and the machine may be others
+            held.enter_context(disk.explained(resumed, f"python -m search resume={resumed.name}"))
+            held.enter_context(disk.alone(resumed))
+            changed = {name: getattr(config, name) for name in ("budget", "tracking", "compute", "runs")}
+            config = Config.load(resumed / "config.yaml").model_copy(update=changed)
+        with console.status(f"loading {config.model['name']}"):
+            search = Search(config, console)  # mistakes of the user show here, before a folder is made
+        with disk.explained(root, "the same command again"):
+            folder = resumed or new_run_folder(root, "+".join(config.space), config.model["name"])
+        if not resumed:
+            held.enter_context(disk.explained(folder, f"python -m search resume={folder.name}"))
+            held.enter_context(disk.alone(folder))
+        return _run(search, folder)
+
+
+def _run(search: Search, folder: Path) -> Result:
+    """From the configuration to the result, in a folder that is this process's own."""
+    config, console = search.config, search.console
     config.save(folder / "config.yaml")
-    console.print(f"[bold]search[/bold] {space} on {config.model['name']} → {folder}")
-    with closing(search):
+    console.print(f"[bold]search[/bold] {'+'.join(config.space)} on {config.model['name']} → {folder}")
+    if config.tracking.enabled:
+        search.tracker = Tracker(config, folder, search.tell)
+    with disk.logged(folder / "search.log"), closing(search), search.tracker or nullcontext():
         try:
             with console.status("preparing: teacher and cost tables") as status:
                 search.note = lambda text: status.update(f"preparing: {text}")
@@ -371,10 +406,6 @@ def _with_latency(model: Model, costs: Costs) -> Costs:
     schedules = [plan_schedule(target, plan) for plan in plans]
     table = calibrate(model, schedules, costs)
     return replace(costs, milliseconds=table)
-
-
-def _ceiling(objective: Objective) -> float:
-    return {"dB": 100.0}.get(objective.unit, 1.0)
 
 
 def _blocks(stacks: Any) -> str:

@@ -1,5 +1,6 @@
 """Scores of populations: equal to those one by one, nothing run twice, races that change costs and not winners."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def test_an_objective_with_other_arguments_is_measured_anew(tmp_path):
         def __init__(self, by: float) -> None:
             self.by = by
 
-        def __call__(self, run: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        def __call__(self, run: torch.Tensor, teacher: torch.Tensor, prompts: Sequence[str] = ()) -> torch.Tensor:
             return self.by * super().__call__(run, teacher)
 
     job = jobs()[0]

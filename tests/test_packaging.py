@@ -185,7 +185,8 @@ def test_wheel_holds_everything(wheel: Path, clean: Path) -> None:
         names = set(archive.namelist())
     wanted = {"search/py.typed"}
     for top in ("search", *sorted(MAPPED)):
-        files = [p for p in (clean / top).rglob("*") if p.suffix in (".py", ".cu", ".yaml", ".txt")]
+        kinds = (".py", ".cu", ".yaml", ".txt", ".html", ".css", ".js")
+        files = [p for p in (clean / top).rglob("*") if p.suffix in kinds]
         prefix = "" if top == "search" else "search/"
         wanted |= {f"{prefix}{p.relative_to(clean)}" for p in files}
     assert wanted <= names, sorted(wanted - names)

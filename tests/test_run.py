@@ -68,10 +68,10 @@ def finished(tmp_path_factory):
 
 def test_the_last_lines_say_where_everything_is(finished):
     runs, text = finished
-    for word in ("front.json", "figures", "schedules", "× faster", "python -m search.export run="):
+    for word in ("front.json", "figures", "report.html", "schedules", "× faster", "python -m search.export run="):
         assert word in text
     made = folder(runs)
-    assert {"pareto.html", "pareto.png", "overview.png", "heatmaps", "grids"} <= {
+    assert {"report.html", "pareto.png", "overview.png", "heatmaps", "grids"} <= {
         p.name for p in (made / "figures").iterdir()
     }
 

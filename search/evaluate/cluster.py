@@ -212,7 +212,7 @@ class _Call:
         hand.executed, hand.steps = told.executed, told.steps
         i = hand.group.pop(told.number)
         schedule = told.fitted.opened() if told.fitted else self.jobs[i].schedule
-        self.done(i, Outcome(told.latents, schedule, told.decided))
+        self.done(i, Outcome(told.latents, schedule, told.decided, told.batch))
 
     def _bury(self, hand: Hand, error: RayError) -> None:
         """Replace a worker; what it had not told of waits for another one, but not for ever."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from search.calibration import Costs
 from search.evaluate.fit import RIDGE, Fitter
+from search.evaluate.guard import Failed, Guard, Priced, identity
 from search.evaluate.memo import Memo
+from search.evaluate.memory import is_short
 from search.evaluate.racing import Race, Rival
 from search.evaluate.runner import Batch, Executor, Job, Outcome, Runner
 from search.evaluate.steps import step_macs
@@ -33,12 +35,14 @@ class Scored:
     """What became of a candidate: the schedule that was run, its values, and the row [M] that an engine is told.
 
     A candidate that lost its race has no values; what is told is an estimate from the `prompts` that it was run on.
+    Of one that could not be scored `failed` says why, and the worst is told.
     """
 
     schedule: Schedule
     values: Mapping[str, list[float]]
     told: list[float]
     prompts: int
+    failed: str = ""
 
 
 @dataclass
@@ -70,9 +74,13 @@ class Evaluator:
         memo: Memo,
         batch: int = 8,
         runner: Executor | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.model, self.prompts, self.seeds = model, list(prompts), list(seeds)
         self.objectives, self.costs, self.memo = dict(objectives), costs, memo
+        self.guard = guard or Guard()
+        self.failed: dict[str, str] = {}  # why a schedule has no scores, by its digest
+        self._names = {name: _name(name, objective) for name, objective in self.objectives.items()}
         self.block_executions = self.unshared = 0.0
         self.runs = 0
         self.runner = runner or Runner(model, costs)
@@ -83,6 +91,7 @@ class Evaluator:
         ]
         self.inputs = [self.local.inputs(part) for part in self.batches]
         self.counted: set[int] = set()  # beginnings of runs that `block_executions` has
+        self.halved: dict[str, int] = {}  # schedules for which memory was short, and the batch that fitted
         self.teacher = self._sample()
         self._count(costs.teacher_macs * len(self.prompts))
         self.runs += len(self.prompts)
@@ -127,13 +136,15 @@ class Evaluator:
         found: dict[int, Scored] = {}
         runs: dict[tuple[str, bool], _Run] = {}
         same: dict[tuple[str, bool], list[int]] = {}
+        recalled: set[tuple[str, bool]] = set()
         for i, job in enumerate(jobs):
-            known = self.fitted(job)
-            if known is not None and (values := self._known(known)) is not None:
-                found[i] = self._scored(known, values)
-                self._recall(job, known)
+            key, known = (job.schedule.digest, job.fit), self.fitted(job)
+            if known is not None and (scored := self._score(known)) is not None:
+                found[i] = scored
+                if key not in recalled:  # jobs that are alike run once, and count once
+                    recalled.add(key)
+                    self._recall(job, known)
             else:
-                key = job.schedule.digest, job.fit
                 runs.setdefault(key, _Run(job, known or job.schedule))
                 same.setdefault(key, []).append(i)
         done(len(found))
@@ -205,13 +216,17 @@ class Evaluator:
     ) -> None:
         """One batch of all that are still running; a candidate whose last batch it is is scored at once."""
         keys = list(runs)
-        jobs = [Job(runs[key].schedule, runs[key].job.fit and not number) for key in keys]
+        fresh = [not number and runs[key].schedule is runs[key].job.schedule for key in keys]  # not fitted before
+        jobs = [Job(runs[key].schedule, runs[key].job.fit and new) for key, new in zip(keys, fresh, strict=True)]
 
         def take(i: int, outcome: Outcome) -> None:
             run = runs[keys[i]]
             if jobs[i].prior is not None:
                 self._remember_fit(jobs[i], outcome.schedule)
-            self._charge(jobs[i], number, outcome.decided)
+            if outcome.batch:
+                least = self.halved.get(outcome.schedule.digest, outcome.batch)
+                self.halved[outcome.schedule.digest] = min(least, outcome.batch)
+            self._charge(jobs[i] if number else run.job, number, outcome.decided)
             run.schedule = outcome.schedule
             run.parts.append(outcome.latents)
             run.decided.append((len(self.batches[number]), outcome.decided))
@@ -232,16 +247,72 @@ class Evaluator:
         schedule, latents = run.schedule, torch.cat(run.parts)
         self.runs += len(self.prompts)
         self.memo.keep(self.context, schedule.digest, latents)
-        drift = self._measure(latents, [DRIFT])
+        drift = self._drift(latents)
         shares = {GATE + name: values for name, values in _mean(run.decided).items()}
-        self.memo.put(self.context, schedule.digest, drift | shares)
-        if race and self.decodes and race.beaten(drift[DRIFT], self._prices(schedule)):
-            return self._lost(schedule, drift[DRIFT], race)
-        values = self._known(schedule)
-        assert values is not None
-        return self._scored(schedule, values)
+        self.memo.put(self.context, schedule.digest, {DRIFT: drift} | shares)
+        if race and self.decodes and race.beaten(drift, self._prices(schedule)):
+            return self._lost(schedule, drift, race)
+        scored = self._score(schedule)
+        assert scored is not None
+        return scored
 
     # Scores
+
+    def trial(self) -> dict[str, float]:
+        """Call every quality twice on the teacher's own results: how far those are apart that should be equal.
+
+        ValueError where an objective fails even there: before anything is spent.
+        """
+        images = self.teacher_images if self.decodes else None
+        apart = {}
+        for name, objective in self.objectives.items():
+            if not np.isfinite(worst := objective.worst(self.costs)):
+                raise ValueError(f"objective {name} has {worst} as its worst value; let worst() return a finite number")
+            if not isinstance(objective, Quality):
+                continue
+            own = self.teacher if objective.of == "latents" or images is None else images
+            try:
+                differs = self.guard.differs(name, objective, own, self.prompts, "the teacher")
+            except Failed as error:
+                raise ValueError(f"{error}, on the teacher's own {objective.of}; no schedule can be scored") from None
+            if differs is not None:
+                apart[name] = differs
+        return apart
+
+    def add(self, others: Mapping[str, Objective]) -> None:
+        """Score more objectives from here on."""
+        self.objectives |= others
+        self._names |= {name: _name(name, objective) for name, objective in others.items()}
+
+    def usable(self, others: Mapping[str, Objective]) -> tuple[dict[str, Objective], dict[str, str]]:
+        """Of more objectives those that have values for the teacher's own results, and why the others have none."""
+        own, left = Guard(self.guard.seconds), {}
+        for name, objective in others.items():
+            try:
+                if isinstance(objective, Quality):
+                    teacher = self.teacher if objective.of == "latents" else self.teacher_images
+                    own.quality(name, objective, teacher, teacher, self.prompts, "the teacher")
+            except Failed as error:
+                left[name] = str(error)
+        return {name: objective for name, objective in others.items() if name not in left}, left
+
+    def _score(self, schedule: Schedule) -> Scored | None:
+        """All scores of a schedule, where its latents or its scores are known; None where it has to run."""
+        if not np.isfinite(self.memo.get(self.context, schedule.digest).get(DRIFT, [])).all():
+            self.failed[schedule.digest] = "its latents are not finite"
+        if schedule.digest in self.failed:
+            return self._worst(schedule)
+        try:
+            values = self._known(schedule)
+        except Failed as error:
+            self.failed[schedule.digest] = str(error)
+            return self._worst(schedule)
+        return None if values is None else self._scored(schedule, values)
+
+    def _worst(self, schedule: Schedule) -> Scored:
+        """Of a schedule that could not be scored: it dominates nothing."""
+        told = [objective.minimised(objective.worst(self.costs)) for objective in self.objectives.values()]
+        return Scored(schedule, {}, told, len(self.prompts), self.failed[schedule.digest])
 
     def _known(self, schedule: Schedule) -> dict[str, list[float]] | None:
         """All values of a schedule, those of pictures decoded where its latents are known; None where it has to run."""
@@ -249,40 +320,38 @@ class Evaluator:
         if schedule.gates and self._decided(schedule) is None:
             return None
         missing = [
-            name for name, o in self.objectives.items() if isinstance(o, Quality) and self._name(name) not in known
+            name for name, o in self.objectives.items() if isinstance(o, Quality) and self._names[name] not in known
         ]
         if missing:
             if (latents := self.memo.latents(self.context, schedule.digest)) is None:
                 return None
-            found = {self._name(name): values for name, values in self._measure(latents, missing).items()}
-            self.memo.put(self.context, schedule.digest, found)
-            known |= found
+            for name, found in self._measure(latents, missing, schedule.digest):
+                known[self._names[name]] = found
+                self.memo.put(self.context, schedule.digest, {self._names[name]: found})
         costs, values = self.costs_of(schedule), {}
         for name, objective in self.objectives.items():
             if isinstance(objective, Cost):
-                values[name] = [objective(schedule, costs)]
+                values[name] = [self.guard.cost(name, objective, schedule, costs)]
             else:
-                values[name] = known[self._name(name)]
+                values[name] = known[self._names[name]]
         return values
 
-    def _name(self, objective: str) -> str:
-        """Of an objective's values in the memo: with its arguments, which another search may give others."""
-        given = {k: v for k, v in vars(self.objectives[objective]).items() if not k.startswith("_")}
-        return f"{objective} {json.dumps(given, sort_keys=True, default=str)}" if given else objective
-
-    def _measure(self, latents: Tensor, names: Sequence[str]) -> dict[str, list[float]]:
+    def _measure(self, latents: Tensor, names: Sequence[str], digest: str = "") -> Iterator[tuple[str, list[float]]]:
+        """Per-prompt values by name; Failed where an objective has none."""
         images: Tensor | None = None
-        found: dict[str, list[float]] = {}
         for name in names:
-            quality = self.objectives.get(name, Drift())
+            quality = self.objectives[name]
             assert isinstance(quality, Quality)
             if quality.of == "latents":
-                values = quality(latents, self.teacher[: len(latents)])
+                run, teacher = latents, self.teacher
             else:
                 images = self.decode(latents) if images is None else images
-                values = quality(images, self.teacher_images[: len(images)])
-            found[name] = [float(v) for v in values]
-        return found
+                run, teacher = images, self.teacher_images
+            yield name, self.guard.quality(name, quality, run, teacher, self.prompts, digest)
+
+    def _drift(self, latents: Tensor) -> list[float]:
+        """Drift [p] of latents of the first prompts."""
+        return [float(value) for value in Drift()(latents, self.teacher[: len(latents)])]
 
     def _scored(self, schedule: Schedule, values: Mapping[str, list[float]]) -> Scored:
         return Scored(schedule, values, self.minimised(values), len(self.prompts))
@@ -307,18 +376,20 @@ class Evaluator:
         return Race([Rival(np.array(d), self._prices(rival)) for rival, d in known if d], slack=slack)
 
     def _beaten(self, run: _Run, race: Race) -> Scored | None:
-        latents = torch.cat(run.parts)
-        drift = self._measure(latents, [DRIFT])[DRIFT]
+        drift = self._drift(torch.cat(run.parts))
         if run.schedule.gates or not race.beaten(drift, self._prices(run.schedule)):
             return None
         return self._lost(run.schedule, drift, race)
 
     def _lost(self, schedule: Schedule, drift: Sequence[float], race: Race) -> Scored:
         """Told are costs as they are, drift as it would be on all prompts, and of what was not scored the worst."""
+        if not np.isfinite(drift).all():
+            self.failed[schedule.digest] = "its latents are not finite"
+            return self._worst(schedule)
         told = []
-        for objective in self.objectives.values():
+        for name, objective in self.objectives.items():
             if isinstance(objective, Cost):
-                value = objective(schedule, self.costs)
+                value = Priced(name, objective, self.guard)(schedule, self.costs)
             elif isinstance(objective, Drift):
                 value = race.whole(drift)
             else:
@@ -327,8 +398,8 @@ class Evaluator:
         return Scored(schedule, {}, told, len(drift))
 
     def _prices(self, schedule: Schedule) -> np.ndarray:
-        costs, objectives = self.costs_of(schedule), self.objectives.values()
-        return np.array([o.minimised(o(schedule, costs)) for o in objectives if isinstance(o, Cost)])
+        costs, prices = self.costs_of(schedule), [(n, o) for n, o in self.objectives.items() if isinstance(o, Cost)]
+        return np.array([o.minimised(Priced(name, o, self.guard)(schedule, costs)) for name, o in prices])
 
     # Counting
 
@@ -367,7 +438,14 @@ class Evaluator:
         self.memo.put(self._fits, job.schedule.digest, {"state": table["state"], "outputs": flat})
 
     def _sample(self) -> Tensor:
-        return torch.cat([self.model.sample(conditions, noise).cpu() for conditions, noise in self.inputs])
+        try:
+            return torch.cat([self.model.sample(conditions, noise).cpu() for conditions, noise in self.inputs])
+        except (RuntimeError, MemoryError) as error:
+            if not is_short(error):
+                raise
+            size = len(self.batches[0])
+            lower = f"prompts.batch={size // 2}" if size > 1 else "a smaller model.height and model.width"
+            raise ValueError(f"there is no memory for {size} pictures at once; type {lower}") from None
 
     def _pipeline(self) -> list[str]:
         """Digests of the teacher's latents and of a picture: any other weights, prompts or noise give others."""
@@ -378,6 +456,12 @@ class Evaluator:
 def to_schedule(model: Model, parts: Mapping[str, Any]) -> Schedule:
     """The complete schedule for parts that a space decoded; all off is the teacher itself."""
     return Schedule.from_dict(model.target.schedule(parts))
+
+
+def _name(name: str, objective: Objective) -> str:
+    """Of an objective's values in the memo: with its arguments, which another search may give others."""
+    given = identity(objective)
+    return f"{name} {json.dumps(given, sort_keys=True, default=str)}" if given else name
 
 
 def _mean(decided: Sequence[tuple[int, Mapping[str, list[float]]]]) -> dict[str, list[float]]:

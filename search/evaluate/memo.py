@@ -1,16 +1,33 @@
 """What was measured is never measured again: values and final latents by schedule digest, in SQLite."""
 
+import errno
 import json
+import logging
+import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+log = logging.getLogger("search")
 Values = Mapping[str, list[float]]
+Found = TypeVar("Found")
 EVERY = 64  # latents kept, after which the limit is looked at
 LIMIT = 2**31  # bytes of latents: of the bundled models hundreds of thousands, of FLUX at 1024 pixels a few hundred
+PATIENCE = 60.0  # seconds that another process may keep the file to itself
+BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH}
+CLOSED = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_AUTH,
+}
 
 
 class Memo:
@@ -18,36 +35,42 @@ class Memo:
 
     A context names all else that they depend on: model and weights, prompts, noise. Any number of processes may use
     one file. Where the latents exceed `limit` bytes the oldest go.
+
+    It never is the end of a search: a file that is damaged is moved aside (`<name>.broken.sqlite`) and begun anew;
+    where it is locked for a minute or cannot be written, a file `spare` takes its place. `told` hears of it. What was
+    put last is still known then.
     """
 
-    def __init__(self, path: Path, limit: int = LIMIT) -> None:
-        self._base, self.limit, self._kept = sqlite3.connect(path, timeout=60), limit, 0
-        self._base.execute("pragma journal_mode=wal")
-        self._base.execute("pragma synchronous=normal")  # a power cut may cost the last values, never the file
-        with self._base:
-            self._base.execute(
-                "create table if not exists memo (context text, digest text, name text, value text, "
-                "primary key (context, digest, name))"
-            )
-            self._base.execute(
-                "create table if not exists latents (id integer primary key, context text, digest text, dtype text, "
-                "shape text, size integer, data blob, unique (context, digest))"
-            )
+    def __init__(
+        self,
+        path: Path,
+        limit: int = LIMIT,
+        spare: Path | None = None,
+        told: Callable[[str], None] = log.warning,
+        patience: float = PATIENCE,
+    ) -> None:
+        self.path, self.limit, self.spare, self.told, self.patience = path, limit, spare, told, patience
+        self._kept = self._file = 0
+        self._last: tuple[tuple[str, str], dict[str, list[float]], Tensor | None] | None = None
+        self._base: sqlite3.Connection | None = None
+        self._do(lambda base: None)
 
     def get(self, context: str, digest: str) -> dict[str, list[float]]:
         """All known per-prompt values, `{}` where there are none."""
-        rows = self._base.execute("select name, value from memo where context = ? and digest = ?", (context, digest))
+        query = "select name, value from memo where context = ? and digest = ?"
+        rows = self._do(lambda base: base.execute(query, (context, digest)).fetchall())
         return {name: json.loads(value) for name, value in rows}
 
     def put(self, context: str, digest: str, values: Values) -> None:
         rows = [(context, digest, name, json.dumps(value)) for name, value in values.items()]
-        with self._base:
-            self._base.executemany("insert or replace into memo values (?, ?, ?, ?)", rows)
+        self._do(lambda base: base.executemany("insert or replace into memo values (?, ?, ?, ?)", rows))
+        known, latents = self._latest(context, digest)
+        self._last = (context, digest), known | dict(values), latents
 
     def latents(self, context: str, digest: str) -> Tensor | None:
         """Final latents [P, ...] of a schedule, bit for bit; None where they are not known."""
         query = "select dtype, shape, data from latents where context = ? and digest = ?"
-        found = self._base.execute(query, (context, digest)).fetchone()
+        found = self._do(lambda base: base.execute(query, (context, digest)).fetchone())
         if found is None:
             return None
         dtype, shape, data = found
@@ -59,25 +82,104 @@ class Memo:
         if len(data) > self.limit:
             return
         row = (context, digest, str(latents.dtype).removeprefix("torch."), json.dumps(list(latents.shape)), len(data))
-        with self._base:
-            self._base.execute(
-                "insert or replace into latents (context, digest, dtype, shape, size, data) values (?, ?, ?, ?, ?, ?)",
-                (*row, data),
-            )
+        query = "insert or replace into latents (context, digest, dtype, shape, size, data) values (?, ?, ?, ?, ?, ?)"
+        self._do(lambda base: base.execute(query, (*row, data)))
+        self._last = (context, digest), self._latest(context, digest)[0], latents
         if self._kept % EVERY == 0:
-            self._shrink()
+            self._do(self._shrink)
         self._kept += 1
 
-    def _shrink(self) -> None:
-        """Forget the oldest latents, a tenth more than needed, so that this is rare."""
-        (held,) = self._base.execute("select coalesce(sum(size), 0) from latents").fetchone()
-        if held > self.limit:
-            with self._base:
-                self._base.execute(
-                    "delete from latents where id in (select id from (select id, sum(size) over (order by id) as upto "
-                    "from latents) where upto <= ?)",
-                    (held - 0.9 * self.limit,),
-                )
-
     def close(self) -> None:
-        self._base.close()
+        if self._base is not None:
+            self._base.close()
+            self._base = None
+
+    def _shrink(self, base: sqlite3.Connection) -> None:
+        """Forget the oldest latents, a tenth more than needed, so that this is rare."""
+        (held,) = base.execute("select coalesce(sum(size), 0) from latents").fetchone()
+        if held > self.limit:
+            base.execute(
+                "delete from latents where id in (select id from (select id, sum(size) over (order by id) as upto "
+                "from latents) where upto <= ?)",
+                (held - 0.9 * self.limit,),
+            )
+
+    def _latest(self, context: str, digest: str) -> tuple[dict[str, list[float]], Tensor | None]:
+        """What this process put last, if that was of this schedule."""
+        if self._last is None or self._last[0] != (context, digest):
+            return {}, None
+        return self._last[1], self._last[2]
+
+    # What may go wrong with the file
+
+    def _do(self, action: Callable[[sqlite3.Connection], Found]) -> Found:
+        """An action as one transaction, on another file where this one is of no use."""
+        for _ in range(3):  # it is moved aside, or its place is taken by the spare, or both
+            try:
+                if self._base is None:
+                    self._base = self._open()
+                with self._base:
+                    return action(self._base)
+            except sqlite3.DatabaseError as error:
+                code = getattr(error, "sqlite_errorcode", -1) & 0xFF
+                self._change(error, code)
+        raise OSError(errno.EIO, f"neither {self.path} nor another memo beside it can be used")
+
+    def _open(self) -> sqlite3.Connection:
+        self._file = _number(self.path)
+        base = sqlite3.connect(self.path, timeout=self.patience)
+        try:
+            base.execute("pragma journal_mode=wal")
+            base.execute("pragma synchronous=normal")  # a power cut may cost the last values, never the file
+            with base:
+                base.execute(
+                    "create table if not exists memo (context text, digest text, name text, value text, "
+                    "primary key (context, digest, name))"
+                )
+                base.execute(
+                    "create table if not exists latents (id integer primary key, context text, digest text, "
+                    "dtype text, shape text, size integer, data blob, unique (context, digest))"
+                )
+            self._file = _number(self.path)
+            return base
+        except BaseException:
+            base.close()
+            raise
+
+    def _change(self, error: sqlite3.DatabaseError, code: int) -> None:
+        """Another file in the place of this one, with what was put last; raises what is no fault of the file."""
+        if code == sqlite3.SQLITE_FULL:
+            raise OSError(errno.ENOSPC, f"no room for {self.path}") from error
+        if code in BROKEN:
+            self.close()
+            self._aside(error)
+        elif code in CLOSED and self.spare is not None and self.spare != self.path:
+            self.close()
+            self.told(f"{self.path} cannot be used ({error}); this search keeps what it measures in {self.spare}")
+            self.path, self.spare = self.spare, None
+        else:
+            raise error
+        if self._last is not None:
+            (context, digest), values, latents = self._last
+            if latents is not None:
+                self.keep(context, digest, latents)
+            self.put(context, digest, values)
+
+    def _aside(self, error: sqlite3.DatabaseError) -> None:
+        """Move the file away, unless another process was first."""
+        if not self._file or _number(self.path) != self._file:
+            return
+        broken = self.path.with_name(f"{self.path.stem}.broken{self.path.suffix}")
+        for ending in ("-wal", "-shm", ""):  # the file last: without its log it is broken for everybody
+            part = self.path.with_name(self.path.name + ending)
+            if part.exists():
+                part.replace(broken.with_name(broken.name + ending))
+        self.told(f"{self.path} is damaged ({error}); it is now {broken.name}, and a new one is begun")
+
+
+def _number(path: Path) -> int:
+    """Which file has this name; 0 where none has."""
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return 0

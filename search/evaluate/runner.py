@@ -1,10 +1,11 @@
 """What executes schedules: on one device, every distinct beginning of a population's runs once."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -12,11 +13,14 @@ from torch import Tensor
 
 from search.calibration import Costs
 from search.evaluate.fit import FittedSolver, Fitter
+from search.evaluate.memory import free, halves, is_short, joined
 from search.evaluate.partial import Partial, State
 from search.evaluate.states import States
 from search.evaluate.steps import Table, marks, needs, path
 from search.models.base import Model
 from search.schedule import Schedule
+
+log = logging.getLogger("search")
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Final latents [B, ...] in host memory, the schedule that gave them, and what its gates decided."""
+    """Final latents [B, ...] in host memory, the schedule that gave them, and what its gates decided.
+
+    `batch` is how many pictures were denoised together where memory was short for all of them, else 0.
+    """
 
     latents: Tensor
     schedule: Schedule
     decided: Mapping[str, list[float]] = field(default_factory=dict)
+    batch: int = 0
 
 
 Done = Callable[[int, Outcome], None]
@@ -113,7 +121,7 @@ class Runner:
         yield from self._tree(batch, {i: job for i, job in enumerate(jobs) if not job.alone})
         for i, job in enumerate(jobs):
             if job.alone:
-                yield i, self._whole(batch, job)
+                yield i, self._affordable(batch, job, partial(self._whole, batch, job))
 
     def _tree(self, batch: Batch, jobs: Mapping[int, Job]) -> Iterator[tuple[int, Outcome]]:
         self._widen([job.schedule for job in jobs.values()])
@@ -126,7 +134,8 @@ class Runner:
             own = numbers[i]
             if last is None or last[0] != own[-1]:
                 line = {number: line[number] for number in own if number in line}
-                last = own[-1], self._follow(batch, jobs[i], own, line, forks)
+                follow = partial(self._follow, batch, jobs[i], own, line, forks)
+                last = own[-1], self._affordable(batch, jobs[i], follow, line)
             yield i, last[1]
 
     def _follow(
@@ -154,6 +163,38 @@ class Runner:
                 self.memory.touch(number)
         schedule = job.schedule if solver is None else Fitter.fitted(job.schedule, solver)
         return Outcome(state.latents.cpu(), schedule)
+
+    def _affordable(
+        self, batch: Batch, job: Job, execute: Callable[[], Outcome], line: dict[int, State] | None = None
+    ) -> Outcome:
+        """What `execute` gives; where memory is short, without any states held, and then in halves.
+
+        Halves give the latents of the whole up to rounding. A solver is fitted on the first half, and that table is
+        run for the second. ValueError where there is no memory for one picture.
+        """
+        for _ in range(2):
+            try:
+                return execute()
+            except (RuntimeError, MemoryError) as error:
+                if not is_short(error):
+                    raise
+                said = (str(error) or type(error).__name__).splitlines()[0][:200]
+            if line is not None:
+                line.clear()
+            self.memory = States(*self.memory.limits)  # outside of `except`, which would keep the tensors of its frames
+            free(self.model.device)
+        if len(batch) == 1:
+            raise ValueError(
+                f"there is no memory for one picture under schedule {job.schedule.digest} ({said}); type "
+                "compute.states=0, or a smaller model.height and model.width"
+            )
+        first, second = halves(batch)
+        log.warning("memory is short for %d pictures under %s, run in halves", len(batch), job.schedule.digest)
+        begun = self._alone(first, job)
+        return joined([len(first), len(second)], [begun, self._alone(second, Job(begun.schedule))])
+
+    def _alone(self, batch: Batch, job: Job) -> Outcome:
+        return next(outcome for _, outcome in self.outcomes(batch, [job]))
 
     def _solver(self, batch: Batch, job: Job) -> FittedSolver | None:
         return None if job.prior is None else self.fitter(batch).solver(job.schedule)

@@ -44,7 +44,7 @@ class Parcel:
 class Report:
     """A result: the job's number in its group, see `Outcome`, and the worker's counts up to then.
 
-    `fitted` is the schedule that was run, where it is not the job's own.
+    `fitted` is the schedule that was run, where it is not the job's own; `batch` as in `Outcome`.
     """
 
     number: int
@@ -53,6 +53,7 @@ class Report:
     decided: Mapping[str, list[float]]
     executed: float
     steps: int
+    batch: int = 0
 
 
 class Worker:
@@ -81,7 +82,8 @@ class Worker:
         """The next result of the group."""
         number, ended = next(self.outcomes)
         fitted = None if ended.schedule is self.jobs[number].schedule else Parcel.of(ended.schedule)
-        return Report(number, ended.latents, fitted, ended.decided, self.runner.executed, self.runner.steps)
+        counts = self.runner.executed, self.runner.steps
+        return Report(number, ended.latents, fitted, ended.decided, *counts, ended.batch)
 
 
 def arithmetic(device: torch.device) -> str:

@@ -33,6 +33,7 @@ from search.schedule.gates import Gate
 from search.schedule.groups import Group, GroupHook, watch
 from search.schedule.guidance import is_narrow
 from search.schedule.identity import denoiser_of, fingerprint
+from search.schedule.intact import Intact, check_caches
 from search.schedule.nodes import ROOT, Tree, blocks_of
 from search.schedule.plan import ABSENT, OFF, OWN, Plan
 from search.schedule.sampler import Clock, LinearSolver, attributes, plan_scheduler, progress, resume
@@ -125,6 +126,7 @@ class Handle:
         pipe.scheduler = self.scheduler
         try:
             self._install(compile)
+            self._intact = Intact(self.denoiser)
         except BaseException:
             self.remove()
             raise
@@ -315,6 +317,7 @@ class Handle:
                 f"the pipeline's denoiser was replaced by a {type(found).__name__} after the schedule was applied; "
                 "remove the schedule first (to compile, use schedule.apply(pipe, compile=True))"
             )
+        self._intact.check()
 
     def _check_run(self, given: Mapping[str, Any]) -> None:
         """Refuse a call outside of the run, the scheduler and the pipeline that were planned."""
@@ -387,10 +390,9 @@ def _check_denoiser(denoiser: nn.Module) -> None:
     owner = next(cls for cls in type(denoiser).__mro__ if "forward" in vars(cls))  # a base class may lie elsewhere
     if (source := type(denoiser).forward.__module__) != owner.__module__:
         raise ScheduleError(f"{type(denoiser).__name__}.forward was replaced by one of {source}; undo that patch first")
-    for name, module in denoiser.named_modules():
-        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
-        if stateful := [hook for hook in hooks if hooks[hook]._is_stateful]:
-            raise ScheduleError(f"{name or ROOT} carries the cache hook {stateful[0]!r}; remove the other cache first")
+    modules = list(denoiser.named_modules())
+    check_caches(denoiser, modules, "fights with a schedule")
+    for name, module in modules:
         if getattr(module, "_chunk_size", None) is not None:
             raise ScheduleError(f"{name} runs its feed-forward in chunks; call disable_forward_chunking() first")
 
@@ -400,8 +402,7 @@ def _check_free(denoiser: nn.Module) -> None:
     registry = getattr(denoiser, "_diffusers_hook", None)
     if registry is not None and registry.get_hook(HOOK) is not None:
         raise ScheduleError("a schedule is already applied to this denoiser; call .remove() on it first")
-    if getattr(denoiser, "is_cache_enabled", False) or getattr(denoiser, "_is_cached", False):
-        raise ScheduleError("another cache is enabled on this denoiser; call disable_cache() first")
+    check_caches(denoiser, [], "fights with a schedule")
 
 
 def _check_model(document: Document, denoiser: nn.Module, tree: Tree, strict: bool) -> None:

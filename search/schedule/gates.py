@@ -299,7 +299,11 @@ def group(text: str, tree: Tree, where: str = "group") -> tuple[str, ...]:
     """The blocks that `transformer_blocks.[1-3]+single_transformer_blocks.*` means, in the order of execution."""
     names: list[str] = []
     for selector in text.split("+"):
-        for name in tree.select(selector.strip()):
+        try:
+            selected = tree.select(selector.strip())
+        except ScheduleError as error:
+            raise ScheduleError(f"{where}: {error}") from None
+        for name in selected:
             node = tree.nodes[name]
             inner = [n.name for n in tree if n.kind == "block" and n.parent == name] if node.kind == "stack" else [name]
             if node.kind not in ("stack", "block"):

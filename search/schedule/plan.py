@@ -101,7 +101,10 @@ class Plan:
         for i, (selector, text) in enumerate(rules):
             if text not in texts:
                 texts[text] = parse_actions(text, steps, f"plan.rules[{i}] {selector[:80]!r}")
-            names = tree.select(selector)
+            try:
+                names = tree.select(selector)
+            except ScheduleError as error:
+                raise ScheduleError(f"plan.rules[{i}]: {error}") from None
             work += len(names)
             if work > MAX_ACTIONS:
                 raise ScheduleError(f"plan.rules[{i}]: the rules select more than {MAX_ACTIONS} nodes in all")

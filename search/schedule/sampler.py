@@ -320,6 +320,8 @@ def _build(scheduler: Any, class_name: str | None, config: dict[str, Any] | None
         known = set(inspect.signature(cls.__init__).parameters)
         if unknown := sorted(set(config or {}) - known):
             raise ScheduleError(f"sampler.config has {unknown[:9]}, which {class_name} does not take")
+        if config and config.get("solver_p") is not None:
+            raise ScheduleError("sampler.config.solver_p is another scheduler, which no file can hold; leave it out")
         config = dict(config or {})
     if order is None and class_name is None:
         return copy.deepcopy(scheduler)

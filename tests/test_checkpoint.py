@@ -1,0 +1,197 @@
+"""Checkpoints and the folder of a search, against what befalls disks and processes."""
+
+import errno
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search import checkpoint, disk
+from search.checkpoint import earlier, exists, load, save
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Two checkpoints: 2 is the newest, 1 the one before."""
+    made = tmp_path / "checkpoint.pkl"
+    assert not exists(made)
+    for value in (0, 1, 2):
+        save({"generation": value}, made)
+    return made
+
+
+def test_the_newest_is_read_and_the_one_before_is_kept(path: Path) -> None:
+    assert load(path) == {"generation": 2}
+    assert sorted(p.name for p in path.parent.iterdir()) == ["checkpoint.old.pkl", "checkpoint.pkl"]
+    path.unlink()  # what a kill between two renames leaves
+    assert exists(path) and load(path) == {"generation": 1}
+
+
+def truncated(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
+
+
+DAMAGES = {
+    "truncated": truncated,
+    "flipped": flipped,
+    "empty": lambda content: b"",
+    "zeros": lambda content: bytes(len(content)),
+    "another pickle": lambda content: pickle.dumps(print),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(path: Path, damage) -> None:
+    path.write_bytes(damage(path.read_bytes()))
+    told: list[str] = []
+    assert load(path, told.append) == {"generation": 1}
+    assert len(told) == 1 and str(path) in told[0] and "in checkpoint.old.pkl" in told[0]
+    earlier(path).write_bytes(damage(earlier(path).read_bytes()))
+    with pytest.raises(ValueError, match=r"no checkpoint .* can be read .*checkpoint.pkl: .*checkpoint.old.pkl: ") as e:
+        load(path)
+    assert f"Delete checkpoint*.pkl there and type python -m search resume={path.parent.name}" in str(e.value)
+
+
+def test_every_truncation_of_a_checkpoint_is_noticed(path: Path) -> None:
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert load(path) == {"generation": 1}
+    path.write_bytes(whole)
+    assert load(path) == {"generation": 2}
+
+
+def test_what_is_damaged_is_not_run(path: Path) -> None:
+    """Only a pickle that its digest vouches for is read: a bad disk writes no program."""
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(path.parent / "made"),)
+
+    path.write_bytes(path.read_bytes()[:52] + pickle.dumps(Evil()))
+    load(path)
+    assert not (path.parent / "made").exists()
+
+
+def test_a_checkpoint_of_another_version_says_so(path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoint, "Gone", type("Gone", (), {"__module__": "search.checkpoint"}), raising=False)
+    checkpoint.Gone.__qualname__ = "Gone"
+    save(checkpoint.Gone(), path)
+    monkeypatch.delattr(checkpoint, "Gone")
+    told: list[str] = []
+    load(path, told.append)
+    assert "another version of this project wrote it" in told[0]
+
+
+def test_a_write_that_fails_leaves_the_checkpoints_as_they_were(path: Path, monkeypatch) -> None:
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save({"generation": 3}, path)
+    assert load(path) == {"generation": 2} and load(earlier(path)) == {"generation": 1}
+    assert len(list(path.parent.iterdir())) == 2  # and no half-written file
+
+
+# Folders
+
+
+def holder(folder: Path) -> subprocess.Popen:
+    """Another process that searches in a folder."""
+    code = (
+        "import sys, time; from pathlib import Path; from search import disk\n"
+        "with disk.alone(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "in\n"
+    return process
+
+
+def test_two_searches_in_one_folder_and_the_lock_of_a_killed_one(tmp_path: Path) -> None:
+    other = holder(tmp_path)
+    try:
+        told = rf"another search goes on in {tmp_path} \(process {other.pid} on .*\); wait until it ends"
+        with pytest.raises(ValueError, match=told), disk.alone(tmp_path):
+            raise AssertionError
+    finally:
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    with disk.alone(tmp_path):
+        assert f"process {os.getpid()} on" in (tmp_path / "lock").read_text()
+    with disk.alone(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*_) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with disk.alone(tmp_path), disk.alone(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.ENOSPC, "there is no room left on the disk of .*make room, then type again please"),
+        (errno.EDQUOT, "there is no room left"),
+        (
+            errno.EROFS,
+            r"x cannot be written to \(Read-only file system\); allow it, then type again please; or type runs",
+        ),
+    ],
+)
+def test_disks_that_are_full_or_read_only(tmp_path: Path, number: int, told: str) -> None:
+    with pytest.raises(ValueError, match=told), disk.explained(tmp_path, "again please"):
+        raise OSError(number, os.strerror(number), str(tmp_path / "x"))
+
+
+def test_other_errors_of_files_are_not_explained_away(tmp_path: Path) -> None:
+    for error in (FileNotFoundError(2, "No such file", "x"), PermissionError(13, "Permission denied", "/elsewhere/x")):
+        with pytest.raises(OSError) as caught, disk.explained(tmp_path, ""):
+            raise error
+        assert caught.value is error
+
+
+def test_runs_that_cannot_be_written_to_are_told_first(tmp_path: Path, monkeypatch) -> None:
+    disk.writable(tmp_path / "deep" / "runs")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is no folder; type runs=<another folder>"):
+        disk.writable(tmp_path / "file" / "runs")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(ValueError, match=f"nothing can be written to {tmp_path}; type runs=<another folder>"):
+        disk.writable(tmp_path / "runs")
+
+
+def test_a_log_on_a_full_disk_is_silent(capsys) -> None:
+    import logging
+
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with disk.logged(Path("/dev/full")):
+        logging.getLogger("search").info("text")
+    assert capsys.readouterr().err == ""
+
+
+def test_each_search_of_a_process_has_its_own_log(tmp_path: Path) -> None:
+    import logging
+
+    before = list(logging.getLogger().handlers), logging.getLogger().level
+    for name in ("a", "b"):
+        with disk.logged(tmp_path / name):
+            logging.getLogger("search").info("of %s", name)
+    assert [(tmp_path / name).read_text().partition(" of ")[2] for name in "ab"] == ["a\n", "b\n"]
+    assert before == (list(logging.getLogger().handlers), logging.getLogger().level)
