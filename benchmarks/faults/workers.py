@@ -65,7 +65,7 @@ def killed(work: Path, count: int, evaluations: int) -> tuple[int, bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=20)
-    parser.add_argument("--evaluations", type=int, default=2400)
+    parser.add_argument("--evaluations", type=int, default=960)
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     with TemporaryDirectory() as work:
