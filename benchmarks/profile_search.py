@@ -62,7 +62,7 @@ CLOCKED = {
         "search.front:bootstrap_interval hypervolume non_dominated",
     ],
     "files and figures": ["search.finish:write"],
-    "MLflow": ["search.tracking:log"],
+    "MLflow": ["search.tracking.writing:log"],
     "loading the pipeline": ["search.models.loading:load"],
 }
 
@@ -200,9 +200,10 @@ class Profile:
     def _install(self) -> None:
         from diffusers import DiffusionPipeline
 
-        from search import finish, run, tracking
+        from search import finish, run
         from search.evaluate import timing
         from search.evaluate.evaluator import Evaluator
+        from search.tracking import writing
 
         def counted(cls: Any, *args: Any, **kwargs: Any) -> Any:
             self.loads += 1
@@ -228,7 +229,7 @@ class Profile:
         finish.collect = meter.phased(finish.collect, "held-out")
         _replace(timing.measure, meter.phased(timing.measure, "timing"))
         finish.write = meter.phased(finish.write, "report")
-        tracking.log = meter.phased(tracking.log, "report")
+        writing.log = meter.phased(writing.log, "report")
 
     def _loaded(self, search: Any, *_: Any) -> None:
         self.search, cls = search, type(search.model.denoiser)

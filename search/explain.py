@@ -109,7 +109,7 @@ class Explanation:
 
     def png(self) -> bytes:
         """Bars: drift that each decision adds, over what it saves, one panel a group."""
-        from search.bars import bars_png
+        from search.figures.effects import bars_png
 
         panels = {g: [(e.name, e.added, e.low, e.high, e.saved) for e in self.of(g)] for g in GROUPS if self.of(g)}
         title = f"{self.name}: what its decisions do, {self.prompts} held-out prompts"

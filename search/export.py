@@ -59,7 +59,7 @@ def export(
 
 
 def _followed(run: str, pick: str, out: Path, runs: Path, alias: str, model: str, uri: str) -> Path:
-    from search import registry, store
+    from search.tracking import registry, store
 
     if pick != DEFAULTS["pick"]:
         raise ValueError(f"pick={pick!r}: alias={alias} says which schedule; leave out pick=, or alias= and model=")

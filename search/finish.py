@@ -15,12 +15,14 @@ import torch
 from rich.markup import escape
 from torch import Tensor
 
-from search import figures, heatmap, seeding
+from search import seeding
 from search.compare import gaps, hacked, judge, recommend, summary
 from search.evaluate.evaluator import Evaluator, to_schedule
 from search.evaluate.guard import Guard
 from search.evaluate.runner import Job
 from search.evaluate.timing import measure
+from search.figures import charts, heatmap
+from search.figures.page import page
 from search.front import non_dominated
 from search.loaded import HELD_OUT_SEED
 from search.objectives.base import Objective, Reward
@@ -30,11 +32,10 @@ from search.objectives.macs import Macs
 from search.objectives.memory import Memory
 from search.objectives.psnr import Psnr
 from search.objectives.ssim import Ssim
-from search.page import page
 from search.progress import Told, phases
 from search.result import Entry, Result, Score
 from search.schedule import Schedule
-from search.tracker import last_lines
+from search.tracking.tracker import last_lines
 
 if TYPE_CHECKING:
     from search.run import Search
@@ -216,12 +217,12 @@ def write(result: Result) -> None:
     for sub in ("heatmaps", "grids"):
         (folder / sub).mkdir(parents=True, exist_ok=True)
     (folder / "report.html").write_text(page(result), encoding="utf-8")
-    (folder / "pareto.png").write_bytes(figures.pareto_png(result))
-    (folder / "overview.png").write_bytes(figures.overview_png(result))
+    (folder / "pareto.png").write_bytes(charts.pareto_png(result))
+    (folder / "overview.png").write_bytes(charts.overview_png(result))
     for i, entry in enumerate(result.entries):
         if entry.role == "front":
             (folder / "heatmaps" / f"{i:02d}.png").write_bytes(heatmap.heatmap_png(entry))
-            (folder / "grids" / f"{i:02d}.png").write_bytes(figures.grid_png(result, entry))
+            (folder / "grids" / f"{i:02d}.png").write_bytes(charts.grid_png(result, entry))
 
 
 def thin(scores: Sequence[Sequence[float]], worst: Sequence[float], most: int) -> list[int]:

@@ -64,7 +64,7 @@ class Generated:
         """Before, after, and four times their difference."""
         import numpy as np
 
-        from search.figures import rows_png
+        from search.figures.charts import rows_png
 
         difference = [
             np.clip(4 * np.abs(a.astype(int) - b.astype(int)), 0, 255).astype(np.uint8)

@@ -22,7 +22,7 @@ def report(run: str = "latest", out: str | Path = "report.html", runs: str | Pat
     """
     from rich.progress import track
 
-    from search.page import page
+    from search.figures.page import page
 
     result = Result.load(find_run(run, Path(runs)))
     text = page(result, lambda entries: track(entries, "pictures", transient=True))

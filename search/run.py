@@ -45,7 +45,7 @@ from search.schedule.plan import OFF
 from search.seeding import Proposals, plan_schedule
 from search.spaces.base import Space
 from search.spaces.joint import JointSpace
-from search.tracker import Tracker
+from search.tracking.tracker import Tracker
 
 log = logging.getLogger("search")
 PROBED = 2  # prompts of the propagation rollouts

@@ -21,8 +21,9 @@ def send(run: str = "all", runs: str | Path = "runs", uri: str | None = None) ->
     """Send searches, and return the page of each by its name; ValueError where the store refuses one."""
     from rich.progress import track
 
-    from search import disk, registry, spool, store, tracker
+    from search import disk
     from search.result import Result
+    from search.tracking import registry, spool, store, tracker
 
     root, pages = Path(runs), {}
     waiting = spool.waiting(root)

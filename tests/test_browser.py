@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search import store, tracking
-from search.figures import grid_png, pareto_png
-from search.page import page
+from search.figures.charts import grid_png, pareto_png
+from search.figures.page import page
 from search.promote import promote
+from search.tracking import store, writing
 from tests.browser import CHROMIUM, opened
 from tests.results import made_result
 from tests.serving import served
@@ -39,7 +39,7 @@ def result(tmp_path_factory):
 def ui(result):
     """The logged result's links, and the address of an MLflow UI on its store, begun by what is printed."""
     root = result.folder.parent
-    found = tracking.log(result, root)
+    found = writing.log(result, root)
     promote(runs=root)
     words = store.ui_command(Path("runs")).split()
     with served(words[: words.index("--port")], root.parent) as address:

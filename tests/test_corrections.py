@@ -521,10 +521,10 @@ def test_results_and_exports_have_both_files(run_folder, tmp_path):
 def test_mlflow_gets_both_files(run_folder):
     from mlflow import MlflowClient
 
-    from search import store, tracking
+    from search.tracking import store, writing
 
     runs, result = run_folder
-    found = tracking.log(result, runs)
+    found = writing.log(result, runs)
     client = MlflowClient(store.address(runs))
     (run,) = client.search_runs([found["experiment_id"]], f"tags.digest = '{result.entries[1].schedule.digest}'")
     ends = sorted(Path(a.path).suffix for a in client.list_artifacts(run.info.run_id, "schedule"))

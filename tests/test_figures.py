@@ -7,8 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from search import Schedule, figures, heatmap
-from search.labels import Labels
+from search import Schedule
+from search.figures import charts, heatmap
+from search.figures.labels import Labels
 from search.result import Entry, Score
 from tests.results import made_result
 
@@ -23,7 +24,7 @@ def picture(png: bytes) -> np.ndarray:
 
 
 def test_pareto_png_is_readable_in_a_page(result):
-    image = picture(figures.pareto_png(result))
+    image = picture(charts.pareto_png(result))
     assert image.shape[1] >= 900
     blue = (np.abs(image.astype(int) - [0x00, 0x72, 0xB2]).sum(axis=2) < 30).sum()
     assert blue > 500  # the front is drawn
@@ -38,7 +39,7 @@ def test_heatmap_shows_the_plan(result):
 
 
 def test_grids_show_every_prompt(result):
-    for png in (figures.grid_png(result, result.entries[0]), figures.overview_png(result)):
+    for png in (charts.grid_png(result, result.entries[0]), charts.overview_png(result)):
         assert picture(png).shape[1] > 100 * len(result.shown)
 
 
@@ -47,13 +48,13 @@ def test_grids_show_every_prompt(result):
 )
 def test_any_objectives_have_a_chart(result, objectives):
     other = dataclasses.replace(result, objectives=objectives)
-    assert picture(figures.pareto_png(other)).shape[1] >= 900
+    assert picture(charts.pareto_png(other)).shape[1] >= 900
 
 
 @pytest.mark.parametrize("roles", [("teacher",), ("preset", "teacher"), ("front", "teacher")])
 def test_a_search_that_found_little_still_has_figures(result, roles):
     few = dataclasses.replace(result, entries=[e for e in result.entries if e.role in roles], points=[])
-    for png in (figures.pareto_png(few), figures.overview_png(few)):
+    for png in (charts.pareto_png(few), charts.overview_png(few)):
         assert picture(png).std() > 1
 
 
@@ -61,28 +62,28 @@ def test_a_score_that_is_not_finite_hides_nothing_else(result):
     broken = copy.copy(result.entries[3])
     broken.held_out = broken.held_out | {"drift": Score(float("nan"))}
     other = dataclasses.replace(result, entries=[*result.entries[:3], broken, *result.entries[4:]])
-    assert (np.abs(picture(figures.pareto_png(other)).astype(int) - [0x00, 0x72, 0xB2]).sum(axis=2) < 30).sum() > 500
+    assert (np.abs(picture(charts.pareto_png(other)).astype(int) - [0x00, 0x72, 0xB2]).sum(axis=2) < 30).sum() > 500
 
 
 def test_the_overview_holds_the_recommended_schedule(result, monkeypatch):
     rows = []
-    monkeypatch.setattr(figures, "rows_png", lambda given, *_: rows.extend(given))
+    monkeypatch.setattr(charts, "rows_png", lambda given, *_: rows.extend(given))
     for entry in result.of("front"):
-        figures.overview_png(dataclasses.replace(result, recommended=entry.name), most=2)
+        charts.overview_png(dataclasses.replace(result, recommended=entry.name), most=2)
     marked = [head for head, _, mark in rows if mark]
-    assert marked == [figures._short(e) for e in result.of("front")]
+    assert marked == [charts._short(e) for e in result.of("front")]
 
 
 def test_small_pictures_are_enlarged_by_a_whole_factor():
     small = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
-    assert np.array_equal(figures._enlarged(small, 128)[::2, ::2], small)
-    assert figures._enlarged(np.zeros((512, 1024, 3), np.uint8), 192).shape == (96, 192, 3)
+    assert np.array_equal(charts._enlarged(small, 128)[::2, ::2], small)
+    assert charts._enlarged(np.zeros((512, 1024, 3), np.uint8), 192).shape == (96, 192, 3)
 
 
 def test_long_prompts_stay_above_their_picture():
-    text = figures._wrapped("a very long prompt " * 20, 18)
+    text = charts._wrapped("a very long prompt " * 20, 18)
     assert text.count("\n") == 2 and max(map(len, text.split("\n"))) <= 18 and text.endswith("…")
-    assert figures._wrapped("red apple, flat style", 18) == "red apple,\nflat style"
+    assert charts._wrapped("red apple, flat style", 18) == "red apple,\nflat style"
 
 
 def test_a_heatmap_of_a_big_model_fits_a_page():
@@ -120,4 +121,4 @@ def test_a_label_without_a_free_place_is_left_out_unless_it_must_be_there():
 def test_a_preset_without_pictures_is_refused(result):
     bare = dataclasses.replace(result.of("preset")[0], images=None)
     with pytest.raises(ValueError, match="'FORA N=2' has no pictures to show"):
-        figures.grid_png(result, bare)
+        charts.grid_png(result, bare)

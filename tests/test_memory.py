@@ -226,7 +226,9 @@ def test_a_fit_that_is_known_without_its_latents_is_not_fitted_again(parts: tupl
         memo._do(lambda base, table=table: base.execute(f"delete from {table} where context not like 'fit %'"))
     again = search()
     assert again[0] == digests
-    assert np.array(again[1]) == pytest.approx(np.array(told), rel=1e-9) and again[2] == pytest.approx(blocks, rel=1e-12)
+    assert np.array(again[1]) == pytest.approx(np.array(told), rel=1e-9) and again[2] == pytest.approx(
+        blocks, rel=1e-12
+    )
 
 
 def test_a_teacher_without_memory_says_what_to_type(parts: tuple, tmp_path: Path) -> None:

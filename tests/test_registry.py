@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
-from search import Schedule, promote, registry, store, tracking
+from search import Schedule, promote
 from search.export import export, main
 from search.promote import Promoted
+from search.tracking import registry, store, writing
 from tests.results import made_result
 
 FIRST, SECOND = "2026-01-02_030405_cache_tiny", "2026-01-03_000000_cache_tiny"
@@ -17,7 +18,7 @@ def stored(tmp_path_factory):
     """Two searches in one store."""
     runs = tmp_path_factory.mktemp("registry") / "runs"
     results = [made_result(runs, name) for name in (FIRST, SECOND)]
-    assert not [found for r in results if "version" not in (found := tracking.log(r, runs))]
+    assert not [found for r in results if "version" not in (found := writing.log(r, runs))]
     return runs, results
 
 

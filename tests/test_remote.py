@@ -7,10 +7,11 @@ import urllib.request
 
 import pytest
 
-from search import Schedule, promote, send, spool, store
+from search import Schedule, promote, send
 from search.export import export
-from search.figures import pareto_png
-from search.tracker import deliver
+from search.figures.charts import pareto_png
+from search.tracking import spool, store
+from search.tracking.tracker import deliver
 from tests.results import made_result
 from tests.serving import served
 from tests.test_corrections import numbers
@@ -55,7 +56,7 @@ def test_a_server_gets_a_search_and_hands_its_schedule_out(tmp_path):
 LIVE = """
 import sys
 from pathlib import Path
-from search.tracker import Tracker
+from search.tracking.tracker import Tracker
 from tests.results import made_result
 from tests.test_tracker import config
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from search import Schedule, figures, finish
+from search import Schedule, finish
 from search import report as command
 from search.export import main as export_main
-from search.heatmap import Layout
-from search.page import MOST, content, page
+from search.figures import charts
+from search.figures.heatmap import Layout
+from search.figures.page import MOST, content, page
 from search.report import report
 from search.result import Entry, Result, Score, how_to_apply
 from tests.results import made_result
@@ -90,7 +91,7 @@ def test_pictures_and_their_difference(result):
 def test_the_difference_is_four_times_as_large_and_clipped():
     a, b = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
     by_hand = [min(255, 4 * abs(int(x) - int(y))) for x, y in zip(a.ravel(), b.ravel(), strict=True)]
-    assert np.array_equal(figures.difference(a, b).ravel(), by_hand)
+    assert np.array_equal(charts.difference(a, b).ravel(), by_hand)
 
 
 def test_big_pictures_are_made_small_until_the_page_is(result):
@@ -213,7 +214,7 @@ def test_a_result_displays_in_a_notebook(result):
 def test_families_have_marks_of_their_own(result):
     names = [f"Rule{letter} N={i}" for letter in "ABCDEFGHIJKL" for i in (2, 3)]
     presets = [Entry(name, "preset", result.entries[0].schedule, {}, {}) for name in names]
-    found = list(figures.families(dataclasses.replace(result, entries=presets)))
+    found = list(charts.families(dataclasses.replace(result, entries=presets)))
     assert len({mark for _, _, mark, _ in found}) == len(found) == 12
     assert all(len(entries) == 2 for *_, entries in found)
 
@@ -233,4 +234,4 @@ def test_families_have_marks_of_their_own(result):
     ],
 )
 def test_families_of_presets(name, family):
-    assert figures._family(name) == family
+    assert charts._family(name) == family

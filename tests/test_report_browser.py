@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.page import page as page_of
+from search.figures.page import page as page_of
 from tests.browser import CHROMIUM, Page, opened
 from tests.results import made_result
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from search import Schedule, heatmap
+from search import Schedule
 from search.calibration import fit_latency
 from search.config import Config
 from search.evaluate.beam import beam_rows
@@ -24,8 +24,8 @@ from search.evaluate.memo import Memo
 from search.evaluate.runner import Batch, Runner
 from search.evaluate.steps import path, step_macs
 from search.export import main
+from search.figures import heatmap
 from search.models.pixart import PixArt
-from search.notes import describe
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.objectives.size import Size
@@ -40,6 +40,7 @@ from search.spaces.skip import SkipSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.stitch import StitchSpace
 from search.spaces.timesteps import TimestepsSpace
+from search.tracking.notes import describe
 from tests.models import save_tiny, tiny_model
 from tests.results import made_result
 from tests.runs import latents

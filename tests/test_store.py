@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from search import spool, store
+from search.tracking import spool, store
 
 
 def test_the_store_of_a_runs_folder_is_a_file_in_it(tmp_path):

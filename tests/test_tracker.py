@@ -5,10 +5,11 @@ import threading
 
 import pytest
 
-from search import disk, send, spool, store, tracker, tracking
+from search import disk, send
 from search.compose import composed, normalise
 from search.config import Config
-from search.tracker import Tracker, deliver, deliver_waiting, last_lines
+from search.tracking import spool, store, tracker, writing
+from search.tracking.tracker import Tracker, deliver, deliver_waiting, last_lines
 from tests.results import made_result
 
 ROWS = [{"generation": g, "seconds": 10.0 * g, "hypervolume": 0.7 + 0.02 * g} for g in range(3)]
@@ -62,8 +63,8 @@ def test_what_was_refused_is_logged_when_the_store_is_back(tmp_path, monkeypatch
         return object()
 
     monkeypatch.setattr(store, "connect", connect)
-    monkeypatch.setattr(tracking, "begin", lambda *_: object())
-    monkeypatch.setattr(tracking, "log_generations", lambda client, run, rows: logged.append(list(rows)))
+    monkeypatch.setattr(writing, "begin", lambda *_: object())
+    monkeypatch.setattr(writing, "log_generations", lambda client, run, rows: logged.append(list(rows)))
     with Tracker(config(tmp_path), tmp_path / NAME, lambda text: None) as live:
         for row in ROWS:
             live.generation(row)
@@ -136,7 +137,7 @@ def test_what_waits_for_another_store_or_is_still_searched_is_left_alone(tmp_pat
     for result, address in zip(results, ("sqlite:///a", "sqlite:///a", "http://b", "sqlite:///a"), strict=True):
         spool.keep(result.folder, address)
     logged = []
-    monkeypatch.setattr(tracking, "log", lambda result, *_: logged.append(result.search_id) or {})
+    monkeypatch.setattr(writing, "log", lambda result, *_: logged.append(result.search_id) or {})
     with disk.alone(results[1].folder):
         sent = deliver_waiting(tmp_path, "sqlite:///a")
     assert sent == logged == [results[0].search_id, results[3].search_id]

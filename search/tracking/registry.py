@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search import store
 from search.result import TENSORS, read_front
+from search.tracking import store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

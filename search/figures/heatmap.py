@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
-from search.figures import BLUE, DPI, INK, ORANGE, PINK, SKY, SOFT, png, scores_line
+from search.figures.charts import BLUE, DPI, INK, ORANGE, PINK, SKY, SOFT, png, scores_line
 from search.result import Entry
 from search.schedule import Schedule
 from search.schedule.nodes import ROOT

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from search import disk, spool, store, tracking
+from search import disk
 from search.config import Config
 from search.result import Result
+from search.tracking import spool, store, writing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -75,8 +76,8 @@ class Tracker:
         while not isinstance(item, str):
             try:
                 client = client or store.connect(self.store)
-                run = run or tracking.begin(client, self.config, self.folder)
-                tracking.log_generations(client, run, waiting)
+                run = run or writing.begin(client, self.config, self.folder)
+                writing.log_generations(client, run, waiting)
                 waiting = []
             except Exception as error:  # whatever it is, the search goes on
                 self._refused(error)
@@ -100,7 +101,7 @@ def deliver(result: Result, root: Path, uri: str | None = None) -> dict[str, str
     """Log a result; until that has gone well, a mark in its folder says that it waits."""
     address = store.address(root, uri)
     spool.keep(result.folder, address)
-    found = tracking.log(result, root, address)
+    found = writing.log(result, root, address)
     if "error" not in found:
         spool.sent(result.folder)
     return found

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
 
-from search.labels import Labels
+from search.figures.labels import Labels
 from search.result import Entry, Result, Score
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; families have marks of their own besides.

@@ -12,10 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search import registry, store, views
 from search.config import Config
-from search.notes import describe, describe_schedule
 from search.result import TENSORS, Entry, Result
+from search.tracking import registry, store, views
+from search.tracking.notes import describe, describe_schedule
 
 if TYPE_CHECKING:
     import numpy as np

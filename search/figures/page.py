@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from search.figures import difference, families, is_log, label, limits
-from search.heatmap import ACTIONS, BRANCHES, FULL, Layout, row_label
+from search.figures.charts import difference, families, is_log, label, limits
+from search.figures.heatmap import ACTIONS, BRANCHES, FULL, Layout, row_label
 from search.result import COSTS, Entry, Result, Score, how_to_apply
 from search.schedule.plan import OWN
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from search import registry
 from search.result import Entry, Result, applied_to
+from search.tracking import registry
 
 SHOWN = ("speedup", "macs", "drift", "psnr", "ssim")
 
