@@ -133,10 +133,10 @@ def test_action_text(text, expected):
     ],
 )
 def test_broken_action_text(text, message):
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ScheduleError, match=f"^here: .*({message})"):
         parse_actions(text, STEPS, "here")
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 @pytest.mark.parametrize(
@@ -244,12 +244,12 @@ def test_selectors(selector, names):
     ],
 )
 def test_selectors_that_mean_nothing_are_refused(selector):
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(
         ScheduleError, match="selector .* matches no node of PixArt.*; nodes are denoiser, transformer_"
     ):
         TREE.select(selector)
-    assert time.perf_counter() - started < 0.2
+    assert time.process_time() - started < 0.2
 
 
 def test_trees_that_cannot_be_are_refused():
@@ -275,11 +275,11 @@ def large(blocks: int, steps: int, rules) -> dict:
 
 
 def test_plans_of_any_size_are_answered_soon():
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ScheduleError, match="steps is 10000: 400020000 actions of 40002 nodes; admissible are 2000000"):
         Schedule.from_dict(large(MAX_BLOCKS, MAX_STEPS, [["denoiser", "C R*9999"]]))
     with pytest.raises(ScheduleError, match=r"plan.rules\[\d+\]: the rules select more than 2000000 nodes in all"):
         Schedule.from_dict(large(MAX_BLOCKS, 2, [["transformer_blocks.*:*", "CR"]] * 1000))
     largest = Schedule.from_dict(large(28, MAX_STEPS, [["denoiser", "(C R*9)*1000"]] * 50))
     assert largest.table()[1][3][:3] == ["C", "-", "-"]
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
