@@ -189,7 +189,9 @@ class _Caller:
         return value
 
     def _work(self) -> None:
-        torch.set_grad_enabled(False)  # a setting of each thread
+        torch.set_grad_enabled(False)  # a setting of each thread, as is the next one
+        if torch.get_num_threads() > 1:  # a second team of OpenMP's makes the denoiser's sleep between its tasks
+            torch.set_num_threads(1)
         while not self.left:
             work = self._calls.get()
             try:
