@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from search.compare import interval
 from search.compose import composed, normalise
 from search.config import Config, read_prompts
 from search.evaluate.evaluator import to_schedule
@@ -29,7 +30,7 @@ from search.result import read_front
 from search.run import Search, run
 from search.schedule import Schedule
 from search.spaces.cache import CacheSpace
-from search.verify import Verifier, criteria, decided, held_out, interval
+from search.verify import Verifier, criteria, decided, held_out
 
 DOCS = Path(__file__).parent.parent / "docs"
 PICTURES, RUNS = 16, 52

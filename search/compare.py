@@ -18,9 +18,14 @@ def summary(values: Values, objectives: Mapping[str, Objective]) -> dict[str, Sc
         if name in values and isinstance(objective, Cost):
             found[name] = Score(float(values[name][0]))
         elif name in values:
-            sample = np.asarray(values[name], dtype=float)
-            found[name] = Score(float(sample.mean()), *bootstrap_interval(sample, _rng()))
+            found[name] = interval(values[name])
     return found
+
+
+def interval(values: Sequence[float]) -> Score:
+    """The mean over prompts with its 95 % bootstrap interval, the same for the same values."""
+    sample = np.asarray(values, dtype=float)
+    return Score(float(sample.mean()), *bootstrap_interval(sample, _rng()))
 
 
 def gaps(held_out: Values, calibration: Values, objectives: Mapping[str, Objective]) -> dict[str, Score]:

@@ -131,9 +131,9 @@ def explain(
     `model` is a loaded one, the name of its option, or None for the one that the schedule was searched on. `done` is
     told how many runs of how many are over.
     """
-    from search.loaded import opened
+    from search.loaded import opened, title
 
-    name = name or ("schedule" if not isinstance(schedule, str | Path) else Path(schedule).stem)
+    name = name or title(schedule)
     schedule, model, config = opened(schedule, model)
     return effects(schedule, evaluator_of(config, model, samples), by, name, done)
 

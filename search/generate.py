@@ -12,8 +12,7 @@ model=       the pipeline, by default the one that the schedule was searched on;
 
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,7 +50,7 @@ class Generated:
 
     @cached_property
     def psnr(self) -> list[float]:
-        """DB of every picture against the one before."""
+        """PSNR in dB of every picture against the one before."""
         import numpy as np
 
         errors = [
@@ -62,20 +61,15 @@ class Generated:
 
     def png(self) -> bytes:
         """Before, after, and four times their difference."""
-        import numpy as np
+        from search.figures.charts import difference, rows_png
 
-        from search.figures.charts import rows_png
-
-        difference = [
-            np.clip(4 * np.abs(a.astype(int) - b.astype(int)), 0, 255).astype(np.uint8)
-            for a, b in zip(self.before, self.after, strict=True)
-        ]
+        apart = [difference(a, b) for a, b in zip(self.before, self.after, strict=True)]
         before, after = map(statistics.median, (self.milliseconds_before, self.milliseconds_after))
         count = len(self.prompts)
         rows = [
             (f"before\n{before / count:.0f} ms a picture", self.before, False),
             (f"after\n{after / count:.0f} ms a picture\nPSNR {statistics.mean(self.psnr):.1f} dB", self.after, False),
-            ("difference ×4", difference, False),
+            ("difference ×4", apart, False),
         ]
         return rows_png(rows, self.prompts, f"{self.name}\n{self.speedup:.2f}× as fast, same noise")
 
@@ -96,9 +90,10 @@ def generate(
     """
     from rich.progress import track
 
-    from search.loaded import opened
+    from search.evaluate.timing import timed
+    from search.loaded import opened, title
 
-    name = name or ("schedule" if not isinstance(schedule, str | Path) else Path(schedule).stem)
+    name = name or title(schedule)
     schedule, model, _ = opened(schedule, model)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     seeds = [seed + i for i in range(len(prompts))]
@@ -106,8 +101,10 @@ def generate(
     pictures: list[Any] = [None, None]
 
     def once(which: int) -> None:
-        pictures[which], milliseconds = _timed(model, lambda: model.stock(prompts, seeds, output_type="np"))
-        times[which].append(milliseconds)
+        def draw() -> None:
+            pictures[which] = model.stock(prompts, seeds, output_type="np")
+
+        times[which].append(timed(model, draw))
 
     for _ in track(range(repeats + 1), description="before and after", transient=True):
         once(0)
@@ -115,16 +112,6 @@ def generate(
             once(1)
     before, after = map(_pictures, pictures)
     return Generated(prompts, before, after, times[0][1:], times[1][1:], name)  # the first round warms up
-
-
-def _timed(model: "Model", work: Callable[[], Any]) -> tuple[Any, float]:
-    import torch
-
-    start = time.perf_counter()
-    found = work()
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return found, 1000 * (time.perf_counter() - start)
 
 
 def _pictures(images: Any) -> "list[np.ndarray]":

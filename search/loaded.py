@@ -55,6 +55,11 @@ def opened(schedule: Schedule | str | Path, model: Model | str | None = None) ->
     return schedule, model_of(config) if model is None or isinstance(model, str) else model, config
 
 
+def title(schedule: Schedule | str | Path) -> str:
+    """What a table or a figure calls a schedule: the name of its file."""
+    return "schedule" if isinstance(schedule, Schedule) else Path(schedule).stem
+
+
 def model_of(config: Config, **arguments: Any) -> Model:
     """The pipeline, loaded; `arguments` take the place of the configured ones."""
     return instantiate(dict(config.model) | {"device": device(config.compute.device)} | arguments)

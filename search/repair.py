@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from search.compare import interval
 from search.evaluate.correct import Corrector
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.memo import Memo
@@ -22,7 +23,7 @@ from search.reindex import Reindexed, recomputed, reindex, saving
 from search.schedule import Schedule
 from search.schedule.errors import ScheduleError
 from search.schedule.sampler import grid, scheduler_class
-from search.verify import Verdict, decided, environment, interval
+from search.verify import Verdict, decided, environment
 
 LOOKS = 4  # repairs that are verified on held-out prompts at most
 SEARCHING = 10  # runs to find out how many steps are enough, and the first

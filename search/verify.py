@@ -227,6 +227,8 @@ class Verifier:
         told: Callable[[str], None],
         timed: bool,
     ) -> tuple[bool | None, str, dict[str, Score], dict[str, list[float]]]:
+        from search.compare import interval
+
         names = ["drift", "psnr", *(["ssim"] if any(c.name == "ssim" for c in limits) else [])]
         values: dict[str, list[float]] = {name: [] for name in names}
         scores: dict[str, Score] = {}
@@ -291,15 +293,6 @@ class Verifier:
         with_it, without = measure(self.model, [schedule, None], ROUNDS)
         ratios = [b / a for a, b in zip(with_it, without, strict=True)]
         return Score(statistics.median(ratios), min(ratios), max(ratios))
-
-
-def interval(values: Sequence[float]) -> Score:
-    """The mean over pictures with its 95 % bootstrap interval, the same for the same values."""
-    import numpy as np
-
-    from search.front import bootstrap_interval
-
-    return Score(float(np.mean(values)), *bootstrap_interval(np.array(values), np.random.default_rng(0)))
 
 
 def differences(schedule: "Schedule", model: "Model") -> dict[str, tuple[str, str]]:

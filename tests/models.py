@@ -84,6 +84,14 @@ def tiny_model(steps: int = 6, **arguments: object) -> PixArt:
     return PixArt(path=tiny_folder(), steps=steps, max_sequence_length=TOKENS, **arguments)  # type: ignore[arg-type]
 
 
+def lively(model: PixArt) -> PixArt:
+    """Every action shows in the latents."""
+    torch.manual_seed(0)
+    for parameter in model.denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
 def stable_diffusion(scheduler: Any = None, **config: Any) -> StableDiffusionPipeline:
     """Two resolutions, T5 states with their mask; 16x16 pictures."""
     parts = autoencoder(), t5(), tokenizer(), unet(**config)

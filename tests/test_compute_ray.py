@@ -27,7 +27,7 @@ from search.evaluate.runner import Batch, Job, Outcome, Runner
 from search.evaluate.subtrees import Path, subtrees
 from search.evaluate.worker import Parcel, Worker
 from search.models.pixart import PixArt
-from tests.models import TOKENS, tiny_folder, tiny_model
+from tests.models import TOKENS, lively, tiny_folder, tiny_model
 from tests.test_run import command, folder, front, search, wait
 
 STEPS = 8
@@ -117,11 +117,7 @@ def model_config(**more: Any) -> dict[str, Any]:
 def loud() -> File:
     made = tiny_folder().parent / "loud"
     if not made.exists():
-        model = tiny_model()
-        torch.manual_seed(0)
-        for parameter in model.denoiser.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-        model.pipe.save_pretrained(made)
+        lively(tiny_model()).pipe.save_pretrained(made)
     return made
 
 

@@ -18,7 +18,7 @@ from search.objectives.macs import Macs
 from search.objectives.psnr import Psnr
 from search.objectives.ssim import Ssim
 from search.schedule import Schedule
-from tests.models import tiny_model
+from tests.models import lively, tiny_model
 
 PROMPTS = ["red apple", "blue boat", "flat style", "red boat", "blue apple", "3d boat", "flat red apple"]
 TEXTS = ["CRCRCR", "CRRRRR", "CCCRCC", "CCRRCC", "CCCCCR", "CRCRCC"]
@@ -26,10 +26,7 @@ TEXTS = ["CRCRCR", "CRRRRR", "CCCRCC", "CCRRCC", "CCCCCR", "CRCRCC"]
 
 @cache
 def parts() -> tuple:
-    model = tiny_model(6)
-    torch.manual_seed(0)
-    for parameter in model.denoiser.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    model = lively(tiny_model(6))
     return model, model.costs()
 
 

@@ -15,7 +15,7 @@ from search.evaluate.memory import free, halves, is_short, joined
 from search.evaluate.runner import Batch, Job, Outcome, Runner
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
-from tests.models import tiny_model
+from tests.models import lively, tiny_model
 
 PROMPTS = ("red apple", "blue boat", "3d boat", "flat apple", "red boat")
 BATCH = Batch(PROMPTS, (0, 1, 2, 3, 4))
@@ -26,10 +26,7 @@ TEXTS = ("CRCCRC", "CRCCRR", "CCCRCC")
 @pytest.fixture(scope="module")
 def parts() -> tuple:
     """The tiny model with weights under which every action shows in the latents, and its costs."""
-    model = tiny_model(6)
-    torch.manual_seed(0)
-    for parameter in model.denoiser.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    model = lively(tiny_model(6))
     return model, model.costs()
 
 

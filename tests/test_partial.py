@@ -16,21 +16,12 @@ from search.evaluate.evaluator import Evaluator, to_schedule
 from search.evaluate.memo import Memo
 from search.evaluate.partial import Partial, State
 from search.evaluate.steps import needs, path, step_macs
-from search.models.pixart import PixArt
 from search.schedule.sampler import grid, public_config
 from tests import tiny
-from tests.models import tiny_model
+from tests.models import lively, tiny_model
 
 STEPS = 6
 PROMPTS = ["red apple", "blue boat, flat style"]
-
-
-def lively(model: PixArt) -> PixArt:
-    """Every action shows in the latents."""
-    torch.manual_seed(0)
-    for parameter in model.denoiser.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
 
 
 @cache

@@ -18,7 +18,7 @@ from search.evaluate.steps import marks, path
 from search.spaces.cache import CacheSpace
 from search.spaces.joint import JointSpace
 from search.spaces.timesteps import TimestepsSpace
-from tests.models import tiny_model
+from tests.models import lively, tiny_model
 from tests.runs import latents, outcomes
 
 STEPS = 6
@@ -29,10 +29,7 @@ SPACE = JointSpace([TimestepsSpace(), CacheSpace()])
 @cache
 def parts() -> tuple:
     """The tiny model with weights under which every action shows in the latents, and its costs."""
-    model = tiny_model(STEPS)
-    torch.manual_seed(0)
-    for parameter in model.denoiser.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    model = lively(tiny_model(STEPS))
     return model, model.costs()
 
 

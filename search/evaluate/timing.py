@@ -26,19 +26,12 @@ def measure(
     """
     conditions, noise = model.encode([""]), model.noise([0])
 
-    def timed(work: Callable[[], Any]) -> float:
-        _wait(model)
-        start = time.perf_counter()
-        work()
-        _wait(model)
-        return 1000 * (time.perf_counter() - start)
-
     latents = model.sample(conditions, noise)
     # decoding is the same whatever the schedule is
-    decoding = statistics.median(timed(lambda: model.decode(latents)) for _ in range(repeats)) if decode else 0.0
+    decoding = statistics.median(timed(model, lambda: model.decode(latents)) for _ in range(repeats)) if decode else 0.0
 
     def once() -> float:
-        return timed(lambda: model.sample(conditions, noise)) + decoding
+        return timed(model, lambda: model.sample(conditions, noise)) + decoding
 
     times: list[list[float]] = [[] for _ in schedules]
     for _ in range(repeats):
@@ -50,6 +43,15 @@ def measure(
                     kept.append(once())
             done(sum(map(len, times)), repeats * len(times))
     return times
+
+
+def timed(model: Model, work: Callable[[], Any]) -> float:
+    """Milliseconds until the work on the model's device is over."""
+    _wait(model)
+    start = time.perf_counter()
+    work()
+    _wait(model)
+    return 1000 * (time.perf_counter() - start)
 
 
 def calibrate(model: Model, schedules: Sequence[Schedule], costs: Costs, repeats: int = 3) -> dict[str, float]:
