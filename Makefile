@@ -4,7 +4,7 @@ help: ## what can be made
 setup: ## install everything into the current environment
 	pip install -e ".[search,dev]"
 
-check: ## style, types, import directions
+check: ## style, sizes, types, import directions
 	.ci/check
 
 test: ## the fast tests
