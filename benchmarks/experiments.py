@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from search.result import COSTS
+from search.result import first_of_each_kind, read_front
 
 ROOT = Path(__file__).parent.parent
 TABLE, PAGE = ROOT / "docs" / "seeds.json", ROOT / "docs" / "seeds.md"
@@ -81,8 +81,8 @@ def measure(name: str, runs: Path) -> Row:
     subprocess.run(command, cwd=ROOT, check=True)
     seconds = time.monotonic() - began
     (found,) = set(runs.glob("*/front.json")) - before
-    data = json.loads(found.read_text())
-    cost = next(o for o in data["objectives"] if o in COSTS)
+    data = read_front(found.parent)
+    cost, _ = first_of_each_kind(data["objectives"], data["kinds"])
     teacher = next(e for e in data["entries"] if e["role"] == "teacher")["held_out"][cost]["value"]
 
     def best(role: str, share: float) -> list[float] | None:

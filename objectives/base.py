@@ -15,12 +15,17 @@ class Objective(ABC):
     """A named number with a unit. `worst` is what the hypervolume is measured against, in that unit.
 
     `ceiling` is what it calls perfect where higher is better; where lower is better that is 0.
+    `kind` says whether limits on it limit cost or quality, `label` is its text in charts (without one its key), `share`
+    whether it is a share of the teacher's, which is shown in percent. All of these are stored with a result.
     """
 
     key: ClassVar[str]
     unit: ClassVar[str]
     better: ClassVar[Literal["lower", "higher"]] = "lower"
     ceiling: ClassVar[float] = 1.0
+    kind: ClassVar[Literal["cost", "quality"]] = "quality"
+    label: ClassVar[str] = ""
+    share: ClassVar[bool] = False
 
     @abstractmethod
     def worst(self, costs: Costs) -> float:
@@ -84,6 +89,8 @@ class Distance(Quality):
 
 class Cost(Objective):
     """Follows from the schedule and measured tables; needs no run."""
+
+    kind = "cost"
 
     @abstractmethod
     def __call__(self, schedule: Schedule, costs: Costs) -> float:

@@ -9,6 +9,8 @@ class Bops(Cost):
     """Executed MACs times weight bits times activation bits, as a share of the teacher's at 16 x 16 (BOPs)."""
 
     key, unit = "bops", "ratio"
+    label = "bit operations, share of the teacher's at 16 bits"
+    share = True
 
     def __call__(self, schedule: Schedule, costs: Costs) -> float:
         return costs.bops(schedule) / costs.teacher_bops

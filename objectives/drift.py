@@ -12,6 +12,7 @@ class Drift(Quality):
     """Relative RMS distance of the final latents to the teacher's, per prompt; 0 is identical."""
 
     key, unit, of = "drift", "ratio", "latents"
+    label = "drift: distance to the teacher's latents"
 
     def __call__(self, run: Tensor, teacher: Tensor, prompts: Sequence[str] = ()) -> Tensor:
         run, teacher = run.double().flatten(1), teacher.double().flatten(1)

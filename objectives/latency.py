@@ -9,6 +9,7 @@ class Latency(Cost):
     """Predicted milliseconds for denoising and decoding one picture: measured per-node times plus an intercept."""
 
     key, unit = "latency", "ms"
+    label = "latency of one picture"
 
     def __call__(self, schedule: Schedule, costs: Costs) -> float:
         return costs.latency(schedule)

@@ -9,6 +9,8 @@ class Macs(Cost):
     """Share of the teacher's denoiser MACs that the schedule executes; exact, from counted per-node tables."""
 
     key, unit = "macs", "ratio"
+    label = "denoiser MACs, share of the teacher's"
+    share = True
 
     def __call__(self, schedule: Schedule, costs: Costs) -> float:
         return costs.macs(schedule) / costs.teacher_macs

@@ -9,6 +9,7 @@ class Memory(Cost):
     """Peak MiB of values kept between steps for one picture; weights and activations are not counted."""
 
     key, unit = "memory", "MiB"
+    label = "peak memory of kept values"
 
     def __call__(self, schedule: Schedule, costs: Costs) -> float:
         return costs.peak_bytes(schedule) / 2**20

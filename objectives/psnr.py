@@ -14,6 +14,7 @@ class Psnr(Quality):
     """PSNR against the teacher's picture in dB; identical pictures count as 100 dB, unrelated ones as about 10."""
 
     key, unit, better, ceiling = "psnr", "dB", "higher", IDENTICAL
+    label = "PSNR against the teacher's pictures"
 
     def __call__(self, run: Tensor, teacher: Tensor, prompts: Sequence[str] = ()) -> Tensor:
         from torchmetrics.functional.image import peak_signal_noise_ratio

@@ -9,6 +9,7 @@ class Size(Cost):
     """MiB of the weights of all denoisers that run, at their nominal bits with scales; a library may pack otherwise."""
 
     key, unit = "size", "MiB"
+    label = "denoiser weights"
 
     def __call__(self, schedule: Schedule, costs: Costs) -> float:
         return costs.size(schedule) / 2**20

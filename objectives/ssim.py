@@ -12,6 +12,7 @@ class Ssim(Quality):
     """SSIM against the teacher's picture (Wang et al. 2004), 1 is identical."""
 
     key, unit, better = "ssim", "", "higher"
+    label = "SSIM against the teacher's pictures"
 
     def __call__(self, run: Tensor, teacher: Tensor, prompts: Sequence[str] = ()) -> Tensor:
         from torchmetrics.functional.image import structural_similarity_index_measure as ssim

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from search import command
 from search.pick import Condition, Row, conditions, score, within
-from search.result import find_run, read_front
+from search.result import Speedup, find_run, read_front
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from search.schedule import Schedule
 
 DEFAULTS = {"run": "latest", "limits": "", "runs": "runs"}
-SHOWN = ("speedup", "latency", "macs", "memory", "drift", "psnr")
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class Choice:
     limits: Sequence[Condition]
     rows: Sequence[Row]
     units: dict[str, str]
+    kinds: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -60,7 +60,9 @@ class Choice:
         """For a terminal, or as the last expression of a notebook's cell."""
         from rich.table import Column, Table
 
-        shown = [n for n in dict.fromkeys([*(c.name for c in self.limits), *SHOWN]) if n in self.rows[0]["held_out"]]
+        asked, names = [c.name for c in self.limits], list(self.rows[0]["held_out"])
+        costs, qualities = ([n for n in names if (self.kinds.get(n) == "cost") == cost] for cost in (True, False))
+        shown = [n for n in dict.fromkeys([*asked, Speedup.key, *costs, *qualities]) if n in names]
         heads = [f"{n} {self.units.get(n, '')}".replace(" ratio", "").strip() for n in shown]
         table = Table(Column("schedule", no_wrap=True), *heads)
         for i, row in enumerate(self.rows):
@@ -76,7 +78,7 @@ def budget(limits: str, run: str = "latest", runs: str | Path = "runs") -> Choic
     if not rows:
         raise ValueError("this search has an empty front; give it a larger budget.evaluations")
     asked = conditions(limits, rows, front.get("units", {}))
-    return Choice(folder, asked, within(rows, asked), front.get("units", {}))
+    return Choice(folder, asked, within(rows, asked, front["kinds"]), front.get("units", {}), front["kinds"])
 
 
 def main(arguments: Sequence[str]) -> int:

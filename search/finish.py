@@ -33,7 +33,7 @@ from search.objectives.memory import Memory
 from search.objectives.psnr import Psnr
 from search.objectives.ssim import Ssim
 from search.progress import Told, phases
-from search.result import Entry, Result, Score
+from search.result import Entry, Result, Score, Speedup
 from search.schedule import Schedule
 from search.tracking.tracker import last_lines
 
@@ -130,14 +130,18 @@ def collect(search: "Search", stopped: str, told: Told = lambda what, done, tota
     entries.append(entry("teacher", "teacher", teacher))
     judge(entries, objectives, searched)
     held_out.guard.save(search.quarantine)
+    described: dict[str, Objective | type[Speedup]] = {**objectives, Speedup.key: Speedup}
     return Result(
         search_id=search.folder.name,
         folder=search.folder,
         model=config.model["name"],
         space="+".join(config.space),
         objectives=searched,
-        units={k: o.unit for k, o in objectives.items()} | {"speedup": "×"},
-        better={**{k: o.better for k, o in objectives.items()}, "speedup": "higher"},
+        units={name: about.unit for name, about in described.items()},
+        better={name: about.better for name, about in described.items()},
+        kinds={name: about.kind for name, about in described.items()},
+        labels={name: about.label or name for name, about in described.items()},
+        shares=[name for name, about in described.items() if about.share],
         entries=entries,
         history=state.history,
         points=[

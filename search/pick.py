@@ -2,10 +2,11 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from search.result import COSTS
+from search.result import first_of_each_kind
 
 Row = dict[str, Any]  # an entry of front.json
 
@@ -60,7 +61,7 @@ def choose(front: Row, pick: str) -> list[Row]:
         return [next((row for row in rows if row["name"] == front["recommended"]), rows[-1])]
     if pick == "knee":
         return [rows[_knee(front, rows)]]
-    return within(rows, conditions(pick, rows, front.get("units", {})))
+    return within(rows, conditions(pick, rows, front.get("units", {})), front["kinds"])
 
 
 def conditions(text: str, rows: list[Row], units: dict[str, str]) -> list[Condition]:
@@ -86,15 +87,18 @@ def conditions(text: str, rows: list[Row], units: dict[str, str]) -> list[Condit
     return found
 
 
-def within(rows: list[Row], limits: list[Condition]) -> list[Row]:
-    """The rows that hold all of them: for limits on cost the least drift first, for one on quality the fastest."""
+def within(rows: list[Row], limits: list[Condition], kinds: Mapping[str, str]) -> list[Row]:
+    """The rows that hold all of them: for limits on cost the least drift first, for one on quality the fastest.
+
+    `kinds` says of each score whether it is a cost or a quality.
+    """
     good = rows
     for limit in limits:
         left = [row for row in good if limit.holds(row)]
         if not left:
             raise ValueError(_unreachable(good, limit, len(good) < len(rows)))
         good = left
-    if all(limit.name in (*COSTS, "speedup") for limit in limits):
+    if all(kinds.get(limit.name) == "cost" for limit in limits):
         return sorted(good, key=lambda row: score(row, "drift"))
     return sorted(good, key=lambda row: -score(row, "speedup"))
 
@@ -109,10 +113,9 @@ def _knee(front: Row, rows: list[Row]) -> int:
 
     from search.front import knee
 
-    costs = [o for o in front["objectives"] if o in COSTS] or ["macs"]
-    qualities = [o for o in front["objectives"] if o not in COSTS] or ["drift"]
-    signs = [-1 if front["better"].get(name) == "higher" else 1 for name in (costs[0], qualities[0])]
-    return knee(np.array([[score(row, costs[0]), score(row, qualities[0])] for row in rows]) * signs)
+    names = first_of_each_kind(front["objectives"], front["kinds"])
+    signs = [-1 if front["better"].get(name) == "higher" else 1 for name in names]
+    return knee(np.array([[score(row, name) for name in names] for row in rows]) * signs)
 
 
 def _admissible(unit: str) -> str:

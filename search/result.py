@@ -16,7 +16,12 @@ if TYPE_CHECKING:  # reading a run folder, as export does, needs neither torch n
 
 FIRST = "python -m search +space=cache model=pixart"
 TENSORS = ".safetensors"  # ending of the file beside a schedule that has corrections
-COSTS = ("macs", "latency", "memory", "bops", "size")
+
+
+class Speedup:
+    """The one score that no objective defines: the teacher's measured time over the schedule's. Described like one."""
+
+    key, unit, better, kind, label, share = "speedup", "×", "higher", "cost", "", False
 
 
 def slug(name: str) -> str:
@@ -61,7 +66,11 @@ class Entry:
 
 @dataclass
 class Result:
-    """Everything that tracking, figures and export need. Entries: front by cost, then presets, the teacher last."""
+    """Everything that tracking, figures and export need. Entries: front by cost, then presets, the teacher last.
+
+    `units`, `better` (lower or higher), `kinds` (cost or quality) and `labels` (for charts) are by name of a score, as
+    its objective states them; `shares` are the names of those that are shares of the teacher's.
+    """
 
     search_id: str
     folder: Path
@@ -70,6 +79,9 @@ class Result:
     objectives: list[str]
     units: dict[str, str]
     better: dict[str, str]
+    kinds: dict[str, str]
+    labels: dict[str, str]
+    shares: list[str]
     entries: list[Entry]
     history: list[dict[str, float]]
     points: list[dict[str, Any]]
@@ -94,9 +106,7 @@ class Result:
     @property
     def axes(self) -> tuple[str, str]:
         """Names on the x and y axis of charts: the first cost and the first quality among the objectives."""
-        costs = [o for o in self.objectives if o in COSTS]
-        qualities = [o for o in self.objectives if o not in COSTS]
-        return (costs or ["macs"])[0], (qualities or ["drift"])[0]
+        return first_of_each_kind(self.objectives, self.kinds)
 
     def file(self, entry: Entry) -> str:
         """Path of an entry's schedule inside of the run folder."""
@@ -173,10 +183,17 @@ SCORED = ("calibration", "held_out", "gap", "change")
 KEPT = tuple(f.name for f in fields(Result) if f.name not in ("folder", "entries"))  # as they are in JSON
 
 
+def first_of_each_kind(objectives: Sequence[str], kinds: Mapping[str, str]) -> tuple[str, str]:
+    """The first cost and the first quality among the searched objectives; macs and drift where there is none."""
+    costs = [name for name in objectives if kinds.get(name) == "cost"]
+    qualities = [name for name in objectives if kinds.get(name) != "cost"]
+    return (costs or ["macs"])[0], (qualities or ["drift"])[0]
+
+
 def read_front(folder: Path) -> dict[str, Any]:
     """The content of front.json; ValueError says what to type where there is none."""
     try:
-        return json.loads((folder / "front.json").read_text(encoding="utf-8"))
+        return _with_descriptions(json.loads((folder / "front.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ValueError(
             f"the search in {folder} has no front yet; finish it with: python -m search resume={folder.name}"
@@ -186,6 +203,19 @@ def read_front(folder: Path) -> dict[str, Any]:
             f"{folder / 'front.json'} is no complete JSON file ({error}); "
             f"write it again with: python -m search resume={folder.name}"
         ) from None
+
+
+def _with_descriptions(front: dict[str, Any]) -> dict[str, Any]:
+    """The content of a front.json with `kinds`, `labels` and `shares`, also where it was written without them.
+
+    Files of 0.1.0 before these fields existed: only there are names of objectives known, and only those of that time.
+    """
+    if "kinds" in front:
+        return front
+    names = {name for row in front["entries"] for name in row["held_out"]} | set(front["objectives"])
+    costs = ("macs", "latency", "memory", "bops", "size", Speedup.key)
+    kinds = {name: "cost" if name in costs else "quality" for name in sorted(names)}
+    return front | {"kinds": kinds, "labels": {}, "shares": [name for name in ("macs", "bops") if name in names]}
 
 
 def _write_row(file: Path, images: "Sequence[np.ndarray]") -> None:

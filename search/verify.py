@@ -27,18 +27,21 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search import command
 from search.pick import Condition, conditions
-from search.result import Score
+from search.result import Score, Speedup
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from search.models.base import Model
+    from search.objectives.drift import Drift
+    from search.objectives.psnr import Psnr
+    from search.objectives.ssim import Ssim
     from search.schedule import Schedule
 
 DEFAULTS = {
@@ -47,7 +50,7 @@ DEFAULTS = {
 }  # fmt: skip
 FEWEST = 8  # pictures before anything is decided
 ROUNDS = 3  # of timing
-UNITS = {"drift": "ratio", "psnr": "dB", "ssim": "", "speedup": "×"}
+DIGITS = {"dB": ".1f", "×": ".2f"}  # of a score, by its unit; others have four
 EXIT = {True: 0, False: 1, None: 3}
 WORDS = {True: "holds", False: "does not hold", None: "undecided"}
 
@@ -138,8 +141,9 @@ def verify(
 def criteria(schedule: "Schedule", tolerance: float = 1.25, criterion: str = "") -> list[Condition]:
     """What a schedule is held to: what was typed, or `tolerance` times what its file claims."""
     if criterion:
-        known: dict[str, Any] = {"held_out": dict.fromkeys(UNITS)}
-        return conditions(criterion, [known], UNITS)
+        units = measured_units()
+        known: dict[str, Any] = {"held_out": dict.fromkeys(units)}
+        return conditions(criterion, [known], units)
     if not 1 <= tolerance <= 100:
         raise ValueError(f"tolerance={tolerance:g}: give 1 to 100, of the drift that the file claims; for example 1.25")
     if (claim := claims(schedule).get("drift")) is None:
@@ -150,11 +154,26 @@ def criteria(schedule: "Schedule", tolerance: float = 1.25, criterion: str = "")
     return [Condition("drift", "<=", tolerance * (claim.value if claim.high is None else claim.high))]
 
 
+def _measured_qualities() -> "tuple[type[Drift], type[Psnr], type[Ssim]]":
+    """Classes of the qualities that can be measured without a search."""
+    from search.objectives.drift import Drift
+    from search.objectives.psnr import Psnr
+    from search.objectives.ssim import Ssim
+
+    return Drift, Psnr, Ssim
+
+
+@cache
+def measured_units() -> dict[str, str]:
+    """Names and units of the scores that are measured here."""
+    return {about.key: about.unit for about in (*_measured_qualities(), Speedup)}
+
+
 def claims(schedule: "Schedule") -> dict[str, Score]:
     """The scores of a schedule's file that can be measured again."""
     found = {}
     for name, part in schedule.scores.items():
-        if name in UNITS and part.get("split") != "calibration":
+        if name in measured_units() and part.get("split") != "calibration":
             found[name] = Score(part["value"], *(part.get("ci") or (None, None)))
     return found
 
@@ -279,11 +298,7 @@ class Verifier:
 
     @cached_property
     def _qualities(self) -> dict[str, Any]:
-        from search.objectives.drift import Drift
-        from search.objectives.psnr import Psnr
-        from search.objectives.ssim import Ssim
-
-        return {quality.key: quality for quality in (Drift(), Psnr(), Ssim())}
+        return {kind.key: kind() for kind in _measured_qualities()}
 
     def _speedup(self, schedule: "Schedule") -> Score:
         import statistics
@@ -375,8 +390,8 @@ def _verdict(
 
 
 def _words(name: str, score: Score) -> str:
-    digits = {"psnr": ".1f", "speedup": ".2f"}.get(name, ".4f")
-    unit = {"psnr": " dB", "speedup": "×"}.get(name, "")
+    unit = measured_units().get(name, "")
+    digits, unit = DIGITS.get(unit, ".4f"), {"ratio": "", "dB": " dB"}.get(unit, unit)
     span = "" if score.low is None else f" [{score.low:{digits}}, {score.high:{digits}}]"
     return f"{score.value:{digits}}{unit}{span}"
 

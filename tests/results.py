@@ -51,6 +51,10 @@ def made_result(folder: Path, name: str = "2026-01-02_030405_cache_tiny") -> Res
         objectives=["drift", "macs"],
         units={"drift": "ratio", "macs": "ratio", "psnr": "dB", "ssim": "", "latency": "ms", "memory": "MiB"},
         better={"drift": "lower", "psnr": "higher", "ssim": "higher", "macs": "lower", "speedup": "higher"},
+        kinds={"drift": "quality", "psnr": "quality", "ssim": "quality"}
+        | dict.fromkeys(("macs", "latency", "memory", "speedup"), "cost"),
+        labels={"drift": "distance to the teacher's latents", "macs": "denoiser MACs"},
+        shares=["macs"],
         entries=entries,
         history=[
             {

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from search.pick import Condition, choose, conditions, score, within
 
 UNITS = {"latency": "ms", "memory": "MiB", "macs": "ratio", "drift": "ratio", "psnr": "dB", "speedup": "×", "ssim": ""}
+KINDS = {name: "quality" if name in ("drift", "psnr", "ssim") else "cost" for name in UNITS}
 
 
 def row(latency=400.0, memory=100.0, macs=0.5, drift=0.05, psnr=30.0, speedup=2.0, ssim=0.9):
@@ -37,7 +38,7 @@ def test_units(text, limits):
 
 
 def test_limits_on_cost_give_the_truest_and_limits_on_quality_the_fastest():
-    front = {"entries": ROWS, "units": UNITS, "recommended": "2.0×", "objectives": ["drift", "macs"], "better": {}}
+    front = {"entries": ROWS, "units": UNITS, "recommended": "2.0×", "objectives": ["drift", "macs"], "kinds": KINDS}
     assert [r["name"] for r in choose(front, "latency<=400ms")] == ["2.0×", "4.0×"]
     assert [r["name"] for r in choose(front, "drift<=0.1")] == ["4.0×", "2.0×", "1.1×"]
     assert choose(front, "latency<=400ms and memory<=500MB")[0]["name"] == "2.0×"
@@ -56,9 +57,9 @@ def test_what_it_proposes_is_within_reach(value):
     rows = [row(drift=value, speedup=value)]
     for name, sign in (("speedup", ">="), ("drift", "<=")):
         with pytest.raises(ValueError, match="no schedule of this front") as error:
-            within(rows, [Condition(name, sign, 1e9 if sign == ">=" else -1.0)])
+            within(rows, [Condition(name, sign, 1e9 if sign == ">=" else -1.0)], KINDS)
         proposed = re.search(r'ask for "(.*?)"', str(error.value))[1]
-        assert within(rows, conditions(proposed, rows, UNITS)) == rows
+        assert within(rows, conditions(proposed, rows, UNITS), KINDS) == rows
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_what_it_proposes_is_within_reach(value):
 )
 def test_mistakes_say_what_to_type(text, told):
     with pytest.raises(ValueError, match=re.escape(told)):
-        within(ROWS, conditions(text, ROWS, UNITS))
+        within(ROWS, conditions(text, ROWS, UNITS), KINDS)
 
 
 def test_scores_are_those_of_held_out_prompts():

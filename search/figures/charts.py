@@ -21,16 +21,6 @@ BLUE, ORANGE, GREEN, RED, PINK, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 INK, SOFT, PALE = "#202124", "#5F6368", "#C9CED6"
 COLORS = (RED, GREEN, ORANGE, PINK, SKY, INK)
 MARKS = ("s", "^", "D", "v", "P", "X", "p", "h", "<", ">", "8", "d")  # as many families have a shape of their own
-WORDS = {
-    "macs": "denoiser MACs, share of the teacher's",
-    "latency": "latency of one picture",
-    "memory": "peak memory of kept values",
-    "bops": "bit operations, share of the teacher's at 16 bits",
-    "size": "denoiser weights",
-    "drift": "drift: distance to the teacher's latents",
-    "psnr": "PSNR against the teacher's pictures",
-    "ssim": "SSIM against the teacher's pictures",
-}
 LEVELS = ("slow", "medium", "fast", "ultra")
 DPI = 110
 LONGEST = 9  # characters of a variant that is written beside its point
@@ -190,14 +180,14 @@ def _scale(ax: Axes, result: Result, x: str, y: str) -> None:
         ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_ylim(*limits(result, y, log))
     ax.set_xlim(0, max(e.held_out[x].value for e in result.entries) * 1.04 or 1)
-    if x == "macs":
+    if x in result.shares:
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0%}"))
 
 
 def label(result: Result, name: str) -> str:
     unit = result.units.get(name, "")
     direction = f" · {result.better[name]} is better" if name in result.better else ""
-    return WORDS.get(name, name) + (f" ({unit})" if unit not in ("", "ratio") else "") + direction
+    return result.labels.get(name, name) + (f" ({unit})" if unit not in ("", "ratio") else "") + direction
 
 
 def _prompts_line(result: Result) -> str:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from search.figures.charts import difference, families, is_log, label, limits
 from search.figures.heatmap import ACTIONS, BRANCHES, FULL, Layout, row_label
-from search.result import COSTS, Entry, Result, Score, how_to_apply
+from search.result import Entry, Result, Score, how_to_apply
 from search.schedule.plan import OWN
 
 WIDEST = 256  # pixels of a picture in the page
@@ -54,7 +54,7 @@ def page(result: Result, track: Track = iter) -> str:
 def content(result: Result, track: Track = iter) -> dict[str, Any]:
     """All that the page shows, as JSON without numbers that are not finite."""
     names = list(dict.fromkeys(name for entry in result.entries for name in entry.held_out))
-    costs = [name for name in names if name in COSTS]
+    costs = [name for name in names if result.kinds.get(name) == "cost"]
     x, y = result.axes
     ids = _ids(result)
     return {
@@ -64,8 +64,8 @@ def content(result: Result, track: Track = iter) -> dict[str, Any]:
         "notes": [*([result.stopped] if result.stopped else []), *result.notes],
         "guard": result.guard,
         "scores": {name: _about(result, name) for name in names},
-        "costs": [*costs, *(["speedup"] if "speedup" in names else [])],
-        "qualities": [name for name in names if name not in costs and name != "speedup"],
+        "costs": costs,
+        "qualities": [name for name in names if name not in costs],
         "objectives": [name for name in result.objectives if name in names],
         "x": x,
         "y": y,
@@ -274,16 +274,15 @@ def _about(result: Result, name: str) -> dict[str, Any]:
     """How a score is called and drawn."""
     known = [e.held_out[name] for e in result.entries if name in e.held_out]
     complete = len(known) == len(result.entries)
-    log = complete and name not in COSTS and is_log(result, name)
-    low, high = (
-        limits(result, name, log) if complete and name not in COSTS else (0.0, max(_top(s) for s in known) * 1.04)
-    )
+    from_zero = result.kinds.get(name) == "cost" and result.better.get(name) != "higher"
+    log = complete and not from_zero and is_log(result, name)
+    low, high = limits(result, name, log) if complete and not from_zero else (0.0, max(_top(s) for s in known) * 1.04)
     unit = result.units.get(name, "")
     return {
         "label": label(result, name),
         "better": result.better.get(name, ""),
         "unit": "" if unit == "ratio" else unit,
-        "share": name in ("macs", "bops"),
+        "share": name in result.shares,
         "log": log,
         "range": [low, high or 1.0],
     }

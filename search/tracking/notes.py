@@ -3,21 +3,23 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from search.result import Entry, Result, applied_to
+from search.result import Entry, Result, Speedup, applied_to
 from search.tracking import registry
 
-SHOWN = ("speedup", "macs", "drift", "psnr", "ssim")
+ALWAYS = ("macs", "drift", "psnr", "ssim")  # measured by every search, whatever it searches for
 
 
 def describe(result: Result, run: str = "", pages: Mapping[str, str] | None = None) -> str:
     """The search's page: what was found, the front, how to apply it, how to deploy it. `run` has the picture."""
     best = result.best
+    searched = sorted(result.objectives, key=lambda name: result.kinds.get(name) != "cost")  # costs first
+    shown = dict.fromkeys((Speedup.key, *searched, *ALWAYS))
     rows = [
         f"| {'**' + e.name + '**' if e is best else e.name} | {e.role} | "
-        + " | ".join(f"{e.held_out[k].value:.3g}" for k in SHOWN)
+        + " | ".join(f"{e.held_out[k].value:.3g}" for k in shown)
         + " |"
         for e in result.entries
-        if set(SHOWN) <= set(e.held_out)
+        if set(shown) <= set(e.held_out)
     ]
     drawn = run and (result.folder / "figures" / "pareto.png").exists()
     model, pages = f"{result.model}-{result.space}", pages or {}
@@ -39,8 +41,8 @@ def describe(result: Result, run: str = "", pages: Mapping[str, str] | None = No
             f"alias=production`, and there `python -m search.export model={model} alias=production "
             f"out={registry.FILE}`",
             "",
-            "| schedule | role | speed-up | MACs | drift | PSNR dB | SSIM |",
-            "|---|---|---|---|---|---|---|",
+            f"| schedule | role | {' | '.join(_head(result, name) for name in shown)} |",
+            "|---|---|" + "---|" * len(shown),
             *rows,
         ]
     )
@@ -59,6 +61,11 @@ def describe_schedule(result: Result, entry: Entry, run: str, figures: Sequence[
             *_snippet(entry, f'python -m search.export run={result.search_id} pick="{entry.name}" out={registry.FILE}'),
         ]
     )
+
+
+def _head(result: Result, name: str) -> str:
+    unit = result.units.get(name, "")
+    return name + (f" {unit}" if unit not in ("", "ratio") else "")
 
 
 def _snippet(entry: Entry, export: str) -> list[str]:

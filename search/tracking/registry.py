@@ -42,7 +42,7 @@ def register(client: "MlflowClient", name: str, run: str) -> "ModelVersion":
         _create(client, name)
     found = client.get_run(run)
     tags, scores = found.data.tags, found.data.metrics
-    told = {key: f"{scores[key]:.4g}" for key in ("speedup", "drift", "psnr", "macs") if key in scores}
+    told = {key: f"{scores[key]:.4g}" for key in scores if "/" not in key}
     told |= {key: tags[key] for key in ("search_id", "role", "digest") if key in tags} | {"name": found.info.run_name}
     return client.create_model_version(
         name,
