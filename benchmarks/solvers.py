@@ -46,7 +46,7 @@ from search.schedule.sampler import GRIDDED, Clock, LinearSolver, grid, plan_sch
 from search.solvers import traced
 from search.spaces.timesteps import TimestepsSpace, spacings
 from search.target import Target
-from tests.mixture import Mixture
+from tests.helpers.mixture import Mixture
 
 NFES, SEEDS, BATCH, TARGET = (5, 8, 10), 5, 24, 0.5
 KEPT = 4000  # denoiser outputs, 0.1 MB each

@@ -27,7 +27,7 @@ from search.compose import composed, normalise
 from search.config import CONF, Config, known_keys
 from search.schedule import Schedule, ScheduleError
 from search.schedule.format import Document
-from tests import tiny
+from tests.helpers import tiny
 
 SECONDS = 20  # that one file may take, on a busy machine
 ROOM = 512 * 2**20  # bytes of address space beyond what is in use at the beginning

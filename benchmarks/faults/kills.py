@@ -27,7 +27,7 @@ from search import finish
 from search.compose import composed, normalise
 from search.config import Config
 from search.run import run
-from tests.models import tiny_folder
+from tests.helpers.models import tiny_folder
 
 PROMPTS = ("red apple\nblue boat\nred boat\n", "blue apple\n3d boat\nflat apple\n")
 GIVEN = ("model=pixart", "model.steps=6", "model.max_sequence_length=8", "compute.threads=1", "tracking.enabled=false")

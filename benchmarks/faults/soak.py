@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.faults import reliability
 from search import Schedule
-from tests import tiny
+from tests.helpers import tiny
 
 LOOKS = 20
 

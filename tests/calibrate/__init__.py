@@ -1,0 +1,1 @@
+"""What is measured of a model before a search, and the rows that are proposed from it."""

@@ -1,0 +1,1 @@
+"""Options, and the YAML that ships."""

@@ -1,0 +1,1 @@
+"""The files that docs/ and README.md show."""

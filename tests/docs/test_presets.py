@@ -1,0 +1,85 @@
+"""The published rules in docs/presets: each is representable, loads, runs on its bundled model, and is still ours."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from rich.console import Console
+
+from benchmarks.presets import MORE, SPACES
+from search.compose import composed, normalise
+from search.config import Config, read_prompts
+from search.run import Search
+from search.schedule import Schedule
+from search.spaces.joint import JointSpace
+from tests.helpers.repository import ROOT
+
+PRESETS = ROOT / "docs" / "presets"
+FILES = sorted(PRESETS.glob("*/*.json"))
+
+
+@cache
+def config(model: str) -> Config:
+    overrides = [f"+space=[{','.join(SPACES[model])}]", f"model={model}", *MORE.get(model, [])]
+    small = ["tracking.enabled=false", "budget.evaluations=24", "begin=presets", "prompts.calibration_count=2"]
+    return Config.check(composed(normalise([*overrides, *small])))
+
+
+@cache
+def adapter(model: str):
+    return instantiate(dict(config(model).model) | {"device": "cpu"})
+
+
+def test_every_bundled_model_has_its_rules():
+    assert {path.parent.name for path in FILES} == set(SPACES)
+    assert all(len(list((PRESETS / model).glob("*.json"))) >= 12 for model in SPACES)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_a_rule_loads_and_says_what_it_is(file):
+    schedule = Schedule.load(file)
+    assert schedule.made["name"]
+    assert Schedule.from_dict(schedule.to_dict()).digest == schedule.digest
+
+
+@pytest.mark.parametrize("model", sorted(SPACES))
+def test_rules_are_what_the_spaces_make_of_them_today(model):
+    """But for those that are fitted to what was measured (SmoothCache's thresholds)."""
+    space = JointSpace([instantiate(part) for part in config(model).space.values()])
+    target = adapter(model).target
+    made = {
+        name: Schedule.from_dict(target.schedule(space.decode(row, target))).digest
+        for name, row in space.presets(target).items()
+    }
+    kept = {s.made["name"]: s.digest for s in map(Schedule.load, sorted((PRESETS / model).glob("*.json")))}
+    measured = {name for name in kept if name.startswith("SmoothCache")}
+    assert {name: digest for name, digest in kept.items() if name not in measured} == made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_a_rule_runs_on_its_model_as_it_says(file):
+    model, schedule = adapter(file.parent.name), Schedule.load(file)
+    prompts = read_prompts(config(file.parent.name).prompts.calibration)[:1]
+    with torch.no_grad(), model.apply(schedule) as handle:
+        latents = model.sample(model.encode(prompts), model.noise([0]))
+        counts = handle.stats()["nodes"]
+    assert latents.isfinite().all()
+    for name, tokens in schedule.plan.tokens.items():
+        if name in counts and not schedule.gates:
+            assert counts[name].get("C", 0) == tokens.count("C")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", sorted(SPACES))
+def test_a_searched_front_is_nowhere_behind_the_rules(model, tmp_path):
+    """Weak dominance on the calibration prompts: for every rule something on the front costs and drifts no more."""
+    search = Search(config(model), Console(quiet=True))
+    search.prepare(tmp_path)
+    search.loop()
+    archive = np.array([entry["scores"] for entry in search.state.archive.values()])
+    for name, row in search.state.presets.items():
+        scores = search.evaluator.minimised(search.evaluator.values(search.plain(row)))
+        assert (archive <= np.array(scores) * (1 + 1e-9)).all(axis=1).any(), name

@@ -1,0 +1,1 @@
+"""Engines: which rows they ask for."""

@@ -1,0 +1,8 @@
+"""The configuration of a search."""
+
+from search.compose import composed, normalise
+from search.config import Config
+
+
+def config(runs, uri="null", name="tiny"):
+    return Config.check(composed(normalise([f"model.name={name}", f"runs={runs}", f"tracking.uri={uri}"])))

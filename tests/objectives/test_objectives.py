@@ -1,0 +1,74 @@
+import math
+
+import pytest
+import torch
+
+from search.calibration import Costs
+from search.objectives.drift import Drift
+from search.objectives.latency import Latency
+from search.objectives.macs import Macs
+from search.objectives.memory import Memory
+from search.objectives.psnr import Psnr
+from search.objectives.ssim import Ssim
+from tests.helpers.models import tiny_model
+
+QUALITIES = [Drift(), Psnr(), Ssim()]
+BEST = {"drift": 0.0, "psnr": 100.0, "ssim": 1.0}
+
+
+@pytest.fixture
+def pictures() -> torch.Tensor:
+    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("quality", QUALITIES, ids=lambda q: q.key)
+class TestQuality:
+    def test_best_at_the_teacher(self, quality, pictures):
+        assert quality(pictures, pictures).tolist() == pytest.approx([BEST[quality.key]] * 3)
+
+    def test_worse_with_more_damage(self, quality, pictures):
+        noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(1))
+        means = [float(quality(pictures + s * noise, pictures).mean()) for s in (0.02, 0.1, 0.4)]
+        assert means == sorted(means, reverse=quality.better == "higher")
+        assert all(map(math.isfinite, means))
+
+    def test_one_value_a_prompt_that_does_not_depend_on_the_others(self, quality, pictures):
+        damaged = pictures + 0.1
+        together = quality(damaged, pictures)
+        assert together.shape == (3,)
+        assert float(quality(damaged[1:2], pictures[1:2])[0]) == pytest.approx(float(together[1]), rel=1e-5)
+
+    def test_minimised_turns_higher_is_better_around(self, quality, pictures):
+        assert quality.minimised(2.0) == (-2.0 if quality.better == "higher" else 2.0)
+
+
+def test_drift_by_hand():
+    teacher = torch.tensor([[[[3.0, 4.0]]]])
+    assert float(Drift()(teacher + torch.tensor([0.0, 0.5]), teacher)[0]) == pytest.approx(0.1)
+
+
+def test_psnr_by_hand(pictures):
+    run = (pictures * 0.5) + 0.1
+    mse = ((run - pictures) ** 2).mean((1, 2, 3))
+    assert Psnr()(run, pictures).tolist() == pytest.approx((-10 * mse.log10()).tolist(), rel=1e-4)
+
+
+def test_costs_of_the_teacher_are_their_worst_values():
+    from search.evaluate.evaluator import to_schedule
+
+    model = tiny_model()
+    ms = {"run": 1.0, "denoiser": 2.0, "attn1": 0.1, "attn2": 0.1, "ff": 0.1}
+    sizes = {n.name: 8 for n in model.target.tree}
+    components = {n.name: 10 for n in model.target.tree if n.kind == "component"}
+    costs = Costs(6, components, 5, sizes, ms)
+    off = to_schedule(model, {})
+    assert Macs()(off, costs) == 1.0 == Macs().worst(costs)
+    assert Latency()(off, costs) == pytest.approx(Latency().worst(costs)) == pytest.approx(1 + 6 * (2 + 0.9))
+    assert Memory()(off, costs) == 0.0 < Memory().worst(costs)
+
+
+def test_latency_without_calibration_says_what_to_call():
+    from search.evaluate.evaluator import to_schedule
+
+    with pytest.raises(ValueError, match="latency was not calibrated; call calibrate_latency"):
+        Costs(6, {}, 1, {}).latency(to_schedule(tiny_model(), {}))

@@ -1,0 +1,1 @@
+"""Domination, hypervolume and intervals."""

@@ -1,0 +1,1 @@
+"""The schedule file, plans, and schedules on pipelines."""

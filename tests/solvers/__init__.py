@@ -1,0 +1,1 @@
+"""Solvers as tables of coefficients."""

@@ -1,0 +1,379 @@
+"""Compiled rules are diffusers' schedulers to 1e-10, and converge as their order says."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    RePaintScheduler,
+    UniPCMultistepScheduler,
+)
+
+from search.noise import Noise
+from search.schedule.sampler import Clock, LinearSolver, grid, plan_scheduler, public_config
+from search.solvers import Exact, Rule, Table, own_rules, program, traced
+from tests.helpers.mixture import Mixture
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # diffusers' own
+
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0}
+V = {"prediction_type": "v_prediction"}
+
+
+def part(scheduler, steps: int) -> dict:
+    timesteps, sigmas = grid(scheduler, steps)
+    found = {"class": type(scheduler).__name__, "config": public_config(scheduler), "timesteps": timesteps}
+    return found | ({"sigmas": sigmas} if sigmas else {})
+
+
+def compiled(given: dict, rules=None) -> Table:
+    return program(rules or own_rules(given), Noise.of(given), given)
+
+
+def away(found: Table, expected: Table) -> float:
+    """Largest difference, relative to the largest coefficient where that is above 1."""
+    apart = max(np.abs(found.state - expected.state).max(), np.abs(found.outputs - expected.outputs).max())
+    return apart / max(1.0, expected.size)
+
+
+# Own rules against diffusers
+
+
+def cases():
+    for spacing in ("leading", "trailing", "linspace"):
+        for prediction in ("epsilon", "v_prediction", "sample"):
+            c = {"timestep_spacing": spacing, "prediction_type": prediction}
+            yield DDIMScheduler(clip_sample=False, **c)
+            if prediction != "sample":
+                yield PNDMScheduler(skip_prk_steps=True, **c)
+            yield EulerDiscreteScheduler(**c)
+            yield DPMSolverMultistepScheduler(solver_order=3, **c)
+            yield UniPCMultistepScheduler(solver_order=3, **c)
+            yield DEISMultistepScheduler(solver_order=3, **c)
+    for common in ({}, FLOW):
+        for k in (1, 2, 3):
+            for kind in ("midpoint", "heun"):
+                yield DPMSolverMultistepScheduler(solver_order=k, solver_type=kind, **common)
+            yield DEISMultistepScheduler(solver_order=k, **common)
+            yield UniPCMultistepScheduler(solver_order=k, **common)
+            # diffusers multiplies bh1's infinite B(h) by 0 on a step to sigma 0
+            yield UniPCMultistepScheduler(solver_order=k, solver_type="bh1", final_sigmas_type="sigma_min", **common)
+    for k in (1, 2, 3):
+        for kind in ("midpoint", "heun"):
+            other = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", "solver_type": kind}
+            yield DPMSolverMultistepScheduler(solver_order=k, **other, **V)
+        yield UniPCMultistepScheduler(solver_order=k, predict_x0=False, final_sigmas_type="sigma_min")
+    yield DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    yield DDIMScheduler(clip_sample=False, rescale_betas_zero_snr=True, timestep_spacing="trailing", **V)
+    yield PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=True)
+    yield PNDMScheduler(skip_prk_steps=True, steps_offset=1, beta_schedule="scaled_linear")
+    yield DPMSolverMultistepScheduler(solver_order=3, lower_order_final=False)
+    yield DPMSolverMultistepScheduler(solver_order=3, euler_at_final=True, final_sigmas_type="sigma_min")
+    yield DPMSolverMultistepScheduler(solver_order=3, use_karras_sigmas=True)
+    yield DPMSolverMultistepScheduler(rescale_betas_zero_snr=True, **V)
+    yield DEISMultistepScheduler(solver_order=3, lower_order_final=False, use_karras_sigmas=True)
+    yield EulerDiscreteScheduler(use_karras_sigmas=True)
+    yield FlowMatchEulerDiscreteScheduler(shift=3.0)
+    yield UniPCMultistepScheduler(solver_order=4)
+    yield UniPCMultistepScheduler(solver_order=3, disable_corrector=[0, 1, 4])
+    yield UniPCMultistepScheduler(solver_order=3, lower_order_final=False, final_sigmas_type="sigma_min")
+
+
+@pytest.mark.parametrize("scheduler", list(cases()), ids=lambda s: type(s).__name__)
+def test_own_rules_are_the_scheduler(scheduler):
+    for steps in (1, 3, 8, 17):
+        given = part(scheduler, steps)
+        assert away(compiled(given), traced(scheduler, steps)) < 1e-10, steps
+
+
+def test_a_grid_of_the_files_own():
+    base = UniPCMultistepScheduler(solver_order=3)
+    given = part(base, 9) | {"timesteps": [900, 700, 400, 250, 100, 20], "sigmas": [9, 4, 1.3, 0.7, 0.3, 0.1, 0]}
+    found = traced(base, timesteps=given["timesteps"], sigmas=given["sigmas"])
+    assert away(compiled(given), found) < 1e-6  # diffusers keeps given sigmas in float32
+    base = DDIMScheduler(clip_sample=False)
+    given = part(base, 9) | {"timesteps": [900, 700, 400, 250, 100, 20]}
+    assert away(compiled(given), traced(base, timesteps=given["timesteps"])) < 1e-10
+
+
+@pytest.mark.parametrize(
+    "base",
+    [DPMSolverMultistepScheduler(), DEISMultistepScheduler(), UniPCMultistepScheduler()],
+    ids=lambda s: str(type(s)),
+)
+def test_orders_of_a_file_are_its_own(base):
+    order = "12313221"
+    given = part(base, 8) | {"order": order}
+    rules = own_rules(given)
+    assert [rule.order for rule in rules] == [int(k) for k in order]
+    found = stepped(base, given, order=[int(k) for k in order])
+    assert (applied(compiled(given), given, torch.float64) - found).abs().max() <= 1e-10 * found.abs().max()
+
+
+# Run
+
+
+def denoiser(x: torch.Tensor, t: float) -> torch.Tensor:
+    return torch.tanh(x * (0.5 + float(t) / 2000)) + 0.1 * x
+
+
+def start(dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+
+
+def stepped(base, given: dict, dtype: torch.dtype = torch.float64, order=None) -> torch.Tensor:
+    scheduler = plan_scheduler(base, Clock(), steps=None, order=order)
+    scheduler.set_timesteps(len(given["timesteps"]) - isinstance(base, PNDMScheduler))
+    if dtype == torch.float64:
+        for key, value in list(vars(scheduler).items()):
+            if key != "timesteps" and isinstance(value, torch.Tensor) and value.is_floating_point():
+                setattr(scheduler, key, value.double())
+    x = start(dtype)
+    for t in scheduler.timesteps:
+        e = denoiser(scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x, t)
+        if dtype == torch.float64:
+            e, x = e.as_subclass(Exact), x.as_subclass(Exact)
+        x = scheduler.step(e, t, x, return_dict=False)[0].as_subclass(torch.Tensor)
+    return x
+
+
+def applied(table: Table, given: dict, dtype: torch.dtype) -> torch.Tensor:
+    solver, x = LinearSolver(**table.part()), start(dtype)
+    for i, t in enumerate(given["timesteps"]):
+        scaled = x / (given["sigmas"][i] ** 2 + 1) ** 0.5 if given["class"] == "EulerDiscreteScheduler" else x
+        x = solver.step(i, denoiser(scaled, t), x)
+    return x
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDIMScheduler(clip_sample=False, prediction_type="v_prediction"),
+        DPMSolverMultistepScheduler(solver_order=3, **FLOW),
+        DPMSolverMultistepScheduler(**V),
+        DEISMultistepScheduler(solver_order=3, **V),
+        UniPCMultistepScheduler(solver_order=3, **FLOW),
+        UniPCMultistepScheduler(solver_order=2, **V),
+        PNDMScheduler(skip_prk_steps=True),
+        EulerDiscreteScheduler(),
+        FlowMatchEulerDiscreteScheduler(),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_a_table_runs_as_the_scheduler_steps(scheduler):
+    given = part(scheduler, 9)
+    for table in (compiled(given), traced(scheduler, 9)):
+        for dtype, near in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+            found, expected = applied(table, given, dtype), stepped(scheduler, given, dtype)
+            assert (found - expected).abs().max() <= near * expected.abs().max(), dtype
+
+
+def test_other_linear_schedulers_are_traced():
+    for scheduler in (LMSDiscreteScheduler(), DPMSolverSinglestepScheduler(solver_order=3), PNDMScheduler()):
+        table = traced(scheduler, 6)
+        assert len(table.state) == len(grid(scheduler, 6)[0]) and np.isfinite(table.size)
+        assert np.array_equal(table.outputs, np.tril(table.outputs))
+
+
+def test_tracing_leaves_no_trace():
+    scheduler, before = DPMSolverMultistepScheduler(), torch.random.get_rng_state()
+    state = copy.deepcopy(vars(scheduler))
+    traced(scheduler, 5)
+    assert str(vars(scheduler)) == str(state) and torch.equal(torch.random.get_rng_state(), before)
+
+
+# Convergence, on a mixture whose denoiser is exact
+
+ORDERS = {  # nominal order, or what is measured where the name says another
+    "DDIM": (Rule(1), 1),
+    "2M": (Rule(2, "data", "midpoint"), 2),
+    "2M heun": (Rule(2, "data", "exact"), 2),
+    "3M": (Rule(3, "data", "midpoint"), 2),  # diffusers halves the quadratic term
+    "3, data": (Rule(3, "data", "exact"), 3),
+    "4, data": (Rule(4, "data", "exact"), 4),
+    "DEIS 2": (Rule(2, "noise", "exact"), 2),
+    "DEIS 3": (Rule(3, "noise", "exact"), 3),
+    "DEIS 4": (Rule(4, "noise", "exact"), 4),
+    "UniPC 1": (Rule(1, "data", "bh2", corrector=True), 2),
+    "UniPC 2": (Rule(2, "data", "bh2", corrector=True), 3),
+    "UniPC 3": (Rule(3, "data", "bh2", corrector=True), 4),
+    "UniPC 2, noise": (Rule(2, "noise", "bh2", corrector=True), 3),
+    "Adams-Bashforth 2": (Rule(2, "noise", "even"), 2),
+    "Adams-Bashforth 4": (Rule(4, "noise", "even"), 2),  # the DDIM transfer weighs the steps unevenly
+}
+BASE = {"class": "DPMSolverMultistepScheduler", "config": {}}
+
+
+@pytest.fixture(scope="module")
+def solved():
+    mixture, noise, ends = Mixture.random(3), Noise.of(BASE), np.exp([6.0, -2.0])
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    alpha, sigma = noise.scales(ends)
+    return mixture, x, mixture.flow(x, (alpha[0], sigma[0]), (alpha[1], sigma[1]))
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_error_falls_as_the_order_says(name, solved):
+    (rule, order), (mixture, x, expected), noise = ORDERS[name], solved, Noise.of(BASE)
+    errors, counts = [], (40, 80, 160)  # 20 even steps over 8 units of log-SNR are too coarse to show an order
+    for count in counts:
+        sigmas = np.exp(np.linspace(6, -2, count + 1))
+        given = BASE | {"timesteps": list(range(count, 0, -1)), "sigmas": sigmas.tolist()}
+        solver, y = LinearSolver(**program([rule] * count, noise, given).part()), x
+        for i, (alpha, sigma) in enumerate(zip(*noise.scales(sigmas[:-1]), strict=True)):
+            y = solver.step(i, mixture.epsilon(y, alpha, sigma), y)
+        errors.append(float((y - expected).norm()))
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert abs(slope - order) < 0.3, (slope, errors)
+
+
+def test_the_mixture_knows_itself():
+    one = Mixture(*(torch.tensor(v, dtype=torch.float64) for v in ([1.0], [[0.5, -1.0]], [0.7])))
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    spread = (0.8**2 * 0.49 + 0.36) ** 0.5  # the flow of a Gaussian keeps every point's quantile
+    expected = (0.9 * one.means + (x - 0.8 * one.means) / spread * (0.81 * 0.49 + 0.04) ** 0.5).expand(5, 2)
+    torch.testing.assert_close(one.flow(x, (0.8, 0.6), (0.9, 0.2)), expected, rtol=1e-10, atol=1e-10)
+    mixture = Mixture.random(4)
+    y = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    spread = (0.8 * mixture.deviations) ** 2 + 0.36
+    logs = mixture.weights.log() - 2 * spread.log() - ((y[:, None] - 0.8 * mixture.means) ** 2).sum(-1) / (2 * spread)
+    (score,) = torch.autograd.grad(logs.logsumexp(1).sum(), y)
+    torch.testing.assert_close(mixture.epsilon(y.detach(), 0.8, 0.6), -0.6 * score, rtol=1e-10, atol=1e-10)
+
+
+# Rules
+
+
+def test_orders_are_lowered_to_what_was_computed_and_on_the_way_to_sigma_0():
+    given = part(DPMSolverMultistepScheduler(**FLOW), 6)
+    full = compiled(given, [Rule(3)] * 6)
+    by_hand = compiled(given, [Rule(k) for k in (1, 2, 3, 3, 3, 1)])
+    assert np.array_equal(full.outputs, by_hand.outputs) and np.array_equal(full.state, by_hand.state)
+
+
+def test_orders_are_lowered_where_coefficients_grow():
+    config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "sample"}
+    given = part(DPMSolverMultistepScheduler(**config), 20)
+    noise = Noise.of(given)
+    first = program([Rule(1)] * 20, noise, given)
+    for rule in (Rule(4), Rule(4, "noise", corrector=True), Rule(4, "noise", "even")):
+        free, bound = program([rule] * 20, noise, given), program([rule] * 20, noise, given, largest=2)
+        assert free.size > 2 >= bound.size and away(bound, first) > 0.1
+    assert away(program([Rule(4)] * 20, noise, given, largest=0), first) == 0
+
+
+def test_both_forms_are_one_at_order_1():
+    given = part(DPMSolverMultistepScheduler(), 7)
+    assert away(compiled(given, [Rule(1, "data")] * 7), compiled(given, [Rule(1, "noise")] * 7)) < 1e-12
+
+
+def test_a_start_of_nothing_but_noise():
+    given = part(FlowMatchEulerDiscreteScheduler(), 6)
+    assert given["sigmas"][0] == 1
+    for form in ("data", "noise"):
+        table = compiled(given, [Rule(3, form, "bh2", corrector=True)] * 6)
+        assert np.isfinite(table.size) and table.size < 100
+
+
+def test_a_table_as_a_part():
+    part = Table(np.array([1.0, 2.0]), np.array([[3.0, 0.0], [4.0, 5.0]])).part()
+    assert part == {"state": [1.0, 2.0], "outputs": [[3.0], [4.0, 5.0]]}
+    assert Table(np.array([np.nan]), np.ones((1, 1))).size == np.inf
+
+
+# Refusals
+
+
+class Clipping(EulerDiscreteScheduler):
+    def step(self, *args, **kwargs):
+        return tuple(x.clamp(-1, 1) for x in super().step(*args, **kwargs))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "text"),
+    [
+        (HeunDiscreteScheduler(), "HeunDiscreteScheduler calls the denoiser 2 times a step; a table takes one call"),
+        (DPMSolverMultistepScheduler(thresholding=True), "thresholds x0, which is not linear; set its thresholding f"),
+        (DDIMScheduler(), "DDIMScheduler clips x0, which is not linear; set its clip_sample false"),
+        (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), "draws noise; set its algorithm_type dpmsol"),
+        (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "draws noise; set its stochastic_sampling false"),
+        (EulerAncestralDiscreteScheduler(), "EulerAncestralDiscreteScheduler draws noise at every step; a table take"),
+        (UniPCMultistepScheduler(predict_x0=False), "UniPCMultistepScheduler gives no finite numbers on this grid"),
+        (Clipping(), "Clipping is not linear in the state and the outputs .it clips or rescales.; use another"),
+        (RePaintScheduler(clip_sample=False), "RePaintScheduler cannot be traced: its step fails on plain tensors"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else type(v).__name__,
+)
+def test_schedulers_that_no_table_says_are_refused(scheduler, text):
+    with pytest.raises(ValueError, match=text):
+        traced(scheduler, 4)
+
+
+def test_tracing_takes_one_grid():
+    with pytest.raises(ValueError, match="give either steps or timesteps"):
+        traced(DDIMScheduler(clip_sample=False))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "change", "text"),
+    [
+        (DDIMScheduler(), {}, "DDIMScheduler clips x0, which is not linear; set its clip_sample false"),
+        (EulerDiscreteScheduler(), {"coefficients": {}}, "the sampler part is a table already; leave out its coeff"),
+        (EulerDiscreteScheduler(), {"timesteps": None}, "the sampler part has no timesteps; rules are one for each"),
+        (
+            DPMSolverMultistepScheduler(prediction_type="flow_prediction"),
+            {},
+            "predicts a flow on other than flow sigmas",
+        ),
+        (
+            PNDMScheduler(),
+            {},
+            "PNDMScheduler begins with Runge-Kutta steps, which are no rules; set its skip_prk_steps",
+        ),
+        (LMSDiscreteScheduler(), {}, "LMSDiscreteScheduler has no rules; trace it, or use DPMSolverMultistepScheduler"),
+        (UniPCMultistepScheduler(), {"config": {"solver_p": "DDIM"}}, "takes its predictor from solver_p, which is no"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_schedulers_that_no_rules_say_are_refused(scheduler, change, text):
+    with pytest.raises(ValueError, match=text):
+        own_rules(part(scheduler, 4) | change)
+
+
+def test_rules_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="order 5 is out of range; a rule is of order 1 to 4"):
+        Rule(5)
+    with pytest.raises(ValueError, match="form 'x0' is unknown; choose data or noise"):
+        Rule(1, "x0")
+    with pytest.raises(ValueError, match="stencil 'heun' is unknown; choose from exact, midpoint, bh2, even, bh1"):
+        Rule(1, "data", "heun")
+
+
+def test_grids_that_are_none_are_refused():
+    euler, ddim = part(EulerDiscreteScheduler(), 4), part(DDIMScheduler(clip_sample=False), 4)
+    with pytest.raises(ValueError, match="there are 3 rules; 4 steps need 4"):
+        compiled(euler, [Rule()] * 3)
+    with pytest.raises(ValueError, match="the sampler part has no timesteps; a table belongs to its grid"):
+        compiled(euler | {"timesteps": None}, [Rule()])
+    with pytest.raises(ValueError, match="the sampler part has no sigmas; EulerDiscreteScheduler needs 5 for 4 steps"):
+        compiled(euler | {"sigmas": None}, [Rule()] * 4)
+    with pytest.raises(ValueError, match="prediction 'flow' on ve scales is unknown; a table takes epsilon, sample"):
+        program([Rule()] * 4, Noise(np.arange(9.0), "ve", "flow"), euler)
+    zero = part(DDIMScheduler(clip_sample=False, rescale_betas_zero_snr=True, timestep_spacing="trailing"), 4)
+    with pytest.raises(ValueError, match="DDIMScheduler starts with nothing but noise, where a denoiser of prediction"):
+        compiled(zero, [Rule()] * 4)
+    flow = part(DPMSolverMultistepScheduler(prediction_type="flow_prediction"), 4)
+    with pytest.raises(ValueError, match="sampler.sigmas reach 157.4.*; those of a flow lie in 0..1: use_flow_sigmas"):
+        compiled(flow, [Rule()] * 4)
+    assert np.isfinite(compiled(ddim, [Rule()] * 4).size)

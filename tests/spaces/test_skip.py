@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+
+from search import Schedule
+from search.spaces.skip import SkipSpace
+from tests.helpers.models import tiny_model
+from tests.helpers.space_contract import SpaceContract
+
+TARGET = tiny_model().target  # 3 blocks of 3 components, 6 steps
+
+
+class TestBlock(SpaceContract):
+    @pytest.fixture
+    def space(self):
+        return SkipSpace()
+
+
+class TestComponent(SpaceContract):
+    @pytest.fixture
+    def space(self):
+        return SkipSpace("component")
+
+
+def test_a_gene_skips_its_block_at_its_step():
+    space = SkipSpace()
+    names = [g.name for g in space.genes(TARGET)]
+    x = np.zeros(len(names), dtype=int)
+    x[names.index("skip transformer_blocks.1@4")] = 1
+    plan = Schedule.from_dict(TARGET.schedule(space.decode(x, TARGET))).plan
+    assert plan.tokens["transformer_blocks.1"] == tuple("CCCCSC")
+    assert plan.planned() == ["transformer_blocks.1"]
+
+
+def test_genes_follow_the_steps_when_these_move():
+    parts = {"steps": 3, "sampler": {**TARGET.sampler}}
+    parts["sampler"]["timesteps"] = [TARGET.sampler["timesteps"][i] for i in (0, 3, 5)]
+    parts["sampler"]["sigmas"] = [TARGET.sampler["sigmas"][i] for i in (0, 3, 5, 6)]
+    moved = TARGET.on(parts)
+    assert moved.at == (0, 3, 5)
+    space = SkipSpace()
+    x = np.zeros(18, dtype=int)
+    x[3 * 3] = 1  # block 0 at the teacher's step 3
+    assert space.decode(x, moved)["plan"]["rules"] == [["transformer_blocks.0", "CSC"]]
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="granularity 'x' is unknown; choose from block, component"):
+        SkipSpace("x")
