@@ -19,8 +19,8 @@ from search.pick import choose
 from search.result import Result, Score, read_front
 from search.tracking.notes import describe
 from search.tracking.views import _charts, _state
-from tests.models import tiny_folder
-from tests.results import made_result
+from tests.helpers.finished_search import made_result
+from tests.helpers.models import tiny_folder
 
 CODE = '''
 from search.objectives.base import Cost
