@@ -4,6 +4,9 @@ help: ## what can be made
 setup: ## install everything into the current environment
 	pip install -e ".[search,dev]"
 
+docs: ## the documentation site, in site/
+	mkdocs build --strict
+
 check: ## style, sizes, types, import directions
 	.ci/check
 
@@ -13,4 +16,4 @@ test: ## the fast tests
 demo: ## a search on the bundled model, in a few minutes
 	python -m search +space=cache model=pixart
 
-.PHONY: help setup check test demo
+.PHONY: help setup docs check test demo

@@ -174,7 +174,7 @@ class Schedule:
         return self._document.together()
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Node names [N] and their effective actions [N][T]: C, R, F1.., S, G ask a gate, or - where not run."""
+        """Node names [N] and their effective actions `[N][T]`: C, R, F1.., S, G ask a gate, or - where not run."""
         found = {name: list(tokens) for name, tokens in self.plan.tokens.items()}
         for gate in self.gates:
             runs = [OFF if token in (OFF, ASK) else ABSENT for token in gate.tokens]

@@ -1,0 +1,17 @@
+"""How many denoiser calls a schedule makes."""
+
+from search.calibration import Costs
+from search.objectives.base import Cost
+from search.schedule import Schedule
+
+
+class Nfe(Cost):
+    """Steps at which the denoiser runs; at the others its last output is reused or forecast."""
+
+    key, unit = "nfe", ""
+
+    def __call__(self, schedule: Schedule, costs: Costs) -> float:
+        return schedule.plan.tokens["denoiser"].count("C")
+
+    def worst(self, costs: Costs) -> float:
+        return costs.steps
