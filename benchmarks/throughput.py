@@ -28,11 +28,12 @@ from search.evaluate.runner import Batch, Job, Runner
 from search.evaluate.states import States
 from search.evaluate.steps import step_macs
 from search.front import non_dominated
-from search.models.loading import BUNDLED, quiet
+from search.models.loading import quiet
 from search.models.pixart import PixArt
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.objectives.psnr import Psnr
+from search.profile.bundled import bundled_model
 from search.schedule import Schedule
 from search.spaces.cache import CacheSpace
 
@@ -97,7 +98,7 @@ class Naive:
         from diffusers import DiffusionPipeline
 
         with quiet():
-            DiffusionPipeline.from_pretrained(BUNDLED / "pixart", torch_dtype=torch.float32)
+            DiffusionPipeline.from_pretrained(bundled_model("pixart"), torch_dtype=torch.float32)
 
     def _call(self, schedule: Schedule) -> Tensor:
         with schedule.apply(self.model.pipe):

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BUNDLED = Path(str(files("search"))) / "models" / "bundled" / "clip"
+from search.profile.bundled import bundled_model
+
 AT_ONCE = 32  # pictures
 
 
@@ -28,8 +28,12 @@ class Network:
 
     @property
     def weights(self) -> str:
-        """Tells the weights of a folder from others that once stood there; of a hub id it is empty."""
-        parts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(Path(self._folder).glob("*.*"))]
+        """Tells the weights of a folder from others that once stood there; empty of a hub id, and of no folder."""
+        try:
+            folder = Path(self._folder)
+        except ValueError:  # the bundled one is not installed, which is an error when it is used
+            return ""
+        parts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.glob("*.*"))]
         found = parts if self.path else [part[:2] for part in parts]  # the bundled one is where it was installed
         return hashlib.sha256(repr(found).encode()).hexdigest()[:16] if found else ""
 
@@ -38,11 +42,11 @@ class Network:
         """The network by the class that its configuration names."""
         import transformers
 
-        def load() -> nn.Module:
-            config = transformers.AutoConfig.from_pretrained(self._folder)
+        def load(folder: str) -> nn.Module:
+            config = transformers.AutoConfig.from_pretrained(folder)
             name = (config.architectures or [""])[0]
             kind = getattr(transformers, name, transformers.AutoModel)
-            return kind.from_pretrained(self._folder, dtype=torch.float32)
+            return kind.from_pretrained(folder, dtype=torch.float32)
 
         return self._loaded(load).to(self.device).eval()
 
@@ -50,14 +54,14 @@ class Network:
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return self._loaded(lambda: AutoTokenizer.from_pretrained(self._folder))
+        return self._loaded(AutoTokenizer.from_pretrained)
 
     @cached_property
     def scaling(self) -> dict[str, Any]:
         """How pictures are cut and scaled: `size` and `crop` in pixels, `mean` and `std` [3]."""
         from transformers.image_processing_base import ImageProcessingMixin
 
-        config = self._loaded(lambda: ImageProcessingMixin.get_image_processor_dict(self._folder)[0])
+        config = self._loaded(ImageProcessingMixin.get_image_processor_dict)[0]
         size = config.get("size", 224)
         size = size.get("shortest_edge") or size.get("height") if isinstance(size, dict) else size
         crop = config.get("crop_size") or size
@@ -108,12 +112,13 @@ class Network:
 
     @property
     def _folder(self) -> str:
-        return str(self.path or BUNDLED)
+        return str(self.path or bundled_model("clip", self.option))
 
-    def _loaded(self, load: Callable[[], Any]) -> Any:
+    def _loaded(self, load: Callable[[str], Any]) -> Any:
+        folder = self._folder
         try:
             with _quiet():
-                return load()
+                return load(folder)
         except Exception as error:  # of files, configurations and hubs there are many kinds; all mean: not there
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-BUNDLED = Path(__file__).parent / "bundled"
+from search.profile.bundled import bundled_model
+
 # Which model= a pipeline of each class is for, at the size in which most people have it.
 CHOICES = {
     "PixArtAlphaPipeline": "pixart_alpha_1024",
@@ -38,8 +39,11 @@ def load(
     """
     from diffusers import DiffusionPipeline
 
-    bundled = BUNDLED / path
-    folder = bundled if bundled.is_dir() and not Path(path).is_dir() else Path(path) if Path(path).is_dir() else path
+    folder = path
+    if Path(path).is_dir():
+        folder = Path(path)
+    elif "/" not in str(path) and (bundled := bundled_model(str(path))).is_dir():
+        folder = bundled
     try:
         with quiet():
             found = str(DiffusionPipeline.load_config(folder)["_class_name"])

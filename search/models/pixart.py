@@ -7,10 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from search.models.loading import BUNDLED as SHIPPED
 from search.models.pipeline import Given, Pipeline
-
-BUNDLED = SHIPPED / "pixart"
 
 
 @dataclass(eq=False, repr=False)

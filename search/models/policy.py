@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from search.models.base import Model
-from search.models.loading import BUNDLED
 from search.models.trajectory import DIMS, HORIZON, RADIUS, TrajectoryPipeline, condition, expert
+from search.profile.bundled import bundled_model
 from search.schedule.contracts import Contract
 from search.schedule.identity import denoiser_of, model_part
 from search.schedule.nodes import Tree
@@ -45,7 +45,7 @@ class Policy(Model):
             )
         if self.guidance_scale != 1:
             raise ValueError(f"model.guidance_scale={self.guidance_scale}: {self.name} has no guidance; leave it at 1")
-        folder = Path(self.path or BUNDLED / "policy")
+        folder = Path(self.path or bundled_model("policy"))
         if not (folder / "config.json").is_file():
             raise ValueError(
                 f"model.path={str(self.path)!r} has no config.json of a policy; type model.path=<such a folder>"

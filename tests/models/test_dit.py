@@ -4,8 +4,8 @@ from diffusers import DiTPipeline
 
 from search.config import read_prompts
 from search.models.dit import DiT
-from search.models.loading import BUNDLED
 from search.models.training.emoji import CONCEPTS, caption
+from search.profile.bundled import bundled_model
 from tests.helpers.model_contract import ModelContract, bundled_loops_agree, bundled_size
 from tests.helpers.models import dit, saved, tiny_family
 
@@ -51,9 +51,9 @@ def test_a_pipeline_without_names_says_what_is_missing(tmp_path):
 
 
 def test_the_bundled_pipeline_loads_without_anything_of_ours():
-    pipe = DiTPipeline.from_pretrained(BUNDLED / "dit", local_files_only=True)
+    pipe = DiTPipeline.from_pretrained(bundled_model("dit"), local_files_only=True)
     assert pipe.get_label_ids(["red apple", "camera"]) == [0, 63]
-    assert bundled_size(BUNDLED / "dit") < 12 * 2**20
+    assert bundled_size(bundled_model("dit")) < 12 * 2**20
 
 
 def test_the_bundled_model_knows_the_classes_of_its_prompts():

@@ -8,7 +8,7 @@ import torch
 from diffusers import FluxPipeline
 
 from search.models.flux import Flux
-from search.models.loading import BUNDLED
+from search.profile.bundled import bundled_model
 from search.spaces.guidance import GuidanceSpace
 from tests.helpers.model_contract import ModelContract, bundled_loops_agree, bundled_size
 from tests.helpers.models import flux, saved, tiny_family
@@ -55,8 +55,8 @@ def test_there_is_no_branch_for_a_guidance_space():
 
 
 def test_the_bundled_pipeline_loads_without_anything_of_ours():
-    FluxPipeline.from_pretrained(BUNDLED / "flux", local_files_only=True)
-    assert bundled_size(BUNDLED / "flux") < 12 * 2**20
+    FluxPipeline.from_pretrained(bundled_model("flux"), local_files_only=True)
+    assert bundled_size(bundled_model("flux")) < 12 * 2**20
 
 
 def test_the_bundled_model_searched_loop_is_the_stock_call():

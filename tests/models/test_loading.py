@@ -9,7 +9,8 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from transformers.utils import logging
 
 from search.config import CONF
-from search.models.loading import BUNDLED, CHOICES, load
+from search.models.loading import CHOICES, load
+from search.profile.bundled import bundled_model
 from tests.helpers.models import tiny_folder
 
 CLASSES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
@@ -61,7 +62,7 @@ def test_a_bundled_name_is_a_path_and_a_folder_of_that_name_goes_before_it(tmp_p
 
 
 def test_every_bundled_model_has_a_name_of_its_own_in_the_configuration():
-    shipped = {folder.name for folder in BUNDLED.iterdir() if folder.is_dir()}
+    shipped = {folder.name for folder in bundled_model("pixart").parent.iterdir() if folder.is_dir()}
     named = {file.stem for group in ("model", "objective") for file in (CONF / group).glob("*.yaml")}
     assert shipped <= named
 

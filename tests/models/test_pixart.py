@@ -1,7 +1,7 @@
 from diffusers import PixArtAlphaPipeline
 
-from search.models.loading import BUNDLED
 from search.models.pixart import PixArt
+from search.profile.bundled import bundled_model
 from tests.helpers.model_contract import ModelContract, bundled_loops_agree, bundled_size
 from tests.helpers.models import tiny_folder
 
@@ -14,10 +14,10 @@ class TestPixArt(ModelContract):
 
 
 def test_the_bundled_pipeline_loads_without_anything_of_ours():
-    pipe = PixArtAlphaPipeline.from_pretrained(BUNDLED / "pixart", local_files_only=True)
+    pipe = PixArtAlphaPipeline.from_pretrained(bundled_model("pixart"), local_files_only=True)
     count = sum(p.numel() for part in (pipe.transformer, pipe.vae, pipe.text_encoder) for p in part.parameters())
     assert 2e6 < count < 6e6
-    assert bundled_size(BUNDLED / "pixart") < 15 * 2**20
+    assert bundled_size(bundled_model("pixart")) < 15 * 2**20
 
 
 def test_the_bundled_model_searched_loop_is_the_stock_call():

@@ -2,8 +2,8 @@ import pytest
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
 
-from search.models.loading import BUNDLED
 from search.models.stable_diffusion import StableDiffusion
+from search.profile.bundled import bundled_model
 from tests.helpers.model_contract import ModelContract, bundled_loops_agree, bundled_size
 from tests.helpers.models import saved, stable_diffusion, tiny_family
 
@@ -52,8 +52,8 @@ def test_a_unet_that_takes_the_guidance_scale_is_refused(tmp_path):
 
 
 def test_the_bundled_pipeline_loads_without_anything_of_ours():
-    StableDiffusionPipeline.from_pretrained(BUNDLED / "sd", local_files_only=True)
-    assert bundled_size(BUNDLED / "sd") < 12 * 2**20
+    StableDiffusionPipeline.from_pretrained(bundled_model("sd"), local_files_only=True)
+    assert bundled_size(bundled_model("sd")) < 12 * 2**20
 
 
 def test_the_bundled_model_searched_loop_is_the_stock_call():

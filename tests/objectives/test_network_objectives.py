@@ -24,8 +24,9 @@ from search.objectives.clip import Clip
 from search.objectives.fid import Fid, frechet
 from search.objectives.lpips import Lpips
 from search.objectives.mmd import Mmd
-from search.objectives.network import BUNDLED, Network
+from search.objectives.network import Network
 from search.objectives.reward import Preference
+from search.profile.bundled import bundled_model
 from tests.helpers.models import tokenizer
 
 COSTS = Costs(6, {}, 1, {})
@@ -317,4 +318,9 @@ def test_lpips_is_zero_for_the_same_picture(pictures, damaged):
 
 
 def test_the_bundled_network_is_complete():
-    assert {f.name for f in BUNDLED.iterdir()} >= {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+    assert {f.name for f in bundled_model("clip").iterdir()} >= {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }

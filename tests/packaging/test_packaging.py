@@ -1,4 +1,4 @@
-"""The same imports in every way of installing, also beside Hugging Face's `kernels`, and nothing left out."""
+"""The same imports in every way of installing, also beside Hugging Face's `kernels`; what is in the two wheels."""
 
 import shutil
 import subprocess
@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 MAPPED = {"spaces", "objectives", "kernels", "conf"}  # stand at the root, belong to search
+CHECKOUT_ONLY = Path("search/models/training")
+PACKAGE = "diffusion_schedule_search_models"
 LOOK = (
     "import search.spaces.cache, search.objectives.drift, search.engines.random, search.kernels\n"
     "from search import Schedule\n"
@@ -36,48 +38,54 @@ def clean(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what a clone has, so that building leaves nothing behind."""
     copy = tmp_path_factory.mktemp("clone") / "repository"
     ignore = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs")
-    shutil.copytree(root, copy, ignore=ignore)
+    shutil.copytree(root, copy, ignore=ignore, symlinks=True)
     return copy
 
 
 @pytest.fixture(scope="session")
 def wheel(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    command = [
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "--wheel-dir",
-        str(out),
-        str(clean),
-    ]
-    done = subprocess.run([sys.executable, "-m", "pip", *command], capture_output=True, text=True)
+    return build(clean, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def models_wheel(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the bundled models."""
+    return build(clean / "packages" / "bundled-models", tmp_path_factory.mktemp("models"))
+
+
+def build(source: Path, out: Path) -> Path:
+    """The wheel of the project in `source`."""
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run([*pip, "--wheel-dir", str(out), str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (built,) = out.glob("*.whl")
     return built
 
 
-def environment(folder: Path, *install: str) -> str:
+def environment(folder: Path, *packages: str) -> str:
     """A virtual environment that sees the packages of this one, with one thing more; returns its python."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = str(folder / "bin" / "python")
     (site,) = (folder / "lib").glob("python3*/site-packages")
     # Not --system-site-packages: that would bring an editable install of this environment along.
     (site / "outer.pth").write_text(f"{Path(pytest.__file__).parent.parent}\n")
-    pip = [sys.executable, "-m", "pip", "--python", python, "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", "--no-deps", "--no-build-isolation", "--no-index", *install], check=True)
+    install(python, *packages)
     return python
 
 
+def install(python: str, *packages: str) -> None:
+    pip = [sys.executable, "-m", "pip", "--python", python, "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", "--no-deps", "--no-build-isolation", "--no-index", *packages], check=True)
+
+
+def outside(python: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `python` in `folder`, in an environment in which nothing points at this checkout."""
+    names = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([python, *arguments], cwd=folder, capture_output=True, text=True, env=names)
+
+
 def run(python: str, folder: Path, code: str) -> str:
-    done = subprocess.run(
-        [python, "-c", code],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={"PATH": "/usr/bin:/bin"},
-    )
+    done = outside(python, folder, "-c", code)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -109,13 +117,14 @@ def test_kernels_has_no_init(root: Path) -> None:
 
 
 def test_every_folder_is_listed(root: Path, project: dict[str, Any]) -> None:
+    """But the code that trains the bundled models, which only a checkout has."""
     found = {"search"}
     for top in ("search", *sorted(MAPPED)):
         for file in (root / top).rglob("*.py"):
             parts = file.relative_to(root).parent.parts
             found.add(".".join(parts if top == "search" else ("search", *parts)))
     setuptools = project["tool"]["setuptools"]
-    assert sorted(found | {"search.kernels"}) == setuptools["packages"]
+    assert sorted(found - {"search.models.training"} | {"search.kernels"}) == setuptools["packages"]
     mapping = {"search": "search"} | {f"search.{name}": name for name in MAPPED}
     assert setuptools["package-dir"] == mapping
 
@@ -188,12 +197,62 @@ def test_wheel_holds_everything(wheel: Path, clean: Path) -> None:
         kinds = (".py", ".cu", ".yaml", ".txt", ".html", ".css", ".js")
         files = [p for p in (clean / top).rglob("*") if p.suffix in kinds]
         prefix = "" if top == "search" else "search/"
-        wanted |= {f"{prefix}{p.relative_to(clean)}" for p in files}
+        wanted |= {f"{prefix}{p.relative_to(clean)}" for p in files if not p.is_relative_to(clean / CHECKOUT_ONLY)}
     assert wanted <= names, sorted(wanted - names)
-    bundled = {str(p.relative_to(clean)) for p in (clean / "search/models/bundled").rglob("*") if p.is_file()}
-    assert bundled <= names, sorted(bundled - names)
-    assert any(name.endswith(".safetensors") for name in bundled), "the bundled checkpoint is missing"
     assert {name.split("/")[0].split("-")[0] for name in names} == {"search", "diffusion_schedule_search"}
+
+
+@pytest.mark.slow
+def test_the_wheel_is_small(wheel: Path) -> None:
+    """No weights, no code that trains them."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert not [name for name in names if "/bundled/" in name or "/training/" in name]
+    assert wheel.stat().st_size < 1e6
+
+
+@pytest.mark.slow
+def test_the_wheel_of_the_bundled_models_holds_them_all(models_wheel: Path, clean: Path) -> None:
+    folder = clean / "search" / "models" / "bundled"
+    with zipfile.ZipFile(models_wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        notices = {name.split("/")[-1] for name in archive.namelist() if "/licenses/" in name}
+    assert names == {f"{PACKAGE}/{p.relative_to(folder)}" for p in folder.rglob("*") if p.is_file()}
+    assert any(name.endswith(".safetensors") for name in names), "the weights are missing"
+    assert notices == {"LICENSE", "NOTICE"}
+
+
+def test_a_missing_bundled_model_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from search.models.loading import load
+    from search.objectives.clip import Clip
+
+    monkeypatch.setattr("search.profile.bundled.CHECKOUT", tmp_path / "nowhere")
+    monkeypatch.setattr("search.profile.bundled.PACKAGE", "no_such_package")
+    command = r"type pip install \./packages/bundled-models in a checkout"
+    with pytest.raises(ValueError, match=rf"'pixart' is not installed: {command} .*, or model\.path=<folder"):
+        load("pixart", "pixart", ("PixArtAlphaPipeline",), torch.float32)
+    with pytest.raises(ValueError, match=rf"'clip' is not installed: {command} .*, or objective\.clip\.path=<folder"):
+        Clip().score(torch.zeros(1, 3, 64, 64), ["a cat"])
+    with pytest.raises(ValueError, match="nobody/nothing' cannot be loaded"):  # a hub id is not a bundled model
+        load("nobody/nothing", "pixart", ("PixArtAlphaPipeline",), torch.float32)
+
+
+@pytest.mark.slow
+def test_the_readmes_search_from_two_wheels(wheel: Path, models_wheel: Path, tmp_path: Path) -> None:
+    """Outside of a checkout: with the models it searches, without them it says what to install."""
+    python = environment(tmp_path / "venv", str(wheel))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    command = ["-m", "search", "+space=cache", "model=pixart", "model.steps=4", "budget=quick", "budget.evaluations=8"]
+    small = ["prompts.calibration_count=2", "prompts.held_out_count=2", "tracking.enabled=false"]
+    before = outside(python, empty, *command, *small)
+    assert before.returncode == 2 and "error: the bundled model 'pixart' is not installed" in before.stderr
+    install(python, str(models_wheel))
+    after = outside(python, empty, *command, *small)
+    assert after.returncode == 0, after.stderr[-3000:]
+    assert list((empty / "runs").glob("*/schedules/*.json"))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from diffusers import PixArtAlphaPipeline
 from torch import Tensor
 
-from search.models.pixart import BUNDLED
+from search.profile.bundled import bundled_model
 
 from . import vae as autoencoder
 from .emoji import CONCEPTS, EmojiSet
@@ -42,9 +42,10 @@ class Batch:
 class Teacher:
     """The bundled pipeline, its captioned latents, and its velocity."""
 
-    def __init__(self, pictures: EmojiSet, device: torch.device, path: Path = BUNDLED) -> None:
+    def __init__(self, pictures: EmojiSet, device: torch.device, path: Path | None = None) -> None:
         self.device = device
-        self.pipe: Any = PixArtAlphaPipeline.from_pretrained(path, torch_dtype=torch.float32).to(device)
+        folder = path or bundled_model("pixart")
+        self.pipe: Any = PixArtAlphaPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
         self.pipe.transformer.requires_grad_(False).eval()
         with torch.no_grad():
             images, grounds = autoencoder.everything(pictures)

@@ -1,0 +1,1 @@
+"""What is known of a model without running a picture: its nodes, its costs."""
