@@ -43,7 +43,7 @@ CLOCKED = {
         "search.evaluate.evaluator:to_schedule",
         "search.schedule.schedule:Schedule.from_dict to_dict digest plan with_sampler _replace",
         "search.evaluate.fit:Fitter.prior fitted",
-        "search.evaluate.steps:path marks needs step_macs",
+        "search.evaluate.steps:path marks needs",
         "search.calibration:Costs.macs",
     ],
     "engine": ["search.engines.base:Engine.ask tell __init__"],

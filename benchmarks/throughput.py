@@ -26,7 +26,6 @@ from search.evaluate.evaluator import Evaluator, to_schedule
 from search.evaluate.memo import Memo
 from search.evaluate.runner import Batch, Job, Runner
 from search.evaluate.states import States
-from search.evaluate.steps import step_macs
 from search.front import non_dominated
 from search.models.loading import quiet
 from search.models.pixart import PixArt
@@ -166,7 +165,7 @@ def marked(bench: Bench, schedules: Sequence[Schedule]) -> dict[int, float]:
     batch = Batch(tuple(bench.prompts), tuple(bench.seeds))
     found: dict[int, float] = {}
     for schedule in schedules:
-        steps = zip(Job(schedule).marks(batch), step_macs(bench.costs, schedule), strict=True)
+        steps = zip(Job(schedule).marks(batch), bench.costs.macs_by_step(schedule), strict=True)
         found |= {mark: macs / bench.costs.block_macs * len(batch) for mark, macs in steps}
     return found
 
@@ -174,7 +173,7 @@ def marked(bench: Bench, schedules: Sequence[Schedule]) -> dict[int, float]:
 def sharing(bench: Bench, schedules: Sequence[Schedule], known: set[int]) -> dict[str, float]:
     """Block executions of a generation: each run whole, shared within it, and shared with all before it too."""
     own = marked(bench, schedules)
-    whole = sum(sum(step_macs(bench.costs, s)) for s in schedules) / bench.costs.block_macs * len(bench.prompts)
+    whole = sum(sum(bench.costs.macs_by_step(s)) for s in schedules) / bench.costs.block_macs * len(bench.prompts)
     return {
         "unshared": whole,
         "within": sum(own.values()),

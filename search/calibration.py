@@ -71,12 +71,28 @@ class Costs:
         return sum(self.value_bytes[name] for name in self.component_macs if ":" in name)
 
     def macs(self, schedule: Schedule) -> int:
-        """Executed MACs of one picture; elided layers execute none."""
-        computed = self._computed(schedule)
-        executed = sum(m * computed(name) for name, m in self.component_macs.items())
-        elided = sum(macs for form, macs in self._rounded(schedule) if form.elided)
-        others = sum(self._other(letter).call_macs * times for letter, times in self.stitched(schedule).items())
-        return round(executed + self.floor_macs * computed(ROOT) - elided + others)
+        """Executed MACs of one picture, the sum of `macs_by_step`."""
+        return round(sum(self.macs_by_step(schedule)))
+
+    def macs_by_step(self, schedule: Schedule) -> list[float]:
+        """MACs of one picture that each step [T] executes; elided layers execute none.
+
+        A step that computes half of the batch counts half; for groups with a gate it is the worst case, or `measured`.
+        """
+        plan, computed = schedule.plan, self._computed_by_step(schedule)
+        parts = [(ROOT, self.floor_macs), *self.component_macs.items()]
+        for layer, form in schedule.bits.items():
+            if form.elided:
+                parts.append((self._place(schedule, layer), -self._known(layer, self.layer_macs)))
+        totals: dict[tuple[float, ...], int] = {}  # many nodes are computed at the same steps
+        for name, macs in parts:
+            row = computed(name)
+            totals[row] = totals.get(row, 0) + macs
+        found = [float(sum(macs * row[t] for row, macs in totals.items())) for t in range(plan.steps)]
+        for t, (letter, token, part) in enumerate(zip(plan.at, plan.tokens[ROOT], self.share(schedule), strict=False)):
+            if letter != OWN and token == OFF:
+                found[t] += part * self._other(letter).call_macs
+        return found
 
     def bops(self, schedule: Schedule) -> int:
         """Bit operations of one picture: executed MACs times weight bits times activation bits, 16 by 16 unrounded."""
@@ -116,12 +132,17 @@ class Costs:
         bits = schedule.bits
         if not bits:
             return []
-        computed, found = self._computed(schedule), []
-        for name, form in bits.items():
-            node = schedule.tree.node_of(name)
-            place = node.name if node.kind in ("component", "block") else ROOT
-            found.append((form, self._known(name, self.layer_macs) * computed(place)))
-        return found
+        computed = self._computed_by_step(schedule)
+        return [
+            (form, self._known(layer, self.layer_macs) * sum(computed(self._place(schedule, layer))))
+            for layer, form in bits.items()
+        ]
+
+    @staticmethod
+    def _place(schedule: Schedule, layer: str) -> str:
+        """The node that a layer is computed with: its component or block, else the whole denoiser."""
+        node = schedule.tree.node_of(layer)
+        return node.name if node.kind in ("component", "block") else ROOT
 
     @staticmethod
     def _known(name: str, table: Mapping[str, Any]) -> Any:
@@ -134,16 +155,28 @@ class Costs:
         branch = schedule.guidance.branch if schedule.guidance else None
         return [1.0 if kind == "C" else 0.5 for kind in branch or "C" * (schedule.steps or 0)]
 
-    def _computed(self, schedule: Schedule) -> Callable[[str], float]:
-        """How many times the whole batch runs through a node, through groups in the worst case or as measured."""
-        share, plain = self.share(schedule), self._planned(schedule)
-        groups = {block: self._times(gate, share) for gate in schedule.gates for block in gate.blocks}
-        return lambda name: groups[block] if (block := name.partition(":")[0]) in groups else plain(name)
+    def _computed_by_step(self, schedule: Schedule) -> Callable[[str], tuple[float, ...]]:
+        """Which part of the batch runs through a node at each step [T], in groups in the worst case or as measured."""
+        tokens, at = schedule.plan.tokens, schedule.plan.at
+        whole = self.share(schedule) or [1.0] * schedule.plan.steps
+        share = [part if not at or at[t] == OWN else 0.0 for t, part in enumerate(whole)]
+        groups = {block: self._gated(gate, share) for gate in schedule.gates for block in gate.blocks}
+        rows: dict[tuple[str, ...], tuple[float, ...]] = {}
 
-    def _times(self, gate: Gate, share: Sequence[float]) -> float:
+        def computed(name: str) -> tuple[float, ...]:
+            if (block := name.partition(":")[0]) in groups:
+                return groups[block]
+            if (row := tuple(tokens[name])) not in rows:
+                rows[row] = tuple(part if token == OFF else 0.0 for token, part in zip(row, share, strict=True))
+            return rows[row]
+
+        return computed
+
+    def _gated(self, gate: Gate, share: Sequence[float]) -> tuple[float, ...]:
+        """Which part of the batch a group computes at each step [T]."""
         measured = self.gates.get(gate.name, gate.worst(share))
         ran = zip(gate.tokens, measured, share, strict=True)
-        return sum(part * (1 if token == OFF else done) for token, done, part in ran if token in (OFF, ASK))
+        return tuple(part * {OFF: 1.0, ASK: done}.get(token, 0.0) for token, done, part in ran)
 
     def measured(self, gates: Mapping[str, Sequence[float]]) -> "Costs":
         """The same tables where these groups were computed by this share of pictures at each step [T]."""
@@ -165,17 +198,10 @@ class Costs:
             raise ValueError(f"models.names.{letter} was not counted; the tables have other denoisers: {known}")
         return self.others[letter]
 
-    def _planned(self, schedule: Schedule) -> Callable[[str], float]:
-        tokens, at = schedule.plan.tokens, schedule.plan.at
-        share = [part if not at or at[t] == OWN else 0.0 for t, part in enumerate(self.share(schedule))]
-        if set(share) <= {1.0}:
-            return lambda name: tokens[name].count(OFF)
-        return lambda name: sum(part for token, part in zip(tokens[name], share, strict=True) if token == OFF)
-
     def latency(self, schedule: Schedule) -> float:
         """Predicted milliseconds of one picture; ValueError where latency was not calibrated."""
         if not self.milliseconds:
-            raise ValueError("latency was not calibrated; call calibrate_latency first")
+            raise ValueError("latency was not calibrated; call search.evaluate.timing.calibrate first")
         return float(np.dot(self.features(schedule), list(self.milliseconds.values())))
 
     @property
@@ -209,12 +235,12 @@ class Costs:
 
         Half batches are halves.
         """
-        computed = self._computed(schedule)
+        computed = self._computed_by_step(schedule)
         counts: dict[str, float] = dict.fromkeys(self.kinds, 0)
         for name, part in self._parts.items():
-            counts[name.rpartition(":")[2]] += part * computed(name)
+            counts[name.rpartition(":")[2]] += part * sum(computed(name))
         stitched = self.stitched(schedule)
-        return [1, computed(ROOT), *counts.values(), *(stitched.get(letter, 0) for letter in self.others)]
+        return [1, sum(computed(ROOT)), *counts.values(), *(stitched.get(letter, 0) for letter in self.others)]
 
     @property
     def timed(self) -> list[str]:

@@ -18,7 +18,6 @@ from search.evaluate.memo import Memo
 from search.evaluate.memory import is_short
 from search.evaluate.racing import Race, Rival
 from search.evaluate.runner import Batch, Executor, Job, Outcome, Runner
-from search.evaluate.steps import step_macs
 from search.models.base import Model
 from search.objectives.base import Cost, Objective, Quality
 from search.objectives.drift import Drift
@@ -414,7 +413,7 @@ class Evaluator:
         if job.alone:
             self._count(self.costs.measured(decided or {}).macs(job.schedule) * len(part))
             return
-        for mark, macs in zip(job.marks(part), step_macs(self.costs, job.schedule), strict=True):
+        for mark, macs in zip(job.marks(part), self.costs.macs_by_step(job.schedule), strict=True):
             blocks = macs / self.costs.block_macs * len(part)
             self.unshared += blocks
             if mark not in self.counted:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from search.calibration import Costs
 from search.evaluate.fit import FittedSolver
-from search.evaluate.steps import Keys, needs, path, step_macs
+from search.evaluate.steps import Keys, needs, path
 from search.models.base import Model
 from search.schedule import Schedule
 
@@ -72,7 +72,7 @@ class Partial:
             raise ValueError(f"the schedule does not go on from this state: at step {step} it does something else")
         if missing := [n for n, count in needs([schedule]).items() if count > self.keep.get(n, 0)]:
             raise ValueError(f"the schedule reads more values of {missing[0]!r} than are kept; give them in keep")
-        macs = step_macs(self.costs, schedule)
+        macs = self.costs.macs_by_step(schedule)
         cost = state.macs
         rows = list(state.rows)
         if solver:

@@ -4,10 +4,9 @@ import hashlib
 import json
 from collections.abc import Hashable, Sequence
 
-from search.calibration import Costs
 from search.schedule import Schedule
 from search.schedule.nodes import ROOT
-from search.schedule.plan import OFF, OWN, history
+from search.schedule.plan import OFF, history
 
 Keys = tuple[Hashable, ...]
 Table = tuple[Sequence[float], Sequence[Sequence[float]]]  # of a solver: state [T], outputs [T][1, 2, ..., T]
@@ -79,12 +78,3 @@ def _guided(call: float | None, scale: float | None, branch: str) -> tuple:
     """() where a step is guided as the pipeline does it; without guidance (O) the scale says nothing."""
     scale = call if scale is None else scale
     return () if branch == OFF and scale == call else (branch, call, None if branch == "O" else scale)
-
-
-def step_macs(costs: Costs, schedule: Schedule) -> list[float]:
-    """`Costs.macs` of each step [T]."""
-    tokens, shares, at = schedule.plan.tokens, costs.share(schedule), schedule.plan.at
-    macs = [(tokens[ROOT], costs.floor_macs), *((tokens[name], m) for name, m in costs.component_macs.items())]
-    others = {letter: [(tokens[ROOT], costs.others[letter].call_macs)] for letter in costs.stitched(schedule)}
-    ran = [others.get(at[t] if at else OWN, macs) for t in range(len(shares))]
-    return [share * sum(m for actions, m in ran[t] if actions[t] == OFF) for t, share in enumerate(shares)]

@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise, takewhile
 
 from search.calibration import Costs
 from search.evaluate.runner import Batch, Job
-from search.evaluate.steps import marks, step_macs
+from search.evaluate.steps import marks
 
 WORTH = 0.75  # the larger part of a cut is at most so much of the whole: else most of it would be repeated
 
@@ -24,7 +24,7 @@ class Path:
         """A job's; one that is run as a whole is a single step that no other job has."""
         if job.alone:
             return Path(tuple(marks((job.schedule.digest,), repr(batch))), (costs.macs(job.schedule),))
-        return Path(tuple(job.marks(batch)), tuple(step_macs(costs, job.schedule)))
+        return Path(tuple(job.marks(batch)), tuple(costs.macs_by_step(job.schedule)))
 
     @cached_property
     def whole(self) -> float:

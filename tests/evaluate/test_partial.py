@@ -15,7 +15,7 @@ from search.calibration import count_costs
 from search.evaluate.evaluator import Evaluator, to_schedule
 from search.evaluate.memo import Memo
 from search.evaluate.partial import Partial, State
-from search.evaluate.steps import needs, path, step_macs
+from search.evaluate.steps import needs, path
 from search.schedule.sampler import grid, public_config
 from tests.helpers import tiny
 from tests.helpers.models import lively, tiny_model
@@ -256,7 +256,7 @@ def test_work_is_counted_as_the_evaluator_counts_it(tmp_path):
         evaluator.latents(given)
         state = stepwise(run, given)
         assert run.block_executions == pytest.approx(evaluator.unshared - before)
-        assert state.macs == pytest.approx(costs.macs(given)) and sum(step_macs(costs, given)) == state.macs
+        assert state.macs == pytest.approx(costs.macs(given)) and sum(costs.macs_by_step(given)) == state.macs
 
 
 def test_only_the_latest_values_are_kept():

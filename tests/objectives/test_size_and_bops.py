@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from search import Schedule
 from search.calibration import Costs, count_costs
-from search.evaluate.evaluator import to_schedule
+from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.memo import Memo
 from search.objectives.bops import Bops
 from search.objectives.size import Size
 from search.schedule.bits import layers_of
@@ -110,6 +111,20 @@ def test_elided_macs_equal_a_counted_run_with_a_filled_table():
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             MODEL.sample(conditions, noise)
     assert counter.get_total_flops() // 2 == COSTS.macs(elided) < COSTS.teacher_macs
+
+
+def test_elided_layers_cost_nothing_at_any_step(tmp_path):
+    elided = to_schedule(MODEL, BitsSpace().decode(BitsSpace().presets(TARGET)["time embedding tabulated"], TARGET))
+    saved = sum(COSTS.layer_macs[name] for name, form in elided.bits.items() if form.elided)
+    assert COSTS.macs_by_step(elided) == [COSTS.call_macs - saved] * 6
+    assert sum(COSTS.macs_by_step(elided)) == COSTS.macs(elided) == 2_801_664 < COSTS.teacher_macs == 2_872_320
+    reused = of(TIME, [["denoiser", "CRCCRR"]], elided=True)
+    call = COSTS.call_macs - COSTS.layer_macs[TIME]
+    assert COSTS.macs_by_step(reused) == [call, 0, call, call, 0, 0]
+    evaluator = Evaluator(MODEL, ["red apple"], [0], {}, COSTS, Memo(tmp_path / "memo.sqlite"))
+    evaluator.latents(elided)
+    both = COSTS.macs(elided) + COSTS.teacher_macs  # the teacher ran as well
+    assert evaluator.block_executions == pytest.approx(both / COSTS.block_macs)
 
 
 @settings(max_examples=25, deadline=None)

@@ -22,7 +22,7 @@ from search.evaluate.evaluator import Evaluator, to_schedule
 from search.evaluate.fit import Fitter
 from search.evaluate.memo import Memo
 from search.evaluate.runner import Batch, Runner
-from search.evaluate.steps import path, step_macs
+from search.evaluate.steps import path
 from search.export import main
 from search.figures import heatmap
 from search.models.pixart import PixArt
@@ -239,7 +239,7 @@ def test_macs_and_peak_bytes_equal_an_applied_run(seed):
         assert handle.stats()["peak_bytes"] == COSTS.peak_bytes(schedule)
         assert handle.memory.now == 0
     assert counter.get_total_flops() // 2 == COSTS.macs(schedule)
-    assert sum(step_macs(COSTS, schedule)) == COSTS.macs(schedule)
+    assert sum(COSTS.macs_by_step(schedule)) == COSTS.macs(schedule)
 
 
 def test_costs_by_hand():
