@@ -1,7 +1,9 @@
-"""python -m search: a Hydra configuration becomes objects, then runs."""
+"""python -m search: a Hydra configuration becomes objects, then runs; or another command, named first."""
 
+import importlib
 import os
 import sys
+from pathlib import Path
 
 from search.compose import GROUPS, composed, mistake, normalise, options, quiet
 
@@ -14,7 +16,12 @@ EXAMPLES = (
 
 
 def main(arguments: list[str]) -> int:
-    """Compose, check, run; returns the exit code. No traceback for what a user mistyped."""
+    """Run the command that is named first, else compose, check and search; returns the exit code.
+
+    No traceback for what a user mistyped.
+    """
+    if arguments and arguments[0].isidentifier():
+        return run_command(arguments[0], arguments[1:])
     if any(a in ("--help", "-h") for a in arguments):
         print(help_text())
         return 0
@@ -45,6 +52,32 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def run_command(name: str, arguments: list[str]) -> int:
+    """Run the command `search.<name>`; returns its exit code, 2 where there is no such command."""
+    known = commands()
+    if name in known:
+        return importlib.import_module(f"search.{name}").main(arguments)
+    from search.config import closest
+
+    hint = f"There are {', '.join(known)}; options of a search are written key=value"
+    print(f"error: {name!r} is not a command.{closest(name, known)} {hint}", file=sys.stderr)
+    return 2
+
+
+def commands() -> dict[str, str]:
+    """The commands by name, and what each does in one line.
+
+    They are the modules of this folder whose first line says `python -m search.<name>:`; that line is all that is read.
+    """
+    found = {}
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        with file.open(encoding="utf-8") as text:
+            begin, colon, line = text.readline().strip().partition(": ")
+        if colon and begin == f'"""python -m search.{file.stem}':
+            found[file.stem] = line.removesuffix('"""').rstrip(".")
+    return found
+
+
 def split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     """The flags `--cfg job` and `--config-dir DIR`, and the overrides."""
     flags, overrides = {}, []
@@ -61,7 +94,7 @@ def split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def help_text() -> str:
-    """One line and the options of each group, and examples."""
+    """One line, the options of each group, examples and the other commands."""
     width = max(len(g) for g in GROUPS)
     lines = ["Search how a diffusion model is run; hand back the Pareto front as schedules.", "", "Options"]
     for group, text in GROUPS.items():
@@ -79,7 +112,11 @@ def help_text() -> str:
         '                      eval "$(schedule-search -sc install=bash)"',
         "  --cfg job           print the whole configuration and stop; every value can be overridden",
         "  --config-dir <dir>  find more options in <dir>/<group>/<option>.yaml",
+        "",
+        "Other commands, as python -m search.<command> or schedule-search <command>; each explains itself with --help",
     ]
+    known = commands()
+    lines += [f"  {name:<{max(map(len, known))}}  {line}" for name, line in known.items()]
     return "\n".join(lines)
 
 

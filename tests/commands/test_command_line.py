@@ -1,5 +1,6 @@
 """The command line: every way to say it, quick help, hints, and run folders that never collide."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from search.__main__ import main
+from search.__main__ import commands, help_text, main
 from search.compose import GROUPS, composed, normalise, options
 from search.config import CONF
 from search.folders import new_run_folder
@@ -100,6 +101,46 @@ def test_help_is_quick_and_imports_nothing_heavy(root: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
     assert time.monotonic() - began < 1.0
+
+
+COMMANDS = ("budget", "explain", "export", "generate", "promote", "report", "send", "transfer", "verify")
+
+
+def test_help_lists_every_command_with_its_line(root: Path) -> None:
+    _, _, listed = help_text().partition("Other commands, ")
+    lines = dict(line.split(None, 1) for line in listed.splitlines()[1:])
+    assert tuple(lines) == tuple(commands()) == COMMANDS
+    for name, line in lines.items():
+        text = (root / "search" / f"{name}.py").read_text(encoding="utf-8")
+        assert text.startswith(f'"""python -m search.{name}: {line}')
+
+
+def test_commands_are_found_from_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text('"""python -m search.mine: says hello."""\n')
+    (tmp_path / "other.py").write_text('"""What the commands share."""\n')
+    monkeypatch.setattr("search.__main__.__file__", str(tmp_path / "__main__.py"))
+    assert commands() == {"mine": "says hello"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_may_be_named_first(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert importlib.import_module(f"search.{name}").main(["--help"]) == 0
+    assert said == capsys.readouterr().out and said.startswith(f"python -m search.{name}: ")
+
+
+def test_a_command_named_first_gets_its_options_and_returns_its_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", f"runs={tmp_path}"]) == 2
+    assert f"error: there is no search in {tmp_path} yet" in capsys.readouterr().err
+
+
+def test_a_word_that_is_not_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    told = tell(capsys, "exprt", "run=latest")
+    assert "'exprt' is not a command. Did you mean export? There are budget, explain, export" in told
+    assert "options of a search are written key=value" in told
 
 
 def test_mistakes_are_told_before_torch_is_imported(root: Path) -> None:
