@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import search
+
 MAPPED = {"spaces", "objectives", "kernels", "conf"}  # stand at the root, belong to search
 CHECKOUT_ONLY = Path("search/models/training")
 PACKAGE = "diffusion_schedule_search_models"
@@ -148,10 +150,19 @@ def test_importing_search_is_instant_and_public_names_are_lazy(root: Path) -> No
     assert "no attribute 'Scedule'; public names are ['Schedule', 'ScheduleError']" in done.stdout
 
 
-def test_version_is_told_once(project: dict[str, Any]) -> None:
-    import search
-
-    assert project["project"]["version"] == search.__version__
+def test_the_version_has_one_source(root: Path, project: dict[str, Any], tmp_path: Path) -> None:
+    assert "version" not in project["project"] and project["project"]["dynamic"] == ["version"]
+    (tmp_path / "search").mkdir()
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    text = (root / "search" / "__init__.py").read_text(encoding="utf-8")
+    changed = text.replace(f'__version__ = "{search.__version__}"', '__version__ = "7.8.9"')
+    (tmp_path / "search" / "__init__.py").write_text(changed + "\nraise ImportError('read, never imported')\n")
+    code = (
+        "from setuptools.config.pyprojecttoml import read_configuration\n"
+        "print(read_configuration('pyproject.toml', ignore_option_errors=True)['project']['version'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "7.8.9"
 
 
 @pytest.mark.slow
