@@ -8,7 +8,7 @@ from typing import Any
 from search.schedule.errors import ScheduleError
 from search.schedule.exchange import masks
 from search.schedule.exchange.check import action_of, count_of, list_of, object_of, steps_of
-from search.schedule.exchange.loss import admit, few, gate_words, plain, rule_words, unsaid
+from search.schedule.exchange.loss import admit, few, gate_words, plain, plan_words, unsaid
 from search.schedule.exchange.masks import Parts
 from search.schedule.format import MAX_BYTES
 from search.schedule.gates import ASK, Gate, selector
@@ -169,11 +169,11 @@ def _nearest(schedule: Schedule) -> Mask:
 
 
 def _unlike(schedule: Schedule, reason: str) -> list[str]:
-    gates = [gate_words(gate, schedule.plan.steps) for gate in schedule.to_dict().get("gates", [])]
-    rules = []
-    for place, actions in schedule.plan.rules():
-        what = "the output of " if ":" not in place and schedule.to_dict()["plan"]["value"] == "out" else ""
-        rules.append(f"plan: {what}{rule_words(place, actions, schedule.plan.steps)}")
+    rules = plan_words(schedule, lambda node, actions: not node.component)
+    if schedule.to_dict().get("plan", {}).get("value") == "out":
+        rules = [line.replace("plan: ", "plan: the output of ", 1) for line in rules]
+    rules += plan_words(schedule, lambda node, actions: bool(node.component))
+    gates = [gate_words(gate, schedule) for gate in schedule.gates]
     return few([f"{line} ({reason})" for line in rules]) + [f"{line} ({reason})" for line in gates]
 
 

@@ -1,12 +1,15 @@
 """What of a schedule another tool's file cannot say, in words; and the refusal to leave it out unasked."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
 from search.schedule.errors import ScheduleError
 from search.schedule.exchange.grid import has_own_grid
-from search.schedule.plan import OWN, parse_actions
+from search.schedule.gates import ASK, Gate
+from search.schedule.nodes import Node
+from search.schedule.notation import format_places, notation_rules, shortest_actions
+from search.schedule.plan import OWN, Tokens
 from search.schedule.schedule import Schedule
 
 MOST = 8  # sentences about one part
@@ -28,8 +31,8 @@ def unsaid(schedule: Schedule, said: Iterable[str], reason: str) -> list[str]:
     data = schedule.to_dict()
     words = {
         "sampler": lambda: sampler_words(schedule),
-        "plan": lambda: [f"plan: {rule_words(s, a, schedule.plan.steps)}" for s, a in schedule.plan.rules()],
-        "gates": lambda: [gate_words(gate, schedule.plan.steps) for gate in data["gates"]],
+        "plan": lambda: plan_words(schedule),
+        "gates": lambda: [gate_words(gate, schedule) for gate in schedule.gates],
         "guidance": lambda: guidance_words(data["guidance"]),
         "models": lambda: _models_words(schedule),
         "start": lambda: ["start: noise is injected after steps"],
@@ -49,26 +52,18 @@ def few(lines: Sequence[str]) -> list[str]:
     return [*lines] if len(lines) <= MOST else [*lines[: MOST - 1], f"{part}: {len(lines) - MOST + 1} more like these"]
 
 
-def rule_words(selector: str, actions: str, steps: int) -> str:
-    """`attn2 of transformer_blocks.[3-7] reused at steps 4, 5`."""
-    place, _, component = selector.partition(":")
-    tokens = parse_actions(actions, steps)
-    done = []
-    for token in dict.fromkeys(tokens):
-        word = {"C": "", "R": "reused", "S": "skipped"}.get(token, f"forecast to order {token[1:]}")
-        if word:
-            done.append(f"{word} at {steps_words(t for t, other in enumerate(tokens) if other == token)}")
-    return f"{component} of {place} {', '.join(done)}" if component else f"{place} {', '.join(done)}"
+def plan_words(schedule: Schedule, which: Callable[[Node, Tokens], bool] = lambda node, actions: True) -> list[str]:
+    """The plan, or its part for some nodes, in the plan notation: `plan: attn2@3-7: C*4 R R`."""
+    nodes = schedule.tree.nodes
+    chosen = {name: actions for name, actions in schedule.plan.tokens.items() if which(nodes[name], actions)}
+    return [f"plan: {places}: {actions}" for places, actions in notation_rules(chosen, schedule.tree)]
 
 
-def gate_words(gate: dict[str, Any], steps: int) -> str:
-    """A gate of the normal form."""
-    tokens = parse_actions(gate["actions"], steps, letters="CRG")
-    if "G" in tokens:
-        asked = steps_words(t for t, token in enumerate(tokens) if token == "G")
-        return f"gates: {gate['group']} decided while it runs, by {gate['signal']}, at {asked}"
-    kept = "residual " if gate.get("value") == "residual" else ""
-    return f"gates: the {kept}value of {rule_words(gate['group'], gate['actions'], steps)}"
+def gate_words(gate: Gate, schedule: Schedule) -> str:
+    """A gate of the schedule, its group and its actions in the plan notation."""
+    kept = "the residual of " if gate.residual else ""
+    text = f"gates: {kept}{format_places(gate.blocks, schedule.tree)}: {shortest_actions(gate.tokens)}"
+    return f"{text}, decided while it runs, by {gate.signal}" if ASK in gate.tokens else text
 
 
 def sampler_words(schedule: Schedule) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from search.schedule.errors import ScheduleError
 from search.schedule.exchange.check import steps_of
-from search.schedule.exchange.loss import rule_words
+from search.schedule.exchange.loss import plan_words
 from search.schedule.nodes import Tree
 from search.schedule.plan import OFF, Plan
 from search.schedule.schedule import Schedule
@@ -51,11 +51,8 @@ def component_bits(schedule: Schedule) -> dict[str, list[int]]:
 
 def component_losses(schedule: Schedule, reason: str) -> list[str]:
     """What bits of components cannot say of a plan."""
-    found = []
-    for selector, actions in schedule.plan.rules():
-        if ":" not in selector or set(actions) & set("FS"):
-            found.append(f"plan: {rule_words(selector, actions, schedule.plan.steps)} ({reason})")
-    return found
+    lost = plan_words(schedule, lambda node, actions: not node.component or any(a[0] in "FS" for a in actions))
+    return [f"{line} ({reason})" for line in lost]
 
 
 def need_steps(schedule: Schedule, dialect: str) -> int:

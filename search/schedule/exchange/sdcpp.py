@@ -18,7 +18,7 @@ from search.schedule.exchange.loss import (
     few,
     gate_words,
     plain,
-    rule_words,
+    plan_words,
     solver_words,
     steps_words,
     unsaid,
@@ -80,10 +80,8 @@ def losses(schedule: Schedule) -> list[str]:
     """What the flags cannot say of this schedule."""
     found = losses_of_sigmas(schedule, REASON) if schedule.sampler else [*solver_words(schedule)]
     found = [line for line in found if line.startswith("sampler")]
-    steps = schedule.plan.steps
-    gates = schedule.to_dict().get("gates", [])
-    found += few([f"plan: {rule_words(s, a, steps)} ({WHOLE})" for s, a in schedule.plan.rules()])
-    found += [f"{gate_words(gate, steps)} ({WHOLE})" for gate in gates]
+    found += few([f"{line} ({WHOLE})" for line in plan_words(schedule)])
+    found += [f"{gate_words(gate, schedule)} ({WHOLE})" for gate in schedule.gates]
     if found_outside := _outside(step_bits(schedule) if schedule.steps else []):
         found.append(f"plan: reuse at {steps_words(found_outside)} (reuses within 15 to 95 % of the steps only)")
     said = ["sampler", "plan", "gates"] + (["guidance"] if constant_scale(schedule) is not None else [])

@@ -162,19 +162,15 @@ def test_a_written_ecad_file_means_what_hooks_by_hand_do():
 
 
 LOST = {
-    ("ecad", "plan: transformer_blocks.1 reused at steps 1, 3-4 "): {"rules": [["transformer_blocks.1", "CRCRR"]]},
-    ("ecad", "plan: denoiser reused at steps 1-4 "): {"rules": [["denoiser", "CRRRR"]]},
-    ("smoothcache", "plan: ff of transformer_blocks.0 forecast to order 1 at step 2 "): {
-        "rules": [["transformer_blocks.0:ff", "CCF1CC"]]
-    },
-    ("smoothcache", r"plan: attn2 of transformer_blocks.\[0-1\] skipped at step 0 "): {
-        "rules": [["transformer_blocks.[0-1]:attn2", "SCCCC"]]
-    },
-    ("cache-dit", r"plan: attn2 of transformer_blocks.\[1-2\] reused at steps 2-3 \(cache-dit masks whole steps"): {
+    ("ecad", "plan: transformer_blocks@1: C R C R R "): {"rules": [["transformer_blocks.1", "CRCRR"]]},
+    ("ecad", r"plan: denoiser: C R\*4 "): {"rules": [["denoiser", "CRRRR"]]},
+    ("smoothcache", "plan: ff@0: C C F1 C C "): {"rules": [["transformer_blocks.0:ff", "CCF1CC"]]},
+    ("smoothcache", r"plan: attn2@0-1: S C\*4 "): {"rules": [["transformer_blocks.[0-1]:attn2", "SCCCC"]]},
+    ("cache-dit", r"plan: attn2@1-2: C C R R C \(cache-dit masks whole steps"): {
         "rules": [["transformer_blocks.[1-2]:attn2", "CCRRC"]]
     },
-    ("cache-dit", "plan: the output of denoiser reused at step 4 "): {"rules": [["denoiser", "CCCCR"]]},
-    ("scm", r"plan: the output of transformer_blocks.3 reused at step 2 \(a mask has whole steps"): {
+    ("cache-dit", r"plan: the output of denoiser: C\*4 R "): {"rules": [["denoiser", "CCCCR"]]},
+    ("scm", r"plan: the output of transformer_blocks@3: C C R C C \(a mask has whole steps"): {
         "rules": [["transformer_blocks.3", "CCRCC"]]
     },
 }
@@ -257,7 +253,7 @@ def test_other_parts_are_lost_by_name():
     found = losses(schedule(PIXART, **parts), "ecad")
     reason = " (an ECAD file has bits of components, nothing else)"
     assert [line.removesuffix(reason) for line in found] == [
-        "gates: transformer_blocks.[2-3] decided while it runs, by first_block_residual, at steps 1-3",
+        "gates: transformer_blocks@2-3: C G*3 C, decided while it runs, by first_block_residual",
         "guidance: steps 3-4 run the conditional half alone",
         "start: noise is injected after steps",
         "bits: 2 layers at w8",
@@ -268,10 +264,11 @@ def test_other_parts_are_lost_by_name():
 
 
 def test_many_rules_are_counted():
-    rules = [[f"transformer_blocks.{i}:{c}", f"C{'R' * i}{'C' * (4 - i)}"] for i in (1, 2, 3) for c in ("attn1", "ff")]
+    kinds = {"attn1": "R", "ff": "S"}
+    rules = [[f"transformer_blocks.{i}:{c}", f"C{a * i}{'C' * (4 - i)}"] for i in (1, 2, 3) for c, a in kinds.items()]
     found = losses(schedule(PIXART, *rules), "scm")
     assert len(found) == 6
-    rules += [[f"transformer_blocks.{i}:attn2", f"C{'C' * i}R{'C' * (3 - i)}"] for i in range(4)]
+    rules += [[f"transformer_blocks.{i}:attn2", f"S{'C' * i}S{'C' * (3 - i)}"] for i in range(4)]
     found = losses(schedule(PIXART, *rules), "scm")
     assert len(found) == 8 and found[-1] == "plan: 3 more like these"
 
@@ -376,7 +373,7 @@ def test_the_command_writes_a_file_and_says_how_to_use_it(tmp_path, capsys, monk
     assert json.loads(Path("schedule.smoothcache.json").read_text()) == to_smoothcache(found)
     assert main(["schedule=schedule.json", "dialect=cache-dit", "out=to/scm.yaml", "lossy=true"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("to/scm.yaml\n  lost: plan: ff of transformer_blocks.* reused at steps 1, 3 (cache-dit")
+    assert printed.startswith("to/scm.yaml\n  lost: plan: ff: C R C R C (cache-dit")
     assert "cache_dit.enable_cache(pipe, **cache_dit.load_configs('to/scm.yaml'))" in printed
 
 
