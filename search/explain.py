@@ -11,6 +11,7 @@ model=      the pipeline, by default the one that the schedule was searched on; 
 """
 
 import sys
+import textwrap
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,6 +83,7 @@ class Explanation:
     macs: float
     prompts: int
     effects: Sequence[Effect]
+    plan: str = ""  # in the plan notation
 
     def of(self, group: str) -> list[Effect]:
         return [effect for effect in self.effects if effect.group == group]
@@ -97,7 +99,10 @@ class Explanation:
         from rich.table import Table
 
         title = f"{self.name}: drift {self.drift:.4f} at {self.macs:.1%} of the MACs, {self.prompts} held-out prompts"
-        table = Table("", "decision", "saves", "adds drift", "95 %", "alone", title=title, title_justify="left")
+        table = Table(
+            "", "decision", "saves", "adds drift", "95 %", "alone", title=title, title_justify="left",
+            caption=f"plan  {self.plan}", caption_justify="left",
+        )  # fmt: skip
         for group in GROUPS:
             for i, e in enumerate(self.of(group)):
                 style = "" if e.sure else "dim"
@@ -113,7 +118,8 @@ class Explanation:
 
         panels = {g: [(e.name, e.added, e.low, e.high, e.saved) for e in self.of(g)] for g in GROUPS if self.of(g)}
         title = f"{self.name}: what its decisions do, {self.prompts} held-out prompts"
-        return bars_png(panels, title, f"drift {self.drift:.4f} at {self.macs:.0%} of the MACs")
+        plan = textwrap.shorten(self.plan, 90, placeholder=" …")
+        return bars_png(panels, title, f"drift {self.drift:.4f} at {self.macs:.0%} of the MACs · {plan}")
 
     _repr_png_ = png  # a notebook shows it
 
@@ -179,7 +185,7 @@ def effects(
                 float("nan") if alone is None else float(drifts[alone].mean()),
             )
         )  # fmt: skip
-    return Explanation(name, float(drifts[0].mean()), macs[0], len(drifts[0]), rows)
+    return Explanation(name, float(drifts[0].mean()), macs[0], len(drifts[0]), rows, schedule.plan_text)
 
 
 def evaluator_of(config: "Config", model: "Model", samples: int | None = None) -> "Evaluator":

@@ -1,5 +1,6 @@
 """One schedule as a picture: what every node does at every step, and the bits and the guidance beside it."""
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -59,7 +60,7 @@ class Layout:
 
 
 def heatmap_png(entry: Entry) -> bytes:
-    """Steps across, nodes down, one colour per action; nodes of one component kind together.
+    """Steps across, nodes down, one colour per action; nodes of one component kind together; the plan as text above.
 
     Where the schedule has them: a strip with the guidance of every step above, a column with the mean weight bits
     of every node on the right.
@@ -71,8 +72,9 @@ def heatmap_png(entry: Entry) -> bytes:
     height, steps = image.shape
     row = float(np.clip(6 / height, 0.08, 0.2))
     guided = guidance is not None and not guidance.is_off
+    width = max(6.5, min(0.34 * steps, 14) + 2.6 + 0.9 * bool(bits))
     figure = Figure(
-        figsize=(max(6.5, min(0.34 * steps, 14) + 2.6 + 0.9 * bool(bits)), row * height + 1.5 + 0.5 * guided),
+        figsize=(width, row * height + 1.7 + 0.5 * guided),
         dpi=DPI,
         layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06),
     )
@@ -89,12 +91,20 @@ def heatmap_png(entry: Entry) -> bytes:
     if bits:
         _draw_bits(figure.add_subplot(grid[-1, 1], sharey=ax), [bits[name] for name in order], row)
     solver = " · solver table" if "coefficients" in (schedule.sampler or {}) else ""
-    figure.suptitle(scores_line(entry) + solver, x=0.01, ha="left", fontsize=11, color=INK)
+    figure.suptitle(
+        f"{scores_line(entry)}{solver}\n{caption(schedule, int(11 * width))}",
+        x=0.01, ha="left", fontsize=11, color=INK,
+    )  # fmt: skip
     figure.legend(
         handles=[Patch(facecolor=color, edgecolor="#B0B5BB", lw=0.6, label=text) for text, color in handles],
         loc="outside lower left", ncols=len(handles), frameon=False, fontsize=9.5,
     )  # fmt: skip
     return png(figure)
+
+
+def caption(schedule: Schedule, most: int) -> str:
+    """The plan in the plan notation, in not more than so many characters."""
+    return textwrap.shorten(schedule.plan_text, most, placeholder=" …")
 
 
 def _draw(ax: Axes, image: np.ndarray, colors: list[str], row: float) -> None:

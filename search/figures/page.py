@@ -23,6 +23,7 @@ from PIL import Image
 from search.figures.charts import difference, families, is_log, label, limits
 from search.figures.heatmap import ACTIONS, BRANCHES, FULL, Layout, row_label
 from search.result import Entry, Result, Score, how_to_apply
+from search.schedule.notation import format_notation
 from search.schedule.plan import OWN
 
 WIDEST = 256  # pixels of a picture in the page
@@ -182,7 +183,7 @@ def _plan(entry: Entry) -> dict[str, Any]:
         "timesteps": (schedule.sampler or {}).get("timesteps"),
         "at": schedule.plan.at if set(schedule.plan.at) - {OWN} else "",
         "words": f"Heat-map of the plan, {len(layout.actions)} nodes by {steps} steps: {', '.join(shares)}.",
-        "rules": schedule.to_dict().get("plan", {}).get("rules", []),
+        "notation": "" if schedule.plan.is_off else format_notation(schedule.plan.tokens, schedule.tree, " |\n"),
     }
     guidance = schedule.guidance
     if guidance is not None and not guidance.is_off:
@@ -217,7 +218,7 @@ def _schedule_facts(entry: Entry) -> list[tuple[str, str]]:
     if schedule.corrections:
         facts.append(("corrected nodes", str(len(schedule.corrections))))
     if schedule.gates:
-        facts.append(("gates", ", ".join(gate.name for gate in schedule.gates)))
+        facts.append(("gates", " | ".join(gate.text(schedule.tree) for gate in schedule.gates)))
     if schedule.models:
         names = [f"{letter}: {part.name or part.class_name}" for letter, part in schedule.models.names.items()]
         facts.append(("other denoisers", ", ".join(names)))

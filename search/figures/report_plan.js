@@ -102,9 +102,8 @@ function keys(plan, actions, branches) {
 }
 
 function inWords(plan) {
-  const rules = plan.rules.map(([selector, actions]) => `${selector}: ${actions}`);
-  const text = rules.join("\n") || "everything is computed at every step";
-  const block = element("pre", { tabindex: 0, "aria-label": "The plan's rules" }, text);
+  const text = plan.notation || "everything is computed at every step";
+  const block = element("pre", { tabindex: 0, "aria-label": "The plan in the plan notation" }, text);
   return element("details", {}, element("summary", {}, "The plan as text"), block);
 }
 

@@ -20,6 +20,7 @@ from pydantic import Field
 from search.schedule.errors import ScheduleError
 from search.schedule.guidance import FULL
 from search.schedule.nodes import ROOT, Tree
+from search.schedule.notation import format_places, shortest_actions
 from search.schedule.part import Finite, Part
 from search.schedule.plan import (
     ABSENT,
@@ -131,11 +132,18 @@ class Gate:
         """All that the group may do."""
         return set(self.tokens) - {ASK, ABSENT} | (set() if self.is_static else {OFF, self.then})
 
+    def text(self, tree: Tree) -> str:
+        """Its group and its actions in the plan notation, `transformer_blocks@1-7: C*4 G*15 C`."""
+        return f"{format_places(self.blocks, tree)}: {shortest_actions(tuple(self._written()))}"
+
+    def _written(self) -> list[str]:
+        return [OFF if token == ABSENT else token for token in self.tokens]
+
     def normal(self) -> dict[str, Any]:
         """The part of the file, only with what it does."""
         body: dict[str, Any] = {
             "group": self.name,
-            "actions": format_actions(OFF if t == ABSENT else t for t in self.tokens),
+            "actions": format_actions(self._written()),
         }
         body |= {"value": "residual"} if self.residual else {}
         if self.is_static:

@@ -26,6 +26,7 @@ from search.schedule.format import (
 from search.schedule.gates import ASK, Gate
 from search.schedule.identity import denoiser_of, model_part
 from search.schedule.nodes import Tree
+from search.schedule.notation import ALL_COMPUTED, format_notation, parse_notation
 from search.schedule.plan import ABSENT, OFF, Plan
 
 
@@ -169,6 +170,12 @@ class Schedule:
         return self._document.decide()
 
     @cached_property
+    def plan_text(self) -> str:
+        """The plan and the gates' actions in the plan notation, `attn1: (C R)*10`, where G asks a gate."""
+        rules = [] if self.plan.is_off else [format_notation(self.plan.tokens, self.tree)]
+        return " | ".join([*rules, *(gate.text(self.tree) for gate in self.gates)]) or ALL_COMPUTED
+
+    @cached_property
     def together(self) -> list[range]:
         """The steps that one call of the denoiser takes together (search/schedule/ahead.py)."""
         return self._document.together()
@@ -182,6 +189,25 @@ class Schedule:
                 if f"{node.stack}.{node.block}" in gate.blocks:
                     found[node.name] = list(gate.tokens) if node.kind == "block" else runs
         return list(found), list(found.values())
+
+    def with_plan(self, text: str) -> "Schedule":
+        """The same schedule with the plan that a text in the plan notation means, and without scores.
+
+        ScheduleError names the character of the text, what is admissible there and what to type. "off" computes
+        everything. What the plan says beside its rules (axis, value, ahead) stays.
+
+        >>> schedule = Schedule.load("docs/presets/pixart/fora-n-2.json")
+        >>> schedule.with_plan("attn1: (C R)*10 | ff@0-3: C R*19").plan_text
+        'attn1: (C R)*10 | ff@0-3: C R*19'
+        """
+        if self.steps is None:
+            raise ScheduleError(
+                "the schedule is for any number of steps, and a plan has an action for each step; write steps into the "
+                "schedule first, for example Schedule.from_dict(schedule.to_dict() | {'steps': 20})"
+            )
+        parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores")}
+        rules = [list(rule) for rule in parse_notation(text, self.tree, self.steps)]
+        return Schedule(validate(parts | {"plan": parts.get("plan", {}) | {"rules": rules}}), self._corrections)
 
     def with_scores(self, scores: Mapping[str, Any]) -> "Schedule":
         """The same behaviour with these scores: {name: {value, ci, split, unit}}."""

@@ -21,6 +21,8 @@ from search.figures.heatmap import Layout
 from search.figures.page import MOST, content, page
 from search.report import report
 from search.result import Entry, Result, Score, how_to_apply
+from search.schedule.notation import parse_notation
+from search.schedule.plan import Plan
 from tests.helpers.finished_search import made_result
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{script}}&amp;\u2028"
@@ -66,7 +68,9 @@ def test_what_is_drawn_of_a_plan_is_the_plan(result):
         names, tokens = entry.schedule.table()
         rows = dict(zip(names, ("".join(t[0] for t in row) for row in tokens), strict=True))
         assert drawn == [rows[name] for name in Layout.of(entry.schedule).actions]
-        assert plan["rules"] == entry.schedule.to_dict().get("plan", {}).get("rules", [])
+        tree, steps = entry.schedule.tree, entry.schedule.plan.steps
+        typed = parse_notation(plan["notation"] or "off", tree, steps)
+        assert Plan.resolve(typed, tree, steps).tokens == entry.schedule.plan.tokens
 
 
 def test_any_number_of_steps_is_drawn_as_one():

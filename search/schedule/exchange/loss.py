@@ -8,7 +8,7 @@ from search.schedule.errors import ScheduleError
 from search.schedule.exchange.grid import has_own_grid
 from search.schedule.gates import ASK, Gate
 from search.schedule.nodes import Node
-from search.schedule.notation import format_places, notation_rules, shortest_actions
+from search.schedule.notation import notation_rules
 from search.schedule.plan import OWN, Tokens
 from search.schedule.schedule import Schedule
 
@@ -62,7 +62,7 @@ def plan_words(schedule: Schedule, which: Callable[[Node, Tokens], bool] = lambd
 def gate_words(gate: Gate, schedule: Schedule) -> str:
     """A gate of the schedule, its group and its actions in the plan notation."""
     kept = "the residual of " if gate.residual else ""
-    text = f"gates: {kept}{format_places(gate.blocks, schedule.tree)}: {shortest_actions(gate.tokens)}"
+    text = f"gates: {kept}{gate.text(schedule.tree)}"
     return f"{text}, decided while it runs, by {gate.signal}" if ASK in gate.tokens else text
 
 
