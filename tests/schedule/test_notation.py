@@ -1,6 +1,7 @@
 """The plan notation: what a text means, the shortest text of a plan, equal and unequal texts, and every error."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from search import Schedule, ScheduleError
+from search.schedule import notation
 from search.schedule.contracts import Contract
 from search.schedule.nodes import ROOT, Tree
 from search.schedule.notation import format_notation, format_places, parse_notation, shortest_actions
@@ -300,6 +302,77 @@ def test_the_presets_are_read_back():
 )  # fmt: skip
 def test_places(tree, names, text):
     assert format_places(names, tree) == text
+
+
+SCHEDULE = {
+    "format": "schedule/1",
+    "model": {"class": "PixArtTransformer2DModel", "stacks": {"transformer_blocks": 4}},
+    "steps": STEPS,
+}
+
+
+def test_a_schedule_takes_a_plan_and_writes_it():
+    scores = {"drift": {"value": 0.1}}
+    plan = {"axis": "timestep", "rules": [["denoiser", "CCF1C*3"]]}
+    schedule = Schedule.from_dict(SCHEDULE | {"plan": plan, "scores": scores, "made": {"name": "x"}})
+    other = schedule.with_plan("ff@0-2: C C F1 C*3")
+    assert other.to_dict()["plan"] == {
+        "value": "out",
+        "axis": "timestep",
+        "rules": [["transformer_blocks.[0-2]:ff", "CCF1CCC"]],
+    }
+    assert other.plan_text == "ff@0-2: C C F1 C*3" and other.made == {"name": "x"} and other.scores == {}
+    assert other.with_plan(schedule.plan_text) == schedule
+    assert other.with_plan("off") == Schedule.from_dict(SCHEDULE) and other.with_plan("off").plan_text == "off"
+    with pytest.raises(ScheduleError, match="plan notation, character 1, 'fff'"):
+        schedule.with_plan("fff: C R*5")
+    with pytest.raises(ScheduleError, match="any number of steps.*write steps into the schedule first"):
+        Schedule.from_dict({k: SCHEDULE[k] for k in ("format", "model")}).with_plan("off")
+
+
+def test_gates_are_written_after_the_plan():
+    gate = {
+        "group": "transformer_blocks.[1-2]",
+        "actions": "C G*4 C",
+        "signal": "first_block_residual",
+        "threshold": 0.1,
+    }
+    schedule = Schedule.from_dict(SCHEDULE | {"gates": [gate]})
+    assert schedule.plan_text == "transformer_blocks@1-2: C G*4 C"
+    assert schedule.with_plan("ff@0,3: C*5 R").plan_text == "ff@0,3: C*5 R | transformer_blocks@1-2: C G*4 C"
+
+
+# The page
+
+
+PAGE = Path("docs/plan-notation.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| `(.+?)` \| (.+?) \|$", PAGE, re.MULTILINE)
+REAL = {
+    "pixart": PIXART,
+    "flux": Tree("FluxTransformer2DModel", {"transformer_blocks": 19, "single_transformer_blocks": 38}),
+    "unet": UNET,
+}
+
+
+def test_the_examples_of_the_page_are_canonical():
+    examples = [text.replace("\\|", "|") for text, _ in ROWS if text == "off" or ": " in text][:10]
+    for text, tree in zip(examples, [REAL["pixart"]] * 7 + [REAL["flux"]] * 2 + [REAL["unet"]], strict=True):
+        assert written(plan_of(text, tree, 20)) == text
+
+
+def test_the_page_shows_what_is_typed_and_what_is_written():
+    pairs = [(a.replace("\\|", "|"), b.strip("`")) for a, b in ROWS if b.startswith("`")]
+    assert len(pairs) == 4
+    for typed, canonical in pairs:
+        assert written(plan_of(typed, PIXART, 20)) == canonical
+
+
+def test_the_page_has_the_grammar_and_an_error_as_they_are():
+    grammar = re.search(r"    plan      =.*?(?=\n\n)", notation.__doc__, re.DOTALL)[0]
+    assert "\n".join(line[4:] for line in grammar.splitlines()) in PAGE
+    shown = " ".join(PAGE.rpartition("```text\n")[2].split("```")[0].split())
+    with pytest.raises(ScheduleError, match=re.escape(shown)):
+        parse_notation("attn1: C*20     | atn2: C R*19", PIXART, 20)
 
 
 # Errors
