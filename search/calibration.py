@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ class Costs:
         for name, macs in parts:
             row = computed(name)
             totals[row] = totals.get(row, 0) + macs
-        found = [float(sum(macs * row[t] for row, macs in totals.items())) for t in range(plan.steps)]
+        found = [sum(map(mul, totals.values(), step)) for step in zip(*totals, strict=True)]
         for t, (letter, token, part) in enumerate(zip(plan.at, plan.tokens[ROOT], self.share(schedule), strict=False)):
             if letter != OWN and token == OFF:
                 found[t] += part * self._other(letter).call_macs
@@ -167,7 +168,7 @@ class Costs:
             if (block := name.partition(":")[0]) in groups:
                 return groups[block]
             if (row := tuple(tokens[name])) not in rows:
-                rows[row] = tuple(part if token == OFF else 0.0 for token, part in zip(row, share, strict=True))
+                rows[row] = tuple(map(mul, share, map(OFF.__eq__, row)))
             return rows[row]
 
         return computed
