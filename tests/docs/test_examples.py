@@ -1,4 +1,4 @@
-"""The files of docs/examples are what docs/objectives.md shows, and they work."""
+"""The files of docs/examples work: an objective, a cost, a space and an engine of a user."""
 
 import sys
 
@@ -6,25 +6,29 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
+from search import Schedule
 from search.compose import composed, mistake, normalise
 from search.config import Config
-from tests.helpers.models import tiny_folder
+from search.pick import choose
+from search.result import read_front
+from tests.helpers.engine_contract import EvolutionContract
+from tests.helpers.models import tiny_folder, tiny_model
 from tests.helpers.repository import ROOT
+from tests.helpers.space_contract import SpaceContract
 
 CONF = ROOT / "docs" / "examples" / "my_conf"
 
 
+NAMES = ("colourful", "hill", "nfe", "period")
+
+
 @pytest.fixture(autouse=True)
-def clean(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
+def examples(monkeypatch):
+    """Their folder is on the path, as --config-dir puts it there."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(CONF)])
     yield
-    sys.modules.pop("colourful", None)
-
-
-def test_the_page_shows_the_files_as_they_are():
-    page = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
-    for file in ("colourful.py", "objective/colourful.yaml"):
-        assert (CONF / file).read_text(encoding="utf-8").strip() in page
+    for name in NAMES:
+        sys.modules.pop(name, None)
 
 
 def test_two_files_make_an_objective():
@@ -48,14 +52,49 @@ def test_a_class_that_is_not_found_says_where_it_belongs(tmp_path):
     assert "belongs into the folder of --config-dir, or into one on PYTHONPATH" in str(mistake(error.value))
 
 
-@pytest.mark.slow
-def test_the_example_searches(tmp_path):
+def test_a_cost_counts_denoiser_calls():
+    from nfe import Nfe
+
+    target = tiny_model().target
+    rules = [["denoiser", "C" + "CR" * ((target.steps - 1) // 2) + "C" * ((target.steps - 1) % 2)]]
+    schedule = Schedule.from_dict(target.schedule({"plan": {"rules": rules}}))
+    assert Nfe()(schedule, None) == target.steps - (target.steps - 1) // 2
+    assert Nfe()(Schedule.from_dict(target.schedule({})), None) == target.steps
+
+
+class TestPeriodSpace(SpaceContract):
+    @pytest.fixture
+    def space(self):
+        from period import PeriodSpace
+
+        return PeriodSpace()
+
+    @pytest.mark.parametrize("n", [2, 3])
+    def test_without_more_warm_up_it_is_fora(self, space, target, n):
+        ((node, actions),) = space.decode([n - 1, 0], target)["plan"]["rules"]
+        assert node == "denoiser"
+        assert actions == "".join("R" if t % n else "C" for t in range(target.steps))
+
+    def test_the_period_begins_after_the_warm_up(self, space, target):
+        ((_, actions),) = space.decode([2, 1], target)["plan"]["rules"]
+        assert actions == ("CC" + "RRC" * target.steps)[: target.steps]
+
+
+class TestHillEngine(EvolutionContract):
+    @staticmethod
+    def make(start):
+        from hill import HillEngine
+
+        return HillEngine(start)
+
+
+def searched(tmp_path, *given: str):
+    """A short search on the tiny pipeline with the examples' options."""
     from search.run import run
 
     for name, lines in (("calibration", "red apple\nblue boat\n"), ("held_out", "blue apple\n3d boat\n")):
         (tmp_path / f"{name}.txt").write_text(lines)
-    given = [
-        "objective=[colourful,macs]",
+    options = [
         f"model.path={tiny_folder()}",
         "model.steps=6",
         "model.max_sequence_length=8",
@@ -65,6 +104,21 @@ def test_the_example_searches(tmp_path):
         "tracking.enabled=false",
         "budget.evaluations=12",
     ]
-    result = run(Config.check(composed(normalise(given), str(CONF))))
+    return run(Config.check(composed(normalise([*given, *options]), str(CONF))))
+
+
+@pytest.mark.slow
+def test_the_objective_is_searched(tmp_path):
+    result = searched(tmp_path, "objective=[colourful,macs]")
     assert result.objectives == ["colourful", "macs"] and result.of("front")
     assert {"colourful"} == set(result.of("front")[0].gap) == set(result.of("front")[0].change)
+
+
+@pytest.mark.slow
+def test_space_cost_and_engine_search_together_and_in_a_joint_space(tmp_path):
+    result = searched(tmp_path, "+space=[timesteps,period]", "objective=[drift,nfe]", "engine=hill")
+    assert result.objectives == ["drift", "nfe"] and result.of("front")
+    assert result.axes == ("nfe", "drift")
+    (best,) = choose(read_front(result.folder), "nfe<=3")[:1]
+    fitting = [e for e in result.of("front") if e.held_out["nfe"].value <= 3]
+    assert best["name"] == min(fitting, key=lambda e: e.held_out["drift"].value).name

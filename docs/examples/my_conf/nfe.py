@@ -8,7 +8,7 @@ from search.schedule import Schedule
 class Nfe(Cost):
     """Steps at which the denoiser runs; at the others its last output is reused or forecast."""
 
-    key, unit = "nfe", ""
+    key, unit, label = "nfe", "", "denoiser calls"
 
     def __call__(self, schedule: Schedule, costs: Costs) -> float:
         return schedule.plan.tokens["denoiser"].count("C")
