@@ -2,7 +2,7 @@ help: ## what can be made
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
 
 setup: ## install everything into the current environment
-	pip install -e ".[search,dev]"
+	pip install -e ".[search,dev,docs]"
 
 docs: ## the documentation site, in site/
 	mkdocs build --strict
@@ -12,6 +12,9 @@ check: ## style, sizes, types, import directions
 
 test: ## the fast tests
 	python -m pytest -q -m "not slow" -n 2
+
+docs: ## the documentation, into site/
+	mkdocs build --strict
 
 demo: ## a search on the bundled model, in a few minutes
 	python -m search +space=cache model=pixart
