@@ -13,9 +13,6 @@ check: ## style, sizes, types, import directions
 test: ## the fast tests
 	python -m pytest -q -m "not slow" -n 2
 
-docs: ## the documentation, into site/
-	mkdocs build --strict
-
 demo: ## a search on the bundled model, in a few minutes
 	python -m search +space=cache model=pixart
 
