@@ -20,6 +20,14 @@ LOOK = (
     "from search import Schedule\n"
     "print(search.__file__); print(search.spaces.cache.__file__); print(Schedule.__module__)"
 )
+# The same without torch, which takes seconds; of a checkout also where the bundled models are.
+FIND = (
+    "from importlib.util import find_spec\n"
+    "from search.profile.bundled import bundled_model\n"
+    "for name in ('search.spaces.cache', 'search.objectives.drift', 'search.engines.random', 'search.schedule'):\n"
+    "    print(find_spec(name).origin)\n"
+    "print(bundled_model('pixart').resolve())"
+)
 CLASHES = (
     "import kernels, importlib.metadata\n"
     "assert kernels.STUB, kernels\n"
@@ -177,7 +185,11 @@ def test_editable(clean: Path, tmp_path: Path, mode: str) -> None:
     settings = [] if mode == "default" else ["--config-settings", f"editable_mode={mode}"]
     python = environment(tmp_path / "venv", *settings, "-e", str(clean))
     for folder in (clean, tmp_path):
-        assert run(python, folder, LOOK).splitlines()[2].startswith("search.schedule")
+        *modules, models = run(python, folder, FIND).splitlines()
+        files = ("spaces/cache.py", "objectives/drift.py", "search/engines/random.py", "search/schedule/__init__.py")
+        assert [Path(module).resolve() for module in modules] == [clean / file for file in files]
+        assert Path(models) == clean / "search" / "models" / "bundled" / "pixart"
+    assert run(python, tmp_path, LOOK).splitlines()[2].startswith("search.schedule")
 
 
 @pytest.mark.slow
@@ -258,11 +270,11 @@ def test_the_readmes_search_from_two_wheels(wheel: Path, models_wheel: Path, tmp
     empty.mkdir()
     command = ["-m", "search", "+space=cache", "model=pixart", "model.steps=4", "budget=quick", "budget.evaluations=8"]
     small = ["prompts.calibration_count=2", "prompts.held_out_count=2", "tracking.enabled=false"]
-    before = outside(python, empty, *command, *small)
-    assert before.returncode == 2 and "error: the bundled model 'pixart' is not installed" in before.stderr
+    missing = outside(python, empty, "-c", "from search.profile.bundled import bundled_model; bundled_model('pixart')")
+    assert "ValueError: the bundled model 'pixart' is not installed" in missing.stderr
     install(python, str(models_wheel))
-    after = outside(python, empty, *command, *small)
-    assert after.returncode == 0, after.stderr[-3000:]
+    done = outside(python, empty, *command, *small)
+    assert done.returncode == 0, done.stderr[-3000:]
     assert list((empty / "runs").glob("*/schedules/*.json"))
 
 
