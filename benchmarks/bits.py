@@ -21,18 +21,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from search.calibration import count_costs
-from search.config import read_prompts
+from search.config.prompts import read_prompts
 from search.engines.base import Start, Table
-from search.engines.knapsack import gram_search, knapsack_front
 from search.engines.milp import milp_rows
 from search.engines.nsga2 import Nsga2Engine
-from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.evaluator import Evaluator
 from search.evaluate.memo import Memo
-from search.front import bootstrap_interval, paired_difference_interval
+from search.exact.knapsack import gram_search, knapsack_front
+from search.models.base import to_schedule
 from search.models.pixart import PixArt
 from search.objectives.drift import Drift
-from search.schedule.bits import FORMATS, fit, packed_bytes
+from search.pareto.intervals import bootstrap_interval, paired_difference_interval
+from search.profile.count import count_costs
+from search.schedule.parts.formats import FORMATS, fit, packed_bytes
 from search.spaces.base import Gene
 from search.spaces.bits import BitsSpace
 

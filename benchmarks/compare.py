@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from search.front import hypervolume
-from search.result import read_front
+from search.pareto.domination import hypervolume
+from search.results.folder import read_front
 
 
 def main(folders: list[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from search.front import bootstrap_interval
+from search.pareto.intervals import bootstrap_interval
 
 COUNTS = (8, 16, 32, 64)
 SAMPLES = 2000

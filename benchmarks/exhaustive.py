@@ -18,18 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from search.calibration import count_costs
-from search.config import read_prompts
+from search.calibrate.propose.beam import beam_rows
+from search.calibrate.propose.proposals import Proposals
+from search.config.prompts import read_prompts
 from search.engines.base import Engine, Start
-from search.evaluate.beam import beam_rows
-from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.evaluator import Evaluator
+from search.evaluate.execute.jobs import Job
 from search.evaluate.memo import Memo
-from search.evaluate.runner import Job
-from search.front import hypervolume, non_dominated
+from search.models.base import to_schedule
 from search.models.pixart import PixArt
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
-from search.seeding import Proposals
+from search.pareto.domination import hypervolume, non_dominated
+from search.profile.count import count_costs
 from search.spaces.cache import CacheSpace
 
 STEPS, PROMPTS, BATCH, CHUNK = 15, 2, 24, 1024

@@ -14,7 +14,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from search.result import first_of_each_kind, read_front
+from search.results.folder import read_front
+from search.results.result import first_of_each_kind
 
 ROOT = Path(__file__).parent.parent
 TABLE, PAGE = ROOT / "docs" / "seeds.json", ROOT / "docs" / "seeds.md"

@@ -20,11 +20,11 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPip
 from rich.console import Console
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from search.compose import composed, normalise
-from search.config import Config
+from search.config.compose import composed, normalise
+from search.config.settings import Config
 from search.engines.predictor import PredictorEngine
+from search.loop.search import Search
 from search.models.loading import quiet
-from search.run import Search
 
 BASE = {"steps": 10, "blocks": 4, "prompts": 4, "population": 12}
 DOUBLED = (1, 2, 4)

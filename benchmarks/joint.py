@@ -25,17 +25,17 @@ import torch
 from hydra.utils import instantiate
 from rich.console import Console
 
-from search.compose import composed, normalise
-from search.config import Config
+from search.config.compose import composed, normalise
+from search.config.load import HELD_OUT_SEED
+from search.config.settings import Config
 from search.evaluate.evaluator import Evaluator
-from search.finish import HELD_OUT_SEED, thin
-from search.front import hypervolume
+from search.loop.search import Search
 from search.objectives.bops import Bops
 from search.objectives.drift import Drift
-from search.run import Search
+from search.pareto.domination import hypervolume, thin
+from search.profile.target import Target
 from search.spaces.base import Gene, Space
 from search.spaces.joint import JointSpace
-from search.target import Target
 
 matplotlib.use("Agg")
 SPACES = ("timesteps", "solver", "cache", "bits")
@@ -131,8 +131,8 @@ class HeldOut:
 
     def __call__(self, candidates: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
         """On calibration and on held-out prompts."""
-        from search.calibration import count_costs
         from search.evaluate.memo import Memo
+        from search.profile.count import count_costs
 
         if self.evaluator is None:
             model, target = self.search.model, self.search.target

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from search.kernels import fakequant, forecast, pairwise
 from search.kernels.dispatch import has_triton
-from search.schedule.rounding import SHRINK, round_activation
+from search.schedule.apply.rounding import SHRINK, round_activation
 
 NO_GPU = """
 There was no GPU: Triton's forms were not timed. Tests compare their results with the references in Triton's interpreter

@@ -14,8 +14,9 @@ import torch
 from hydra.utils import instantiate
 from PIL import Image
 
-from search.compose import composed, normalise
-from search.config import Config, read_prompts
+from search.config.compose import composed, normalise
+from search.config.prompts import read_prompts
+from search.config.settings import Config
 from search.models.base import Model
 from search.objectives.psnr import Psnr
 from search.schedule import Schedule

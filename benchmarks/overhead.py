@@ -26,9 +26,9 @@ from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTr
 
 from search import Schedule
 from search.models.pixart import PixArt
-from search.schedule.identity import model_part
-from search.schedule.nodes import ROOT, Tree
-from search.schedule.plan import ABSENT, OFF
+from search.schedule.model.identity import model_part
+from search.schedule.model.nodes import ROOT, Tree
+from search.schedule.plan.tokens import ABSENT, OFF
 
 DOC = Path(__file__).parents[1] / "docs" / "benchmarks" / "overhead.md"
 XL = {

@@ -15,15 +15,16 @@ import matplotlib
 import numpy as np
 from rich.console import Console
 
-from search.compose import composed, normalise
-from search.config import Config
+from search.config.compose import composed, normalise
+from search.config.load import HELD_OUT_SEED
+from search.config.settings import Config
 from search.evaluate.evaluator import Evaluator
-from search.finish import HELD_OUT_SEED
-from search.front import non_dominated, paired_difference_interval
+from search.loop.search import Search
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
-from search.result import slug
-from search.run import Search
+from search.pareto.domination import non_dominated
+from search.pareto.intervals import paired_difference_interval
+from search.results.folder import slug
 from search.schedule import Schedule
 
 matplotlib.use("Agg")

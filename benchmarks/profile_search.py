@@ -32,36 +32,39 @@ PAGE, DATA = Path("docs/benchmarks/profile.md"), Path("runs/profile/profile.json
 
 # What is clocked: a class's methods (of all its subclasses) or a module's functions.
 CLOCKED = {
-    "guidance, solver and its fit": ["search.models.base:Model.advance begin", "search.evaluate.fit:Fitter.solver"],
-    "applying and removing schedules": ["search.schedule.apply:Handle.__init__ remove"],
+    "guidance, solver and its fit": [
+        "search.models.base:Model.advance begin",
+        "search.evaluate.fit.solver:Fitter.solver",
+    ],
+    "applying and removing schedules": ["search.schedule.apply.handle:Handle.__init__ remove"],
     "states that runs go on from": [
-        "search.schedule.apply:Handle.snapshot restore",
-        "search.evaluate.states:States.put get",
+        "search.schedule.apply.handle:Handle.snapshot restore",
+        "search.evaluate.execute.states:States.put get",
     ],
     "schedules: decoding, digests, keys": [
         "search.spaces.base:Space.decode encode presets",
         "search.evaluate.evaluator:to_schedule",
         "search.schedule.schedule:Schedule.from_dict to_dict digest plan with_sampler _replace",
-        "search.evaluate.fit:Fitter.prior fitted",
-        "search.evaluate.steps:path marks needs",
-        "search.calibration:Costs.macs",
+        "search.evaluate.fit.solver:Fitter.prior fitted",
+        "search.evaluate.execute.prefix:path marks needs",
+        "search.profile.costs:Costs.macs",
     ],
     "engine": ["search.engines.base:Engine.ask tell __init__"],
     "calibration outside of the denoiser": [
         "search.models.base:Model.costs",
-        "search.run:_with_latency",
-        "search.seeding:Proposals.seeds presets prior begin",
-        "search.seeding:Proposals.drifts weights scales",
+        "search.loop.run:_with_latency",
+        "search.calibrate.propose.proposals:Proposals.seeds presets prior begin",
+        "search.calibrate.propose.proposals:Proposals.drifts weights scales",
     ],
-    "memo and checkpoint": ["search.evaluate.memo:Memo.get put latents keep", "search.run:State.save"],
+    "memo and checkpoint": ["search.evaluate.memo:Memo.get put latents keep", "search.loop.run:State.save"],
     "text encoding": ["search.models.base:Model.encode noise"],
     "decoding to pictures": ["search.models.base:Model.decode"],
     "scores and their intervals": [
         "search.objectives.base:Quality.__call__",
         "search.evaluate.evaluator:Evaluator._measure",
-        "search.front:bootstrap_interval hypervolume non_dominated",
+        "search.pareto.domination:bootstrap_interval hypervolume non_dominated",
     ],
-    "files and figures": ["search.finish:write"],
+    "files and figures": ["search.loop.finish:write"],
     "MLflow": ["search.tracking.writing:log"],
     "loading the pipeline": ["search.models.loading:load"],
 }
@@ -181,8 +184,8 @@ class Profile:
         self.meter.lap()
         self.meter.stack[0] = REST
 
-        from search.compose import composed, normalise
-        from search.config import Config
+        from search.config.compose import composed, normalise
+        from search.config.settings import Config
 
         self.config = Config.check(composed(normalise(list(overrides))))
         parts = [self.config.engine, self.config.model, *self.config.space.values(), *self.config.objective.values()]
@@ -191,7 +194,7 @@ class Profile:
         self._install()
 
     def run(self) -> Any:
-        from search.run import run
+        from search.loop.run import run
 
         found = run(self.config)
         self.meter.lap()
@@ -200,9 +203,9 @@ class Profile:
     def _install(self) -> None:
         from diffusers import DiffusionPipeline
 
-        from search import finish, run
-        from search.evaluate import timing
+        from search.calibrate import timing
         from search.evaluate.evaluator import Evaluator
+        from search.loop import finish, run
         from search.tracking import writing
 
         def counted(cls: Any, *args: Any, **kwargs: Any) -> Any:

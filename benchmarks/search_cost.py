@@ -15,21 +15,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from search.config import read_prompts
+from search.calibrate.propose.proposals import Proposals
+from search.config.prompts import read_prompts
 from search.engines.anneal import AnnealEngine
 from search.engines.autodiffusion import AutoDiffusionEngine
 from search.engines.base import Engine, Start
 from search.engines.ecad import EcadEngine
 from search.engines.predictor import PredictorEngine
 from search.engines.random import RandomEngine
-from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.evaluator import Evaluator
+from search.evaluate.execute.jobs import Job
 from search.evaluate.memo import Memo
-from search.evaluate.runner import Job
-from search.front import hypervolume, non_dominated
+from search.models.base import to_schedule
 from search.models.pixart import PixArt
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
-from search.seeding import Proposals
+from search.pareto.domination import hypervolume, non_dominated
 from search.spaces.cache import CacheSpace
 
 PROMPTS, PROBED, BATCH, OWN_BATCH = 4, 2, 72, 24

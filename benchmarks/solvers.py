@@ -30,22 +30,26 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from search.compose import composed
-from search.config import Config
+from search.config.compose import composed
+from search.config.settings import Config
 from search.engines.base import Start
 from search.engines.nsga2 import Nsga2Engine
-from search.engines.paths import reach_paths
-from search.evaluate.evaluator import Evaluator, to_schedule
-from search.evaluate.fit import RIDGE, FittedSolver, Trajectory
+from search.evaluate.evaluator import Evaluator
+from search.evaluate.fit.solver import RIDGE, FittedSolver, Trajectory
 from search.evaluate.memo import Memo
-from search.noise import Noise
+from search.exact.paths import reach_paths
+from search.loop.search import Search
+from search.loop.state import State
+from search.models.base import to_schedule
 from search.objectives.drift import Drift
-from search.run import Search, State
-from search.schedule.nodes import Tree
-from search.schedule.sampler import GRIDDED, Clock, LinearSolver, grid, plan_scheduler, public_config
-from search.solvers import traced
+from search.profile.target import Target
+from search.schedule.apply.clock import Clock
+from search.schedule.apply.scheduler import LinearSolver, plan_scheduler
+from search.schedule.model.nodes import Tree
+from search.schedule.noise import Noise
+from search.schedule.schedulers import GRIDDED, grid, public_config
+from search.solvers.trace import traced
 from search.spaces.timesteps import TimestepsSpace, spacings
-from search.target import Target
 from tests.helpers.mixture import Mixture
 
 NFES, SEEDS, BATCH, TARGET = (5, 8, 10), 5, 24, 0.5

@@ -19,19 +19,21 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from search.config import read_prompts
+from search.config.prompts import read_prompts
 from search.engines.base import Start
 from search.engines.nsga2 import Nsga2Engine
-from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.evaluator import Evaluator
+from search.evaluate.execute.jobs import Batch, Job
+from search.evaluate.execute.runner import Runner
+from search.evaluate.execute.states import States
 from search.evaluate.memo import Memo
-from search.evaluate.runner import Batch, Job, Runner
-from search.evaluate.states import States
-from search.front import non_dominated
+from search.models.base import to_schedule
 from search.models.loading import quiet
 from search.models.pixart import PixArt
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.objectives.psnr import Psnr
+from search.pareto.domination import non_dominated
 from search.profile.bundled import bundled_model
 from search.schedule import Schedule
 from search.spaces.cache import CacheSpace

@@ -15,22 +15,25 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from search.compare import interval
-from search.compose import composed, normalise
-from search.config import Config, read_prompts
-from search.evaluate.evaluator import to_schedule
-from search.loaded import model_of, prompts_of
-from search.lora import merge
+from search.config.compose import composed, normalise
+from search.config.load import held_out, model_of, prompts_of
+from search.config.prompts import read_prompts
+from search.config.settings import Config
+from search.loop.run import run
+from search.loop.search import Search
+from search.models.base import to_schedule
+from search.models.lora import merge
 from search.models.training.lora import train
 from search.objectives.drift import Drift
 from search.objectives.psnr import Psnr
-from search.pick import choose
-from search.repair import Workshop, carried
-from search.result import read_front
-from search.run import Search, run
+from search.results.compare import interval
+from search.results.folder import read_front
+from search.results.pick import choose
 from search.schedule import Schedule
 from search.spaces.cache import CacheSpace
-from search.verify import Verifier, criteria, decided, held_out
+from search.validate.criteria import criteria, decided
+from search.validate.repair import Workshop, carried
+from search.validate.verifier import Verifier
 
 DOCS = Path(__file__).parent.parent / "docs"
 PICTURES, RUNS = 16, 52

@@ -17,10 +17,11 @@ import numpy as np
 import ray
 import torch
 
-from search.config import read_prompts
-from search.evaluate.cluster import Cluster
-from search.evaluate.evaluator import to_schedule
-from search.evaluate.runner import Batch, Executor, Job, Runner
+from search.config.prompts import read_prompts
+from search.evaluate.execute.cluster import Cluster
+from search.evaluate.execute.jobs import Batch, Executor, Job
+from search.evaluate.execute.runner import Runner
+from search.models.base import to_schedule
 from search.models.pixart import PixArt
 from search.spaces.cache import CacheSpace
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from search.calibration import Costs
+from search.profile.costs import Costs
 from search.schedule import Schedule
 
 

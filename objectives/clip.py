@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from search.calibration import Costs
 from search.objectives.base import Reward
 from search.objectives.network import Network, cosines
+from search.profile.costs import Costs
 
 
 class Clip(Reward):

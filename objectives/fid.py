@@ -5,9 +5,9 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from search.calibration import Costs
 from search.objectives.base import Distance
 from search.objectives.network import Network
+from search.profile.costs import Costs
 
 INCEPTION = "inception"
 

@@ -1,7 +1,7 @@
 """Time to make one picture on this device."""
 
-from search.calibration import Costs
 from search.objectives.base import Cost
+from search.profile.costs import Costs
 from search.schedule import Schedule
 
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from search.calibration import Costs
 from search.objectives.base import Quality
+from search.profile.costs import Costs
 
 NETWORKS = ("alex", "vgg", "squeeze")
 

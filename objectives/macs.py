@@ -1,7 +1,7 @@
 """Multiply-accumulate operations of the denoiser."""
 
-from search.calibration import Costs
 from search.objectives.base import Cost
+from search.profile.costs import Costs
 from search.schedule import Schedule
 
 

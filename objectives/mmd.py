@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from search.calibration import Costs
 from search.objectives.base import Distance
 from search.objectives.network import Network
+from search.profile.costs import Costs
 
 
 class Mmd(Distance):

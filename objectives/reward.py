@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from search.calibration import Costs
 from search.objectives.base import Reward
 from search.objectives.network import Network, cosines
+from search.profile.costs import Costs
 
 EXAMPLE = "yuvalkirstain/PickScore_v1"
 

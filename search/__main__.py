@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from search.compose import GROUPS, composed, mistake, normalise, options, quiet
+from search.config.compose import GROUPS, composed, mistake, normalise, options, quiet
 
 COMPLETION = {"--shell-completion", "-sc"}
 EXAMPLES = (
@@ -37,10 +37,10 @@ def main(arguments: list[str]) -> int:
 
             print(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), end="")
             return 0
-        from search.config import Config
+        from search.config.settings import Config
 
         config = Config.check(raw)
-        from search.run import run  # torch and diffusers take seconds: not before the command proved right
+        from search.loop.run import run
 
         run(config)
     except Exception as error:
@@ -57,7 +57,7 @@ def run_command(name: str, arguments: list[str]) -> int:
     known = commands()
     if name in known:
         return importlib.import_module(f"search.{name}").main(arguments)
-    from search.config import closest
+    from search.config.hints import closest
 
     hint = f"There are {', '.join(known)}; options of a search are written key=value"
     print(f"error: {name!r} is not a command.{closest(name, known)} {hint}", file=sys.stderr)

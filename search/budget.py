@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search import command
-from search.pick import Condition, Row, conditions, score, within
-from search.result import Speedup, find_run, read_front
+from search.config import options as command
+from search.results.folder import find_run, read_front
+from search.results.pick import Condition, Row, conditions, score, within
+from search.results.scores import Speedup
 
 if TYPE_CHECKING:
     from rich.table import Table

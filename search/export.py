@@ -19,14 +19,15 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from search import command
-from search.pick import choose
-from search.result import TENSORS, find_run, how_to_apply, read_front
+from search.config import options as command
+from search.results.folder import TENSORS, find_run, read_front
+from search.results.pick import choose
+from search.results.usage import how_to_apply
 
 DEFAULTS = {
     "run": "latest", "pick": "recommended", "out": "schedule.json", "runs": "runs", "alias": "", "model": "", "uri": "",
 }  # fmt: skip
-DIALECT = {"schedule": "", "dialect": "", "lossy": "false"}  # options of search/dialects.py
+DIALECT = {"schedule": "", "dialect": "", "lossy": "false"}  # options of search/results/translate.py
 
 
 def export(
@@ -98,7 +99,7 @@ def _work(options: command.Options) -> None:
 
 def _translate(options: command.Options) -> None:
     """Write schedules in a dialect of another tool."""
-    from search import dialects
+    from search.results import translate as dialects
 
     if not options["dialect"]:
         raise ValueError("schedule= is written in a dialect; type dialect=diffusers, or another of those in --help")

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search import command
+from search.config import options as command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,8 +90,8 @@ def generate(
     """
     from rich.progress import track
 
-    from search.evaluate.timing import timed
-    from search.loaded import opened, title
+    from search.calibrate.timing import timed
+    from search.config.load import opened, title
 
     name = name or title(schedule)
     schedule, model, _ = opened(schedule, model)
@@ -135,10 +135,10 @@ def _work(options: command.Options) -> None:
     if not options["schedule"] or not (options["prompt"] or options["prompts"]):
         raise ValueError('type python -m search.generate schedule.json prompt="what to draw"')
     seed, repeats = command.whole(options, "seed", 0, 2**32 - 1), command.whole(options, "repeats", 1, 1000)
-    from search.config import read_prompts
+    from search.config.prompts import read_prompts
 
     prompts = read_prompts(options["prompts"]) if options["prompts"] else [options["prompt"]]
-    from search.loaded import config_for, model_of
+    from search.config.load import config_for, model_of
     from search.schedule import Schedule
 
     schedule = Schedule.load(options["schedule"])

@@ -14,9 +14,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from search import command
-from search.pick import choose
-from search.result import find_run, read_front
+from search.config import options as command
+from search.results.folder import find_run, read_front
+from search.results.pick import choose
 from search.tracking import registry, store
 
 DEFAULTS = {"run": "latest", "pick": "recommended", "alias": "production", "runs": "runs", "uri": ""}

@@ -8,8 +8,9 @@ runs=runs        where the searches are
 import sys
 from pathlib import Path
 
-from search import command
-from search.result import Result, find_run
+from search.config import options as command
+from search.results.folder import find_run
+from search.results.result import Result
 
 DEFAULTS = {"run": "latest", "out": "report.html", "runs": "runs"}
 
@@ -22,7 +23,7 @@ def report(run: str = "latest", out: str | Path = "report.html", runs: str | Pat
     """
     from rich.progress import track
 
-    from search.figures.page import page
+    from search.figures.report.page import page
 
     result = Result.load(find_run(run, Path(runs)))
     text = page(result, lambda entries: track(entries, "pictures", transient=True))

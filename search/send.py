@@ -11,8 +11,8 @@ uri=       the MLflow server, http://...; by default the one that the search sho
 import sys
 from pathlib import Path
 
-from search import command
-from search.result import find_run
+from search.config import options as command
+from search.results.folder import find_run
 
 DEFAULTS = {"run": "all", "runs": "runs", "uri": ""}
 
@@ -21,8 +21,8 @@ def send(run: str = "all", runs: str | Path = "runs", uri: str | None = None) ->
     """Send searches, and return the page of each by its name; ValueError where the store refuses one."""
     from rich.progress import track
 
-    from search import disk
-    from search.result import Result
+    from search.results import disk
+    from search.results.result import Result
     from search.tracking import registry, spool, store, tracker
 
     root, pages = Path(runs), {}

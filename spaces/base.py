@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from search.target import Target
+from search.profile.target import Target
 
 
 @dataclass(frozen=True)

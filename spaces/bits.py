@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from search.schedule.bits import FORMATS, fit, seams
-from search.schedule.tables import elidable
+from search.profile.target import Target
+from search.schedule.apply.tables import elidable
+from search.schedule.model.layers import seams
+from search.schedule.parts.formats import FORMATS, fit
 from search.spaces.base import Gene, Space
-from search.target import Target
 
 TIME = "time embedding"
 CROSS = ("attn2",)  # attentions whose keys and values come from elsewhere than their queries
@@ -189,7 +190,7 @@ def _ranges(name: str, split: bool, target: Target) -> list[list[float]]:
     if name not in target.ranges:
         raise ValueError(
             f"the range of {name}'s input was not calibrated, and a static format needs it; use dynamic formats, "
-            "space.bits.formats=[w8a8d,w4a8d], or search.evaluate.ranges.calibrated(model, …) as the target"
+            "space.bits.formats=[w8a8d,w4a8d], or search.calibrate.ranges.calibrated(model, …) as the target"
         )
     sides = [[float(low), float(high)] for low, high in target.ranges[name]]
     return sides if split else [[min(low for low, _ in sides), max(high for _, high in sides)]]

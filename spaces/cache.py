@@ -6,12 +6,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from search.schedule.guidance import settle
-from search.schedule.nodes import ROOT
-from search.schedule.plan import OFF
+from search.profile.target import Target
+from search.schedule.model.nodes import ROOT
+from search.schedule.plan.guidance import settle
+from search.schedule.plan.tokens import OFF
 from search.spaces.base import Gene, Space
 from search.spaces.published import FASTER_CACHE, t_gates
-from search.target import Target
 
 GRANULARITIES = ("interval", "component", "block", "step")
 ACTIONS = (OFF, "R", "F1", "F2", "F3")  # by level

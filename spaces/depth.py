@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from search.schedule.nodes import ROOT, Tree
-from search.schedule.plan import OFF
-from search.schedule.start import TRAINING, InjectPart
+from search.profile.target import Target
+from search.schedule.model.nodes import ROOT, Tree
+from search.schedule.parts.start import TRAINING, InjectPart
+from search.schedule.plan.tokens import OFF
 from search.spaces.base import Gene, Space
-from search.target import Target
 
 UNETS = ("UNet2DConditionModel",)
 KEYS = (0, 1, 2, 3, 5, 10, 15, 25, 35)  # steps of 50 whose encoder Faster Diffusion computes
@@ -34,11 +34,12 @@ class DepthSpace(Space):
     A node that is reused gives what it gave at the last step that computed it, which the first step always did: a cut
     after a deeper one reads the deep values of the last full step and the newer ones between the cuts.
 
-    Two more genes inject noise (search/schedule/start.py): `strengths`, level 0 none, and `below`, the timestep of
-    1000 under which it is done, whose level 0 is the first. They are idle where another space runs a solver table,
-    which says itself what each step takes of the noise.
+    Two more genes inject noise (search/schedule/apply/injection.py): `strengths`, level 0 none, and `below`, the
+    timestep of 1000 under which it is done, whose level 0 is the first. They are idle where another space runs a
+    solver table, which says itself what each step takes of the noise.
 
-    With `ahead` above 1 up to so many decoders in a row run as one batch (search/schedule/ahead.py), for all genes.
+    With `ahead` above 1 up to so many decoders in a row run as one batch (search/schedule/apply/ahead.py), for all
+    genes.
     """
 
     strengths: Sequence[float] = (0.001, 0.003, 0.01)

@@ -6,10 +6,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from search.schedule.gates import ASK, OF_BEFORE, selector
-from search.schedule.plan import OFF, format_actions
+from search.profile.target import Target
+from search.schedule.parts.gates import ASK, OF_BEFORE
+from search.schedule.plan.gates import selector
+from search.schedule.plan.tokens import OFF, format_actions
 from search.spaces.base import Gene, Space
-from search.target import Target
 
 SIGNALS = ("first_block_forecast", "first_block_residual", "modulated_input", "model_input")
 SUMMED = ("modulated_input", "model_input")  # their changes from step to step are summed up

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from search.schedule.guidance import FULL, GAIN, RADIUS, Guidance
-from search.schedule.plan import switches
+from search.profile.target import Target
+from search.schedule.plan.guidance import FULL, GAIN, RADIUS, Guidance
+from search.schedule.plan.tokens import switches
 from search.spaces.base import Gene, Space
 from search.spaces.published import FASTER_CACHE, t_gates
-from search.target import Target
 
 BRANCHES = ("O", "R", "M", "A")
 LOW, HIGH = (99, 901), (-1, 301)  # timesteps at which FasterCache weighs low and high frequencies, of 1000

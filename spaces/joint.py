@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from search.schedule.forecast import newton_weights
-from search.schedule.gates import undecided
-from search.schedule.guidance import settle
-from search.schedule.nodes import ROOT, Tree
-from search.schedule.plan import OFF, Tokens, format_actions, history, parse_actions
+from search.profile.target import Target
+from search.schedule.apply.forecast import newton_weights
+from search.schedule.model.nodes import ROOT, Tree
+from search.schedule.plan.gates import undecided
+from search.schedule.plan.guidance import settle
+from search.schedule.plan.tokens import OFF, Tokens, format_actions, history, parse_actions
 from search.spaces.base import Gene, Space
-from search.target import Target
 
 
 class JointSpace(Space):

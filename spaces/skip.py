@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from search.schedule.plan import OFF
+from search.profile.target import Target
+from search.schedule.plan.tokens import OFF
 from search.spaces.base import Gene, Space
-from search.target import Target
 
 GRANULARITIES = ("block", "component")
 

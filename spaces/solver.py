@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from search.noise import Noise
-from search.schedule.sampler import GRIDDED
-from search.solvers import MAX_ORDER, STENCILS, Rule, Table, built, check_linear, own_rules, program, traced
+from search.profile.target import Target
+from search.schedule.noise import Noise
+from search.schedule.schedulers import GRIDDED
+from search.solvers.multistep import program
+from search.solvers.rules import own_rules
+from search.solvers.table import MAX_ORDER, STENCILS, Rule, Table
+from search.solvers.trace import built, check_linear, traced
 from search.spaces.base import Gene, Space
-from search.target import Target
 
 FORMS = ("data", "noise")
 LARGEST = 1e4  # coefficient of a table; beyond it the rounding of the denoiser's outputs shows
@@ -26,7 +29,7 @@ class SolverSpace(Space):
 
     - `order@t`: 1.. that order, lowered where there are fewer past outputs. The first step is of order 1.
     - `form@t`: 1 extrapolates x0 (data), 2 the noise.
-    - `stencil@t`: 1.. of `stencils`, see `search.solvers.Rule`.
+    - `stencil@t`: 1.. of `stencils`, see `search.solvers.table.Rule`.
     - `corrector@t`: 1 the next evaluation corrects where this step has led to, 2 it does not. No denoiser call.
     - `fit`: 1 asks that the table be refitted by least squares to the teacher (OLSS, arXiv:2305.14677): `decode`
       then says `"fit": True` beside `sampler`, for the caller to take out and do.

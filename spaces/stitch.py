@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from search.schedule.plan import OWN
+from search.profile.target import Target
+from search.schedule.plan.tokens import OWN
 from search.spaces.base import Gene, Space
-from search.target import Target
 
 GRANULARITIES = ("switch", "step")
 PERCENT = range(10, 101, 10)

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from search.noise import Noise
+from search.profile.target import Target
 from search.schedule.exchange import ays
+from search.schedule.noise import Noise
 from search.spaces.base import Gene, Space
-from search.target import Target
 
 FORMS = ("training", "sigma")
 FEWEST = 2

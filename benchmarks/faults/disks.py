@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.faults import reliability
 from benchmarks.faults.kills import Kills, _folder, config, ended, forked, front
-from search.checkpoint import earlier
+from search.loop.checkpoint import earlier
 
 SIZES = (256, 384, 512, 768, 1024, 1536)  # KiB: a search of this size needs some 2 MiB
 

@@ -23,10 +23,10 @@ import yaml
 from pydantic import BaseModel
 
 from benchmarks.faults import reliability
-from search.compose import composed, normalise
-from search.config import CONF, Config, known_keys
+from search.config.compose import composed, normalise
+from search.config.settings import CONF, Config, known_keys
 from search.schedule import Schedule, ScheduleError
-from search.schedule.format import Document
+from search.schedule.document import Document
 from tests.helpers import tiny
 
 SECONDS = 20  # that one file may take, on a busy machine

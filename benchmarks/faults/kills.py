@@ -23,10 +23,10 @@ from typing import Any
 import torch
 
 from benchmarks.faults import reliability
-from search import finish
-from search.compose import composed, normalise
-from search.config import Config
-from search.run import run
+from search.config.compose import composed, normalise
+from search.config.settings import Config
+from search.loop import finish
+from search.loop.run import run
 from tests.helpers.models import tiny_folder
 
 PROMPTS = ("red apple\nblue boat\nred boat\n", "blue apple\n3d boat\nflat apple\n")

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.faults import reliability
 from benchmarks.faults.kills import config, front
-from search.run import run
+from search.loop.run import run
 
 PLACE = re.compile(r"loaded: Place\(pid=(\d+)")
 

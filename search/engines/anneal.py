@@ -9,7 +9,7 @@ import numpy as np
 from search.engines.base import Engine, Start
 from search.engines.nsga2 import WORST, excess
 from search.engines.random import count_on, draw
-from search.front import non_dominated
+from search.pareto.domination import non_dominated
 
 TRIES = 50  # moves on top of each other that look for a row that was not asked before
 NEAR = 3  # places in the row of genes alike

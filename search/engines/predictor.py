@@ -11,7 +11,7 @@ import numpy as np
 
 from search.engines.base import Engine, Start
 from search.engines.nsga2 import Nsga2Engine
-from search.front import hypervolume, non_dominated
+from search.pareto.domination import hypervolume, non_dominated
 
 CHECKED = 12  # rows per held-out check: fewer say little about a rank correlation
 CHECKS = 3  # of which the median is trusted

@@ -5,24 +5,24 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from search.calibration import Costs
-from search.evaluate.fit import RIDGE, Fitter
+from search.evaluate.execute.jobs import Batch, Executor, Job, Outcome
+from search.evaluate.execute.runner import Runner
+from search.evaluate.execute.shortage import is_short
+from search.evaluate.fit.solver import RIDGE, Fitter
 from search.evaluate.guard import Failed, Guard, Priced, identity
 from search.evaluate.memo import Memo
-from search.evaluate.memory import is_short
 from search.evaluate.racing import Race, Rival
-from search.evaluate.runner import Batch, Executor, Job, Outcome, Runner
-from search.models.base import Model
+from search.models.base import Model, to_schedule
 from search.objectives.base import Cost, Objective, Quality
 from search.objectives.drift import Drift
+from search.profile.costs import Costs
 from search.schedule import Schedule
-from search.schedule.sampler import LinearSolver
+from search.schedule.apply.scheduler import LinearSolver
 
 GATE = "computed "  # in the memo: at each step, the share of pictures for which this group was computed
 DRIFT = Drift.key  # known of every candidate, whatever the objectives are: what races go by
@@ -450,11 +450,6 @@ class Evaluator:
         """Digests of the teacher's latents and of a picture: any other weights, prompts or noise give others."""
         made = self.teacher, self.model.decode(self.teacher[:1]).cpu()
         return [hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest() for tensor in made]
-
-
-def to_schedule(model: Model, parts: Mapping[str, Any]) -> Schedule:
-    """The complete schedule for parts that a space decoded; all off is the teacher itself."""
-    return Schedule.from_dict(model.target.schedule(parts))
 
 
 def _name(name: str, objective: Objective) -> str:

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search.calibration import Costs
 from search.objectives.base import Cost, Objective, Quality
+from search.profile.costs import Costs
 from search.schedule import Schedule
 
 ALIKE = 1e-4  # two calls of a deterministic objective differ by less, relative to the larger of 1 and the value

@@ -14,7 +14,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
 
 from search.figures.labels import Labels
-from search.result import Entry, Result, Score
+from search.results.result import Entry, Result
+from search.results.scores import Score
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; families have marks of their own besides.
 BLUE, ORANGE, GREEN, RED, PINK, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"

@@ -12,10 +12,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
 from search.figures.charts import BLUE, DPI, INK, ORANGE, PINK, SKY, SOFT, png, scores_line
-from search.result import Entry
+from search.results.result import Entry
 from search.schedule import Schedule
-from search.schedule.nodes import ROOT
-from search.schedule.plan import OFF, OWN
+from search.schedule.model.nodes import ROOT
+from search.schedule.plan.tokens import OFF, OWN
 
 ACTIONS = {
     "C": ("compute", BLUE),

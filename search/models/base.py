@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search.calibration import Costs, count_costs
+from search.profile.costs import Costs
+from search.profile.count import count_costs
+from search.profile.target import Target
 from search.schedule import Schedule
-from search.schedule.apply import Handle
-from search.schedule.identity import denoiser_of
-from search.schedule.nodes import Tree
-from search.target import Target
+from search.schedule.apply.handle import Handle
+from search.schedule.model.identity import denoiser_of
+from search.schedule.model.nodes import Tree
 
 
 class Model(ABC):
@@ -106,3 +107,8 @@ class Model(ABC):
 def _takes_eta(scheduler: type) -> bool:
     """Whether a class of schedulers has DDIM's argument; to look it up takes longer than a step of the solver."""
     return "eta" in inspect.signature(scheduler.step).parameters  # type: ignore[attr-defined]
+
+
+def to_schedule(model: Model, parts: Mapping[str, Any]) -> Schedule:
+    """The complete schedule for parts that a space decoded; all off is the teacher itself."""
+    return Schedule.from_dict(model.target.schedule(parts))

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from search.models.base import Model
 from search.models.loading import load
-from search.schedule.bits import layers_of
-from search.schedule.identity import denoiser_of, model_part
-from search.schedule.nodes import Tree
-from search.schedule.sampler import GRIDDED, grid, public_config, scheduler_class
-from search.target import Target
+from search.profile.target import Target
+from search.schedule.model.identity import denoiser_of, model_part
+from search.schedule.model.layers import layers_of
+from search.schedule.model.nodes import Tree
+from search.schedule.schedulers import GRIDDED, grid, public_config, scheduler_class
 
 Given = Mapping[str, Any]  # arguments of the denoiser that stay the same over a run
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from search.models.base import Model
 from search.models.trajectory import DIMS, HORIZON, RADIUS, TrajectoryPipeline, condition, expert
 from search.profile.bundled import bundled_model
-from search.schedule.contracts import Contract
-from search.schedule.identity import denoiser_of, model_part
-from search.schedule.nodes import Tree
-from search.schedule.sampler import grid, public_config
-from search.target import Target
+from search.profile.target import Target
+from search.schedule.model.contracts import Contract
+from search.schedule.model.identity import denoiser_of, model_part
+from search.schedule.model.nodes import Tree
+from search.schedule.schedulers import grid, public_config
 
 PIXELS = 64
 PLAIN = "start 0 goal 0"

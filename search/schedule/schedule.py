@@ -9,25 +9,21 @@ from typing import Any
 
 from torch import Tensor
 
-from search.schedule.apply import Handle
-from search.schedule.corrections import SCALE, SHIFT, Affine, Corrections, beside, reused_steps
+from search.schedule.apply.corrections import SCALE, SHIFT, Affine, Corrections, beside, reused_steps
+from search.schedule.apply.handle import Handle
+from search.schedule.document import FORMAT, Document, digest
 from search.schedule.errors import ScheduleError
-from search.schedule.format import (
-    FORMAT,
-    MAX_BYTES,
-    Document,
-    FormatPart,
-    GuidancePart,
-    ModelsPart,
-    digest,
-    parse,
-    validate,
-)
-from search.schedule.gates import ASK, Gate
-from search.schedule.identity import denoiser_of, model_part
-from search.schedule.nodes import Tree
-from search.schedule.notation import ALL_COMPUTED, format_notation, parse_notation
-from search.schedule.plan import ABSENT, OFF, Plan
+from search.schedule.model.identity import denoiser_of, model_part
+from search.schedule.model.nodes import Tree
+from search.schedule.parts.bits import FormatPart
+from search.schedule.parts.gates import ASK
+from search.schedule.parts.guidance import GuidancePart
+from search.schedule.parts.model import ModelsPart
+from search.schedule.plan.gates import Gate
+from search.schedule.plan.notation import ALL_COMPUTED, format_notation, parse_notation
+from search.schedule.plan.plan import Plan
+from search.schedule.plan.tokens import ABSENT, OFF
+from search.schedule.reading import MAX_BYTES, parse, validate
 
 
 class Schedule:
@@ -177,7 +173,7 @@ class Schedule:
 
     @cached_property
     def together(self) -> list[range]:
-        """The steps that one call of the denoiser takes together (search/schedule/ahead.py)."""
+        """The steps that one call of the denoiser takes together (search/schedule/apply/ahead.py)."""
         return self._document.together()
 
     def table(self) -> tuple[list[str], list[list[str]]]:
@@ -249,7 +245,7 @@ class Schedule:
     def with_ranges(self, ranges: Mapping[str, Sequence[Sequence[float]]]) -> "Schedule":
         """The same schedule with these ranges of its static layers' inputs, and without scores.
 
-        `{layer: [(least, greatest)]}`, of a split layer two such pairs: what search/evaluate/ranges.py calibrates.
+        `{layer: [(least, greatest)]}`, of a split layer two such pairs: what search/calibrate/ranges.py calibrates.
         """
         parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores")}
         found = {name: [list(span) for span in spans] for name, spans in ranges.items()}

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from search.result import Entry, Result, Speedup, applied_to
+from search.results.result import Entry, Result
+from search.results.scores import Speedup
+from search.results.usage import applied_to
 from search.tracking import registry
 
 ALWAYS = ("macs", "drift", "psnr", "ssim")  # measured by every search, whatever it searches for

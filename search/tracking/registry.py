@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.result import TENSORS, read_front
+from search.results.folder import TENSORS, read_front
 from search.tracking import store
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from search import disk
-from search.config import Config
-from search.result import Result
+from search.config.settings import Config
+from search.results import disk
+from search.results.result import Result
 from search.tracking import spool, store, writing
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from search.result import Result
+from search.results.result import Result
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -12,8 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.config import Config
-from search.result import TENSORS, Entry, Result
+from search.config.settings import Config
+from search.results.folder import TENSORS
+from search.results.result import Entry, Result
 from search.tracking import registry, store, views
 from search.tracking.notes import describe, describe_schedule
 

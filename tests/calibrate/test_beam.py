@@ -5,14 +5,15 @@ from functools import cache
 import numpy as np
 import pytest
 
-from search.calibration import count_costs
+from search.calibrate.propose.beam import beam_rows, survivors
 from search.engines.base import Start
 from search.engines.random import RandomEngine
-from search.evaluate.beam import beam_rows, survivors
-from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.evaluator import Evaluator
 from search.evaluate.memo import Memo
-from search.front import hypervolume, non_dominated
+from search.models.base import to_schedule
 from search.objectives.drift import Drift
+from search.pareto.domination import hypervolume, non_dominated
+from search.profile.count import count_costs
 from search.spaces.base import Gene, Space
 from search.spaces.cache import CacheSpace
 from search.spaces.guidance import GuidanceSpace

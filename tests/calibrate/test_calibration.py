@@ -7,9 +7,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from search import Schedule
-from search.calibration import Drifts, count_costs, fit_latency, record, threshold_mask
-from search.evaluate.evaluator import to_schedule
+from search.calibrate.drifts import Drifts, record
+from search.calibrate.latency import fit_latency
+from search.calibrate.propose.cache import threshold_mask
 from search.kernels.pairwise import pairwise
+from search.models.base import to_schedule
+from search.profile.count import count_costs
 from search.spaces.cache import CacheSpace
 from tests.helpers.models import tiny_model
 

@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 from diffusers import DDIMScheduler
 
-from search.calibration import count_costs
-from search.engines.dp import reuse_front
-from search.evaluate.evaluator import Evaluator, to_schedule
+from search.calibrate.propose.proposals import Proposals
+from search.evaluate.evaluator import Evaluator
 from search.evaluate.memo import Memo
+from search.exact.segments import reuse_front
+from search.models.base import to_schedule
 from search.models.pixart import PixArt
 from search.objectives.bops import Bops
 from search.objectives.drift import Drift
 from search.objectives.size import Size
-from search.schedule.nodes import ROOT
-from search.seeding import Proposals
+from search.profile.count import count_costs
+from search.schedule.model.nodes import ROOT
 from search.spaces.bits import BitsSpace
 from search.spaces.cache import CacheSpace
 from search.spaces.joint import JointSpace

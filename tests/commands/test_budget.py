@@ -8,7 +8,7 @@ import pytest
 from search import Schedule
 from search.budget import budget, main
 from search.export import main as export
-from search.result import find_run
+from search.results.folder import find_run
 from tests.helpers.finished_search import made_result
 
 

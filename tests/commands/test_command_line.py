@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from search.__main__ import commands, help_text, main
-from search.compose import GROUPS, composed, normalise, options
-from search.config import CONF
-from search.folders import new_run_folder
+from search.config.compose import GROUPS, composed, normalise, options
+from search.config.settings import CONF
+from search.results.disk import new_run_folder
 
 
 def tell(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -205,14 +205,14 @@ def test_mistakes_of_classes_are_told_and_bugs_are_not_hidden(
     import search
 
     def run_of(action: Any) -> Any:
-        return type(sys)("search.run"), action
+        return type(sys)("search.loop.run"), action
 
     for action, told in [
         (lambda config: instantiate(config.space["cache"]), "granularity 'rows' is unknown; choose from"),
         (lambda config: instantiate(config.space["cache"] | {"granularity": "step", "x": 1}), "argument 'x'"),
     ]:
         module, module.run = run_of(action)  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "search.run", module)
+        monkeypatch.setitem(sys.modules, "search.loop.run", module)
         monkeypatch.setattr(search, "run", module, raising=False)
         assert told in tell(capsys, "space.cache.granularity=rows")
     module.run = lambda config: 1 / 0

@@ -7,7 +7,7 @@ import pytest
 
 from search import Schedule
 from search.export import export, main
-from search.result import find_run
+from search.results.folder import find_run
 from tests.helpers.finished_search import made_result
 from tests.helpers.models import tiny_model
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.evaluate.evaluator import to_schedule
 from search.generate import Generated, _pictures, generate, main
-from search.seeding import plan_schedule
+from search.models.base import to_schedule
+from search.profile.plans import plan_schedule
 from tests.helpers.models import tiny_folder, tiny_model
 
 

@@ -9,15 +9,15 @@ import pytest
 from hydra.utils import instantiate
 
 from search.__main__ import main
-from search.calibration import count_costs
-from search.compose import composed, normalise, options
-from search.config import CONF, Config
+from search.calibrate.propose.proposals import Proposals
+from search.config.compose import composed, normalise, options
+from search.config.settings import CONF, Config
 from search.engines.base import Start
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.memo import Memo
 from search.objectives.base import Objective
 from search.objectives.drift import Drift
-from search.seeding import Proposals
+from search.profile.count import count_costs
 from search.spaces.joint import JointSpace
 from tests.helpers.models import tiny_model
 

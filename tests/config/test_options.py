@@ -2,7 +2,7 @@
 
 import pytest
 
-from search import command
+from search.config import options as command
 
 DEFAULTS = {"run": "latest", "out": "report.html"}
 

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from search.compose import composed, normalise
-from search.config import CONF, Config, closest, known_keys, read_prompts
+from search.config.compose import composed, normalise
+from search.config.hints import closest
+from search.config.prompts import read_prompts
+from search.config.settings import CONF, Config, known_keys
 
 PARTS = sorted(p for g in ("model", "space", "engine", "objective") for p in (CONF / g).glob("*.yaml"))
 

@@ -206,8 +206,8 @@ def known_package(name: str) -> bool:
 def searches_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> bool:
     """`python -m search` up to the search itself: options composed and checked."""
     import search.__main__ as command
-    from search.compose import composed
-    from search.config import Config
+    from search.config.compose import composed
+    from search.config.settings import Config
 
     if {"--help", "-sc"} & set(arguments):
         return True
@@ -218,8 +218,8 @@ def searches_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> bool
 
 def command_takes(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> bool:
     """A command up to its work: its own options parsed, overrides of the configuration composed."""
-    from search import command
-    from search.compose import composed, normalise
+    from search.config import options as command
+    from search.config.compose import composed, normalise
 
     def parsed(arguments, text, work, defaults, first=None, configurable=False):
         composed(normalise(command.parse(arguments, defaults, first, configurable).overrides))

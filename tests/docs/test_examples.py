@@ -7,10 +7,10 @@ import torch
 from hydra.utils import instantiate
 
 from search import Schedule
-from search.compose import composed, mistake, normalise
-from search.config import Config
-from search.pick import choose
-from search.result import read_front
+from search.config.compose import composed, mistake, normalise
+from search.config.settings import Config
+from search.results.folder import read_front
+from search.results.pick import choose
 from tests.helpers.engine_contract import EvolutionContract
 from tests.helpers.models import tiny_folder, tiny_model
 from tests.helpers.repository import ROOT
@@ -90,7 +90,7 @@ class TestHillEngine(EvolutionContract):
 
 def searched(tmp_path, *given: str):
     """A short search on the tiny pipeline with the examples' options."""
-    from search.run import run
+    from search.loop.run import run
 
     for name, lines in (("calibration", "red apple\nblue boat\n"), ("held_out", "blue apple\n3d boat\n")):
         (tmp_path / f"{name}.txt").write_text(lines)

@@ -9,9 +9,10 @@ from hydra.utils import instantiate
 from rich.console import Console
 
 from benchmarks.presets import MORE, SPACES
-from search.compose import composed, normalise
-from search.config import Config, read_prompts
-from search.run import Search
+from search.config.compose import composed, normalise
+from search.config.prompts import read_prompts
+from search.config.settings import Config
+from search.loop.search import Search
 from search.schedule import Schedule
 from search.spaces.joint import JointSpace
 from tests.helpers.repository import ROOT

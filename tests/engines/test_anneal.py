@@ -8,7 +8,7 @@ import pytest
 from search.engines.anneal import NEAR, AnnealEngine
 from search.engines.base import Start
 from search.engines.random import RandomEngine
-from search.front import non_dominated
+from search.pareto.domination import non_dominated
 from search.spaces.base import Gene
 from tests.helpers.engine_contract import LearningContract, continue_, genes, scores
 from tests.helpers.reuse_problem import STEPS

@@ -16,7 +16,7 @@ import pytest
 from search.engines.base import Engine, Start
 from search.engines.bayes import BayesEngine
 from search.engines.random import RandomEngine
-from search.front import hypervolume
+from search.pareto.domination import hypervolume
 from search.spaces.base import Gene
 from tests.helpers.engine_contract import LearningContract, continue_, genes, scores
 from tests.helpers.repository import ROOT

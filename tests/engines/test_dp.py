@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from search.engines.dp import Front, even_plans, forecast_front, merge, reuse_front
+from search.exact.segments import Front, even_plans, forecast_front, merge, reuse_front
 
 
 def cases(most: int, axes: int = 2) -> st.SearchStrategy[tuple[np.ndarray, ...]]:

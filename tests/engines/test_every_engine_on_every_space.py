@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 
-from search.compose import composed, normalise, options
+from search.calibrate.propose.proposals import Proposals
+from search.config.compose import composed, normalise, options
 from search.engines.base import Start
-from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.evaluator import Evaluator
 from search.evaluate.memo import Memo
+from search.models.base import to_schedule
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
-from search.seeding import Proposals
 from search.spaces.bits import BitsSpace
 from search.spaces.cache import CacheSpace
 from search.spaces.depth import DepthSpace

@@ -8,7 +8,7 @@ import pytest
 
 from search.engines.base import Engine, Start
 from search.engines.exhaustive import ExhaustiveEngine
-from search.front import non_dominated
+from search.pareto.domination import non_dominated
 from tests.helpers.engine_contract import EngineContract, genes, scores
 
 

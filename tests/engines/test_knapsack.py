@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.engines.knapsack import gram_search, knapsack_front
+from search.exact.knapsack import gram_search, knapsack_front
 
 WHOLE = st.integers(-6, 6).map(float)
 

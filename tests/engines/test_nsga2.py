@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from search.engines.base import Start
-from search.engines.dp import reuse_front
 from search.engines.nsga2 import MOVES, Nsga2Engine, excess
 from search.engines.random import RandomEngine
-from search.front import non_dominated
+from search.exact.segments import reuse_front
+from search.pareto.domination import non_dominated
 from search.spaces.base import Gene
 from tests.helpers.engine_contract import EvolutionContract, continue_, genes, scores, some_seeds
 from tests.helpers.reuse_problem import STEPS, search, tables, toy, volume

@@ -10,7 +10,7 @@ import pytest
 from search.engines.base import Engine, Start
 from search.engines.nsga2 import Nsga2Engine
 from search.engines.nsga3 import Nsga3Engine, directions
-from search.front import hypervolume
+from search.pareto.domination import hypervolume
 from tests.helpers.engine_contract import EngineContract, EvolutionContract, continue_, genes, scores
 
 

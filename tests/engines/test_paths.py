@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.engines.paths import reach_paths, shortest_paths
+from search.exact.paths import reach_paths, shortest_paths
 
 
 @settings(max_examples=30, deadline=None)

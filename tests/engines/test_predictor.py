@@ -9,7 +9,7 @@ import pytest
 from search.engines.base import Engine, Start
 from search.engines.nsga2 import Nsga2Engine
 from search.engines.predictor import CHECKED, PredictorEngine, Surrogate
-from search.front import hypervolume
+from search.pareto.domination import hypervolume
 from tests.helpers.engine_contract import EngineContract, genes
 
 GENES, LEVELS = 32, 4

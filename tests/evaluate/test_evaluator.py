@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from search.evaluate.evaluator import to_schedule
+from search.evaluate.execute.jobs import Job
 from search.evaluate.memo import Memo
 from search.evaluate.racing import Race
-from search.evaluate.runner import Job
+from search.models.base import to_schedule
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.objectives.psnr import Psnr

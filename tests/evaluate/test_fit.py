@@ -6,7 +6,7 @@ import torch
 
 from search import Schedule
 from search.evaluate.evaluator import Evaluator
-from search.evaluate.fit import FittedSolver, Fitter, record
+from search.evaluate.fit.solver import FittedSolver, Fitter, record
 from search.evaluate.memo import Memo
 from search.objectives.drift import Drift
 from search.spaces.timesteps import TimestepsSpace

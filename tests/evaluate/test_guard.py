@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from search.compose import composed, guarded, mistake, normalise
-from search.config import Config
+from search.config.compose import composed, guarded, mistake, normalise
+from search.config.settings import Config
+from search.evaluate.execute.jobs import Job
 from search.evaluate.guard import ALIKE, Failed, Failure, Guard, identity
-from search.evaluate.runner import Job
 from search.objectives.clip import Clip
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.objectives.psnr import Psnr
-from search.result import Result, read_front
+from search.results.folder import read_front
+from search.results.result import Result
 from tests.helpers.bad_objectives import Odd, OddCost, Rough
 from tests.helpers.evaluators import evaluator, jobs
 from tests.helpers.models import tiny_folder
@@ -169,7 +170,7 @@ def test_latents_that_are_not_finite_are_nobodys_fault(monkeypatch):
 
 
 def _ended(own: Any, batch: Sequence, given: Sequence[Job], done: Any) -> None:
-    from search.evaluate.runner import Outcome
+    from search.evaluate.execute.jobs import Outcome
 
     for i, job in enumerate(given):
         done(i, Outcome(torch.full_like(own.teacher[: len(batch)], torch.nan), job.schedule))
@@ -214,7 +215,7 @@ def test_old_configurations_have_no_guard():
 
 
 def search(folder: Path, *more: str, prompts: Sequence[str] = ("red apple", "blue boat", "red boat")) -> Result:
-    from search.run import run
+    from search.loop.run import run
 
     conf = folder / "conf" / "objective"
     conf.mkdir(parents=True)

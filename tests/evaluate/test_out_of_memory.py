@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.evaluator import Evaluator
+from search.evaluate.execute.jobs import Batch, Job, Outcome
+from search.evaluate.execute.runner import Runner
+from search.evaluate.execute.shortage import free, halves, is_short, joined
 from search.evaluate.memo import Memo
-from search.evaluate.memory import free, halves, is_short, joined
-from search.evaluate.runner import Batch, Job, Outcome, Runner
+from search.models.base import to_schedule
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from tests.helpers.models import lively, tiny_model

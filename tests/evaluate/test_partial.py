@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search import Schedule
-from search.calibration import count_costs
-from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.evaluator import Evaluator
+from search.evaluate.execute.partial import Partial, State
+from search.evaluate.execute.prefix import needs, path
 from search.evaluate.memo import Memo
-from search.evaluate.partial import Partial, State
-from search.evaluate.steps import needs, path
-from search.schedule.sampler import grid, public_config
+from search.models.base import to_schedule
+from search.profile.count import count_costs
+from search.schedule.schedulers import grid, public_config
 from tests.helpers import tiny
 from tests.helpers.models import lively, tiny_model
 
@@ -208,7 +209,7 @@ def rules(draw: Any, head: Mapping[str, list[str]] | None = None, fixed: int = 0
 
 def settled(tokens: Mapping[str, list[str]]) -> Schedule:
     """A schedule of these actions, every read lowered to what is there: nodes one after the other, from the top."""
-    from search.schedule.guidance import settle
+    from search.schedule.plan.guidance import settle
 
     tree = parts()[0].target.tree
     every: dict[str, list[str]] = {}

@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from search import Schedule
-from search.config import Compute, Config
-from search.evaluate import executors
-from search.evaluate.evaluator import to_schedule
-from search.evaluate.runner import Batch, Job, Outcome, Runner
-from search.evaluate.subtrees import Path, subtrees
-from search.evaluate.worker import Parcel, Worker
+from search.config.settings import Compute, Config
+from search.evaluate.execute import executors
+from search.evaluate.execute.jobs import Batch, Job, Outcome
+from search.evaluate.execute.runner import Runner
+from search.evaluate.execute.subtrees import Path, subtrees
+from search.evaluate.execute.worker import Parcel, Worker
+from search.models.base import to_schedule
 from search.models.pixart import PixArt
 from tests.helpers.models import TOKENS, lively, tiny_folder, tiny_model
 from tests.helpers.repository import ROOT
@@ -134,7 +135,7 @@ def loud() -> File:
     ],
 )
 def test_what_cannot_be_says_what_can(given, told):
-    from search.compose import composed
+    from search.config.compose import composed
 
     raw = composed(["+space=cache", "compute=ray"])
     assert raw["compute"]["executor"] == "ray"
@@ -161,7 +162,7 @@ def test_searches_of_before_workers_resume():
 
 @pytest.mark.slow
 def test_a_local_search_imports_nothing_of_ray(root):
-    code = "import sys, search.run, search.finish; sys.exit('ray' in sys.modules)"
+    code = "import sys, search.loop.run, search.loop.finish; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 
@@ -246,7 +247,7 @@ def machines():
 @pytest.fixture(scope="module")
 def cluster(machines, local):
     """Two workers, each with a GPU of its own as Ray thinks."""
-    from search.evaluate.cluster import Cluster
+    from search.evaluate.execute.cluster import Cluster
 
     made = Cluster(model_config(), local[1].costs, torch.get_num_threads(), workers=2, gpus=1)
     made.start()
@@ -275,7 +276,7 @@ class TestWorkers:
             assert cluster.steps - before == 4 - (end == "RRCC")
 
     def test_a_killed_worker_loses_nothing_and_only_its_group_is_run_again(self, cluster, local, monkeypatch):
-        from search.evaluate import cluster as module
+        from search.evaluate.execute import cluster as module
 
         model = local[0]
         plans = [[["denoiser", "CC" + "".join(end)]] for end in product("CR", repeat=6)]
@@ -302,7 +303,7 @@ class TestWorkers:
         assert len(cluster.hands) == 2
 
     def test_two_workers_on_one_gpu(self, cluster, machines, local):
-        from search.evaluate.cluster import Cluster
+        from search.evaluate.execute.cluster import Cluster
 
         halves = Cluster(model_config(), local[1].costs, workers=2, gpus=0.5)
         with pytest.raises(ValueError, match=r"compute.workers=7: Ray has 4 CPU cores and 3 GPUs, .* room for 6; type"):
@@ -327,7 +328,7 @@ class TestWorkers:
         ids=["load", "raise", "die"],
     )
     def test_what_goes_wrong_is_said_once(self, machines, local, broken, told):
-        from search.evaluate.cluster import Cluster
+        from search.evaluate.execute.cluster import Cluster
 
         model, runner, jobs, _ = local
         made = Cluster(model_config(**broken), runner.costs, workers=1)
@@ -336,7 +337,7 @@ class TestWorkers:
         assert not made.hands and machines.is_initialized()  # it ends what it began
 
     def test_ctrl_c_ends_the_workers(self, machines, local):
-        from search.evaluate.cluster import Cluster
+        from search.evaluate.execute.cluster import Cluster
 
         made = Cluster(model_config(), local[1].costs, workers=1)
 

@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search import Schedule
-from search.evaluate.evaluator import to_schedule
-from search.evaluate.fit import Fitter
-from search.evaluate.partial import State
-from search.evaluate.runner import Batch, Job, Runner
-from search.evaluate.states import States
-from search.evaluate.steps import marks, path
+from search.evaluate.execute.jobs import Batch, Job
+from search.evaluate.execute.partial import State
+from search.evaluate.execute.prefix import marks, path
+from search.evaluate.execute.runner import Runner
+from search.evaluate.execute.states import States
+from search.evaluate.fit.solver import Fitter
+from search.models.base import to_schedule
 from search.spaces.cache import CacheSpace
 from search.spaces.joint import JointSpace
 from search.spaces.timesteps import TimestepsSpace

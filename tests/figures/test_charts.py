@@ -10,7 +10,8 @@ from PIL import Image
 from search import Schedule
 from search.figures import charts, heatmap
 from search.figures.labels import Labels
-from search.result import Entry, Score
+from search.results.result import Entry
+from search.results.scores import Score
 from tests.helpers.finished_search import made_result
 
 

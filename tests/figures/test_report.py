@@ -13,16 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
-from search import Schedule, finish
+from search import Schedule
 from search import report as command
 from search.export import main as export_main
 from search.figures import charts
 from search.figures.heatmap import Layout
-from search.figures.page import MOST, content, page
+from search.figures.report.page import MOST, content, page
+from search.loop import finish
 from search.report import report
-from search.result import Entry, Result, Score, how_to_apply
-from search.schedule.notation import parse_notation
-from search.schedule.plan import Plan
+from search.results.result import Entry, Result
+from search.results.scores import Score
+from search.results.usage import how_to_apply
+from search.schedule.plan.notation import parse_notation
+from search.schedule.plan.plan import Plan
 from tests.helpers.finished_search import made_result
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{script}}&amp;\u2028"

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search.calibration import Costs
 from search.objectives.base import Cost, Quality, Reward
+from search.profile.costs import Costs
 from search.schedule import Schedule
 
 

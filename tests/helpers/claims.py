@@ -3,8 +3,8 @@
 import numpy as np
 
 from search import Schedule
-from search.front import bootstrap_interval
 from search.objectives.drift import Drift
+from search.pareto.intervals import bootstrap_interval
 from tests.helpers.trained_lora import PROMPTS
 
 

@@ -1,7 +1,7 @@
 """The configuration of a search."""
 
-from search.compose import composed, normalise
-from search.config import Config
+from search.config.compose import composed, normalise
+from search.config.settings import Config
 
 
 def config(runs, uri="null", name="tiny"):

@@ -4,9 +4,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.evaluator import Evaluator
+from search.evaluate.execute.jobs import Batch, Done, Job
+from search.evaluate.execute.runner import Runner
 from search.evaluate.memo import Memo
-from search.evaluate.runner import Batch, Done, Job, Runner
+from search.models.base import to_schedule
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from tests.helpers.models import lively, tiny_model

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from search import Schedule
-from search.result import Entry, Result, Score
+from search.results.result import Entry, Result
+from search.results.scores import Score
 from tests.helpers.models import tiny_model
 
 PROMPTS = ["red apple, 3d style", "blue boat, flat style", "red boat"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from search.schedule.nodes import ROOT
+from search.schedule.model.nodes import ROOT
 from tests.helpers import tiny
 
 

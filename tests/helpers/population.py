@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from search.evaluate.runner import Batch, Job, Outcome, Runner
+from search.evaluate.execute.jobs import Batch, Job, Outcome
+from search.evaluate.execute.runner import Runner
 from search.schedule import Schedule
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from search import Schedule
-from search.schedule.corrections import reused_steps
+from search.schedule.apply.corrections import reused_steps
 from tests.helpers import tiny
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from search.engines.base import Engine, Start
-from search.front import hypervolume
+from search.pareto.domination import hypervolume
 from search.spaces.base import Gene
 
 STEPS = 25

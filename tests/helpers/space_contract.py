@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from search import Schedule
+from search.profile.target import Target
 from search.spaces.base import Space
-from search.target import Target
 from tests.helpers.models import tiny_model
 
 PROMPTS = ["red apple", "blue boat"]

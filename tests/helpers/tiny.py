@@ -16,7 +16,7 @@ from diffusers import (
 from torch import Tensor
 
 from search import Schedule
-from search.schedule.identity import denoiser_of, model_part
+from search.schedule.model.identity import denoiser_of, model_part
 
 WIDTH, TOKENS, CAPTION = 16, 5, 12
 

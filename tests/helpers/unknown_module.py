@@ -9,8 +9,8 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
 from search.schedule import Schedule
-from search.schedule.contracts import Contract
-from search.schedule.identity import model_part
+from search.schedule.model.contracts import Contract
+from search.schedule.model.identity import model_part
 
 WIDTH = 6
 CONTRACT = {

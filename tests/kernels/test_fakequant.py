@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from search.kernels.fakequant import affine, bytes_moved, ends, sweep
-from search.schedule.format import FormatPart
-from search.schedule.rounding import SHRINK, round_weight
+from search.schedule.apply.rounding import SHRINK, round_weight
+from search.schedule.parts.bits import FormatPart
 from tests.helpers.kernel_forms import ALL, DEVICE, FORMS
 
 BITS = (2, 3, 4, 6, 8)

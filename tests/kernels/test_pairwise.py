@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from search.calibration import Drifts
+from search.calibrate.drifts import Drifts
 from search.kernels.pairwise import COLUMNS, bytes_moved, pairwise
 from search.schedule import ScheduleError
-from search.schedule.forecast import newton_weights
+from search.schedule.apply.forecast import newton_weights
 from tests.helpers.kernel_forms import ALL, DEVICE, DTYPES, FORMS
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from search import checkpoint, disk
-from search.checkpoint import earlier, exists, load, save
+from search.loop import checkpoint
+from search.loop.checkpoint import earlier, exists, load, save
+from search.results import disk
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_what_is_damaged_is_not_run(path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_version_says_so(path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(checkpoint, "Gone", type("Gone", (), {"__module__": "search.checkpoint"}), raising=False)
+    monkeypatch.setattr(checkpoint, "Gone", type("Gone", (), {"__module__": "search.loop.checkpoint"}), raising=False)
     checkpoint.Gone.__qualname__ = "Gone"
     save(checkpoint.Gone(), path)
     monkeypatch.delattr(checkpoint, "Gone")

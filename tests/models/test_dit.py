@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import DiTPipeline
 
-from search.config import read_prompts
+from search.config.prompts import read_prompts
 from search.models.dit import DiT
 from search.models.training.emoji import CONCEPTS, caption
 from search.profile.bundled import bundled_model

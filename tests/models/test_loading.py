@@ -8,7 +8,7 @@ import yaml
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from transformers.utils import logging
 
-from search.config import CONF
+from search.config.settings import CONF
 from search.models.loading import CHOICES, load
 from search.profile.bundled import bundled_model
 from tests.helpers.models import tiny_folder

@@ -8,7 +8,8 @@ import torch
 import yaml
 from diffusers import DPMSolverMultistepScheduler
 
-from search.config import CONF, read_prompts
+from search.config.prompts import read_prompts
+from search.config.settings import CONF
 from search.models.policy import Policy
 from search.models.training import policy as training
 from search.models.trajectory import (
@@ -211,7 +212,7 @@ from search.models.trajectory import TrajectoryPipeline
 pipe = TrajectoryPipeline.from_pretrained(sys.argv[1])
 with Schedule.load(sys.argv[2]).apply(pipe):
     plans = pipe(["start -0.4 goal 0.8 above"], 6, [torch.Generator().manual_seed(3)], chunks=4)
-assert not {"hydra", "search.config", "search.models.policy"} & set(sys.modules)
+assert not {"hydra", "search.config.settings", "search.models.policy"} & set(sys.modules)
 torch.save(plans, sys.argv[3])
 """
 

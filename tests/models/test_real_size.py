@@ -21,8 +21,9 @@ from diffusers import (
 )
 from torch import nn
 
-from search.calibration import Costs, count_costs
-from search.schedule.nodes import Tree
+from search.profile.costs import Costs
+from search.profile.count import count_costs
+from search.schedule.model.nodes import Tree
 
 BYTES = 2  # everything runs in bfloat16
 

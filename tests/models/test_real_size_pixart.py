@@ -7,8 +7,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 
 from search import Schedule
-from search.schedule.identity import model_part
-from search.schedule.nodes import ROOT, Tree
+from search.schedule.model.identity import model_part
+from search.schedule.model.nodes import ROOT, Tree
 from tests.helpers.pixart_by_hand import ByHand
 
 # transformer/config.json of PixArt-XL-2-256x256, -512x512 and -1024-MS, as far as it differs from the class's defaults

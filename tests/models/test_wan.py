@@ -5,7 +5,7 @@ from tempfile import mkdtemp
 import pytest
 import torch
 
-from search.calibration import record
+from search.calibrate.drifts import record
 from search.spaces.guidance import GuidanceSpace
 from tests.helpers.model_contract import SEEDS, ModelContract
 from tests.helpers.models import saved, tiny_family, wan, wan_transformer

@@ -18,15 +18,15 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from search.calibration import Costs
-from search.front import bootstrap_interval
 from search.objectives.clip import Clip
 from search.objectives.fid import Fid, frechet
 from search.objectives.lpips import Lpips
 from search.objectives.mmd import Mmd
 from search.objectives.network import Network
 from search.objectives.reward import Preference
+from search.pareto.intervals import bootstrap_interval
 from search.profile.bundled import bundled_model
+from search.profile.costs import Costs
 from tests.helpers.models import tokenizer
 
 COSTS = Costs(6, {}, 1, {})

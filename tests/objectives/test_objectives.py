@@ -3,13 +3,13 @@ import math
 import pytest
 import torch
 
-from search.calibration import Costs
 from search.objectives.drift import Drift
 from search.objectives.latency import Latency
 from search.objectives.macs import Macs
 from search.objectives.memory import Memory
 from search.objectives.psnr import Psnr
 from search.objectives.ssim import Ssim
+from search.profile.costs import Costs
 from tests.helpers.models import tiny_model
 
 QUALITIES = [Drift(), Psnr(), Ssim()]
@@ -54,7 +54,7 @@ def test_psnr_by_hand(pictures):
 
 
 def test_costs_of_the_teacher_are_their_worst_values():
-    from search.evaluate.evaluator import to_schedule
+    from search.models.base import to_schedule
 
     model = tiny_model()
     ms = {"run": 1.0, "denoiser": 2.0, "attn1": 0.1, "attn2": 0.1, "ff": 0.1}
@@ -68,9 +68,9 @@ def test_costs_of_the_teacher_are_their_worst_values():
 
 
 def test_latency_without_calibration_says_what_to_call():
-    from search.evaluate import timing
-    from search.evaluate.evaluator import to_schedule
+    from search.calibrate import timing
+    from search.models.base import to_schedule
 
-    with pytest.raises(ValueError, match="latency was not calibrated; call search.evaluate.timing.calibrate first"):
+    with pytest.raises(ValueError, match="latency was not calibrated; call search.calibrate.latency.calibrate first"):
         Costs(6, {}, 1, {}).latency(to_schedule(tiny_model(), {}))
     assert callable(timing.calibrate)

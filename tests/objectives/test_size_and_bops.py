@@ -10,12 +10,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from search import Schedule
-from search.calibration import Costs, count_costs
-from search.evaluate.evaluator import Evaluator, to_schedule
+from search.evaluate.evaluator import Evaluator
 from search.evaluate.memo import Memo
+from search.models.base import to_schedule
 from search.objectives.bops import Bops
 from search.objectives.size import Size
-from search.schedule.bits import layers_of
+from search.profile.costs import Costs
+from search.profile.count import count_costs
+from search.schedule.model.layers import layers_of
 from search.spaces.bits import BitsSpace
 from tests.helpers.models import tiny_model
 

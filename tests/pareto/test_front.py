@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from search.front import _tails, bootstrap_interval, hypervolume, knee, non_dominated, paired_difference_interval
+from search.pareto.domination import hypervolume, knee, non_dominated
+from search.pareto.intervals import _tails, bootstrap_interval, paired_difference_interval
 
 # Few distinct values, so that ties and duplicates are common.
 SCORES = st.tuples(st.integers(0, 12), st.integers(1, 3)).flatmap(

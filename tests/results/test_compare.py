@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from search.compare import difference, gaps, hacked, judge, recommend, summary
-from search.front import _tails, difference_interval, non_dominated, surely_dominated
 from search.objectives.base import Quality, Reward
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
-from search.result import Entry, Score
+from search.pareto.domination import non_dominated
+from search.pareto.intervals import _tails, difference_interval, surely_dominated
+from search.results.compare import difference, gaps, hacked, judge, recommend, summary
+from search.results.result import Entry
+from search.results.scores import Score
 
 RNG = np.random.default_rng
 

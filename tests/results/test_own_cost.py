@@ -8,15 +8,17 @@ import pytest
 
 from search import Schedule
 from search.budget import budget
-from search.calibration import Costs
-from search.compose import composed, normalise
-from search.config import Config
+from search.config.compose import composed, normalise
+from search.config.settings import Config
 from search.export import main as export
 from search.figures.charts import label, pareto_png
-from search.figures.page import content
+from search.figures.report.page import content
 from search.objectives.base import Cost, Quality
-from search.pick import choose
-from search.result import Result, Score, read_front
+from search.profile.costs import Costs
+from search.results.folder import read_front
+from search.results.pick import choose
+from search.results.result import Result
+from search.results.scores import Score
 from search.tracking.notes import describe
 from search.tracking.views import _charts, _state
 from tests.helpers.finished_search import made_result
@@ -122,7 +124,7 @@ def test_kinds_come_from_the_classes():
 def test_a_search_with_it_exports_the_least_drift_within_a_limit(tmp_path, monkeypatch):
     import sys
 
-    from search.run import run
+    from search.loop.run import run
 
     monkeypatch.setattr(sys, "path", [*sys.path])
     own = tmp_path / "own"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.pick import Condition, choose, conditions, score, within
+from search.results.pick import Condition, choose, conditions, score, within
 
 UNITS = {"latency": "ms", "memory": "MiB", "macs": "ratio", "drift": "ratio", "psnr": "dB", "speedup": "×", "ssim": ""}
 KINDS = {name: "quality" if name in ("drift", "psnr", "ssim") else "cost" for name in UNITS}

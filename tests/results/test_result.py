@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from search.result import Entry, Result, find_run, read_front
+from search.results.folder import find_run, read_front
+from search.results.result import Entry, Result
 from tests.helpers.finished_search import made_result
 
 

@@ -10,10 +10,11 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, IPNDMScheduler, UNet2DModel
 
 from search import Schedule, ScheduleError
-from search.schedule.apply import Handle
-from search.schedule.forecast import combine, newton_weights
-from search.schedule.identity import denoiser_of, fingerprint, model_part
-from search.schedule.nodes import ROOT, Tree
+from search.kernels.forecast import combine
+from search.schedule.apply.forecast import newton_weights
+from search.schedule.apply.handle import Handle
+from search.schedule.model.identity import denoiser_of, fingerprint, model_part
+from search.schedule.model.nodes import ROOT, Tree
 from tests.helpers import tiny
 from tests.helpers.pixart_by_hand import ByHand
 
@@ -373,9 +374,9 @@ def test_a_changed_batch_in_mid_run_is_refused():
 
 
 def test_a_branch_that_computed_nothing_reads_nothing():
-    from search.schedule.actions import Memory, Store
-    from search.schedule.plan import Plan
-    from search.schedule.sampler import Clock
+    from search.schedule.apply.clock import Clock
+    from search.schedule.apply.stores import Memory, Store
+    from search.schedule.plan.plan import Plan
 
     plan = Plan.resolve([(ROOT, "CR")], Tree("PixArtTransformer2DModel", {"transformer_blocks": 1}), 2)
     store = Store(ROOT, plan, Memory())

@@ -7,8 +7,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from search import Schedule, ScheduleError
-from search.schedule.forecast import newton_weights
-from search.schedule.plan import history
+from search.schedule.apply.forecast import newton_weights
+from search.schedule.plan.tokens import history
 from tests.helpers.models import tiny_model
 
 PROMPTS = ["red apple", "blue boat"]
@@ -130,7 +130,7 @@ def test_the_applied_plan_equals_a_loop_written_by_hand(model, rules):
 
 @pytest.mark.parametrize("axis", ["timestep", "sigma", "logsnr"])
 def test_forecasts_stand_on_the_true_places(model, axis):
-    from search.schedule.sampler import coordinates
+    from search.schedule.schedulers import coordinates
 
     rules = [("transformer_blocks.*:ff", "CCF1CF2C")]
     model.pipe.scheduler.set_timesteps(6)

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from search import Schedule, ScheduleError
-from search.schedule import bits
-from search.schedule.bits import FORMATS, RoundedWeights, fit, packed_bytes, round_activation, round_weight
-from search.schedule.format import FormatPart
+from search.schedule.apply import bits
+from search.schedule.apply.rounding import round_activation, round_weight
+from search.schedule.apply.weights import RoundedWeights
+from search.schedule.parts.bits import FormatPart
+from search.schedule.parts.formats import FORMATS, fit, packed_bytes
 from tests.helpers import tiny
 
 TORCHAO = importlib.util.find_spec("torchao") is not None

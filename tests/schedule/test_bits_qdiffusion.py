@@ -12,19 +12,21 @@ from torch.nn.functional import conv2d
 
 import search.models
 from search import Schedule, ScheduleError
-from search.calibration import count_costs
-from search.evaluate.ranges import Watcher, calibrate, calibrated, observe, static
-from search.schedule.apply import Handle
-from search.schedule.bits import FORMATS, LayerBits, fit, layers_of, packed_bytes, seams
-from search.schedule.format import BitsPart, FormatPart
-from search.schedule.identity import model_part
-from search.schedule.nodes import Tree
-from search.schedule.rounding import round_picture, round_static, round_weight
-from search.schedule.sampler import grid, public_config
+from search.calibrate.ranges import Watcher, calibrate, calibrated, observe, static
+from search.profile.count import count_costs
+from search.profile.target import Target
+from search.schedule.apply.bits import LayerBits
+from search.schedule.apply.handle import Handle
+from search.schedule.apply.rounding import round_picture, round_static, round_weight
+from search.schedule.model.identity import model_part
+from search.schedule.model.layers import layers_of, seams
+from search.schedule.model.nodes import Tree
+from search.schedule.parts.bits import BitsPart, FormatPart
+from search.schedule.parts.formats import FORMATS, fit, packed_bytes
+from search.schedule.schedulers import grid, public_config
 from search.spaces.bits import TIME, BitsSpace
 from search.spaces.cache import CacheSpace
 from search.spaces.joint import JointSpace
-from search.target import Target
 from tests.helpers import tiny
 
 STEPS = 6

@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 
 from search import Schedule, ScheduleError
-from search.schedule.compiled import MOST, compiler
+from search.schedule.apply.compiled import MOST, compiler
 from tests.helpers import tiny, unknown_module
 from tests.helpers.counting_compiler import Counting
 
@@ -204,7 +204,7 @@ def test_too_many_variants_are_not_compiled(monkeypatch):
     assert len(rows(schedule)) > MOST
     names = compiled_names(pipe, schedule)
     assert set(names) == COMPONENTS and len(names) == 9
-    monkeypatch.setattr("search.schedule.compiled.MOST", len(rows(schedule)))
+    monkeypatch.setattr("search.schedule.apply.compiled.MOST", len(rows(schedule)))
     assert set(compiled_names(pipe, schedule)).isdisjoint(COMPONENTS)
 
 
@@ -309,13 +309,13 @@ def test_cuda_graphs_get_copies_and_are_told_of_every_call(monkeypatch):
 
         return run
 
-    monkeypatch.setattr("search.schedule.apply.compiler", lambda *_: (replayed, True))
+    monkeypatch.setattr("search.schedule.apply.handle.compiler", lambda *_: (replayed, True))
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: calls.append(1))
     with schedule.apply(pipe, compile=True):
         for _ in range(2):
             assert torch.equal(tiny.run(pipe), expected)
     assert len(calls) == 12 and len(memory) > 0
-    monkeypatch.setattr("search.schedule.apply.compiler", lambda *_: (replayed, False))
+    monkeypatch.setattr("search.schedule.apply.handle.compiler", lambda *_: (replayed, False))
     with schedule.apply(pipe, compile=True):
         tiny.run(pipe)
         assert not torch.equal(tiny.run(pipe), expected)  # the stand-in bites

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search.schedule import Schedule, ScheduleError
-from search.schedule.contracts import CONTRACTS, Contract
-from search.schedule.identity import fingerprint, model_part
-from search.schedule.nodes import Tree
+from search.schedule.model.contracts import CONTRACTS, Contract
+from search.schedule.model.identity import fingerprint, model_part
+from search.schedule.model.nodes import Tree
 from tests.helpers.unknown_module import CONTRACT, WIDTH, Anybody, Block, Neck, Turn, contract, pipeline, run, schedule
 
 # What works
@@ -320,7 +320,7 @@ def test_blocks_of_a_gated_group_are_verified_too():
 
 
 def test_verification_runs_once_for_each_block_and_handle(monkeypatch):
-    from search.schedule import actions
+    from search.schedule.apply import hooks as actions
 
     seen = []
     monkeypatch.setattr(actions, "check_block", lambda name, *_: seen.append(name))

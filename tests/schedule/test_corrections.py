@@ -9,15 +9,16 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from search import Schedule, ScheduleError
-from search.evaluate.correct import Corrector, Fit, affine
-from search.evaluate.fit import Fitter
-from search.evaluate.steps import path
+from search.evaluate.execute.prefix import path
+from search.evaluate.fit.corrections import Corrector, Fit, affine
+from search.evaluate.fit.solver import Fitter
 from search.export import export
-from search.finish import _corrected
-from search.result import Result, find_run
-from search.schedule import corrections
-from search.schedule.apply import Handle
-from search.schedule.corrections import reused_steps
+from search.loop.held_out import _corrected
+from search.results.folder import find_run
+from search.results.result import Result
+from search.schedule.apply import corrections
+from search.schedule.apply.corrections import reused_steps
+from search.schedule.apply.handle import Handle
 from tests.helpers import tiny
 from tests.helpers.finished_search import made_result
 from tests.helpers.models import tiny_model
@@ -453,7 +454,7 @@ class Searched:
     """What `_corrected` asks of a search."""
 
     def __init__(self, model, corrector, correct: bool) -> None:
-        from search.config import Config
+        from search.config.settings import Config
         from search.evaluate.evaluator import Evaluator
 
         self.corrector, self.fits = corrector, True

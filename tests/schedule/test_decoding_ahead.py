@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from search import Schedule, ScheduleError
-from search.calibration import count_costs
-from search.schedule.identity import model_part
+from search.profile.count import count_costs
+from search.schedule.model.identity import model_part
 from search.schedule.values import rows
 from search.spaces.cache import CacheSpace
 from search.spaces.depth import DepthSpace

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from search import Schedule, ScheduleError
-from search.schedule.nodes import ROOT, Tree
-from search.schedule.plan import Plan, format_actions, parse_actions
+from search.schedule.model.nodes import ROOT, Tree
+from search.schedule.plan.plan import Plan
+from search.schedule.plan.tokens import format_actions, parse_actions
 from tests.helpers.models import tiny_model
 
 MODEL = tiny_model()
@@ -264,10 +265,10 @@ def test_liveness_by_hand():
 def test_the_published_json_schema_is_current():
     from pathlib import Path
 
-    import search.schedule.format as module
+    import search.schedule.document as module
 
     file = Path(module.__file__).with_name("schedule-1.schema.json")
-    assert json.loads(file.read_text()) == module.json_schema(), "run: python -m search.schedule.format"
+    assert json.loads(file.read_text()) == module.json_schema(), "run: python -m search.schedule.document"
 
 
 def test_a_tree_needs_every_component():

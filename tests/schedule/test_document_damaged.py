@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from search import Schedule, ScheduleError
-from search.schedule.format import MAX_BYTES, MAX_ENTRIES
-from search.schedule.plan import MAX_STEPS
+from search.schedule.parts.part import MAX_ENTRIES
+from search.schedule.plan.tokens import MAX_STEPS
+from search.schedule.reading import MAX_BYTES
 from tests.helpers import tiny
 
 PIPE = tiny.pixart()

@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from search import Schedule, ScheduleError
-from search.calibration import count_costs
-from search.evaluate.evaluator import Evaluator, to_schedule
-from search.evaluate.fit import Fitter
+from search.evaluate.evaluator import Evaluator
+from search.evaluate.execute.prefix import path
+from search.evaluate.fit.solver import Fitter
 from search.evaluate.memo import Memo
-from search.evaluate.steps import path
+from search.models.base import to_schedule
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
-from search.schedule.apply import Handle
-from search.schedule.nodes import Tree
+from search.profile.count import count_costs
+from search.schedule.apply.handle import Handle
+from search.schedule.model.nodes import Tree
 from tests.helpers import denoisers, tiny
 from tests.helpers.models import tiny_model
 

@@ -14,12 +14,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from search import Schedule, ScheduleError
-from search.calibration import count_costs
-from search.evaluate.evaluator import to_schedule
-from search.evaluate.runner import Batch, Runner
-from search.evaluate.steps import path
-from search.schedule.guidance import Approximation, Guidance, settle
-from search.schedule.nodes import ROOT, Tree
+from search.evaluate.execute.jobs import Batch
+from search.evaluate.execute.prefix import path
+from search.evaluate.execute.runner import Runner
+from search.models.base import to_schedule
+from search.profile.count import count_costs
+from search.schedule.model.nodes import ROOT, Tree
+from search.schedule.plan.guidance import Approximation, Guidance, settle
 from search.spaces.cache import CacheSpace
 from tests.helpers import tiny
 from tests.helpers.guidance_by_hand import approximated

@@ -7,11 +7,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from search.calibration import count_costs
+from search.profile.count import count_costs
 from search.schedule import Schedule, ScheduleError
-from search.schedule.contracts import CONTRACTS, Contract
-from search.schedule.identity import model_part
-from search.schedule.nodes import Tree, blocks_of
+from search.schedule.model.contracts import CONTRACTS, Contract
+from search.schedule.model.identity import model_part
+from search.schedule.model.nodes import Tree, blocks_of
 from search.schedule.values import leaves, mapped
 from tests.helpers.denoisers import BATCH, TINY, pipeline, run
 

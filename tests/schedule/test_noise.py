@@ -13,8 +13,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from search.noise import Noise
-from search.schedule.sampler import grid, public_config
+from search.schedule.noise import Noise
+from search.schedule.schedulers import grid, public_config
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0}
 

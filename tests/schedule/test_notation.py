@@ -10,11 +10,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from search import Schedule, ScheduleError
-from search.schedule import notation
-from search.schedule.contracts import Contract
-from search.schedule.nodes import ROOT, Tree
-from search.schedule.notation import format_notation, format_places, parse_notation, shortest_actions
-from search.schedule.plan import ABSENT, OFF, Plan, history, parse_actions
+from search.schedule.model.contracts import Contract
+from search.schedule.model.nodes import ROOT, Tree
+from search.schedule.plan import notation
+from search.schedule.plan.notation import format_notation, format_places, parse_notation, shortest_actions
+from search.schedule.plan.plan import Plan
+from search.schedule.plan.tokens import ABSENT, OFF, history, parse_actions
 
 PIXART = Tree("PixArtTransformer2DModel", {"transformer_blocks": 28})
 FLUX = Tree("FluxTransformer2DModel", {"transformer_blocks": 3, "single_transformer_blocks": 4})

@@ -21,7 +21,8 @@ from diffusers import (
 from diffusers.hooks import apply_group_offloading
 
 from search import Schedule, ScheduleError
-from search.schedule.forecast import combine, newton_weights
+from search.kernels.forecast import combine
+from search.schedule.apply.forecast import newton_weights
 from tests.helpers import tiny
 from tests.helpers.counting_compiler import Counting
 
@@ -403,7 +404,7 @@ def test_b23_forecasts_know_uneven_steps_types_and_history(pipe):
 
 def test_b24_a_plan_is_static_and_reads_no_value():
     """No gate, so nothing to synchronise: the whole run is known before it starts."""
-    import search.schedule.actions as actions
+    from search.schedule.apply import hooks as actions
 
     source = inspect.getsource(actions)
     assert ".item()" not in source and ".cpu()" not in source

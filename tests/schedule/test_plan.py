@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search import Schedule, ScheduleError
-from search.schedule.nodes import MAX_BLOCKS, ROOT, Tree
-from search.schedule.plan import ABSENT, MAX_STEPS, OFF, Plan, format_actions, history, parse_actions
+from search.schedule.model.nodes import MAX_BLOCKS, ROOT, Tree
+from search.schedule.plan.plan import Plan
+from search.schedule.plan.tokens import ABSENT, MAX_STEPS, OFF, format_actions, history, parse_actions
 
 STEPS = 7
 TREE = Tree("PixArtTransformer2DModel", {"transformer_blocks": 4})

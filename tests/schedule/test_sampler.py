@@ -19,16 +19,9 @@ from diffusers import (
 )
 
 from search import ScheduleError
-from search.schedule.sampler import (
-    GRIDDED,
-    Clock,
-    check_order,
-    coordinates,
-    grid,
-    plan_scheduler,
-    public_config,
-    scheduler_class,
-)
+from search.schedule.apply.clock import Clock
+from search.schedule.apply.scheduler import plan_scheduler
+from search.schedule.schedulers import GRIDDED, check_order, coordinates, grid, public_config, scheduler_class
 from tests.helpers import tiny
 
 flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0}

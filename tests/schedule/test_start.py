@@ -14,11 +14,11 @@ from diffusers import (
 )
 
 from search import Schedule, ScheduleError
-from search.calibration import count_costs
-from search.evaluate.fit import Fitter
-from search.evaluate.partial import Partial
-from search.schedule.identity import model_part
-from search.schedule.sampler import grid, public_config
+from search.evaluate.execute.partial import Partial
+from search.evaluate.fit.solver import Fitter
+from search.profile.count import count_costs
+from search.schedule.model.identity import model_part
+from search.schedule.schedulers import grid, public_config
 from tests.helpers.denoisers import BATCH, TINY, Pipeline, pipeline, run
 from tests.helpers.models import tiny_model
 

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from search import Schedule, ScheduleError
-from search.schedule.format import json_schema
-from search.schedule.guidance import settle
-from search.schedule.identity import model_part
-from search.schedule.nodes import ROOT, Tree
-from search.schedule.plan import Plan, switches
+from search.schedule.document import json_schema
+from search.schedule.model.identity import model_part
+from search.schedule.model.nodes import ROOT, Tree
+from search.schedule.plan.guidance import settle
+from search.schedule.plan.plan import Plan
+from search.schedule.plan.tokens import switches
 from tests.helpers import tiny
 from tests.helpers.guidance_by_hand import approximated
 from tests.helpers.pixart_by_hand import ByHand

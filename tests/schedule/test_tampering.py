@@ -9,7 +9,7 @@ from diffusers import FirstBlockCacheConfig
 from diffusers.hooks import apply_first_block_cache
 
 from search import ScheduleError
-from search.schedule.intact import Intact
+from search.schedule.apply.tampering import Intact
 from tests.helpers import tiny
 from tests.helpers.models import stable_diffusion
 

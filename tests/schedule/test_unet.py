@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from search import Schedule
-from search.calibration import count_costs
-from search.schedule.identity import model_part
-from search.schedule.nodes import Tree
+from search.profile.count import count_costs
+from search.schedule.model.identity import model_part
+from search.schedule.model.nodes import Tree
 from search.schedule.values import half, joined, mapped
 from tests.helpers.denoisers import TINY, pipeline, run
 from tests.helpers.models import tiny_family

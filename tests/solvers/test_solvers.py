@@ -20,9 +20,14 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from search.noise import Noise
-from search.schedule.sampler import Clock, LinearSolver, grid, plan_scheduler, public_config
-from search.solvers import Exact, Rule, Table, own_rules, program, traced
+from search.schedule.apply.clock import Clock
+from search.schedule.apply.scheduler import LinearSolver, plan_scheduler
+from search.schedule.noise import Noise
+from search.schedule.schedulers import grid, public_config
+from search.solvers.multistep import program
+from search.solvers.rules import own_rules
+from search.solvers.table import Rule, Table
+from search.solvers.trace import Exact, traced
 from tests.helpers.mixture import Mixture
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # diffusers' own

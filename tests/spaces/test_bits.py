@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from search import Schedule
-from search.schedule.nodes import Tree
+from search.profile.target import Target
+from search.schedule.model.nodes import Tree
 from search.spaces.bits import TIME, BitsSpace
-from search.target import Target
 from tests.helpers.models import tiny_model
 from tests.helpers.space_contract import SpaceContract
 

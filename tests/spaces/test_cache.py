@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from search import Schedule
-from search.schedule.nodes import ROOT, Tree
+from search.profile.target import Target
+from search.schedule.model.nodes import ROOT, Tree
 from search.spaces.cache import STEP_MASKS, CacheSpace
-from search.target import Target
 from tests.helpers.models import tiny_family, tiny_model
 from tests.helpers.space_contract import SpaceContract
 

@@ -10,18 +10,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from search import Schedule
-from search.calibration import count_costs
-from search.compose import composed, normalise
-from search.config import Config
-from search.schedule.identity import model_part
-from search.schedule.nodes import Tree
-from search.schedule.sampler import grid, public_config
+from search.config.compose import composed, normalise
+from search.config.settings import Config
+from search.profile.count import count_costs
+from search.profile.target import Target
+from search.schedule.model.identity import model_part
+from search.schedule.model.nodes import Tree
+from search.schedule.schedulers import grid, public_config
 from search.spaces.cache import CacheSpace
 from search.spaces.depth import DepthSpace
 from search.spaces.joint import JointSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.timesteps import TimestepsSpace
-from search.target import Target
 from tests.helpers.denoisers import pipeline, run
 from tests.helpers.models import tiny_family, tiny_model
 from tests.helpers.space_contract import SpaceContract

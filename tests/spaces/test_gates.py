@@ -5,15 +5,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from search import Schedule
-from search.calibration import count_costs
-from search.evaluate.beam import beam_rows
-from search.evaluate.evaluator import Evaluator, to_schedule
+from search.calibrate.propose.beam import beam_rows
+from search.calibrate.propose.proposals import Proposals
+from search.evaluate.evaluator import Evaluator
 from search.evaluate.memo import Memo
+from search.models.base import to_schedule
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
-from search.schedule.contracts import Contract, Stack
-from search.schedule.nodes import Tree
-from search.seeding import Proposals
+from search.profile.count import count_costs
+from search.profile.target import Target
+from search.schedule.model.contracts import Contract, Stack
+from search.schedule.model.nodes import Tree
 from search.spaces.cache import CacheSpace
 from search.spaces.gates import FACTORS, GatesSpace
 from search.spaces.guidance import GuidanceSpace
@@ -21,7 +23,6 @@ from search.spaces.joint import JointSpace
 from search.spaces.skip import SkipSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.timesteps import TimestepsSpace
-from search.target import Target
 from tests.helpers.models import tiny_family, tiny_model
 from tests.helpers.space_contract import SpaceContract
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from search import Schedule
-from search.schedule.nodes import Tree
+from search.schedule.model.nodes import Tree
 from search.spaces.cache import CacheSpace
 from search.spaces.guidance import GuidanceSpace
 from search.spaces.joint import JointSpace

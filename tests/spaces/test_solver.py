@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search import Schedule
-from search.schedule.sampler import grid, public_config
+from search.profile.target import Target
+from search.schedule.schedulers import grid, public_config
 from search.spaces.solver import LARGEST, SolverSpace
-from search.target import Target
 from tests.helpers.models import tiny_model
 from tests.helpers.space_contract import PROMPTS, SpaceContract
 

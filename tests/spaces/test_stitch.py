@@ -14,23 +14,25 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from search import Schedule
-from search.calibration import fit_latency
-from search.config import Config
-from search.evaluate.beam import beam_rows
-from search.evaluate.correct import Corrector
-from search.evaluate.evaluator import Evaluator, to_schedule
-from search.evaluate.fit import Fitter
+from search.calibrate.latency import fit_latency
+from search.calibrate.propose.beam import beam_rows
+from search.calibrate.propose.proposals import Proposals
+from search.config.settings import Config
+from search.evaluate.evaluator import Evaluator
+from search.evaluate.execute.jobs import Batch
+from search.evaluate.execute.prefix import path
+from search.evaluate.execute.runner import Runner
+from search.evaluate.fit.corrections import Corrector
+from search.evaluate.fit.solver import Fitter
 from search.evaluate.memo import Memo
-from search.evaluate.runner import Batch, Runner
-from search.evaluate.steps import path
 from search.export import main
 from search.figures import heatmap
+from search.models.base import to_schedule
 from search.models.pixart import PixArt
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.objectives.size import Size
-from search.schedule.nodes import ROOT
-from search.seeding import Proposals
+from search.schedule.model.nodes import ROOT
 from search.spaces.base import Space
 from search.spaces.bits import BitsSpace
 from search.spaces.cache import CacheSpace
@@ -360,7 +362,7 @@ def test_a_beam_goes_through_models_by_step_and_refuses_switch_points(evaluator)
 
 
 def test_the_command_line_takes_a_small_model():
-    from search.compose import composed, normalise
+    from search.config.compose import composed, normalise
 
     found = Config.check(composed(normalise(["+space=[stitch,cache]", "model=pixart", "model.small=pixart_small"])))
     assert found.model["small"] == "pixart_small" and list(found.space) == ["stitch", "cache"]

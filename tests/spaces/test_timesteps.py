@@ -3,10 +3,10 @@ import pytest
 from diffusers import DPMSolverMultistepScheduler
 
 from search import Schedule
-from search.noise import Noise
-from search.schedule.sampler import grid, public_config
+from search.profile.target import Target
+from search.schedule.noise import Noise
+from search.schedule.schedulers import grid, public_config
 from search.spaces.timesteps import TimestepsSpace, spacings
-from search.target import Target
 from tests.helpers.models import tiny_model
 from tests.helpers.space_contract import SpaceContract
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from search.figures.charts import grid_png, pareto_png
-from search.figures.page import page
+from search.figures.report.page import page
 from search.promote import promote
 from search.tracking import store, writing
 from tests.helpers.browser import CHROMIUM, opened

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from search.figures.charts import grid_png, pareto_png
-from search.result import Score
+from search.results.scores import Score
 from search.tracking import store, views, writing
 from tests.helpers.finished_search import made_result
 

@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from search import disk, send
+from search import send
+from search.results import disk
 from search.tracking import spool, store, tracker, writing
 from search.tracking.tracker import Tracker, deliver, deliver_waiting, last_lines
 from tests.helpers.configuration import config

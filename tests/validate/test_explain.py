@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.evaluate.evaluator import to_schedule
-from search.explain import Effect, Explanation, effects, evaluator_of, main
-from search.loaded import config_for
+from search.config.load import config_for
+from search.explain import main
+from search.models.base import to_schedule
+from search.validate.ablation import Effect, Explanation, effects, evaluator_of
 from tests.helpers.models import tiny_folder, tiny_model
 
 PLAN = {"transformer_blocks.0:attn1": "CRCCRC", "transformer_blocks.2": "CCRRCC"}

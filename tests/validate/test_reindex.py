@@ -9,15 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from search import Schedule
-from search.noise import Noise
-from search.reindex import nearest, recomputed, reindex, saving
 from search.schedule.errors import ScheduleError
+from search.schedule.noise import Noise
 from search.spaces.cache import CacheSpace
 from search.spaces.gates import GatesSpace
 from search.spaces.guidance import GuidanceSpace
 from search.spaces.joint import JointSpace
 from search.spaces.skip import SkipSpace
 from search.spaces.solver import SolverSpace
+from search.validate.reindex import nearest, recomputed, reindex, saving
 from tests.helpers.models import tiny_model
 
 MODEL = tiny_model()

@@ -7,19 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search import Schedule
-from search.evaluate.correct import Corrector
-from search.evaluate.fit import Fitter
-from search.lora import merge
-from search.reindex import saving
-from search.repair import Workshop, carried, reference
+from search.evaluate.fit.corrections import Corrector
+from search.evaluate.fit.solver import Fitter
+from search.models.lora import merge
 from search.schedule.errors import ScheduleError
 from search.spaces.cache import CacheSpace
 from search.spaces.guidance import GuidanceSpace
 from search.spaces.joint import JointSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.timesteps import TimestepsSpace
-from search.transfer import main, transfer
-from search.verify import criteria, verify
+from search.transfer import main
+from search.validate.criteria import criteria
+from search.validate.reindex import saving
+from search.validate.repair import Workshop, carried, reference
+from search.validate.transfer import transfer
+from search.validate.verifier import verify
 from tests.helpers.claims import claiming, made
 from tests.helpers.models import tiny_family, tiny_folder, tiny_model
 from tests.helpers.trained_lora import PROMPTS, tiny_lora

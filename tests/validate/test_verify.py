@@ -8,12 +8,16 @@ import pytest
 import torch
 
 from search import Schedule
-from search.front import bootstrap_interval
-from search.lora import merge
+from search.models.lora import merge
 from search.objectives.drift import Drift
-from search.pick import Condition
-from search.result import Score
-from search.verify import Verdict, Verifier, claims, criteria, decided, differences, main, verify
+from search.pareto.intervals import bootstrap_interval
+from search.results.pick import Condition
+from search.results.scores import Score
+from search.validate.criteria import claims, criteria, decided
+from search.validate.environment import differences
+from search.validate.verdict import Verdict
+from search.validate.verifier import Verifier, verify
+from search.verify import main
 from tests.helpers.claims import by_hand, claiming, made
 from tests.helpers.models import tiny_family, tiny_folder, tiny_model
 from tests.helpers.trained_lora import PROMPTS, tiny_lora

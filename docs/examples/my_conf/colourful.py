@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from search.calibration import Costs
 from search.objectives.base import Reward
+from search.profile.costs import Costs
 
 
 class Colourful(Reward):

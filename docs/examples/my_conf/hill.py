@@ -4,7 +4,7 @@ import numpy as np
 
 from search.engines.base import Engine, Start
 from search.engines.random import RandomEngine, count_on
-from search.front import non_dominated
+from search.pareto.domination import non_dominated
 
 TRIES = 20  # changes that are tried before a row is found by counting
 

@@ -1,7 +1,7 @@
 """How many denoiser calls a schedule makes."""
 
-from search.calibration import Costs
 from search.objectives.base import Cost
+from search.profile.costs import Costs
 from search.schedule import Schedule
 
 

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from search.profile.target import Target
 from search.spaces.base import Gene, Space
-from search.target import Target
 
 
 @dataclass(frozen=True)

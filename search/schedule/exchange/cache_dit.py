@@ -10,10 +10,11 @@ from search.schedule.exchange import masks
 from search.schedule.exchange.check import action_of, count_of, list_of, object_of, steps_of
 from search.schedule.exchange.loss import admit, few, gate_words, plain, plan_words, unsaid
 from search.schedule.exchange.masks import Parts
-from search.schedule.format import MAX_BYTES
-from search.schedule.gates import ASK, Gate, selector
-from search.schedule.nodes import ROOT, Tree
-from search.schedule.plan import OFF, format_actions
+from search.schedule.model.nodes import ROOT, Tree
+from search.schedule.parts.gates import ASK
+from search.schedule.plan.gates import Gate, selector
+from search.schedule.plan.tokens import OFF, format_actions
+from search.schedule.reading import MAX_BYTES
 from search.schedule.schedule import Schedule
 
 MASKS = ("steps_computation_mask", "scm_mask", "compute_bins")  # any of them makes a step mask of an object

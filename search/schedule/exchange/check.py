@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from search.schedule.errors import ScheduleError
-from search.schedule.plan import MAX_STEPS, OFF
+from search.schedule.plan.tokens import MAX_STEPS, OFF
 
 
 def object_of(value: Any, where: str) -> Mapping[Any, Any]:

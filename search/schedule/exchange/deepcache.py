@@ -8,8 +8,8 @@ from search.schedule.errors import ScheduleError
 from search.schedule.exchange import masks
 from search.schedule.exchange.check import count_of, object_of, steps_of
 from search.schedule.exchange.masks import Parts
-from search.schedule.nodes import Tree
-from search.schedule.plan import MAX_STEPS, OFF
+from search.schedule.model.nodes import Tree
+from search.schedule.plan.tokens import MAX_STEPS, OFF
 
 LAYERS = 3  # of every up block, as DeepCache numbers branches
 

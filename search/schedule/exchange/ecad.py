@@ -7,7 +7,7 @@ from search.schedule.exchange import masks
 from search.schedule.exchange.check import action_of, object_of, same_keys, steps_of
 from search.schedule.exchange.loss import admit, few, unsaid
 from search.schedule.exchange.masks import Parts
-from search.schedule.nodes import Tree
+from search.schedule.model.nodes import Tree
 from search.schedule.schedule import Schedule
 
 COUNTS = (("num_blocks", "transformer_blocks"), ("num_single_blocks", "single_transformer_blocks"))

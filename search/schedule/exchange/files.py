@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from search.schedule.document import FORMAT
 from search.schedule.errors import ScheduleError
 from search.schedule.exchange.ays import from_ays
 from search.schedule.exchange.cache_dit import MASKS, from_scm
@@ -18,9 +19,9 @@ from search.schedule.exchange.sdcpp import from_sdcpp
 from search.schedule.exchange.sigmas import from_sigmas, from_timesteps
 from search.schedule.exchange.smoothcache import from_smoothcache
 from search.schedule.exchange.stock import from_diffusers
-from search.schedule.format import FORMAT, MAX_BYTES
-from search.schedule.identity import denoiser_of, model_part
-from search.schedule.nodes import Tree
+from search.schedule.model.identity import denoiser_of, model_part
+from search.schedule.model.nodes import Tree
+from search.schedule.reading import MAX_BYTES
 from search.schedule.schedule import Schedule
 
 MAX_YAML = 2**16  # what takes a tool of its own to read, and has a few lines

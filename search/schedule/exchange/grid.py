@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from search.schedule.errors import ScheduleError
-from search.schedule.sampler import GRIDDED, grid, public_config, scheduler_class
+from search.schedule.schedulers import GRIDDED, grid, public_config, scheduler_class
 
 Grid = tuple[list[float], list[float] | None]
 FLOW = ("flow_prediction", "flow")

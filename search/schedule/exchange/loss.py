@@ -6,10 +6,11 @@ from typing import Any
 
 from search.schedule.errors import ScheduleError
 from search.schedule.exchange.grid import has_own_grid
-from search.schedule.gates import ASK, Gate
-from search.schedule.nodes import Node
-from search.schedule.notation import notation_rules
-from search.schedule.plan import OWN, Tokens
+from search.schedule.model.nodes import Node
+from search.schedule.parts.gates import ASK
+from search.schedule.plan.gates import Gate
+from search.schedule.plan.notation import notation_rules
+from search.schedule.plan.tokens import OWN, Tokens
 from search.schedule.schedule import Schedule
 
 MOST = 8  # sentences about one part

@@ -6,8 +6,8 @@ from typing import Any
 from search.schedule.exchange import masks
 from search.schedule.exchange.check import count_of, list_of, number_of, object_of, steps_of
 from search.schedule.exchange.masks import Parts
-from search.schedule.nodes import ROOT, Tree
-from search.schedule.plan import OFF
+from search.schedule.model.nodes import ROOT, Tree
+from search.schedule.plan.tokens import OFF
 
 
 def from_magcache(data: Any, tree: Tree) -> Parts:

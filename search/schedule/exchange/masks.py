@@ -6,8 +6,9 @@ from typing import Any
 from search.schedule.errors import ScheduleError
 from search.schedule.exchange.check import steps_of
 from search.schedule.exchange.loss import plan_words
-from search.schedule.nodes import Tree
-from search.schedule.plan import OFF, Plan
+from search.schedule.model.nodes import Tree
+from search.schedule.plan.plan import Plan
+from search.schedule.plan.tokens import OFF
 from search.schedule.schedule import Schedule
 
 Parts = dict[str, Any]  # of a schedule file: `steps`, and what else a file says

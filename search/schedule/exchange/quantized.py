@@ -4,7 +4,7 @@ from typing import Any
 
 from search.schedule.errors import ScheduleError
 from search.schedule.exchange.loss import admit, few, unsaid
-from search.schedule.format import FormatPart
+from search.schedule.parts.bits import FormatPart
 from search.schedule.schedule import Schedule
 
 REASON = "a quantization config holds formats of layers, nothing else"

@@ -25,7 +25,7 @@ from search.schedule.exchange.loss import (
 )
 from search.schedule.exchange.masks import Parts
 from search.schedule.exchange.sigmas import from_sigmas, losses_of_sigmas
-from search.schedule.nodes import Tree
+from search.schedule.model.nodes import Tree
 from search.schedule.schedule import Schedule
 
 REASON = "stable-diffusion.cpp has no option for it"

@@ -23,7 +23,7 @@ from search.schedule.exchange.grid import (
 )
 from search.schedule.exchange.loss import admit, plain, solver_words, unsaid
 from search.schedule.exchange.masks import Parts
-from search.schedule.plan import MAX_STEPS
+from search.schedule.plan.tokens import MAX_STEPS
 from search.schedule.schedule import Schedule
 
 Sampler = Mapping[str, Any]

@@ -8,7 +8,7 @@ from search.schedule.exchange import masks
 from search.schedule.exchange.check import action_of, list_of, object_of
 from search.schedule.exchange.loss import admit, few, unsaid
 from search.schedule.exchange.masks import Parts
-from search.schedule.nodes import Tree
+from search.schedule.model.nodes import Tree
 from search.schedule.schedule import Schedule
 
 ALIASES = {"attn": "attn1", "cross_attn": "attn2", "mlp": "ff", "ffn": "ff"}  # what others call components

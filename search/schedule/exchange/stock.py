@@ -18,9 +18,9 @@ from search.schedule.exchange.grid import (
 from search.schedule.exchange.loss import admit, constant_scale, solver_words, unsaid
 from search.schedule.exchange.masks import Parts
 from search.schedule.exchange.sigmas import grid_parts
-from search.schedule.nodes import Tree
-from search.schedule.sampler import ORDERED, public_config
+from search.schedule.model.nodes import Tree
 from search.schedule.schedule import Schedule
+from search.schedule.schedulers import ORDERED, public_config
 
 REASON = "the pipeline's call takes no argument for it"
 # What the calls of the pipelines of a denoiser take, of timesteps and sigmas; of other denoisers, both are tried.

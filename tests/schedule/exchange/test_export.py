@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search import Schedule, ScheduleError, dialects
+from search import Schedule, ScheduleError
 from search.export import main
-from search.schedule.bits import FORMATS
+from search.results import translate as dialects
 from search.schedule.exchange import (
     DIALECTS,
     export,
@@ -28,8 +28,9 @@ from search.schedule.exchange import (
     to_smoothcache,
     to_torchao,
 )
-from search.schedule.identity import model_part
-from search.schedule.nodes import Tree
+from search.schedule.model.identity import model_part
+from search.schedule.model.nodes import Tree
+from search.schedule.parts.formats import FORMATS
 from tests.helpers import tiny
 from tests.helpers.component_bits import bits, by_hand
 from tests.helpers.finished_search import made_result

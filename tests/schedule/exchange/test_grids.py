@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search import Schedule, ScheduleError
+from search.profile.target import Target
 from search.schedule.exchange import (
     export,
     from_ays,
@@ -36,11 +37,10 @@ from search.schedule.exchange import (
 )
 from search.schedule.exchange.ays import levels, timesteps
 from search.schedule.exchange.grid import has_own_grid, sigma_at, timestep_at, training_sigmas
-from search.schedule.identity import model_part
-from search.schedule.nodes import Tree
-from search.schedule.sampler import grid, public_config
+from search.schedule.model.identity import model_part
+from search.schedule.model.nodes import Tree
+from search.schedule.schedulers import grid, public_config
 from search.spaces.timesteps import TimestepsSpace
-from search.target import Target
 from tests.helpers import models
 
 STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -27,8 +27,8 @@ from search.schedule.exchange import (
     read,
 )
 from search.schedule.exchange.files import KEYS
-from search.schedule.nodes import ROOT, Tree
-from search.schedule.plan import Plan
+from search.schedule.model.nodes import ROOT, Tree
+from search.schedule.plan.plan import Plan
 from tests.helpers import tiny
 from tests.helpers.component_bits import bits, by_hand
 from tests.helpers.models import stable_diffusion, unet

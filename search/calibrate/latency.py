@@ -1,0 +1,51 @@
+"""Fit milliseconds per call and per component to a few measured schedules."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from search.calibrate.timing import measure
+from search.models.base import Model
+from search.profile.costs import Costs
+from search.profile.plans import plan_schedule
+from search.schedule import Schedule
+from search.schedule.model.nodes import ROOT
+from search.schedule.plan.tokens import OFF
+
+
+def fit_latency(
+    rows: Sequence[Sequence[float]], milliseconds: Sequence[float], kinds: Iterable[str]
+) -> dict[str, float]:
+    """Non-negative least squares of measured times [N] on the features [N, 2+K] of their plans."""
+    from scipy.optimize import nnls
+
+    matrix, times = np.array(rows, dtype=float), np.array(milliseconds)
+    scale = matrix.max(axis=0)
+    solution, _ = nnls(matrix / scale / times[:, None], np.ones(len(times)))  # relative errors
+    return dict(zip(["run", "denoiser", *kinds], (solution / scale).tolist(), strict=True))
+
+
+def calibrate(model: Model, schedules: Sequence[Schedule], costs: Costs, repeats: int = 3) -> dict[str, float]:
+    """The latency table: times of a few unlike schedules, fitted on what they compute.
+
+    Each of the other denoisers is timed as well.
+    """
+    target = model.target
+    alone = [target.stitched(letter * target.steps) for letter in costs.others]
+    schedules = [*schedules, *(Schedule.from_dict(target.schedule(parts)) for parts in alone)]
+    times = measure(model, schedules, repeats)
+    rows = [costs.features(schedule) for schedule in schedules]
+    return fit_latency(rows, [statistics.median(t) for t in times], costs.timed)
+
+
+def with_latency(model: Model, costs: Costs) -> Costs:
+    """Time a few unlike schedules: everything, every second step, and each component kind kept."""
+    target = model.target
+    alternating = [OFF if t % 2 == 0 else "R" for t in range(target.steps)]
+    rare = [OFF if t == 0 else "R" for t in range(target.steps)]
+    plans = [{}, {ROOT: alternating}, {ROOT: rare}, *({kind: rare} for kind in target.kinds)]
+    schedules = [plan_schedule(target, plan) for plan in plans]
+    table = calibrate(model, schedules, costs)
+    return replace(costs, milliseconds=table)

@@ -1,0 +1,1 @@
+"""Rows that calibration tables propose."""

@@ -1,0 +1,151 @@
+"""A Pareto beam along the denoising steps: really executed partial trajectories, extended option by option.
+
+Its cost is counted in steps: one for every extension, whatever it leads to.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from search.evaluate.evaluator import Evaluator
+from search.evaluate.execute.partial import Partial, State
+from search.evaluate.execute.prefix import needs, path
+from search.models.base import to_schedule
+from search.objectives.drift import Drift
+from search.pareto.domination import non_dominated
+from search.profile.costs import Costs
+from search.profile.target import Target
+from search.spaces.base import Space
+
+Options = list[list[np.ndarray]]  # per step: values of that step's genes
+START = "start"  # the group of the genes of an initialiser
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row [G] whose genes of later steps are off, and how far it was run."""
+
+    row: np.ndarray
+    state: State
+
+
+def beam_rows(
+    space: Space,
+    target: Target,
+    probe: Evaluator,
+    seeds: np.ndarray,
+    costs: Costs,
+    width: int = 32,
+    options: int = 8,
+    progress: Callable[[int, int], None] = lambda done, executed: None,
+) -> np.ndarray:
+    """Rows [P, G], best front first: what survives when up to `width` trajectories are extended step by step.
+
+    At every step the genes of that step take the values they have in `seeds` [S, G], the commonest `options` of
+    them and always all-off. Trajectories compete by MACs so far and drift so far; of equal fronts the ones that
+    lie apart in cost survive. `probe` gives the model and its first batch of prompts, and counts the work. After
+    every step `progress` is called with the number of steps done and of model steps executed. ValueError where
+    the space has no genes of steps, or moves them.
+    """
+    if width < 2:
+        raise ValueError(f"width {width} is too narrow for a front; use at least 2")
+    columns = _columns(space, target, seeds)
+    choices = _options(seeds, columns, options)
+    model, zero = probe.model, np.zeros(seeds.shape[1], dtype=np.int64)
+    alone = [_with(zero, columns[t], option) for t in range(target.steps) for option in choices[t]]
+    keep = needs([to_schedule(model, space.decode(row, target)) for row in alone])
+    run = Partial(model, *probe.inputs[0], costs, keep)
+    off = to_schedule(model, space.decode(zero, target))
+    teacher = [state.latents for state in run.follow(run.begin(), off)]
+    beam = [Candidate(zero, run.begin())]
+    for step in range(target.steps):
+        grown: dict[Any, Candidate] = {}
+        for candidate in beam:
+            for option in choices[step]:
+                row = _with(candidate.row, columns[step], option)
+                schedule = to_schedule(model, space.decode(row, target))
+                if (done := path(schedule)[: step + 1]) not in grown:
+                    grown[done] = Candidate(row, run.extend(candidate.state, schedule))
+        beam = list(grown.values())
+        scores = [_score(candidate.state, teacher[step]) for candidate in beam]
+        beam = [beam[i] for i in survivors(np.array(scores), width)]
+        progress(step + 1, run.steps)
+    probe.block_executions += run.block_executions
+    return np.array([candidate.row for candidate in beam])
+
+
+def survivors(scores: np.ndarray, width: int) -> list[int]:
+    """Indices of up to `width` rows of scores [N, 2]: whole fronts, and of the last one what lies apart in cost.
+
+    Rows with a NaN do not survive; the cheapest and the best row of the first front do.
+    """
+    kept: list[int] = []
+    left = np.arange(len(scores))
+    while len(left) and len(kept) < width:
+        mask = non_dominated(scores[left])
+        if not mask.any():
+            break  # what is left has diverged
+        front = left[mask]
+        front = front[scores[front, 0].argsort()]
+        kept += _apart(scores[front, 0], width - len(kept), front)
+        left = left[~mask]
+    return kept
+
+
+def _apart(cost: np.ndarray, count: int, names: np.ndarray) -> list[int]:
+    """Up to `count` names of rising costs, without the ones that lie closest to their neighbours."""
+    at = list(range(len(cost)))
+    while len(at) > max(count, 2):
+        gaps = [cost[b] - cost[a] for a, b in zip(at[:-2], at[2:], strict=True)]
+        at.pop(1 + int(np.argmin(gaps)))
+    return [int(names[i]) for i in at[:count]]
+
+
+def _score(state: State, teacher: Tensor) -> tuple[float, float]:
+    return state.macs, float(Drift()(state.latents, teacher).mean())
+
+
+def _columns(space: Space, target: Target, seeds: np.ndarray) -> list[np.ndarray]:
+    """Indices of the genes of every step; ValueError where there are others, or the steps are not the teacher's."""
+    genes = space.genes(target)
+    groups: dict[str, list[int]] = {}
+    for index, gene in enumerate(genes):
+        groups.setdefault(gene.group, []).append(index)
+    highest = [gene.levels - 1 for gene in genes]
+    decoded = [space.decode(row, target) for row in (*seeds, highest)]
+    if any("gates" in parts for parts in decoded):
+        raise ValueError(
+            f"the beam extends trajectories that share their beginnings, and space {space.key} has gates, which decide "
+            "by what is denoised; use engine=nsga2"
+        )
+    names = [f"step {t}" for t in range(target.steps)]
+    if any({"sampler", "steps", "fit"} & set(parts) for parts in decoded):
+        raise ValueError(
+            f"the beam extends trajectories on the teacher's steps, and space {space.key} moves the steps or changes "
+            "the solver; use engine=olss"
+        )
+    if not set(groups) - {START} <= set(names):  # how a run starts is left off
+        raise ValueError(
+            f"the beam extends trajectories step by step, and space {space.key} has no genes of steps; use engine=milp"
+        )
+    return [np.array(groups.get(name, []), dtype=np.int64) for name in names]
+
+
+def _options(seeds: np.ndarray, columns: Sequence[np.ndarray], count: int) -> Options:
+    """All-off, and the commonest other values of every step's genes."""
+    found = []
+    for column in columns:
+        off = np.zeros(len(column), dtype=np.int64)
+        values, times = np.unique(seeds[:, column], axis=0, return_counts=True)
+        others = [values[i] for i in np.argsort(-times, kind="stable") if values[i].any()]
+        found.append([off, *others[: count - 1]])
+    return found
+
+
+def _with(row: np.ndarray, column: np.ndarray, values: np.ndarray) -> np.ndarray:
+    changed = row.copy()
+    changed[column] = values
+    return changed

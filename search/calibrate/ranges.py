@@ -1,0 +1,104 @@
+"""Calibrates static activations: least and greatest value of each layer's input over a run at full precision.
+
+Inputs change from step to step, so that the range of one step fits no other. Q-Diffusion (arXiv:2302.04304, section
+4.2) takes the same number of inputs from every c-th step of the full-precision sampler: here all pictures of each.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from search.models.base import Model
+from search.profile.target import Target
+from search.schedule import Schedule
+from search.schedule.apply.rounding import halves
+from search.schedule.model.layers import layers_of, seams
+from search.spaces.base import Space
+
+Ranges = dict[str, list[tuple[float, float]]]
+
+
+def calibrate(
+    model: Model, schedule: Schedule, conditions: Any, noise: Tensor, every: int = 1, first: int = 0
+) -> Ranges:
+    """Ranges of the schedule's static layers, by their run in this schedule without its bits.
+
+    Observed are the steps first, first + every, …: with `every` of at least all steps, a single one. Give them to
+    `Schedule.with_ranges`. ValueError names a layer that none of these steps runs.
+    """
+    splits = {name: form.split for name, form in schedule.bits.items() if form.static}
+    parts = schedule.with_corrections({}).to_dict()
+    plain = Schedule.from_dict({k: v for k, v in parts.items() if k not in ("digest", "scores", "bits")})
+    return observe(model, plain, splits, conditions, noise, every, first)
+
+
+def calibrated(model: Model, conditions: Any, noise: Tensor, every: int = 1) -> Target:
+    """The model's target with the ranges of all layers over the teacher's run: what static formats are decoded with."""
+    layers = layers_of(model.denoiser)
+    splits = dict.fromkeys(layers) | seams(layers)
+    teacher = Schedule.from_dict(model.target.schedule({}))
+    return replace(model.target, ranges=observe(model, teacher, splits, conditions, noise, every))
+
+
+def static(space: Space) -> bool:
+    """Whether a space, or one of several, decodes static formats: then its target has to be `calibrated` before."""
+    return any(getattr(part, "static", False) for part in getattr(space, "spaces", (space,)))
+
+
+@torch.no_grad()
+def observe(
+    model: Model,
+    schedule: Schedule,
+    splits: Mapping[str, int | None],
+    conditions: Any,
+    noise: Tensor,
+    every: int = 1,
+    first: int = 0,
+) -> Ranges:
+    """One run of a schedule; the range of the input of each layer in `splits`, or both sides' where it is split."""
+    if every < 1 or first < 0:
+        raise ValueError(f"every={every}, first={first}: observe every step with 1, every second one with 2, from 0 on")
+    watchers = {name: Watcher(split) for name, split in splits.items()}
+    removers: list[Any] = []
+    with model.apply(schedule) as handle:
+        clock = handle.clock
+        try:
+            for name, watcher in watchers.items():
+
+                def before(_: nn.Module, args: tuple, kwargs: dict[str, Any], watcher: Watcher = watcher) -> None:
+                    if clock.step >= first and (clock.step - first) % every == 0:
+                        watcher(args[0] if args else kwargs["input"])
+
+                layer = model.denoiser.get_submodule(name)
+                removers.append(layer.register_forward_pre_hook(before, with_kwargs=True))
+            model.sample(conditions, noise)
+        finally:
+            for remover in removers:
+                remover.remove()
+    if missing := [name for name, watcher in watchers.items() if not watcher.seen]:
+        raise ValueError(
+            f"{missing[0]} and {len(missing) - 1} other layers ran at none of the steps {first}, {first + every}, …; "
+            "observe every step (every=1, first=0), or give what the plan never runs no static format"
+        )
+    return {name: watcher.ranges() for name, watcher in watchers.items()}
+
+
+class Watcher:
+    """Least and greatest value of one input at each call, on both sides of a split."""
+
+    def __init__(self, split: int | None) -> None:
+        self.split = split
+        self.seen: list[Tensor] = []  # [sides, 2] each
+
+    def __call__(self, value: Tensor) -> None:
+        ends = [torch.stack(side.float().aminmax()) for side in halves(value.detach(), self.split)]
+        self.seen.append(torch.stack(ends))
+
+    def ranges(self) -> list[tuple[float, float]]:
+        """Over all calls and with 0, to six digits as they stand in a file."""
+        seen = torch.stack(self.seen)
+        low, high = seen[..., 0].amin(0).clamp(max=0).tolist(), seen[..., 1].amax(0).clamp(min=0).tolist()
+        return [(float(f"{a:.6g}"), float(f"{b:.6g}")) for a, b in zip(low, high, strict=True)]

@@ -1,0 +1,58 @@
+"""Time whole runs of schedules side by side, in rounds."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from search.models.base import Model
+from search.schedule import Schedule
+
+
+def measure(
+    model: Model,
+    schedules: Sequence[Schedule | None],
+    repeats: int = 5,
+    decode: bool = True,
+    done: Callable[[int, int], None] = lambda count, total: None,
+) -> list[list[float]]:
+    """Milliseconds to denoise and decode one picture, [S][repeats]; None is the bare pipeline.
+
+    The schedules take turns within every round, so slow spells of the machine fall on all of them. `done` is told how
+    many runs of how many are over.
+    """
+    conditions, noise = model.encode([""]), model.noise([0])
+
+    latents = model.sample(conditions, noise)
+    # decoding is the same whatever the schedule is
+    decoding = statistics.median(timed(model, lambda: model.decode(latents)) for _ in range(repeats)) if decode else 0.0
+
+    def once() -> float:
+        return timed(model, lambda: model.sample(conditions, noise)) + decoding
+
+    times: list[list[float]] = [[] for _ in schedules]
+    for _ in range(repeats):
+        for schedule, kept in zip(schedules, times, strict=True):
+            if schedule is None:
+                kept.append(once())
+            else:
+                with model.apply(schedule):
+                    kept.append(once())
+            done(sum(map(len, times)), repeats * len(times))
+    return times
+
+
+def timed(model: Model, work: Callable[[], Any]) -> float:
+    """Milliseconds until the work on the model's device is over."""
+    _wait(model)
+    start = time.perf_counter()
+    work()
+    _wait(model)
+    return 1000 * (time.perf_counter() - start)
+
+
+def _wait(model: Model) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)

@@ -1,0 +1,113 @@
+"""From a configuration to what it names: the loaded pipeline and the prompts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from hydra.utils import instantiate
+
+from search.config import options as command
+from search.config.compose import composed, normalise
+from search.config.options import number
+from search.config.prompts import read_prompts
+from search.config.settings import Config, Prompts
+from search.models.base import Model
+from search.schedule import Schedule
+
+if TYPE_CHECKING:
+    pass
+
+
+HELD_OUT_SEED = 10_000  # held-out noise is never the calibration noise
+# What a schedule's record of the pipeline call says of the model, by argument.
+CALL = {"num_inference_steps": "steps"} | {
+    name: name for name in ("guidance_scale", "height", "width", "max_sequence_length", "num_frames")
+}
+
+
+def config_for(schedule: Schedule, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a schedule's model; `overrides` as on the command line: `model=`, `prompts.held_out=`.
+
+    Without `model=` it is the one that the schedule was searched on; ValueError where the file does not say. Steps,
+    guidance scale and size are those of that search unless they are given, or it was another model.
+    """
+    known, overrides = schedule.made.get("model"), list(overrides)
+    said = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    if (name := said.get("model", known)) is None:
+        raise ValueError("the schedule does not say which model it is for; type model=<name>, as for a search")
+    if "model" not in said:
+        overrides.append(f"model={name}")
+    call = schedule.made.get("call") if known in (None, name) else None
+    for argument, value in (call if isinstance(call, dict) else {}).items():
+        key = f"model.{CALL.get(argument)}"
+        if argument in CALL and key not in said and type(value) in (int, float):
+            overrides.append(f"++{key}={value}")
+    return Config.check(composed(normalise(overrides)))
+
+
+def load(name: str, *overrides: str) -> Model:
+    """A model by its option, to be handed to several functions: `load("pixart", "model.path=/data/mine")`."""
+    return model_of(Config.check(composed(normalise([f"model={name}", *overrides]))))
+
+
+def opened(schedule: Schedule | str | Path, model: Model | str | None = None) -> tuple[Schedule, Model, Config]:
+    """A schedule or its file, and a loaded model, the name of its option, or None for the one that the file names.
+
+    The configuration is that of the model's name, for its prompts.
+    """
+    schedule = schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
+    name = model if isinstance(model, str) or model is None else model.name
+    config = config_for(schedule, [] if name is None else [f"model={name}"])
+    return schedule, model_of(config) if model is None or isinstance(model, str) else model, config
+
+
+def title(schedule: Schedule | str | Path) -> str:
+    """What a table or a figure calls a schedule: the name of its file."""
+    return "schedule" if isinstance(schedule, Schedule) else Path(schedule).stem
+
+
+def model_of(config: Config, **arguments: Any) -> Model:
+    """The pipeline, loaded; `arguments` take the place of the configured ones."""
+    return instantiate(dict(config.model) | {"device": device(config.compute.device)} | arguments)
+
+
+def prompts_of(prompts: Prompts) -> tuple[list[str], list[str]]:
+    """Calibration and held-out prompts, which must not share any."""
+    calibration = read_prompts(prompts.calibration)[: prompts.calibration_count]
+    held_out = read_prompts(prompts.held_out)[: prompts.held_out_count]
+    if shared := sorted(set(calibration) & set(held_out)):
+        raise ValueError(
+            f"{shared[0]!r} is a calibration prompt and a held-out prompt; held-out scores need prompts that the "
+            "search has not seen: type prompts.held_out=<another text file>"
+        )
+    return calibration, held_out
+
+
+def device(name: str) -> str:
+    """`auto` is the GPU where there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def loaded(options: command.Options, steps: str = "") -> "tuple[Schedule, Model, Any]":
+    """What the options of this command and of transfer name: schedule, model with its LoRA, and configuration."""
+    from search.models.lora import merge
+    from search.schedule import Schedule
+
+    if not options["schedule"]:
+        raise ValueError("which schedule? Type its file first: schedule.json, as python -m search.export writes it")
+    schedule = Schedule.load(options["schedule"])
+    overrides = list(options.overrides)
+    overrides += [f"++model.guidance_scale={options['guidance']}"] if options["guidance"] else []
+    overrides += [f"++model.steps={steps}"] if steps else []
+    config = config_for(schedule, overrides)
+    model = model_of(config)
+    if options["lora"]:
+        merge(model, options["lora"], number("lora_scale", options, {"lora_scale": "1"}))
+    return schedule, model, config
+
+
+def held_out(config: Any, overrides: Sequence[str] = ()) -> list[str]:
+    """All held-out prompts of the file, those that searches report on first; fewer where that was typed."""
+    typed = any("prompts.held_out_count=" in override for override in overrides)
+    return prompts_of(config.prompts if typed else config.prompts.model_copy(update={"held_out_count": None}))[1]

@@ -1,0 +1,91 @@
+"""What the small commands share: options as `key=value`, and one line for a mistake instead of a traceback."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from search.config import options as command
+from search.config.compose import GROUPS, mistake, quiet
+from search.config.hints import closest
+from search.config.settings import Config
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was typed: a command's own options by name, and overrides of the search's configuration."""
+
+    given: dict[str, str]
+    overrides: list[str] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> str:
+        return self.given[name]
+
+
+def parse(
+    arguments: Sequence[str], defaults: Mapping[str, str], first: str | None = None, configurable: bool = False
+) -> Options:
+    """Options from `key=value` arguments; ValueError says which there are.
+
+    An argument without `=` is the option `first`. Where a command is `configurable`, keys of the search's configuration
+    (`model=`, `prompts.held_out=`, `compute.device=`) are overrides of it.
+    """
+    given, overrides = dict(defaults), []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key in defaults and equals:
+            given[key] = value
+        elif configurable and equals and key.lstrip("+").partition(".")[0] in {*GROUPS, *Config.model_fields}:
+            overrides.append(argument)
+        elif first is not None and not argument.startswith("-") and ("/" in key or not equals):
+            given[first] = argument
+        else:
+            known = [f"{name}=" for name in defaults] + (["model=", "prompts.", "compute."] if configurable else [])
+            raise ValueError(f"{argument!r} is no option.{closest(key, defaults)} There are {', '.join(known)}")
+    return Options(given, overrides)
+
+
+def run(
+    arguments: Sequence[str],
+    text: str | None,
+    work: Callable[[Options], int | None],
+    defaults: Mapping[str, str],
+    first: str | None = None,
+    configurable: bool = False,
+) -> int:
+    """Parse, work, and return the exit code: the work's own (none is 0), or 2 with one line where the user erred."""
+    if any(argument in ("--help", "-h") for argument in arguments):
+        print(text)
+        return 0
+    quiet()
+    try:
+        return work(parse(arguments, defaults, first, configurable)) or 0
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 130
+    except Exception as error:
+        told = str(error) if isinstance(error, OSError) else mistake(error)
+        if told is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        return 2
+
+
+def whole(options: Options, name: str, low: int, high: int) -> int:
+    """An option as a whole number; ValueError says which are admissible."""
+    text = options[name]
+    if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+        raise ValueError(f"{name}={text}: give a whole number from {low} to {high}")
+    return int(text)
+
+
+def number(name: str, options: command.Options, defaults: Mapping[str, str]) -> float:
+    """A number that was typed; ValueError names it."""
+    try:
+        return float(options[name])
+    except ValueError:
+        raise ValueError(f"{name}={options[name]!r} is no number; type for example {name}={defaults[name]}") from None

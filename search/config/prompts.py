@@ -1,0 +1,24 @@
+"""Read prompts from a text file."""
+
+from pathlib import Path
+
+from search.config.settings import CONF
+
+
+def read_prompts(path: str) -> list[str]:
+    """The prompts of a text file, own or of conf/prompts: one a line, # begins a comment line."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        file = CONF / "prompts" / path
+    hint = "use prompts.calibration=<text file, one prompt a line> and prompts.held_out=<another>"
+    if not file.is_file():
+        raise ValueError(f"no prompt file {path!r}, here or among those that ship with the project; {hint}")
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        where = f"{error.reason} at byte {error.start}"
+        raise ValueError(f"prompt file {path!r} is not UTF-8 text ({where}); {hint}") from None
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise ValueError(f"no prompt in {path!r}; {hint}")
+    return prompts

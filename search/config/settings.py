@@ -1,0 +1,212 @@
+"""What a search can be told, and within which limits. The defaults stand in conf/, the limits only here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import TypedDict
+
+import search.conf
+from search.config.hints import closest
+from search.config.limits import ClassPath, Limit, Pixels, Seed, _is_address, _rule, real, whole
+
+MAX_BYTES = 2**18  # of a configuration file; ours have some KB
+CONF = Path(search.conf.__path__[0])  # the folder of YAML files, in a checkout and when installed
+
+
+class Part(TypedDict):
+    """One space, engine or objective: the class, and arguments that its constructor checks."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    _target_: ClassPath
+
+
+class ModelConfig(TypedDict):
+    """The pipeline: arguments of the adapter class `_target_`, which has defaults for what is left out."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    _target_: ClassPath
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    path: NotRequired[str | None]
+    steps: Annotated[int, whole(2, 1000)]
+    guidance_scale: Annotated[float, real(0, 100)]
+    height: NotRequired[Pixels]
+    width: NotRequired[Pixels]
+    dtype: NotRequired[Literal["float32", "float16", "bfloat16"]]
+    scheduler: NotRequired[str | None]
+    small: NotRequired[str | None]
+    max_sequence_length: NotRequired[Annotated[int, whole(1, 4096)]]
+    num_frames: NotRequired[Annotated[int, whole(1, 10_000)]]
+    chunks: NotRequired[Annotated[int, whole(1, 10_000)]]
+    contract: NotRequired[dict[str, Any]]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Prompts(_Strict):
+    """Two text files, one prompt a line, and how many lines of each are used at most (null: all).
+
+    `batch` prompts are denoised together. Candidates that are surely behind on the first batches skip the others.
+    """
+
+    calibration: str
+    held_out: str
+    calibration_count: Annotated[int | None, whole(1, 100_000, null=True)]
+    held_out_count: Annotated[int | None, whole(1, 100_000, null=True)]
+    batch: Annotated[int, whole(1, 4096)] = 8  # searches of before this key was there resume
+    seed: Seed
+
+
+class Budget(_Strict):
+    """A search ends with the first limit that is reached; null is no limit.
+
+    `generation` candidates are asked for at once. After so many candidates with `failures` of an objective it ends
+    too; one that takes longer than `patience` seconds for a candidate has failed.
+    """
+
+    evaluations: Limit
+    minutes: Annotated[float | None, real(0.01, 1e6, null=True)]
+    block_executions: Limit
+    generation: Annotated[int, whole(1, 100_000)] = 24
+    failures: Limit = 10
+    patience: Annotated[float | None, real(0.01, 1e6, null=True)] = 600
+
+    @model_validator(mode="after")
+    def _ends(self) -> "Budget":
+        if self.evaluations is None and self.minutes is None and self.block_executions is None:
+            raise ValueError("nothing ends the search; set one of them, for example budget.evaluations=300")
+        return self
+
+
+class Compute(_Strict):
+    """Where to run. `threads` null leaves torch's own choice. The last three are for workers.
+
+    `states` GiB of latents and stored values are kept on the device, four times as much beside a GPU: what runs that
+    begin alike go on from.
+
+    `workers` null is as many as there is room for, `gpus` null one for each where the device is a GPU, `address` null
+    starts Ray on this machine.
+    """
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+    threads: Annotated[int | None, whole(1, 1024, null=True)]
+    states: Annotated[float, real(0, 100_000)] = 2.0
+    executor: Literal["local", "ray"] = "local"
+    workers: Annotated[int | None, whole(1, 10_000, null=True)] = None
+    gpus: Annotated[float | None, real(0.01, 1, null=True)] = None
+    address: Annotated[str | None, _rule(_is_address, "auto, <host>:<port> or ray://<host>:<port>", null=True)] = None
+
+    @model_validator(mode="after")
+    def _together(self) -> "Compute":
+        given = {name: value for name in ("workers", "gpus", "address") if (value := getattr(self, name)) is not None}
+        if self.executor == "local" and given:
+            name, value = next(iter(given.items()))
+            raise ValueError(f"compute.{name}={value} is for workers; type compute=ray compute.{name}={value}")
+        return self
+
+
+class Tracking(_Strict):
+    """MLflow. `uri` null is the database in the folder of runs."""
+
+    enabled: bool
+    uri: str | None
+
+
+class Config(_Strict):
+    """A whole search, checked. `model`, `space`, `engine`, `objective` and `guard` stay plain mappings."""
+
+    model: ModelConfig
+    space: dict[str, Part]
+    engine: Part
+    objective: dict[str, Part]
+    guard: dict[str, Part] = {}  # searches of before this key was there resume
+    prompts: Prompts
+    budget: Budget
+    compute: Compute
+    tracking: Tracking
+    begin: str = "seeds"  # searches of before this key was there resume
+    refit: bool
+    correct: bool
+    seed: Seed
+    resume: str | None
+    runs: Annotated[str, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _enough(self) -> "Config":
+        if not self.space:
+            raise ValueError("nothing to search; add +space=cache")
+        if len(self.objective) < 2:
+            raise ValueError(
+                f"objective={list(self.objective)} leaves no trade-off to find; name at least two, "
+                "for example objective=[drift,macs]"
+            )
+        return self
+
+    @staticmethod
+    def check(raw: Mapping[str, Any]) -> "Config":
+        """A Config from nested plain data; ValueError with one line per mistake."""
+        try:
+            return Config.model_validate(raw)
+        except ValidationError as error:
+            raise ValueError("\n".join(_explain(mistake) for mistake in error.errors())) from None
+
+    @staticmethod
+    def load(path: str | Path) -> "Config":
+        """Read what `save` wrote."""
+        try:
+            if (size := Path(path).stat().st_size) > MAX_BYTES:
+                raise ValueError(f"it has {size} bytes, a configuration at most {MAX_BYTES}")
+            raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            where = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{path} is not a configuration, or not a whole one: {where}") from None
+        if not isinstance(raw, dict):
+            raise ValueError(f"{path} is not a configuration; a run folder has one in config.yaml")
+        return Config.check(raw)
+
+    def save(self, path: str | Path) -> None:
+        """Whole or not at all: a search that is killed here can be resumed."""
+        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        beside = Path(path).with_suffix(".new")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+
+
+def known_keys() -> list[str]:
+    """Every dotted key that a command line can set: `model.steps`, `space.cache.granularity`, ..."""
+    keys = []
+    for name, field in Config.model_fields.items():
+        inner = getattr(field.annotation, "__annotations__", {})
+        keys += [name, *(f"{name}.{key}" for key in inner if not key.startswith(("_", "model_config")))]
+    for file in CONF.glob("*/*.yaml"):  # arguments that only their own class knows
+        group = file.parent.name
+        section = group if group in ("engine", "model") else f"{group}.{file.stem}"
+        if group in ("space", "engine", "objective", "model"):
+            loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+            keys += [f"{section}.{key}" for key in loaded if not key.startswith("_") and key != "defaults"]
+    return sorted(set(keys))
+
+
+def _explain(mistake: Mapping[str, Any]) -> str:
+    """`model.steps=0: give a whole number from 2 to 1000`: the value and what is admissible."""
+    key = _short(".".join(str(part) for part in mistake["loc"]))
+    match mistake["type"]:
+        case "extra_forbidden":
+            return f"there is no {key}.{closest(key, known_keys())}"
+        case "missing":
+            return f"{key} is missing"
+        case "value_error" if not isinstance(mistake["input"], Mapping | BaseModel):
+            return f"{key}={_short(mistake['input'])}: {mistake['ctx']['error']}"
+        case "value_error":
+            return f"{key}: {mistake['ctx']['error']}" if key else str(mistake["ctx"]["error"])
+    words = "auto, cpu, mps, cuda or cuda:<number>" if key == "compute.device" else mistake["msg"]
+    return f"{key}={_short(mistake['input'])}: give {words.removeprefix('Input should be ')}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,0 +1,1 @@
+"""Run schedules on the model, sharing what they begin with alike."""

@@ -1,0 +1,72 @@
+"""What is run: batches, jobs, and what comes back."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+from torch import Tensor
+
+from search.evaluate.execute.prefix import Table, marks, path
+from search.evaluate.fit.solver import Fitter
+from search.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts that are denoised together, and a seed of noise for each."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A schedule to run, with its solver fitted on the way where asked for."""
+
+    schedule: Schedule
+    fit: bool = False
+
+    @cached_property
+    def alone(self) -> bool:
+        """Whether it has to be run as a whole: gates decide by what is denoised, steps ahead are not taken singly."""
+        return bool(self.schedule.gates or self.schedule.together or self.schedule.corrections)
+
+    @cached_property
+    def prior(self) -> Table | None:
+        """The table that its fit begins with; nothing where there is none, or noise is injected."""
+        return Fitter.prior(self.schedule) if self.fit else None
+
+    def marks(self, batch: Batch) -> list[int]:
+        """Numbers of the beginnings of its run: jobs with equal ones share the run up to there."""
+        return marks(path(self.schedule, self.prior), repr(batch))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Final latents [B, ...] in host memory, the schedule that gave them, and what its gates decided.
+
+    `batch` is how many pictures were denoised together where memory was short for all of them, else 0.
+    """
+
+    latents: Tensor
+    schedule: Schedule
+    decided: Mapping[str, list[float]] = field(default_factory=dict)
+    batch: int = 0
+
+
+Done = Callable[[int, Outcome], None]
+
+
+class Executor(Protocol):
+    """One device or many: `run` calls `done` with the number of each job when it is over, in any order.
+
+    `executed` counts block executions so far, those that were repeated after a state was dropped included.
+    """
+
+    executed: float
+
+    def run(self, batch: Batch, jobs: Sequence[Job], done: Done) -> None: ...

@@ -1,0 +1,92 @@
+"""Runs taken step by step, that branch: schedules that begin alike share what they have in common.
+
+Denoising is deterministic, so two schedules that do the same up to a step have the same latents, stored values and
+solver memory there.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from search.evaluate.execute.prefix import Keys, needs, path
+from search.evaluate.fit.solver import FittedSolver
+from search.models.base import Model
+from search.profile.costs import Costs
+from search.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run is before `step`: latents [B, C, h, w] and all that later steps may read.
+
+    `prefix` is what was done so far, a key per step; `macs` what that cost, for one picture; `rows` are those of the
+    solver's table that were fitted on the way. Any number of runs may go on from it.
+    """
+
+    step: int
+    latents: Tensor
+    snapshot: Mapping[str, Any]
+    prefix: Keys
+    macs: float
+    rows: tuple[tuple[float, ...], ...] = ()
+
+
+class Partial:
+    """Runs of a model on one batch: `extend` makes a state into the next one, and leaves it as it is.
+
+    `keep` is how many of its latest values each node keeps (see `needs`); without it every node keeps all.
+    `steps` and `block_executions` count the work so far, the latter as `Evaluator` does.
+    """
+
+    def __init__(
+        self, model: Model, conditions: Any, noise: Tensor, costs: Costs, keep: Mapping[str, int] | None = None
+    ) -> None:
+        self.model, self.conditions, self.noise, self.costs = model, conditions, noise, costs
+        self.keep = dict.fromkeys((n.name for n in model.target.tree), model.target.steps) if keep is None else keep
+        self.steps, self.block_executions = 0, 0.0
+
+    def begin(self) -> State:
+        """The state before step 0."""
+        return State(0, self.noise, {}, (), 0.0)
+
+    def extend(self, state: State, schedule: Schedule) -> State:
+        """Execute step `state.step` under a schedule; ValueError where it has done otherwise up to there."""
+        if state.step >= (schedule.steps or 0):
+            raise ValueError(f"the run is over: {state.step} steps are done, the schedule has {schedule.steps}")
+        with closing(self.follow(state, schedule)) as states:
+            return next(states)
+
+    @torch.no_grad()
+    def follow(self, state: State, schedule: Schedule, solver: FittedSolver | None = None) -> Iterator[State]:
+        """Execute the steps that are left, one by one; the pipeline is the schedule's until this is closed.
+
+        `solver` runs and is fitted instead of the schedule's own.
+        """
+        keys = path(schedule, (solver.state, solver.outputs) if solver else None)
+        if keys[: state.step] != state.prefix:
+            step = next((i for i, (a, b) in enumerate(zip(keys, state.prefix, strict=False)) if a != b), len(keys))
+            raise ValueError(f"the schedule does not go on from this state: at step {step} it does something else")
+        if missing := [n for n, count in needs([schedule]).items() if count > self.keep.get(n, 0)]:
+            raise ValueError(f"the schedule reads more values of {missing[0]!r} than are kept; give them in keep")
+        macs = self.costs.macs_by_step(schedule)
+        cost = state.macs
+        rows = list(state.rows)
+        if solver:
+            solver.resume(rows)
+        with self.model.apply(schedule, keep=self.keep, solver=solver) as handle:
+            latents, scheduler = self.model.begin(self.conditions, self.noise), self.model.pipe.scheduler
+            if state.step:
+                handle.restore(state.snapshot)
+                latents = state.latents
+            for step in range(state.step, len(keys)):
+                _, latents = self.model.advance(self.conditions, latents, scheduler.timesteps[step])
+                self.steps += 1
+                self.block_executions += macs[step] / self.costs.block_macs * len(self.noise)
+                cost += macs[step]
+                if solver:
+                    rows.append((solver.state[step], *solver.outputs[step]))
+                yield State(step + 1, latents, handle.snapshot(), keys[: step + 1], cost, tuple(rows))

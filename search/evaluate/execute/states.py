@@ -1,0 +1,132 @@
+"""States of runs within a bound on memory: the latest used ones, on the device, beside it, or run again."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from search.evaluate.execute.partial import State
+
+
+@dataclass(eq=False)
+class Cell:
+    """A tensor that any number of states share, and how many of them hold it near (on its device) and far."""
+
+    tensor: Tensor
+    device: torch.device
+    near: int = 0
+    far: int = 0
+
+    @property
+    def size(self) -> int:
+        return self.tensor.numel() * self.tensor.element_size()
+
+
+Packed = tuple[State, list[Cell]]  # a state with cells for tensors, and each of the cells once
+
+
+class States:
+    """States by number. Those used least lately go to host memory, and from there away.
+
+    Tensors that several states share are moved and counted once. `near` and `far` are bounds in bytes on the device and
+    in host memory (four times as much, if not given); a device that is the host has near memory alone. `bytes` and
+    `far_bytes` are what is held.
+    """
+
+    def __init__(self, near: int = 2**31, far: int | None = None) -> None:
+        self.limits = near, 4 * near if far is None else far
+        self.bytes = self.far_bytes = 0
+        self.near: OrderedDict[int, Packed] = OrderedDict()
+        self.far: OrderedDict[int, Packed] = OrderedDict()
+        self.cells: dict[int, Cell] = {}  # those that are near, by the identity of their tensors
+
+    def __contains__(self, number: int) -> bool:
+        return number in self.near or number in self.far
+
+    def touch(self, number: int) -> None:
+        """Drop a state later than those that were used before."""
+        (self.near if number in self.near else self.far).move_to_end(number)
+
+    def put(self, number: int, state: State) -> None:
+        """Hold a state, or use it again."""
+        if number in self:
+            self.touch(number)
+        else:
+            cells: dict[int, Cell] = {}
+            packed = _of(state, lambda value: _mapped(value, Tensor, lambda tensor: self._cell(tensor, cells)))
+            for cell in cells.values():
+                cell.near += 1
+            self.near[number] = packed, list(cells.values())
+            self._shrink()
+
+    def get(self, number: int) -> State | None:
+        """A state with its tensors on their device; None where it is not held any more."""
+        if number in self.far:
+            packed, cells = self.far.pop(number)
+            for cell in cells:
+                self._bring(cell)
+            self.near[number] = packed, cells
+        if number not in self.near:
+            return None
+        self.near.move_to_end(number)
+        found = _of(self.near[number][0], lambda value: _mapped(value, Cell, lambda cell: cell.tensor))
+        self._shrink()
+        return found
+
+    def _cell(self, tensor: Tensor, found: dict[int, Cell]) -> Cell:
+        cell = self.cells.get(id(tensor))
+        if cell is None:
+            cell = self.cells[id(tensor)] = Cell(tensor, tensor.device)
+            self.bytes += cell.size
+        return found.setdefault(id(cell), cell)
+
+    def _bring(self, cell: Cell) -> None:
+        if not cell.near:
+            self.far_bytes -= cell.size
+            self.bytes += cell.size
+            cell.tensor = cell.tensor.to(cell.device)
+            self.cells[id(cell.tensor)] = cell
+        cell.near, cell.far = cell.near + 1, cell.far - 1
+
+    def _shrink(self) -> None:
+        near, far = self.limits
+        while self.bytes > near and self.near:
+            number, (packed, cells) = self.near.popitem(last=False)
+            spilled = any(cell.device.type != "cpu" for cell in cells)
+            for cell in cells:
+                cell.near, cell.far = cell.near - 1, cell.far + spilled
+                if not cell.near:
+                    self._leave(cell)
+            if spilled:
+                self.far[number] = packed, cells
+        while self.far_bytes > far and self.far:
+            for cell in self.far.popitem(last=False)[1][1]:
+                cell.far -= 1
+                if not cell.near and not cell.far:
+                    self.far_bytes -= cell.size
+
+    def _leave(self, cell: Cell) -> None:
+        """No state holds it near any more."""
+        del self.cells[id(cell.tensor)]
+        self.bytes -= cell.size
+        if cell.far:
+            self.far_bytes += cell.size
+            cell.tensor = cell.tensor.cpu()
+
+
+def _of(state: State, change: Callable[[Any], Any]) -> State:
+    return replace(state, latents=change(state.latents), snapshot=change(state.snapshot))
+
+
+def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """Plain data with every instance of a class changed."""
+    if isinstance(value, kind):
+        return change(value)
+    if type(value) is dict:
+        return {name: _mapped(part, kind, change) for name, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)([_mapped(part, kind, change) for part in value])
+    return value

@@ -1,0 +1,1 @@
+"""Fit solvers and corrections to the teacher while a schedule runs."""

@@ -1,0 +1,90 @@
+"""Fits corrections of reused values: per node, step and channel the affine map that comes closest to the truth.
+
+CacheQuant's decoupled correction (arXiv:2503.01323): a = cov(Xc, Xr) / var(Xc), b = mean(Xr) - a mean(Xc), where Xc is
+what the schedule would reuse. There Xr comes from a run without caching. Here it is what the node gives on the inputs
+that the corrected run itself produces, with the bits that the schedule has: what is corrected first is seen by all
+that comes after it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from search.models.base import Model
+from search.schedule import Schedule
+from search.schedule.apply.corrections import SCALE, SHIFT, Affine, channel_dim, reused_steps
+
+RIDGE = 1e-2
+
+
+class Corrector:
+    """Fits corrections on a few calibration prompts and their noise."""
+
+    def __init__(self, model: Model, conditions: Any, noise: Tensor, ridge: float = RIDGE) -> None:
+        self.model, self.conditions, self.noise, self.ridge = model, conditions, noise, ridge
+        self.known: dict[str, Schedule] = {}
+        self.runs = 0
+
+    @torch.no_grad()
+    def fit(self, schedule: Schedule) -> Schedule:
+        """The same schedule with every reused value corrected; itself where it reuses nothing.
+
+        Corrections that it has already are fitted anew.
+        """
+        bare = schedule.with_corrections({})
+        if bare.digest not in self.known:
+            fits = {name: Fit(name, self.ridge) for name in reused_steps(bare.plan)}
+            if fits:
+                with self.model.apply(bare, corrections=fits):
+                    self.model.sample(self.conditions, self.noise)
+                self.runs += 1
+            tensors: dict[str, Tensor] = {}
+            for fit in fits.values():
+                tensors |= fit.tensors()
+            self.known[bare.digest] = bare.with_corrections(tensors)
+        return self.known[bare.digest]
+
+
+class Fit:
+    """The correction of one node while it is fitted: goes on with the corrected value."""
+
+    def __init__(self, name: str, ridge: float) -> None:
+        self.name, self.ridge = name, ridge
+        self.rows: dict[int, tuple[Tensor, Tensor]] = {}
+        self.errors: dict[int, tuple[Tensor, Tensor]] = {}  # of a step: mean squares [C] before and after
+
+    def __call__(self, step: int, value: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        """Fitted when a step is first seen; another branch of guidance gets what the first one got."""
+        if step not in self.rows:
+            scale, shift, before, after = affine(value, compute(), self.ridge)
+            self.rows[step], self.errors[step] = (scale, shift), (before, after)
+        scale, shift = self.rows[step]
+        return Affine(self.name, [step], scale[None], shift[None])(step, value, compute)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """As the file has them."""
+        rows = [self.rows[step] for step in sorted(self.rows)]
+        return {
+            self.name + SCALE: torch.stack([a for a, _ in rows]),
+            self.name + SHIFT: torch.stack([b for _, b in rows]),
+        }
+
+
+def affine(value: Tensor, truth: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scale and shift [C] in fp16 from a reused value to the truth, and mean squared errors [C] before and after.
+
+    In truth - value = d (value - mean) + m both terms are shrunk toward 0 by 1 / (1 + ridge), which never raises a
+    channel's error; one that rounding to fp16 would raise stays as it is.
+    """
+    x, y = (v.movedim(channel_dim(v), -1).flatten(0, -2).double() for v in (value, truth))
+    mean, left = x.mean(0), y - x
+    centred = x - mean
+    gain = (centred * left).mean(0) / (centred.square().mean(0) * (1 + ridge)).clamp(min=1e-30)
+    scale = (1 + gain).half()
+    shift = (left.mean(0) / (1 + ridge) - (scale.double() - 1) * mean).half()
+    before, after = left.square().mean(0), (x * scale + shift - y).square().mean(0)
+    better = (after < before) & scale.isfinite() & shift.isfinite()
+    scale, shift = torch.where(better, scale, 1), torch.where(better, shift, 0)
+    return scale, shift, before, torch.where(better, after, before)

@@ -1,0 +1,194 @@
+"""Least squares of a solver's table against the teacher, under whatever plan and bits a schedule has.
+
+OLSS (arXiv:2305.14677) fits x[i+1] on x[0] and the outputs e[0..i] of the *teacher*. Here the outputs are those that
+the schedule itself produces: each row is fitted while the run goes on, so the next output already follows the
+fitted state. One run on a few calibration prompts fits the whole table, and the solver takes up the systematic
+part of what caching, skipping and rounding do.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from search.evaluate.execute.prefix import Table
+from search.models.base import Model
+from search.schedule import Schedule
+from search.schedule.apply.scheduler import LinearSolver
+from search.schedule.noise import Noise
+from search.solvers.trace import built, traced
+
+RIDGE = 1e-3
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A recorded run. `states` [T+1, B, ...] and `outputs` [T, B, ...] in float64, `sigmas` [T+1] as in files."""
+
+    noise: Noise
+    sigmas: Sequence[float]
+    states: Tensor
+    outputs: Tensor
+
+    def state(self, sigma: float) -> Tensor:
+        """The state at a sigma [B, ...]: cubic Hermite interpolation, with the outputs as slopes.
+
+        In x / alpha over sigma / alpha (flow: x over sigma) the slope of the probability-flow ODE is the predicted
+        noise (flow: the velocity), which was recorded. Exact at recorded sigmas.
+        """
+        i = next((i for i, s in enumerate(self.sigmas) if s <= sigma), len(self.sigmas) - 1)
+        if self.sigmas[i] == sigma or i == 0:
+            return self.states[i]
+        left, right = self.sigmas[i - 1], self.sigmas[i]
+        a, b, width = self._straight(i - 1), self._straight(i), right - left
+        u = (sigma - left) / width
+        slope = self._slope(i - 1) * width
+        if i < len(self.outputs):
+            end = self._slope(i) * width
+            value = a + u * slope + u * u * (3 * (b - a) - 2 * slope - end) + u**3 * (2 * (a - b) + slope + end)
+        else:  # nothing was evaluated at the end: a parabola
+            value = a + u * slope + u * u * (b - a - slope)
+        return value * float(self._alpha(sigma))
+
+    def _alpha(self, sigma: float) -> float:
+        return 1.0 if self.noise.kind == "flow" else float(self.noise.scales(sigma)[0])
+
+    def _straight(self, i: int) -> Tensor:
+        return self.states[i] / self._alpha(self.sigmas[i])
+
+    def _slope(self, i: int) -> Tensor:
+        x, e = self.states[i], self.outputs[i]
+        if self.noise.kind == "flow" or self.noise.prediction == "epsilon":
+            return e
+        alpha, sigma = (float(v) for v in self.noise.scales(self.sigmas[i]))
+        if self.noise.prediction == "v_prediction":
+            return alpha * e + sigma * x
+        return (x - alpha * e) / sigma
+
+
+def record(model: Model, conditions: Any, noise: Tensor) -> Trajectory:
+    """Run the model under whatever is applied and keep everything that the solver sees."""
+    states, outputs = [], []
+    scheduler = model.pipe.scheduler
+    latents = model.begin(conditions, noise)
+    for t in scheduler.timesteps:
+        states.append(latents.double())
+        output, latents = model.advance(conditions, latents, t)
+        outputs.append(output.double())
+    states.append(latents.double())
+    sampler = model.target.sampler
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None or len(sigmas) != len(states):
+        raise ValueError(f"{sampler['class']} has no sigmas to fit a solver on; use a scheduler that has them")
+    return Trajectory(model.target.noise, [float(s) for s in sigmas], torch.stack(states), torch.stack(outputs))
+
+
+class Fitter:
+    """Fits solver tables on a few calibration prompts and their noise.
+
+    A fit is a run of these prompts, and the fitted table gives the very latents in which that run ended: `latents`
+    holds those of the last fit by the fitted schedule's digest.
+    """
+
+    def __init__(self, model: Model, conditions: Any, noise: Tensor, ridge: float = RIDGE) -> None:
+        self.model, self.conditions, self.noise, self.ridge = model, conditions, noise, ridge
+        with torch.no_grad():
+            self.teacher = record(model, conditions, noise)
+        self.known: dict[str, Schedule] = {}
+        self.latents: dict[str, Tensor] = {}
+        self.runs = 1
+
+    def fit(self, schedule: Schedule) -> Schedule:
+        """The same schedule with its solver's table refitted; ValueError where it brings no grid of its own.
+
+        A schedule that injects noise stays as it is: a table says itself what each step is given of the noise.
+        """
+        if self.prior(schedule) is None:
+            return schedule
+        if schedule.digest not in self.known:
+            self.known[schedule.digest] = self._run(schedule)
+        return self.known[schedule.digest]
+
+    @staticmethod
+    def prior(schedule: Schedule) -> Table | None:
+        """The table that a schedule runs without a fit, which a fit begins with; None where none is to be fitted."""
+        if "start" in schedule.to_dict():
+            return None
+        sampler = schedule.sampler or {}
+        if not sampler.get("sigmas"):
+            raise ValueError("a fit needs sampler.timesteps and sampler.sigmas in the schedule")
+        if "coefficients" in sampler:
+            return sampler["coefficients"]["state"], sampler["coefficients"]["outputs"]
+        return _traced(json.dumps(sampler, sort_keys=True))
+
+    def solver(self, schedule: Schedule) -> "FittedSolver":
+        """What fits this schedule's table while it runs."""
+        prior = self.prior(schedule)
+        assert prior is not None
+        targets = [self.teacher.state(sigma) for sigma in (schedule.sampler or {})["sigmas"][1:]]
+        return FittedSolver(*prior, targets, self.ridge)
+
+    @staticmethod
+    def fitted(schedule: Schedule, solver: LinearSolver) -> Schedule:
+        """The schedule with the table of a solver that has run."""
+        part = {k: v for k, v in (schedule.sampler or {}).items() if k != "order"}
+        table = {"state": list(solver.state), "outputs": [list(row) for row in solver.outputs]}
+        return schedule.with_sampler(part | {"coefficients": table})
+
+    @torch.no_grad()
+    def _run(self, schedule: Schedule) -> Schedule:
+        """Fit while the schedule runs."""
+        solver = self.solver(schedule)
+        with self.model.apply(schedule, solver=solver):
+            ended = self.model.sample(self.conditions, self.noise).cpu()
+        self.runs += 1
+        fitted = self.fitted(schedule, solver)
+        self.latents = {fitted.digest: ended}
+        return fitted
+
+
+@lru_cache(maxsize=256)
+def _traced(sampler: str) -> Table:
+    part = json.loads(sampler)
+    table = traced(built(part), timesteps=part["timesteps"], sigmas=part["sigmas"]).part()
+    return table["state"], table["outputs"]
+
+
+class FittedSolver(LinearSolver):
+    """Runs a table whose rows it fits on the way: ridge regression around the prior's row.
+
+    What is combined is scaled to unit norm, so `ridge` is a share of its energy.
+    """
+
+    state: list[float]
+    outputs: list[list[float]]
+
+    def __init__(
+        self, state: Sequence[float], outputs: Sequence[Sequence[float]], targets: Sequence[Tensor], ridge: float
+    ) -> None:
+        super().__init__(list(state), [list(row) for row in outputs])
+        self.targets, self.ridge = targets, ridge
+
+    def resume(self, rows: Sequence[Sequence[float]]) -> None:
+        """Take rows that were fitted before, each the weights of x[0] and of the outputs."""
+        for i, (state, *outputs) in enumerate(rows):
+            self.state[i], self.outputs[i] = state, outputs
+
+    def step(self, i: int, output: Tensor, sample: Tensor) -> Tensor:
+        """x[i+1] by the fitted row, in the arithmetic of the table's interpreter."""
+        known = [sample, output] if i == 0 else [*self.values, output]
+        rows = torch.stack([value.double().flatten() for value in known])  # [K, N]
+        prior = torch.tensor([self.state[i], *self.outputs[i]], dtype=rows.dtype, device=rows.device)
+        products = rows @ rows.T
+        norms = products.diagonal().sqrt().clamp(min=1e-30)
+        left = (rows @ self.targets[i].to(rows).flatten() - products @ prior) / norms
+        gram = products / norms / norms[:, None] + self.ridge * torch.eye(
+            len(norms), dtype=rows.dtype, device=rows.device
+        )
+        row = (prior + torch.linalg.solve(gram, left) / norms).tolist()
+        self.state[i], self.outputs[i] = row[0], row[1:]
+        return super().step(i, output, sample)

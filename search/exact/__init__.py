@@ -1,0 +1,1 @@
+"""Exact algorithms on tables of costs and errors: segments, knapsacks, shortest paths."""

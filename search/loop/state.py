@@ -1,0 +1,43 @@
+"""All that a search needs to go on after it was killed."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search.engines.base import Engine
+from search.loop import checkpoint
+from search.profile.costs import Costs
+
+log = logging.getLogger("search")
+
+
+@dataclass
+class State:
+    """All that a search needs to go on after it was killed; plain data, pickled after every generation."""
+
+    engine: Engine
+    costs: Costs
+    presets: dict[str, np.ndarray]
+    block_executions: float
+    unshared: float  # block executions without what runs share
+    generation: int = 0
+    seconds: float = 0.0
+    archive: dict[str, dict[str, Any]] = field(default_factory=dict)  # by digest, in the order of evaluation
+    asked: int = 0
+    lost: int = 0  # candidates that lost their race
+    failed: int = 0  # candidates that could not be scored
+    counted: set[int] = field(default_factory=set)  # see Evaluator
+    halved: dict[str, int] = field(default_factory=dict)  # see Evaluator
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Whole or not at all: a search that is killed here goes on from the generation before."""
+        checkpoint.save(self, path)
+
+    @staticmethod
+    def load(path: Path, told: Callable[[str], None] = log.warning) -> "State":
+        return checkpoint.load(path, told)

@@ -1,0 +1,1 @@
+"""Pareto fronts and intervals."""

@@ -1,0 +1,313 @@
+"""Cost tables of a denoiser, and what a schedule costs by them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from operator import mul
+from typing import Any
+
+import numpy as np
+
+from search.schedule import Schedule
+from search.schedule.model.nodes import ROOT, Node, Tree
+from search.schedule.parts.bits import FormatPart
+from search.schedule.parts.formats import packed_bytes
+from search.schedule.parts.gates import ASK
+from search.schedule.plan.batches import joint, waiting
+from search.schedule.plan.gates import Gate
+from search.schedule.plan.guidance import KEPT, flow, is_narrow, last_use
+from search.schedule.plan.tokens import OFF, OWN, history
+
+FULL = 16  # bits of what is not rounded, whatever type it runs in
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Cost tables of one denoiser for one picture (both CFG halves); of a gate's steps G the worst case.
+
+    `component_macs` are what each component and each block costs beyond what lies in it, `value_bytes` the size of
+    each node's value; `floor_macs` is what a denoiser call costs outside of the blocks; `milliseconds` holds `run`
+    (the intercept: solver and decoding), `denoiser` (a call's floor) and one entry per component kind; empty until
+    latency was calibrated.
+
+    `layer_macs` of one call, `layer_shapes` (outputs, inputs of one output) and `layer_bytes` (weight, bias) are per
+    linear layer and convolution, by full name; `weight_bytes` is all of the denoiser's parameters as they are.
+
+    `others` are the tables of the other denoisers that schedules may run at some steps, by letter.
+    """
+
+    steps: int
+    component_macs: Mapping[str, int]
+    floor_macs: int
+    value_bytes: Mapping[str, int]
+    milliseconds: Mapping[str, float] = field(default_factory=dict)
+    layer_macs: Mapping[str, int] = field(default_factory=dict)
+    layer_shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    layer_bytes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    weight_bytes: int = 0
+    gates: Mapping[str, Sequence[float]] = field(default_factory=dict)  # see `measured`
+    others: Mapping[str, "Costs"] = field(default_factory=dict)
+
+    @cached_property
+    def call_macs(self) -> int:
+        return self.floor_macs + sum(self.component_macs.values())
+
+    @property
+    def teacher_macs(self) -> int:
+        return self.steps * self.call_macs
+
+    @cached_property
+    def block_macs(self) -> float:
+        """Mean MACs of a block: the unit in which search cost is counted, one block execution."""
+        blocks = len({name.partition(":")[0] for name in self.component_macs})  # a block's own costs have no ":"
+        return sum(self.component_macs.values()) / blocks
+
+    @property
+    def all_bytes(self) -> int:
+        """Bytes when the latest output of every component is kept: what most cache runtimes hold."""
+        return sum(self.value_bytes[name] for name in self.component_macs if ":" in name)
+
+    def macs(self, schedule: Schedule) -> int:
+        """Executed MACs of one picture, the sum of `macs_by_step`."""
+        return round(sum(self.macs_by_step(schedule)))
+
+    def macs_by_step(self, schedule: Schedule) -> list[float]:
+        """MACs of one picture that each step [T] executes; elided layers execute none.
+
+        A step that computes half of the batch counts half; for groups with a gate it is the worst case, or `measured`.
+        """
+        plan, computed = schedule.plan, self._computed_by_step(schedule)
+        parts = [(ROOT, self.floor_macs), *self.component_macs.items()]
+        for layer, form in schedule.bits.items():
+            if form.elided:
+                parts.append((self._place(schedule, layer), -self._known(layer, self.layer_macs)))
+        totals: dict[tuple[float, ...], int] = {}  # many nodes are computed at the same steps
+        for name, macs in parts:
+            row = computed(name)
+            totals[row] = totals.get(row, 0) + macs
+        found = [sum(map(mul, totals.values(), step)) for step in zip(*totals, strict=True)]
+        for t, (letter, token, part) in enumerate(zip(plan.at, plan.tokens[ROOT], self.share(schedule), strict=False)):
+            if letter != OWN and token == OFF:
+                found[t] += part * self._other(letter).call_macs
+        return found
+
+    def bops(self, schedule: Schedule) -> int:
+        """Bit operations of one picture: executed MACs times weight bits times activation bits, 16 by 16 unrounded."""
+        saved = 0.0
+        for form, macs in self._rounded(schedule):
+            if not form.elided:
+                saved += macs * (FULL * FULL - (form.weight or FULL) * (form.activation or FULL))
+        return round(self.macs(schedule) * FULL * FULL - saved)
+
+    @property
+    def teacher_bops(self) -> int:
+        return self.teacher_macs * FULL * FULL
+
+    def size(self, schedule: Schedule) -> int:
+        """Bytes of the weights of all denoisers that run: rounded at their nominal bits, elided as 16-bit tables."""
+        if not self.weight_bytes:
+            raise ValueError("weights were not counted; make the tables with count_costs")
+        total = sum(self._other(letter).weight_bytes for letter in self.stitched(schedule))
+        if OWN not in (schedule.plan.at or OWN):
+            return total
+        total += self.weight_bytes
+        for name, form in schedule.bits.items():
+            (outputs, inputs), (weight, bias) = self._known(name, self.layer_shapes), self.layer_bytes[name]
+            if form.elided:
+                total += 2 * outputs * (schedule.steps or self.steps) - weight - bias
+            else:
+                total += packed_bytes(form, outputs, inputs) - weight
+        return total
+
+    @property
+    def all_weight_bytes(self) -> int:
+        """Of the denoiser and all others."""
+        return self.weight_bytes + sum(costs.weight_bytes for costs in self.others.values())
+
+    def _rounded(self, schedule: Schedule) -> list[tuple[FormatPart, float]]:
+        """Format and executed full-precision MACs of each layer that has one."""
+        bits = schedule.bits
+        if not bits:
+            return []
+        computed = self._computed_by_step(schedule)
+        return [
+            (form, self._known(layer, self.layer_macs) * sum(computed(self._place(schedule, layer))))
+            for layer, form in bits.items()
+        ]
+
+    @staticmethod
+    def _place(schedule: Schedule, layer: str) -> str:
+        """The node that a layer is computed with: its component or block, else the whole denoiser."""
+        node = schedule.tree.node_of(layer)
+        return node.name if node.kind in ("component", "block") else ROOT
+
+    @staticmethod
+    def _known(name: str, table: Mapping[str, Any]) -> Any:
+        if name not in table:
+            raise ValueError(f"bits.layers.{name} was not counted; the tables have {len(table)} layers")
+        return table[name]
+
+    def share(self, schedule: Schedule) -> list[float]:
+        """Part of the batch that each step computes: 1, or 0.5 where guidance computes the conditional half only."""
+        branch = schedule.guidance.branch if schedule.guidance else None
+        return [1.0 if kind == "C" else 0.5 for kind in branch or "C" * (schedule.steps or 0)]
+
+    def _computed_by_step(self, schedule: Schedule) -> Callable[[str], tuple[float, ...]]:
+        """Which part of the batch runs through a node at each step [T], in groups in the worst case or as measured."""
+        tokens, at = schedule.plan.tokens, schedule.plan.at
+        whole = self.share(schedule) or [1.0] * schedule.plan.steps
+        share = [part if not at or at[t] == OWN else 0.0 for t, part in enumerate(whole)]
+        groups = {block: self._gated(gate, share) for gate in schedule.gates for block in gate.blocks}
+        rows: dict[tuple[str, ...], tuple[float, ...]] = {}
+
+        def computed(name: str) -> tuple[float, ...]:
+            if (block := name.partition(":")[0]) in groups:
+                return groups[block]
+            if (row := tuple(tokens[name])) not in rows:
+                rows[row] = tuple(map(mul, share, map(OFF.__eq__, row)))
+            return rows[row]
+
+        return computed
+
+    def _gated(self, gate: Gate, share: Sequence[float]) -> tuple[float, ...]:
+        """Which part of the batch a group computes at each step [T]."""
+        measured = self.gates.get(gate.name, gate.worst(share))
+        ran = zip(gate.tokens, measured, share, strict=True)
+        return tuple(part * {OFF: 1.0, ASK: done}.get(token, 0.0) for token, done, part in ran)
+
+    def measured(self, gates: Mapping[str, Sequence[float]]) -> "Costs":
+        """The same tables where these groups were computed by this share of pictures at each step [T]."""
+        return replace(self, gates=gates)
+
+    def stitched(self, schedule: Schedule) -> dict[str, float]:
+        """How many times the whole batch runs through each of the other denoisers that the schedule names."""
+        found: dict[str, float] = {}
+        for letter, token, part in zip(
+            schedule.plan.at, schedule.plan.tokens[ROOT], self.share(schedule), strict=False
+        ):
+            if letter != OWN:
+                found[letter] = found.get(letter, 0) + part * (token == OFF)
+        return found
+
+    def _other(self, letter: str) -> "Costs":
+        if letter not in self.others:
+            known = ", ".join(self.others) or "none"
+            raise ValueError(f"models.names.{letter} was not counted; the tables have other denoisers: {known}")
+        return self.others[letter]
+
+    def latency(self, schedule: Schedule) -> float:
+        """Predicted milliseconds of one picture; ValueError where latency was not calibrated."""
+        if not self.milliseconds:
+            raise ValueError("latency was not calibrated; call search.calibrate.latency.calibrate first")
+        return float(np.dot(self.features(schedule), list(self.milliseconds.values())))
+
+    @property
+    def teacher_latency(self) -> float:
+        kinds = list(self.kinds.values())
+        counts = [1, self.steps, *(self.steps * n for n in kinds), *(0 for _ in self.others)]
+        return float(np.dot(counts, list(self.milliseconds.values())))
+
+    @cached_property
+    def kinds(self) -> dict[str, int]:
+        """Component kinds and how many nodes each has; nodes of unlike cost count by their share of the mean."""
+        found: dict[str, int] = {}
+        for name in self._parts:
+            kind = name.rpartition(":")[2]
+            found[kind] = found.get(kind, 0) + 1
+        return found
+
+    @cached_property
+    def _parts(self) -> dict[str, float]:
+        """Components by how much they cost in terms of the mean of their kind."""
+        macs = {name: m for name, m in self.component_macs.items() if ":" in name}
+        totals: dict[str, list[int]] = {}
+        for name, m in macs.items():
+            totals.setdefault(name.rpartition(":")[2], []).append(m)
+        means = {kind: sum(values) / len(values) for kind, values in totals.items()}
+        kinds = {name: name.rpartition(":")[2] for name in macs}
+        return {name: m / means[kinds[name]] if means[kinds[name]] else 1.0 for name, m in macs.items()}
+
+    def features(self, schedule: Schedule) -> list[float]:
+        """What latency is linear in: 1, calls, computed components of each kind, calls of each of the other denoisers.
+
+        Half batches are halves.
+        """
+        computed = self._computed_by_step(schedule)
+        counts: dict[str, float] = dict.fromkeys(self.kinds, 0)
+        for name, part in self._parts.items():
+            counts[name.rpartition(":")[2]] += part * sum(computed(name))
+        stitched = self.stitched(schedule)
+        return [1, sum(computed(ROOT)), *counts.values(), *(stitched.get(letter, 0) for letter in self.others)]
+
+    @property
+    def timed(self) -> list[str]:
+        """What the features beyond the first two are about: component kinds, `model S`, ..."""
+        return [*self.kinds, *(f"model {letter}" for letter in self.others)]
+
+    def peak_bytes(self, schedule: Schedule) -> int:
+        """Peak bytes of kept values; equals what the applied schedule reports for a batch of one picture.
+
+        Of groups whose gates are asked it is a bound: as if they had computed at every step at which they may, and
+        kept all streams of a signal. A signal of the denoiser's input is taken to be as large as its output.
+        """
+        held = self._held(schedule)
+        now = peak = 0
+        for step in range(schedule.plan.steps):
+            for size, counts in held:
+                now += (counts[step] - (counts[step - 1] if step else 0)) * size
+                peak = max(peak, now)
+        return peak
+
+    def _held(self, schedule: Schedule) -> list[tuple[int, list[int]]]:
+        """Of all that is kept, in the order of execution: its bytes, and how many there are after each step.
+
+        Where some steps compute one half of the batch, the halves and their difference are kept apart.
+        """
+        plan, branch = schedule.plan, schedule.guidance.branch if schedule.guidance else None
+        plan = joint(plan, schedule.together)
+        narrow = branch if is_narrow(branch) else None
+        names = {*plan.planned(), *([ROOT] if narrow else [])}
+        gates = {gate.blocks[-1]: gate for gate in schedule.gates}
+        found: list[tuple[int, list[int]]] = []
+        for name in _execution(plan.tree):
+            size = self.value_bytes.get(name, 0)
+            if name == ROOT and schedule.together:
+                found.append((size, waiting(schedule.together, plan.steps)))
+            if name in names and narrow:
+                uses = last_use(plan, name, narrow)
+                found += [(size // 2, _counts(uses[h], flow(name, plan.tokens[name], narrow, h)[1])) for h in KEPT]
+            elif name in names:
+                found.append((size, _counts(plan.last_use(name), [history(t) for t in plan.tokens[name]])))
+            if name in gates:
+                found += self._group_held(gates[name], plan.steps, narrow)
+        return found
+
+    def _group_held(self, gate: Gate, steps: int, narrow: str | None) -> list[tuple[int, list[int]]]:
+        measured = self.value_bytes[ROOT if gate.signal == "model_input" else gate.blocks[0]]
+        sizes = (measured, self.value_bytes[gate.blocks[-1]])
+        lanes = [[True] * steps] + ([[kind == "C" for kind in narrow]] if narrow else [])
+        held = [(size // len(lanes), gate.most_held(there)) for there in lanes for size in sizes]
+        return [(size, counts[i % 2 == 0]) for i, (size, counts) in enumerate(held)]
+
+
+def _counts(uses: Mapping[int, int], needs: Sequence[int]) -> list[int]:
+    """How many values are kept after each step: `uses` says of those that are until when, `needs` which steps read."""
+    kept: list[int] = []
+    counts = []
+    for step, reads in enumerate(needs):
+        if reads:
+            kept = [source for source in kept if uses[source] > step]
+        kept += [step] if step in uses else []
+        counts.append(len(kept))
+    return counts
+
+
+def _execution(tree: Tree) -> list[str]:
+    """Names in the order in which nodes finish: components, their block, the stack, the denoiser."""
+    names: list[str] = []
+    open_nodes: list[Node] = []
+    for node in tree:  # ancestors come before descendants
+        while open_nodes and node.parent != open_nodes[-1].name:
+            names.append(open_nodes.pop().name)
+        open_nodes.append(node)
+    return names + [node.name for node in reversed(open_nodes)]

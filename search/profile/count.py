@@ -1,0 +1,79 @@
+"""Count the costs of every node in one call of the denoiser."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from search.profile.costs import Costs
+from search.schedule.model.layers import is_layer, shape_of
+from search.schedule.model.nodes import ROOT, Tree
+from search.schedule.values import nbytes
+
+
+def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], object]) -> Costs:
+    """Cost tables from one call of the denoiser for one picture, by torch's own counter of operations."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    sizes: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    counter = FlopCounterMode(display=False)
+    removers = []
+    modules = {name: module for name, module in denoiser.named_modules() if is_layer(module)}
+    layers = dict.fromkeys(modules, 0)
+    for name, module in modules.items():
+
+        def multiply(module: nn.Module, _: object, output: Tensor, name: str = name) -> None:
+            layers[name] += output.numel() * shape_of(module)[1]
+
+        removers.append(module.register_forward_hook(multiply))
+    for node in tree:
+        module = tree.module(denoiser, node)
+        if module is None:
+            continue
+        begun: list[int] = []
+
+        def before(*_: object, begun: list[int] = begun) -> None:
+            begun.append(counter.get_total_flops())
+
+        def after(_: object, __: object, output: object, name: str = node.name, begun: list[int] = begun) -> None:
+            # the two branches of guidance may be two calls, with values of their own
+            sizes[name] = sizes.get(name, 0) + nbytes(plain_output(output))
+            counts[name] = counts.get(name, 0) + (counter.get_total_flops() - begun.pop()) // 2
+
+        removers += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        # the math backend spells attention out as matrix products, which are counted on every device
+        with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):
+            call()
+    finally:
+        for remover in removers:
+            remover.remove()
+    for stack in tree.contract:
+        sizes[stack.name] = sizes[f"{stack.name}.{tree.stacks[stack.name] - 1}"]
+    own = dict(counts)
+    for node in tree:
+        if node.kind == "component":
+            own[node.parent or ROOT] -= counts[node.name]
+    components = {n.name: own[n.name] for n in tree if n.kind == "component" or (n.kind == "block" and own[n.name])}
+    return Costs(
+        steps,
+        components,
+        counts[ROOT] - sum(components.values()),
+        sizes,
+        layer_macs=layers,
+        layer_shapes={name: shape_of(module) for name, module in modules.items()},
+        layer_bytes={name: (tensor_bytes(m.weight), tensor_bytes(m.bias)) for name, m in modules.items()},
+        weight_bytes=sum(tensor_bytes(parameter) for parameter in denoiser.parameters()),
+    )
+
+
+def tensor_bytes(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel() * tensor.element_size()
+
+
+def plain_output(output: Any) -> Any:
+    """A denoiser's output as a value: of a container with names the first."""
+    return output if isinstance(output, Tensor | tuple) else output[0]

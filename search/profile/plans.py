@@ -1,0 +1,32 @@
+"""Schedules from one action per step of component kinds."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from search.profile.target import Target
+from search.schedule import Schedule
+from search.schedule.model.nodes import ROOT
+from search.schedule.plan.tokens import OFF
+
+
+def component_names(target: Target) -> dict[str, list[str]]:
+    return {kind: [node.name for node in target.tree if node.component == kind] for kind in target.kinds}
+
+
+def mask_to_tokens(mask: np.ndarray, forecast: bool = False) -> list[str]:
+    tokens: list[str] = []
+    for computes in mask:
+        enough = tokens.count(OFF) > 1
+        tokens.append(OFF if computes else "F1" if forecast and enough else "R")
+    return tokens
+
+
+def plan_schedule(target: Target, tokens: Mapping[str, Sequence[str]]) -> Schedule:
+    """A schedule of the teacher's sampler with these actions of the denoiser or of component kinds."""
+    rules = []
+    for name, actions in tokens.items():
+        stacks = [stack for stack in target.tree.stacks if name in target.tree.components(stack)]
+        selectors = [ROOT] if name == ROOT else [f"{stack}.*:{name}" for stack in stacks]
+        rules += [[selector, "".join(actions)] for selector in selectors]
+    return Schedule.from_dict(target.schedule({"plan": {"rules": rules}}))

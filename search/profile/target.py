@@ -1,0 +1,91 @@
+"""What a space knows of a model, without its weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from search.schedule.model.nodes import Tree
+from search.schedule.noise import Noise
+
+
+@dataclass(frozen=True)
+class Target:
+    """The denoiser's nodes and layers, the number of steps T, and the teacher's own sampler part.
+
+    `model` and `sampler` are parts of a schedule file, ready to be joined with what a space decodes. `layers`
+    are the denoiser's linear layers and convolutions by their full name, (outputs, inputs of one output) each, and
+    `ranges` least and greatest values of their inputs where they were calibrated (search/calibrate/ranges.py).
+    `guidance` is the teacher's CFG scale, 1 without guidance. `others` are the smaller denoisers that may run instead
+    at some steps, the smallest first, as a schedule names them; `models` names the one of every step where that is
+    decided already, "" where it is the denoiser itself throughout.
+
+    Genes of a step belong to a step of the *teacher's* grid. Where another space has moved the steps, `at`
+    names for every step of this grid the teacher's step nearest in log-SNR, whose genes it takes.
+    """
+
+    name: str
+    tree: Tree
+    steps: int
+    model: Mapping[str, Any] = field(default_factory=dict)
+    sampler: Mapping[str, Any] = field(default_factory=dict)
+    layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    guidance: float = 1.0
+    teacher: "Target | None" = None
+    ranges: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    models: str = ""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Component kinds in the order of execution, `("attn1", "attn2", "ff")`."""
+        return self.tree.kinds
+
+    @property
+    def reference(self) -> int:
+        """Number of steps of the teacher's grid, which the genes are about."""
+        return (self.teacher or self).steps
+
+    @property
+    def timesteps(self) -> list[float]:
+        """Of every step [T], on the scale of 1000 training timesteps that published rules count in."""
+        scale = 1000 / self.sampler.get("config", {}).get("num_train_timesteps", 1000)
+        own = self.sampler.get("timesteps") or [(1 - t / self.steps) * 1000 / scale for t in range(self.steps)]
+        return [float(t) * scale for t in own]
+
+    @cached_property
+    def noise(self) -> Noise:
+        """The noise schedule of the sampler."""
+        return Noise.of(self.sampler)
+
+    @cached_property
+    def at(self) -> tuple[int, ...]:
+        """For every step of this grid: the teacher's step whose genes it takes."""
+        if self.teacher is None:
+            return tuple(range(self.steps))
+        theirs = self.teacher.noise.grid_logsnr(self.teacher.sampler)
+        own = self.noise.grid_logsnr(self.sampler)
+        return tuple(int(np.abs(theirs - place).argmin()) for place in own)
+
+    def on(self, parts: Mapping[str, Any]) -> "Target":
+        """The same denoiser on the grid of decoded parts (`steps`, `sampler`), with their `models`."""
+        found = replace(self, models=parts["models"]["at"]) if "models" in parts else self
+        if "sampler" not in parts:
+            return found
+        moved = replace(found, steps=parts.get("steps", self.steps), sampler=parts["sampler"])
+        return replace(moved, teacher=self.teacher or self)
+
+    def stitched(self, at: str) -> dict[str, Any]:
+        """The part of a schedule that runs these denoisers, a letter per step; `{}` where it is one throughout."""
+        names = {letter: dict(part) for letter, part in self.others.items() if letter in at}
+        return {"models": {"names": names, "at": at}} if names else {}
+
+    def schedule(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """The schedule file's content for parts that a space decoded."""
+        return (
+            {"format": "schedule/1", "model": dict(self.model), "steps": self.steps}
+            | {"sampler": dict(self.sampler)}
+            | dict(parts)
+        )

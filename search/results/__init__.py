@@ -1,0 +1,1 @@
+"""A finished search as a folder: read, write, pick, compare."""

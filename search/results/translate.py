@@ -1,0 +1,50 @@
+"""A schedule as a file of another tool: what `python -m search.export dialect=…` does, and the same from Python."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from search.schedule import Schedule
+
+
+TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def write(
+    schedule: "Schedule | str | Path", dialect: str, out: str | Path | None = None, lossy: bool = False
+) -> tuple[Path, list[str]]:
+    """Write a schedule in a dialect; the file, and in words what it does not say of the schedule.
+
+    ValueError says what would be lost, where `lossy` does not agree to that.
+    """
+    from search.schedule import Schedule
+    from search.schedule.exchange import dialect_of, export, losses
+
+    found = schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
+    lost, text = losses(found, dialect), export(found, dialect, lossy)
+    path = Path(out or f"schedule.{dialect}{dialect_of(dialect).ending}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path, lost
+
+
+def work(files: Sequence[Path], dialect: str, out: str, lossy: str, many: bool) -> None:
+    """What the command does with schedule files: write each, say what was lost, and how the last one is used."""
+    from search.schedule import Schedule
+    from search.schedule.exchange import dialect_of
+
+    if lossy.lower() not in TRUTH:
+        raise ValueError(f"lossy={lossy!r} is not understood; type lossy=true or lossy=false")
+    ending = dialect_of(dialect).ending
+    if many and out and Path(out).suffix:
+        raise ValueError(f"out={out!r} is a file name; pick=all writes a folder, for example out=schedules")
+    for file in files:
+        target = Path(out or "schedules") / f"{file.stem}{ending}" if many else out or None
+        schedule = Schedule.load(file)
+        path, lost = write(schedule, dialect, target, TRUTH[lossy.lower()])
+        print(path)
+        for line in lost:
+            print(f"  lost: {line}")
+    print("\nUse it:")
+    print("\n".join(f"    {line}" for line in dialect_of(dialect).use(path, schedule)))

@@ -1,0 +1,88 @@
+"""Steps decoded ahead: where a UNet's encoder is reused nothing sees the latents, so one call can run several steps.
+
+Faster Diffusion (arXiv:2312.09608) decodes the steps that follow a key step as one batch. Outputs are those of single
+steps up to the rounding of larger batches; the batch itself takes as much more memory while it runs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from search.schedule.apply.calls import named
+from search.schedule.apply.clock import Clock
+from search.schedule.apply.outputs import first
+from search.schedule.apply.stores import Memory
+from search.schedule.errors import ScheduleError
+from search.schedule.values import rows
+
+CHANGING = (
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+)
+
+
+class Ahead:
+    """Runs the denoiser for several steps at once, and hands out what it gave at each of them."""
+
+    def __init__(
+        self,
+        runs: Sequence[range],
+        clock: Clock,
+        memory: Memory,
+        timesteps: Callable[[], Tensor],
+    ) -> None:
+        """`timesteps` gives those of the run [T]."""
+        self.runs, self.clock, self.memory = {run[0]: run for run in runs}, clock, memory
+        self.timesteps = timesteps
+        self.ready: dict[tuple[int, int], Any] = {}  # (step, branch) -> what the denoiser returns there
+
+    def clear(self) -> None:
+        for output in self.ready.values():
+            self.memory.free(first(output))
+        self.ready.clear()
+
+    def output(self, module: nn.Module, forward: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the denoiser returns for this call; None where it is no step of a batch."""
+        step, branch = self.clock.step, self.clock.calls - 1
+        if (step, branch) in self.ready:
+            output = self.ready.pop((step, branch))
+            self.memory.free(first(output))
+            return output
+        if step not in self.runs:
+            return None
+        parts = self._together(module, forward, args, kwargs, self.runs[step])
+        for later, part in zip(self.runs[step][1:], parts[1:], strict=True):
+            self.ready[later, branch] = part
+            self.memory.add(first(part))
+        return parts[0]
+
+    def _together(
+        self, module: nn.Module, forward: Callable, args: Sequence[Any], kwargs: Mapping[str, Any], run: range
+    ) -> list[Any]:
+        """The denoiser's return values at all steps of a run, from one call."""
+        given, times = named(module, args, kwargs), self.timesteps()[run.start : run.stop]
+        if changing := [name for name in CHANGING if given.get(name) is not None]:
+            raise ScheduleError(
+                f"plan.ahead runs {len(run)} steps at once from step {run.start} on, but {changing[0]} is another at "
+                "every step; leave ahead out"
+            )
+        sample = next(iter(given.values()))
+        own = torch.as_tensor(given["timestep"]).flatten()[0].item()
+        if own != times[0].item():
+            raise ScheduleError(
+                f"plan.ahead knows the timesteps of the scheduler alone, {times[0].item():g} at step {run.start}, but "
+                f"the denoiser was given {own:g}; leave ahead out"
+            )
+        batch = len(sample)
+        given = {name: rows(lambda t: t.repeat(len(run), *[1] * (t.dim() - 1)), v, batch) for name, v in given.items()}
+        given["timestep"] = times.to(sample.device).repeat_interleave(batch)
+        self.clock.span = len(run)
+        try:
+            output = forward(**given)
+        finally:
+            self.clock.span = 1
+        parts = [part.clone() for part in first(output).chunk(len(run))]
+        return [(part,) if isinstance(output, tuple) else type(output)(sample=part) for part in parts]

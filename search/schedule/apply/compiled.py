@@ -1,0 +1,213 @@
+"""Compilation beneath the hooks: whole blocks, one variant for each set of components that a plan does not compute.
+
+A variant is the block's own forward, traced with stand-ins for its components: one that is reused or forecast gives
+back a value that is handed in, one that is computed hands its output out. So the graph knows nothing of steps and
+plans, all blocks of a class share it, and what served a reused component alone (its norm, its modulation) is not
+computed. Where that does not fit, components are compiled by themselves.
+"""
+
+import copy
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from search.schedule.apply.calls import named, parameters, skip
+from search.schedule.apply.clock import Clock
+from search.schedule.apply.hooks import BlockHook, verify
+from search.schedule.apply.stores import Store
+from search.schedule.model.nodes import Tree
+from search.schedule.plan.plan import Plan
+from search.schedule.plan.tokens import ABSENT, OFF
+from search.schedule.values import Value
+
+Compile = Callable[[Callable], Callable]
+Row = tuple[str, ...]  # what a block's stand-ins do: C compute, R give what is stored, S nothing
+MOST = 8  # variants of a stack: every set of three components; each takes as long to compile as a block does
+
+
+def compiler(compile: bool | Compile | None, denoiser: nn.Module, static: bool) -> tuple[Compile | None, bool]:
+    """What compiles a function, None for nothing, and whether it makes CUDA graphs.
+
+    `True` is torch.compile, with CUDA graphs on a GPU where the plan is `static`: nothing depends on what is denoised.
+    """
+    if not compile or callable(compile):
+        return compile or None, False
+    graphs = static and any(parameter.is_cuda for parameter in denoiser.parameters())
+    return partial(torch.compile, dynamic=False, mode="reduce-overhead" if graphs else None), graphs
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component of a block that is planned in some block of the stack; `store` is None where it is not in this one.
+
+    `skipped` are the arguments whose zeros it gives where it is skipped, () for its first one as it is.
+    """
+
+    name: str
+    module: Any
+    skipped: Sequence[str] | None
+    store: Store | None
+
+    def kind(self, step: int) -> str:
+        """What its stand-in does at a step."""
+        token = self.store.tokens[step] if self.store else OFF
+        return "C" if token in (OFF, ABSENT) else "S" if token == "S" else "R"
+
+
+Variants = dict[str, tuple[list[Part], set[Row]]]  # by block
+
+
+def variants(tree: Tree, denoiser: nn.Module, stack: str, plan: Plan, stores: Mapping[str, Store]) -> Variants:
+    """Of each block of a stack the components that matter, and the rows that it has to be compiled for.
+
+    `stores` are those of the planned nodes. Nothing where blocks are not to be compiled whole: they have too many rows,
+    components within components, or hooks of others.
+    """
+    nodes = [node for node in tree if node.stack == stack and node.kind != "stack"]
+    modules = {node.name: tree.module(denoiser, node) for node in nodes}
+    kinds = {node.component for node in nodes if node.kind == "component" and node.name in stores}
+    if tree.whole.copies or any("." in kind for kind in kinds) or not all(map(_plain, modules.values())):
+        return {}
+    found: Variants = {}
+    for block in (node.name for node in nodes if node.kind == "block"):
+        parts = [
+            Part(node.component, modules[node.name], tree.skipped(node), stores.get(node.name))
+            for node in nodes
+            if node.parent == block and node.component in kinds
+        ]
+        steps = [step for step, token in enumerate(plan.tokens[block]) if token == OFF] if plan.steps else [0]
+        found[block] = parts, {tuple(part.kind(step) for part in parts) for step in steps}
+    return found if len(set().union(*(rows for _, rows in found.values()))) <= MOST else {}
+
+
+class CompiledBlock:
+    """One block: what computes it at each step, beneath its hook and without hooks of its components."""
+
+    def __init__(self, hook: BlockHook, parts: Sequence[Part], rows: Iterable[Row], compile: Compile) -> None:
+        self.hook, self.parts, self.verified = hook, parts, False
+        block, names = hook.module, tuple(part.name for part in parts)
+        cls: Any = type(block)
+        self.graphs = {row: (compile(variant(cls, names, row)), self._shadow(block, row)) for row in rows}
+
+    def computing(self, step: int) -> Callable:
+        """What computes the block at a step."""
+        row = tuple(part.kind(step) for part in self.parts)
+        graph, shadow = self.graphs[row]
+        clock: Clock = self.hook.clock
+        pairs = list(zip(self.parts, row, strict=True))
+        given = [part.store for part, kind in pairs if kind == "R" and part.store]
+        made = [part.store if part.store and part.store.keeps(step) else None for part, kind in pairs if kind == "C"]
+
+        def run(*args: Any, **kwargs: Any) -> Value:
+            if not self.verified:
+                self._verify(args, kwargs)
+            branch = clock.calls - 1
+            values = [store.read(step, branch, clock) for store in given]
+            streams = {name: _even(kwargs[name]) for name in self.hook.outputs if name in kwargs}
+            output, computed = graph(shadow, values, tuple(map(_even, args)), kwargs | streams)
+            for store, value in zip(made, computed, strict=True):
+                if store is not None:
+                    store.keep(step, branch, value)
+            return output
+
+        return run
+
+    def _verify(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Run the block as it is once, to look at its components against the contract."""
+
+        def look(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Value, part: Part) -> None:
+            if part.store:
+                verify(part.store, part.skipped, named(module, args, kwargs), output)
+
+        watched = [part.module.register_forward_hook(partial(look, part=part), with_kwargs=True) for part in self.parts]
+        try:
+            self.hook.forward(*args, **kwargs)
+        finally:
+            for remover in watched:
+                remover.remove()
+        self.verified = True
+
+    def _shadow(self, block: nn.Module, row: Row) -> nn.Module:
+        """The block with stand-ins, in a module beside it: parameters, buffers and all else are the block's own."""
+        shadow = copy.copy(block)
+        for name in ("forward", "_diffusers_hook"):
+            shadow.__dict__.pop(name, None)
+        shadow.__dict__["_modules"] = dict(block._modules)
+        for part, kind in zip(self.parts, row, strict=True):
+            del shadow._modules[part.name]
+            shadow.__dict__[part.name] = {"C": Computed, "R": Given, "S": Skipped}[kind](part)
+        return shadow
+
+
+def _even(value: Any) -> Any:
+    """A stream as blocks give it: the first block's own, which an embedding has transposed, would take other graphs."""
+    return value.contiguous() if isinstance(value, Tensor) else value
+
+
+class Computed:
+    """In place of a component that runs; what it gave is noted."""
+
+    value: Value = None
+
+    def __init__(self, part: Part) -> None:
+        self.forward = part.module.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Value:
+        self.value = self.forward(*args, **kwargs)
+        return self.value
+
+
+class Given:
+    """In place of a component that is reused or forecast."""
+
+    value: Value = None
+
+    def __init__(self, part: Part) -> None:
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Value:
+        return self.value
+
+
+class Skipped:
+    """In place of a component that is skipped."""
+
+    value: Value = None
+
+    def __init__(self, part: Part) -> None:
+        self.names, self.skipped = parameters(type(part.module)), part.skipped
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Value:
+        return skip("a component", self.names, self.skipped, *args, **kwargs)
+
+
+@cache
+def variant(block: Any, names: tuple[str, ...], row: Row) -> Callable:
+    """`_run` for these stand-ins, as code of its own: torch keeps graphs, and limits recompilations, by code object."""
+    name = f"{block.__name__}_{''.join(row)}"
+    code = _run.__code__.replace(co_name=name, co_qualname=name)
+    return types.FunctionType(code, _run.__globals__, argdefs=(names, row))
+
+
+def _run(
+    block: nn.Module, values: list[Value], args: tuple, kwargs: dict, names: tuple[str, ...] = (), row: Row = ()
+) -> tuple[Value, list[Value]]:
+    """A block with stand-ins: its output, and those of the components that it computed. `values` are of those given."""
+    stand_ins = [getattr(block, name) for name in names]
+    for i, stand_in in enumerate([s for s, kind in zip(stand_ins, row, strict=True) if kind == "R"]):
+        stand_in.value = values[i]
+    output = block.forward(*args, **kwargs)
+    computed = [stand_in.value for stand_in, kind in zip(stand_ins, row, strict=True) if kind == "C"]
+    for stand_in in stand_ins:
+        stand_in.value = None
+    return output, computed
+
+
+def _plain(module: Any) -> bool:
+    """Whether a module's forward is that of its class and nobody listens, so that a copy may run in its place."""
+    return not ("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks)

@@ -1,0 +1,152 @@
+"""Corrections: what a reused or forecast value is multiplied with and what is added, per node, step and channel.
+
+The numbers lie in a .safetensors file beside the schedule: for every corrected node `<node>.scale` and
+`<node>.shift` [steps, C] in fp16. The schedule names the steps of their rows, and the file by its sha256. Like the
+schedule the file is data: its size is bounded, and its place is the schedule's own with another ending.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from search.schedule.errors import ScheduleError
+from search.schedule.parts.corrections import CorrectionsPart
+from search.schedule.plan.plan import Plan
+from search.schedule.plan.tokens import history
+
+SUFFIX = ".safetensors"
+MAX_TENSOR_BYTES = 256 * 2**20  # 28 blocks of three components, 20 steps, 1152 channels are 8 MB
+SCALE, SHIFT = ".scale", ".shift"
+
+
+class Affine:
+    """The correction of one node at work: value * scale + shift over the channels, in fp32.
+
+    Channels are the last dimension of token sequences [B, N, C], and dimension 1 of images [B, C, h, w].
+    """
+
+    def __init__(self, name: str, steps: Sequence[int], scale: Tensor, shift: Tensor) -> None:
+        """`scale` and `shift` [steps, C]."""
+        self.name = name
+        self.rows = dict(zip(steps, zip(scale, shift, strict=True), strict=True))
+
+    def __call__(self, step: int, value: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        """The corrected value in its own type; the value itself at a step without correction."""
+        if step not in self.rows:
+            return value
+        scale, shift = (row.to(value.device, torch.float32) for row in self.rows[step])
+        self.rows[step] = scale, shift  # stays there for the runs to come
+        if value.shape[channel_dim(value)] != len(scale):
+            raise ScheduleError(
+                f"corrections of {self.name} have {len(scale)} channels, but its value has "
+                f"{value.shape[channel_dim(value)]}: they were made for another model"
+            )
+        shape = [-1, *[1] * (value.dim() - 2)] if channel_dim(value) == 1 else [-1]
+        return (value * scale.view(shape) + shift.view(shape)).to(value.dtype)
+
+
+def channel_dim(value: Tensor) -> int:
+    """Where the channels of a node's value are."""
+    return -1 if value.dim() <= 3 else 1
+
+
+def reused_steps(plan: Plan) -> dict[str, list[int]]:
+    """The steps at which each node is reused or forecast; nodes without any are left out."""
+    steps = {name: [t for t, token in enumerate(tokens) if history(token)] for name, tokens in plan.tokens.items()}
+    return {name: found for name, found in steps.items() if found}
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """A tensors file that fits its part of a schedule; `data` is its content."""
+
+    part: CorrectionsPart
+    tensors: Mapping[str, Tensor]
+    data: bytes
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], steps: Mapping[str, Sequence[int]]) -> "Corrections":
+        """From the tensors by their names, and the steps of every node's rows; rounds to fp16."""
+        whole = torch.contiguous_format
+        data = save(
+            {name: t.detach().to("cpu", torch.float16).clone(memory_format=whole) for name, t in tensors.items()}
+        )
+        part = CorrectionsPart(digest=_digest(data), steps={name: list(found) for name, found in steps.items()})
+        return cls.parse(data, part)
+
+    @classmethod
+    def parse(cls, data: bytes, part: CorrectionsPart) -> "Corrections":
+        """From a file's content; ScheduleError where it is not the one that the part means, or not sound."""
+        if len(data) > MAX_TENSOR_BYTES:
+            raise ScheduleError(f"the file has more than the {MAX_TENSOR_BYTES} bytes that corrections may have")
+        if (found := _digest(data)) != part.digest:
+            raise ScheduleError(
+                f"the file's digest is {found!r}, but corrections.digest is {part.digest!r}: it was changed, or "
+                f"belongs to another schedule; copy the {SUFFIX} file that was saved with this one"
+            )
+        try:
+            tensors = load(data)
+        except SafetensorError as error:
+            raise ScheduleError(f"this is no {SUFFIX} file: {error}") from None
+        _check(tensors, part)
+        return cls(part, tensors, data)
+
+    @classmethod
+    def read(cls, schedule: Path, part: CorrectionsPart) -> "Corrections":
+        """The file beside a schedule's."""
+        path = beside(schedule)
+        try:
+            with open(path, "rb") as file:
+                return cls.parse(file.read(MAX_TENSOR_BYTES + 1), part)
+        except ScheduleError as error:
+            raise ScheduleError(f"{path}: {error}") from None
+        except OSError as error:
+            raise ScheduleError(
+                f"cannot read {str(path)!r}: {error.strerror}; the corrections of {schedule.name} are in it: copy both "
+                "files, or export the schedule again"
+            ) from None
+
+    def nodes(self) -> dict[str, Affine]:
+        """What corrects each node."""
+        return {
+            name: Affine(name, steps, self.tensors[name + SCALE], self.tensors[name + SHIFT])
+            for name, steps in self.part.steps.items()
+        }
+
+
+def beside(schedule: str | Path) -> Path:
+    """Where the tensors of a schedule file are."""
+    path = Path(schedule)
+    if path.suffix == SUFFIX:
+        raise ScheduleError(f"{path}: this is the name of the tensors file; the schedule's ends in .json")
+    return path.with_suffix(SUFFIX)
+
+
+def _digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def _check(tensors: Mapping[str, Tensor], part: CorrectionsPart) -> None:
+    """Two tensors of equal shape for every node, and nothing else."""
+    wanted = {name + ending for name in part.steps for ending in (SCALE, SHIFT)}
+    if wrong := sorted(wanted ^ set(tensors)):
+        problem = "lacks" if wrong[0] in wanted else "has, beside those of the schedule's nodes,"
+        raise ScheduleError(f"corrections: the file {problem} the tensor {wrong[0]!r:.200}")
+    for name, steps in part.steps.items():
+        scale, shift = tensors[name + SCALE], tensors[name + SHIFT]
+        for ending, tensor in ((SCALE, scale), (SHIFT, shift)):
+            kind = f"{list(tensor.shape)} in {tensor.dtype}"
+            rows = tensor.dim() == 2 and len(tensor) == len(steps) and tensor.shape == scale.shape and tensor.numel()
+            if not rows or tensor.dtype != torch.float16:
+                raise ScheduleError(
+                    f"corrections: {name}{ending} is {kind}; its {len(steps)} steps need [{len(steps)}, channels] in "
+                    "torch.float16, as many channels in scale and shift"
+                )
+            if not torch.isfinite(tensor).all():
+                raise ScheduleError(f"corrections: {name}{ending} has numbers that are not finite")

@@ -1,0 +1,342 @@
+"""What happens at a planned node: compute, reuse, forecast or skip, with values kept as long as they are read."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.hooks import ModelHook
+from torch import Tensor, nn
+
+from search.schedule.apply.calls import named, parameters, passed, shown_names, skip
+from search.schedule.apply.clock import Clock
+from search.schedule.apply.outputs import check_block, check_component, check_value, first
+from search.schedule.apply.stitch import Stitch
+from search.schedule.apply.stores import HalvedStore, Store
+from search.schedule.errors import ScheduleError
+from search.schedule.plan.guidance import Guidance
+from search.schedule.plan.tokens import ABSENT, OFF
+from search.schedule.values import Value, mapped
+
+if TYPE_CHECKING:
+    from search.schedule.apply.ahead import Ahead
+
+
+class PlannedHook(ModelHook):
+    """Base of the hooks: knows the step and the CFG branch."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def read(self, store: Store, compute: Callable[[], Value]) -> Value:
+        """The value that a node's action at this step stands for, corrected where the schedule says so."""
+        clock = self.clock
+        value = store.read(clock.step + clock.span - 1, clock.calls - 1, clock)  # the denoiser has counted this call
+        if clock.span > 1:
+            value = mapped(lambda tensor: tensor.repeat(clock.span, *[1] * (tensor.dim() - 1)), value)
+        if store.correction is None:
+            return value
+        return store.correction(clock.step, value, partial(self._aside, compute))
+
+    def keep(self, store: Store, value: Value) -> None:
+        store.keep(self.clock.step, self.clock.calls - 1, value)
+
+    def _aside(self, compute: Callable[[], Value]) -> Value:
+        with self.clock.aside():
+            return compute()
+
+
+class StepHook(PlannedHook):
+    """A module within the denoiser: as a step begins, what it does there takes the place of its forward.
+
+    So a module that computes and keeps nothing is called as if nobody had planned anything. Between runs, and where
+    somebody else has wrapped the module since, diffusers' chain of hooks is called and comes to the same.
+    """
+
+    compiled: Callable[[int], Callable] | None = None  # what runs at a step in place of the module's own forward
+    module: nn.Module
+    placed: Callable  # what was last put in the forward's place
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.actions: dict[int, Callable] = {}
+
+    def initialize_hook(self, module: nn.Module) -> nn.Module:
+        self.module = module
+        return module
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Value:
+        """Until the first run; diffusers wants the name."""
+        return self.forward(*args, **kwargs)
+
+    def attend(self) -> None:
+        """Follow the clock, once diffusers has put its chain in the forward's place."""
+        self.attributes = self.module.__dict__
+        self.chain = self.placed = self.attributes["forward"]
+        self.clock.on_step.append(self.turn)
+
+    def turn(self, step: int) -> None:
+        """Do from now on what is planned for this step; compute where there is none."""
+        action = self.actions.get(step)
+        if action is None:
+            action = self.actions[step] = self.forward if step < 0 else self.action(step)
+        free = self.attributes.get("forward") is self.placed
+        if free:
+            self.attributes["forward"] = self.placed = self.chain if step < 0 else action
+        if not free or step < 0:
+            self.fn_ref.forward = action
+
+    @property
+    def forward(self) -> Callable:
+        """The module's own."""
+        return self.fn_ref.original_forward
+
+    def action(self, step: int) -> Callable:
+        """What is called in place of the module's forward at a step."""
+        return self.computing(step)
+
+    def computing(self, step: int) -> Callable:
+        """What computes the module at a step."""
+        return self.forward if self.compiled is None else self.compiled(step)
+
+    def reconsider(self) -> None:
+        """Actions are other ones from now on."""
+        self.actions.clear()
+        self.turn(self.clock.step)
+
+
+class ComponentHook(StepHook):
+    """A component: its output is kept before the block's gate; skipped, it adds nothing or passes its input on."""
+
+    def __init__(self, clock: Clock, store: Store, skipped: Sequence[str] | None) -> None:
+        """`skipped` are the arguments whose zeros it returns where it is skipped, () for its input as it is."""
+        super().__init__(clock)
+        self.store, self.skipped, self.verified = store, skipped, False
+
+    def action(self, step: int) -> Callable:
+        token = self.store.tokens[step]
+        if token == "S":
+            return partial(skip, self.store.name, parameters(type(self.module)), self.skipped)
+        if token not in (OFF, ABSENT):
+            return self._again if self.store.correction else self._stored()
+        if not self.verified:
+            return self._first
+        return self._keeping(self.computing(step)) if self.store.keeps(step) else self.computing(step)
+
+    # Called at every kept and reused component: each lookup and each call within costs as much as a small kernel.
+
+    def _keeping(self, compute: Callable) -> Callable:
+        clock, keep = self.clock, self.store.keep
+
+        def kept(*args: Any, **kwargs: Any) -> Value:
+            output = compute(*args, **kwargs)
+            keep(clock.step, clock.calls - 1, output)
+            return output
+
+        return kept
+
+    def _stored(self) -> Callable:
+        clock, read, again = self.clock, self.store.read, self._again
+
+        def stored(*args: Any, **kwargs: Any) -> Value:
+            return read(clock.step, clock.calls - 1, clock) if clock.span == 1 else again(*args, **kwargs)
+
+        return stored
+
+    def _again(self, *args: Any, **kwargs: Any) -> Value:
+        return self.read(self.store, lambda: self.forward(*args, **kwargs))
+
+    def _first(self, *args: Any, **kwargs: Any) -> Value:
+        """The first time that it is computed."""
+        output = self.computing(self.clock.step)(*args, **kwargs)
+        verify(self.store, self.skipped, named(self.module, args, kwargs), output)
+        if self.store.keeps(self.clock.step):
+            self.keep(self.store, output)
+        self.verified = True
+        self.reconsider()
+        return output
+
+
+class BlockHook(StepHook):
+    """A block, and the stack around it: where the stack is not computed, its last block gives the stack's value.
+
+    What is kept is what they give, or with `residual` what they add to what entered them.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        block: Store,
+        stack: Store,
+        blocks: Sequence[nn.Module],
+        outputs: Sequence[str],
+        residual: bool = False,
+    ) -> None:
+        """`blocks` are all of the stack; `outputs` the arguments that a block's outputs replace, in their order."""
+        super().__init__(clock)
+        self.block, self.stack, self.blocks, self.outputs = block, stack, blocks, outputs
+        self.residual, self.verified = residual, False
+
+    def action(self, step: int) -> Callable:
+        around, token = self.stack.tokens[step], self.block.tokens[step]
+        last = self.module is self.blocks[-1]
+        if around not in (OFF, ABSENT):
+            return self._stack_again if last and around != "S" else self._passed
+        if token == "S":
+            run = self._passed
+        elif token not in (OFF, ABSENT):
+            run = self._again
+        elif not self.verified:
+            run = self._first
+        else:
+            run = self.computing(step)
+            run = partial(self._kept, run) if self.block.keeps(step) else run
+        if self.stack.keeps(step) and (last or self.module is self.blocks[0]):
+            return partial(self._edge, run, last)
+        return run
+
+    def _passed(self, *args: Any, **kwargs: Any) -> Value:
+        return passed(self.module, args, kwargs, self.outputs) if self.outputs else None
+
+    def _kept(self, compute: Callable, *args: Any, **kwargs: Any) -> Value:
+        output = compute(*args, **kwargs)
+        self.keep(self.block, self._added(self._passed(*args, **kwargs), output) if self.residual else output)
+        return output
+
+    def _again(self, *args: Any, **kwargs: Any) -> Value:
+        return self._value(self.block, lambda: self.forward(*args, **kwargs), args, kwargs)
+
+    def _stack_again(self, *args: Any, **kwargs: Any) -> Value:
+        return self._value(self.stack, lambda: self._through(args, kwargs), args, kwargs)
+
+    def _first(self, *args: Any, **kwargs: Any) -> Value:
+        """The first time that it is computed: looked at against the contract."""
+        output = self.computing(self.clock.step)(*args, **kwargs)
+        check_block(self.block.name, self.outputs, named(self.module, args, kwargs), output)
+        if self.block.keeps(self.clock.step):
+            self._kept(lambda *_, **__: output, *args, **kwargs)
+        self.verified = True
+        self.reconsider()
+        return output
+
+    def _edge(self, run: Callable, last: bool, *args: Any, **kwargs: Any) -> Value:
+        """The first and the last block of a stack whose value is kept."""
+        if self.residual and self.module is self.blocks[0]:
+            self.stack.entered = self._passed(*args, **kwargs)
+        output = run(*args, **kwargs)
+        if last:
+            self.keep(self.stack, self._added(self.stack.entered, output) if self.residual else output)
+            self.stack.entered = None
+        return output
+
+    def _value(
+        self, store: Store, compute: Callable[[], Value], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Value:
+        """What stands for the block, or for its stack."""
+        if not self.residual:
+            return self.read(store, compute)
+        inputs = self._passed(*args, **kwargs)
+        return mapped(torch.add, self.read(store, lambda: self._added(inputs, compute())), inputs)
+
+    @staticmethod
+    def _added(inputs: Value, output: Value) -> Value:
+        return mapped(torch.sub, output, inputs)
+
+    def _through(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
+        """The whole stack, from what entered it."""
+        given = named(self.blocks[0], args, kwargs)
+        output: Value = None
+        for block in self.blocks:
+            output = block(**given)
+            given |= zip(self.outputs, output if len(self.outputs) > 1 else (output,), strict=True)
+        return output
+
+
+class DenoiserHook(PlannedHook):
+    """The denoiser: counts CFG branches, checks that the run is whole, reuses or forecasts whole steps, and guides.
+
+    At a step of another denoiser that one is called instead, as it stands: with whatever hooks it has, none of ours.
+    Values are cloned on the way in and out, because a pipeline may write into what it was given.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        store: Store,
+        check: Callable[[Mapping[str, Any]], None],
+        guidance: Guidance | None = None,
+        stitch: Stitch | None = None,
+        ahead: "Ahead | None" = None,
+    ) -> None:
+        super().__init__(clock)
+        self.store, self.check, self.guidance, self.stitch, self.ahead = store, check, guidance, stitch, ahead
+        self.calls: Counter[int] = Counter()  # that began at each step, of all runs
+        self.graphs = False  # whether CUDA graphs run beneath
+        self.inputs: dict[int, tuple] = {}  # branch -> shape, dtype and device of this run
+        self.container: Any = tuple  # of the outputs: a tuple, or a class with `sample`
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        self.check(kwargs)
+        hidden = args[0] if args else kwargs[parameters(type(module))[0]]
+        step, branch = self.clock.step, self.clock.calls
+        self.clock.calls += 1
+        found = tuple(hidden.shape), hidden.dtype, hidden.device
+        if step == 0:
+            self.inputs = {b: known for b, known in self.inputs.items() if b < branch} | {branch: found}
+        elif (known := self.inputs.get(branch)) != found:
+            raise ScheduleError(
+                f"the denoiser's input changed from {shown_names(known)} to {shown_names(found)} at step {step}; "
+                "batch, resolution, type, device and guidance may not change during a run"
+            )
+        guidance = self.guidance
+        if guidance is not None:
+            guidance.check(hidden, step, branch)
+        token = self.store.tokens[step]
+        self.calls[step] += 1
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # outputs of the call before may be written into
+
+        other = self.stitch.denoiser(step) if self.stitch else None
+        run = self.fn_ref.original_forward if other is None else other
+
+        def compute() -> Any:
+            if self.ahead and (output := self.ahead.output(module, run, args, kwargs)) is not None:
+                return output
+            if guidance is None or not guidance.narrow(step):
+                return run(*args, **kwargs)
+            return run(**guidance.narrowed(module, step, args, kwargs))
+
+        if token == OFF:
+            try:
+                output = compute()
+            except BaseException:
+                self.clock.stop()  # an interrupted run leaves no values behind
+                raise
+            if self.stitch:
+                self.stitch.count(step)
+            tensor, self.container = first(output), type(output)
+            if self.store.keeps(step):
+                self.store.keep(step, branch, tensor.clone())
+            value = tensor if guidance is None else self._guided(guidance, step, tensor)
+            if value is tensor:
+                return output
+        else:
+            value = self.read(self.store, lambda: first(compute())).clone()
+            value = value if guidance is None else self._guided(guidance, step, value)
+        if issubclass(self.container, Tensor):
+            return value
+        return (value,) if self.container is tuple else self.container(sample=value)
+
+    def _guided(self, guidance: Guidance, step: int, value: Tensor) -> Tensor:
+        stored = self.store.guided_with(step, self.clock) if isinstance(self.store, HalvedStore) else None
+        return guidance.returned(step, value, stored)
+
+
+def verify(store: Store, skipped: Sequence[str] | None, given: Mapping[str, Any], output: Value) -> None:
+    """Look at what a component gave against its contract, as far as the plan relies on it."""
+    if skipped is not None and "S" in store.tokens:
+        check_component(store.name, skipped, given, output)
+    else:
+        check_value(store.name, output)

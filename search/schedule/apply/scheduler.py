@@ -1,0 +1,235 @@
+"""The scheduler that follows a planned grid and a solver table."""
+
+import copy
+import functools
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+
+from search.schedule.apply.clock import Clock
+from search.schedule.apply.injection import Injection
+from search.schedule.errors import ScheduleError
+from search.schedule.parts.start import TRAINING
+from search.schedule.schedulers import GRIDDED, check_order, coordinates, scheduler_class
+
+
+class LinearSolver:
+    """The interpreter of a solver table: x[i+1] = state[i] * x[0] + sum over j <= i of outputs[i][j] * e[j].
+
+    Sums are accumulated in float64 on devices that have it, and returned in the latents' dtype.
+    """
+
+    def __init__(self, state: Sequence[float], outputs: Sequence[Sequence[float]]) -> None:
+        self.state, self.outputs = state, outputs
+        self.values: list[torch.Tensor] = []  # x[0], e[0], e[1], ...
+
+    def step(self, i: int, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """x[i+1] from what the denoiser gave at step i; `sample` is read at step 0 only."""
+        precise = torch.float32 if output.device.type == "mps" else torch.float64
+        if i == 0:
+            self.values = [sample.to(precise)]
+        self.values.append(output.to(precise))
+        total = self.values[0] * self.state[i]
+        for value, weight in zip(self.values[1:], self.outputs[i], strict=True):
+            if weight:
+                total = torch.add(total, value, alpha=weight)
+        if i + 1 == len(self.state):
+            self.values = []
+        return total.to(sample.dtype)
+
+
+def attributes(scheduler: Any) -> dict[str, Any]:
+    """The attributes that a run may change; lists and dicts are copied, as steps write into them."""
+    kept = {k: v for k, v in vars(scheduler).items() if not callable(v) and k != "num_inference_steps"}
+    return {k: _copied(v) for k, v in kept.items()}
+
+
+def progress(scheduler: Any, fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run has changed since its attributes were `fresh`: the memory of the solver, without the grid."""
+    return {k: v for k, v in attributes(scheduler).items() if k not in fresh or not _same(v, fresh[k])}
+
+
+def resume(scheduler: Any, fresh: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
+    """Bring a scheduler whose attributes were `fresh` to where another one has got to."""
+    for name in attributes(scheduler).keys() - fresh.keys():
+        delattr(scheduler, name)
+    for name, value in {**fresh, **changed}.items():
+        setattr(scheduler, name, _copied(value))
+
+
+def _copied(value: Any) -> Any:
+    return value.copy() if type(value) in (list, dict) else value
+
+
+def _same(a: Any, b: Any) -> bool:
+    if type(a) is list and type(b) is list:
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a is b or (isinstance(a, bool | int | float | str) and type(a) is type(b) and a == b)
+
+
+def plan_scheduler(
+    scheduler: Any,
+    clock: Clock,
+    *,
+    steps: int | None,
+    class_name: str | None = None,
+    config: dict[str, Any] | None = None,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
+    order: Sequence[int] | None = None,
+    axis: str = "index",
+    solver: LinearSolver | None = None,
+    injection: Injection | None = None,
+) -> Any:
+    """A copy of `scheduler` that keeps `clock` and runs the given grid and orders; all parts are optional.
+
+    ScheduleError names what this class of scheduler cannot run.
+    """
+    planned = _build(scheduler, class_name, config, order)
+    name = type(planned).__name__
+    if timesteps is not None and name not in GRIDDED:
+        raise ScheduleError(f"sampler.timesteps: {name} runs no given timesteps; use {', '.join(GRIDDED)}")
+    if name == "DDIMScheduler" and sigmas is not None:
+        raise ScheduleError("sampler.sigmas: DDIMScheduler has none; leave them out")
+    if name == "DEISMultistepScheduler" and sigmas is not None and sigmas[-1] == 0:
+        raise ScheduleError(f"sampler.sigmas ends with 0; {name} takes its logarithm, so end above 0")
+    if order is not None:
+        check_order(name, order, sigmas, planned.config)
+    original_set, original_step = planned.set_timesteps, planned.step
+    stepping = inspect.signature(original_step)
+    gaps: list[int] = []  # DDIM only: from each step to the next; its own grid runs as diffusers runs it
+
+    @functools.wraps(original_set)
+    def set_timesteps(*args: Any, **kwargs: Any) -> None:
+        if timesteps is None:
+            original_set(*args, **kwargs)
+            if steps is not None and len(planned.timesteps) != steps:
+                raise ScheduleError(
+                    f"this schedule has {steps} steps, but the pipeline runs {len(planned.timesteps)}; "
+                    f"call it with num_inference_steps={steps}"
+                )
+        else:
+            given = inspect.signature(original_set).bind(*args, **kwargs).arguments
+            if given.get("timesteps") is not None or not _even(given.get("sigmas")):
+                raise ScheduleError(
+                    "the schedule brings its own timesteps; call the pipeline without timesteps and sigmas"
+                )
+            kept = {k: v for k, v in given.items() if k in ("device", "mu") and v is not None}
+            original_set(num_inference_steps=len(timesteps), **kept)
+            gaps.clear()
+            if name == "DDIMScheduler" and planned.timesteps.tolist() != list(timesteps):
+                gaps.extend(int(a - b) for a, b in zip(timesteps, [*timesteps[1:], -1], strict=True))
+            _write_grid(planned, timesteps, sigmas)
+        if injection is not None:
+            injection.begin(planned.timesteps.tolist(), planned.config.get("num_train_timesteps", TRAINING))
+        clock.start(
+            len(planned.timesteps),
+            coordinates(planned, axis) if axis != "index" else [float(i) for i in range(len(planned.timesteps))],
+        )
+
+    @functools.wraps(original_step)
+    def step(model_output: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        at = clock.step
+        if at < 0:
+            raise ScheduleError(
+                "scheduler.step was called more often than there are steps; call the pipeline again, or "
+                "scheduler.set_timesteps before a loop of your own"
+            )
+        if at == 0 and float(timestep) != float(planned.timesteps[0]):
+            raise ScheduleError(
+                f"the run starts at timestep {float(timestep):g} instead of {float(planned.timesteps[0]):g}; "
+                "a schedule applies to whole runs, not to image-to-image or resumed ones"
+            )
+        if order is not None:
+            planned.lower_order_nums = order[at] - 1
+        if gaps:
+            planned.num_inference_steps = _Gap(len(gaps), gaps[at])
+        if solver is None:
+            result = original_step(model_output, timestep, *args, **kwargs)
+        else:
+            given = stepping.bind(model_output, timestep, *args, **kwargs).arguments
+            sample = solver.step(at, model_output, given["sample"])
+            result = (sample,) if not given.get("return_dict", True) else SchedulerOutput(prev_sample=sample)
+        if injection is not None:
+            sample = stepping.bind(model_output, timestep, *args, **kwargs).arguments["sample"]
+            result = _replaced(result, injection.after(at, sample, result[0]))
+        clock.advance()
+        return result
+
+    planned.set_timesteps, planned.step, planned.__deepcopy__ = set_timesteps, step, clock.__deepcopy__
+    return planned
+
+
+def _replaced(result: Any, latents: torch.Tensor) -> Any:
+    """What a scheduler's step returned, with other latents."""
+    if isinstance(result, tuple):
+        return (latents, *result[1:])
+    return type(result)(**{**result, "prev_sample": latents})
+
+
+def _even(sigmas: Sequence[float] | None) -> bool:
+    """No sigmas of the caller's own: none, or the even ones from 1 to 1/n that Flux pipelines always hand over."""
+    if sigmas is None:
+        return True
+    found = torch.tensor([float(s) for s in sigmas])
+    return bool(torch.allclose(found, torch.linspace(1, 1 / max(len(found), 1), len(found)), atol=1e-6))
+
+
+class _Gap(int):
+    """A step count that DDIM's `num_train_timesteps // num_inference_steps` turns into the wanted gap."""
+
+    gap: int
+
+    def __new__(cls, steps: int, gap: int) -> "_Gap":
+        self = super().__new__(cls, steps)
+        self.gap = gap
+        return self
+
+    def __rfloordiv__(self, other: int) -> int:
+        return self.gap
+
+
+def _build(scheduler: Any, class_name: str | None, config: dict[str, Any] | None, order: Any) -> Any:
+    if class_name is None:
+        cls, config = type(scheduler), dict(scheduler.config)
+    else:
+        cls = scheduler_class(class_name)
+        known = set(inspect.signature(cls.__init__).parameters)
+        if unknown := sorted(set(config or {}) - known):
+            raise ScheduleError(f"sampler.config has {unknown[:9]}, which {class_name} does not take")
+        if config and config.get("solver_p") is not None:
+            raise ScheduleError("sampler.config.solver_p is another scheduler, which no file can hold; leave it out")
+        config = dict(config or {})
+    if order is None and class_name is None:
+        return copy.deepcopy(scheduler)
+    if order is not None:
+        config |= {"solver_order": max(order), "lower_order_final": False}
+        if "euler_at_final" in inspect.signature(cls.__init__).parameters:
+            config["euler_at_final"] = False
+    try:
+        return cls.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+    except ScheduleError:
+        raise
+    except Exception as error:  # diffusers raises many kinds for one mistake: a config that does not fit
+        raise ScheduleError(f"sampler.config does not fit {cls.__name__}: {error}") from error
+
+
+def _write_grid(planned: Any, timesteps: Sequence[float], sigmas: Sequence[float] | None) -> None:
+    """Overwrite the arrays that set_timesteps has just made: no class's argument conventions to trust."""
+    device = planned.timesteps.device
+    whole = all(math.floor(t) == t for t in timesteps)
+    dtype = planned.timesteps.dtype if whole else torch.float32
+    planned.timesteps = torch.tensor(timesteps, dtype=dtype, device=device)
+    planned.num_inference_steps = len(timesteps)
+    if type(planned).__name__ == "DDIMScheduler":
+        highest = planned.config.num_train_timesteps - 1
+        if not whole or timesteps[0] > highest:
+            raise ScheduleError(f"sampler.timesteps: DDIMScheduler takes whole numbers from 0 to {highest}")
+        return
+    if sigmas is None:
+        raise ScheduleError(f"sampler.sigmas is missing; {type(planned).__name__} needs {len(timesteps) + 1} of them")
+    planned.sigmas = torch.tensor(sigmas, dtype=planned.sigmas.dtype, device=planned.sigmas.device)

@@ -1,0 +1,1 @@
+"""What a schedule knows of a denoiser: its contract, nodes, layers, identity."""

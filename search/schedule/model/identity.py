@@ -1,0 +1,37 @@
+"""Which network a pipeline calls at each step, and how it is known again: by class, stacks and configuration."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from search.schedule.errors import ScheduleError
+from search.schedule.model.contracts import Contract
+from search.schedule.model.nodes import Tree
+
+
+def denoiser_of(pipe: Any) -> nn.Module:
+    """The network that the pipeline calls at each step."""
+    for attribute in ("transformer", "unet", "denoiser"):
+        if isinstance(module := getattr(pipe, attribute, None), nn.Module):
+            return module
+    raise ScheduleError(f"{type(pipe).__name__} has neither a transformer, a unet nor a denoiser to schedule")
+
+
+def fingerprint(denoiser: nn.Module) -> str:
+    """Digest of the architecture: class and configuration, no weights and no paths."""
+    if isinstance(config := getattr(denoiser, "config", None), Mapping):
+        config = {k: v for k, v in sorted(config.items()) if not k.startswith("_")}
+    else:  # any other module: by the shapes of its parameters
+        config = {name: list(parameter.shape) for name, parameter in denoiser.named_parameters()}
+    text = json.dumps([type(denoiser).__name__, config], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def model_part(denoiser: nn.Module, contract: Contract | None = None) -> dict[str, Any]:
+    """The `model` part of a schedule for this denoiser; a class that is not known needs a contract."""
+    tree = Tree.of(denoiser, contract)
+    part = {"class": tree.model_class, "fingerprint": fingerprint(denoiser), "stacks": tree.shape}
+    return part | ({"contract": tree.whole.to_dict()} if tree.own else {})

@@ -1,0 +1,106 @@
+"""The noise schedule behind a sampler part: signal and noise scales, log-SNR, and timesteps of given sigmas."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+
+from search.schedule.schedulers import scheduler_class
+
+FLOW = ("flow_prediction", "flow")
+# These classes divide the denoiser's input by sqrt(sigma² + 1) and keep x0 + sigma * noise as their state.
+VE = (
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DPMSolverSDEScheduler",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """Scales of x = alpha * x0 + sigma * noise over the training timesteps, all in float64.
+
+    `sigmas` [N] are sigma/alpha of the training timesteps 0..N-1, rising (flow matching: sigma itself, in 0..1).
+    `kind` is vp (alpha² + sigma² = 1), ve (alpha = 1: the denoiser's input is scaled instead) or flow
+    (alpha = 1 - sigma). `prediction` is what the denoiser predicts: epsilon, v_prediction, sample or flow.
+    """
+
+    sigmas: np.ndarray
+    kind: Literal["vp", "ve", "flow"] = "vp"
+    prediction: str = "epsilon"
+
+    @classmethod
+    def of(cls, sampler: Mapping[str, Any]) -> "Noise":
+        """The noise schedule of a schedule file's sampler part (class and config); ValueError where it has none."""
+        return _of(sampler["class"], json.dumps(sampler.get("config", {}), sort_keys=True))
+
+    def scales(self, sigma: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+        """Signal scale alpha and noise scale sigma of the state, for sigma/alpha (flow: sigma) as stored in files."""
+        s = np.asarray(sigma, dtype=float)
+        if self.kind == "flow":
+            return 1 - s, s
+        if self.kind == "ve":
+            return np.ones_like(s), s
+        alpha = 1 / np.hypot(1, s)
+        return alpha, np.where(np.isinf(s), 1.0, alpha * np.where(np.isinf(s), 0.0, s))
+
+    def logsnr(self, sigma: np.ndarray | float) -> np.ndarray:
+        """The logarithm of alpha / sigma; infinite where there is no noise, or nothing but noise."""
+        alpha, s = self.scales(sigma)
+        with np.errstate(divide="ignore"):
+            return np.log(alpha) - np.log(s)
+
+    def sigma(self, timestep: Sequence[float] | np.ndarray | float) -> np.ndarray:
+        """sigma/alpha at training timesteps, linear between them as diffusers interpolates."""
+        wanted = np.asarray(timestep, dtype=float)
+        if self.kind == "flow":
+            return wanted / len(self.sigmas)
+        return np.interp(wanted, np.arange(len(self.sigmas)), self.sigmas)
+
+    def timestep(self, sigma: Sequence[float] | np.ndarray | float) -> np.ndarray:
+        """Training timestep (fractional) of a sigma, between training timesteps as diffusers interpolates it."""
+        wanted, steps = np.asarray(sigma, dtype=float), np.arange(len(self.sigmas), dtype=float)
+        if self.kind == "flow":
+            return wanted * len(self.sigmas)
+        return np.interp(np.log(np.clip(wanted, 1e-10, 1e10)), np.log(np.minimum(self.sigmas, 1e10)), steps)
+
+    def grid_logsnr(self, sampler: Mapping[str, Any]) -> np.ndarray:
+        """log-SNR [T] of a sampler part's steps, within -30..30 so that steps can be compared."""
+        given = sampler.get("sigmas")
+        sigmas = self.sigma(sampler["timesteps"]) if given is None else np.array(given[:-1])
+        return np.clip(self.logsnr(sigmas), -30, 30)
+
+
+@lru_cache(maxsize=64)
+def _of(class_name: str, config_json: str) -> Noise:
+    """Noise.of, once per class and config: to build a scheduler takes a millisecond."""
+    cls: Any = scheduler_class(class_name)
+    scheduler = cls.from_config(json.loads(config_json))
+    config = scheduler.config
+    prediction = str(getattr(config, "prediction_type", "epsilon"))
+    shifted = class_name.startswith("FlowMatch") or prediction in FLOW
+    if shifted or getattr(config, "use_flow_sigmas", False):
+        count = int(config.num_train_timesteps)
+        # a shift moves the grid, not this relation
+        return Noise(_fixed(np.arange(count) / count), "flow", "flow" if shifted else prediction)
+    if getattr(scheduler, "alphas_cumprod", None) is None:
+        raise ValueError(
+            f"{class_name} has no table of noise levels (alphas_cumprod); use a pipeline with "
+            "DPMSolverMultistepScheduler, or another that has one"
+        )
+    kept = scheduler.alphas_cumprod.double().numpy()
+    with np.errstate(divide="ignore"):
+        sigmas = np.sqrt((1 - kept) / kept)
+    return Noise(_fixed(sigmas), "ve" if class_name in VE else "vp", prediction)
+
+
+def _fixed(values: np.ndarray) -> np.ndarray:
+    values.flags.writeable = False  # shared by all who ask
+    return values

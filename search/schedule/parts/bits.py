@@ -1,0 +1,68 @@
+"""The part of the file about number formats of layers."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from search.schedule.errors import ScheduleError
+from search.schedule.parts.part import MAX_ENTRIES, Finite, Name, Part
+
+
+class FormatPart(Part):
+    """How a layer's weight, and if given its input, are rounded. `group` is inputs per scale, null a whole row.
+
+    `static`: the input's range is the file's, where it is else that of each token or picture. `split`: a convolution
+    rounds so many of its input channels apart from those after them. `elided`: the layer's outputs depend on the
+    timestep alone and are tabulated per step.
+    """
+
+    weight: int | None = Field(default=None, ge=2, le=8)
+    group: int | None = Field(default=None, ge=1, le=1_000_000)
+    activation: int | None = Field(default=None, ge=4, le=8)
+    static: bool = False
+    split: int | None = Field(default=None, ge=1, le=1_000_000)
+    elided: bool = False
+
+
+class BitsPart(Part):
+    """Formats by id, and the id of every linear layer and convolution that is not at full precision.
+
+    `ranges` are least and greatest value of a static layer's input, or those of both sides of its split.
+    """
+
+    formats: dict[Name, FormatPart] = Field(max_length=100)
+    layers: dict[Name, Name] = Field(max_length=MAX_ENTRIES)
+    ranges: dict[Name, Annotated[list[tuple[Finite, Finite]], Field(min_length=1, max_length=2)]] = Field(
+        default={}, max_length=MAX_ENTRIES
+    )
+
+    def normal(self) -> dict[str, Any]:
+        """Without the formats that no layer has."""
+        used = sorted(set(self.layers.values()))
+        formats = {name: self.formats[name].model_dump(exclude_defaults=True) for name in used}
+        body = {"formats": formats, "layers": dict(self.layers)}
+        return body | ({"ranges": self.model_dump(mode="json")["ranges"]} if self.ranges else {})
+
+
+def check_bits(bits: BitsPart) -> None:
+    for name, form in bits.formats.items():
+        if form.elided and (form.weight or form.activation or form.split):
+            raise ScheduleError(f"bits.formats.{name} is elided and has bits; an elided layer has none")
+        if not form.elided and not form.weight:
+            raise ScheduleError(f"bits.formats.{name} has no weight bits; give weight 2 to 8, or elided true")
+        if form.static and not form.activation:
+            raise ScheduleError(f"bits.formats.{name} is static, but only activations are; give activation 4 to 8")
+    for layer, name in bits.layers.items():
+        if name not in bits.formats:
+            raise ScheduleError(
+                f"bits.layers.{layer} is {name!r}, which bits.formats lacks; it has {', '.join(bits.formats) or 'none'}"
+            )
+    for layer, ranges in bits.ranges.items():
+        wanted = bits.formats[bits.layers[layer]] if layer in bits.layers else None
+        if wanted is None or not wanted.static:
+            raise ScheduleError(f"bits.ranges.{layer} is given, but bits.layers has no static format for it")
+        if len(ranges) != (sides := 2 if wanted.split else 1):
+            raise ScheduleError(f"bits.ranges.{layer} has {len(ranges)} ranges; its format needs {sides}")
+        for low, high in ranges:
+            if not low <= 0 <= high:
+                raise ScheduleError(f"bits.ranges.{layer} is {low} to {high}; a range holds 0, which pads pictures")

@@ -1,0 +1,39 @@
+"""The part of the file that names a file of corrections."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from search.schedule.errors import ScheduleError
+from search.schedule.parts.part import MAX_ENTRIES, Name, Part
+from search.schedule.plan.plan import Plan
+from search.schedule.plan.tokens import MAX_STEPS, history
+
+
+class CorrectionsPart(Part):
+    """Channel-wise affine corrections of reused values: a * value + b, CacheQuant (arXiv:2503.01323).
+
+    The numbers lie in a .safetensors file beside the schedule; `digest` is the file's sha256. `steps` names the
+    corrected steps of every node, at which the plan reuses or forecasts it.
+    """
+
+    digest: str = Field(pattern="^sha256:[0-9a-f]{64}$")
+    steps: dict[Name, Annotated[list[int], Field(min_length=1, max_length=MAX_STEPS)]] = Field(
+        min_length=1, max_length=MAX_ENTRIES
+    )
+
+
+def check_corrections(corrections: CorrectionsPart, plan: Plan | None) -> None:
+    tokens = plan.tokens if plan else {}
+    for name, steps in corrections.steps.items():
+        if name not in tokens:
+            raise ScheduleError(f"corrections.steps names {name!r:.80}, which is no node of the plan")
+        if any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
+            raise ScheduleError(f"corrections.steps.{name} must rise strictly")
+        for step in steps:
+            if not 0 <= step < len(tokens[name]) or not history(tokens[name][step]):
+                found = tokens[name][step] if 0 <= step < len(tokens[name]) else "no step"
+                raise ScheduleError(
+                    f"corrections.steps.{name} has step {step}, which is {found}; only what is reused (R) or forecast "
+                    "(F) is corrected"
+                )

@@ -1,0 +1,92 @@
+"""The part of the file about classifier-free guidance."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from search.schedule.errors import ScheduleError
+from search.schedule.parts.part import Finite, Part
+from search.schedule.plan.guidance import GAIN, RADIUS, Approximation
+from search.schedule.plan.tokens import MAX_STEPS, since, switches
+
+Weight = Annotated[float, Field(ge=-100, le=100)]
+Weights = Weight | Annotated[list[Weight], Field(max_length=MAX_STEPS)]
+
+
+class ApproximatePart(Part):
+    """How a step A makes the unconditional output of the conditional one, FasterCache (arXiv:2410.19355).
+
+    It adds the last full step's difference of the halves: its low frequencies times `low`, the others times `high`,
+    a number or one per step. Low are those within `radius`, in parts of the shorter side, of the spectrum's centre.
+    """
+
+    low: Weights = GAIN
+    high: Weights = GAIN
+    radius: float = Field(default=RADIUS, ge=0, le=1)
+
+
+class GuidancePart(Part):
+    """Classifier-free guidance per step. `call` is the guidance_scale that the pipeline call is given.
+
+    `scale` [T] is what each step is guided with instead. `branch` [T]: C computes both halves of the batch, O only
+    the conditional one (no guidance), R reuses the unconditional half's last output, A approximates it, M runs one
+    merged pass on text states extrapolated from the unconditional by the scale.
+    """
+
+    call: Finite
+    scale: list[Finite] | None = Field(default=None, max_length=MAX_STEPS)
+    branch: str | None = Field(default=None, max_length=MAX_STEPS, pattern="^[CORMA]+$")
+    approximate: ApproximatePart | None = None
+
+    @property
+    def is_off(self) -> bool:
+        return self.normal() == {"call": self.call}
+
+    def normal(self) -> dict[str, Any]:
+        """What it does: no scale where none is used (O), no weights but those of A, nothing that is the pipeline's."""
+        scale, branch = list(self.scale or ()), self.branch or ""
+        for i, kind in enumerate(branch[: len(scale)]):
+            scale[i] = self.call if kind == "O" else scale[i]
+        body: dict[str, Any] = {"call": self.call}
+        body |= {"scale": scale} if set(scale) - {self.call} else {}
+        body |= {"branch": branch} if set(branch) - {"C"} else {}
+        return body | ({"approximate": self._weights(branch)} if "A" in branch else {})
+
+    def approximation(self, steps: int) -> Approximation:
+        """The weights of every step [T]."""
+        part = self.approximate or ApproximatePart()
+        low, high = (tuple(w) if isinstance(w, list) else (w,) * steps for w in (part.low, part.high))
+        return Approximation(low, high, part.radius)
+
+    def _weights(self, branch: str) -> dict[str, Any]:
+        """What steps A use: one number where they agree, and no radius where low and high weights are the same."""
+        weights = self.approximation(len(branch))
+        used = [i for i, kind in enumerate(branch) if kind == "A"]
+        found: dict[str, Any] = {}
+        for name, values in (("low", weights.low), ("high", weights.high)):
+            one = len({values[i] for i in used}) == 1
+            kept = [value if kind == "A" else 1.0 for value, kind in zip(values, branch, strict=True)]
+            found[name] = float(values[used[0]]) if one else kept
+        return found | ({"radius": weights.radius} if found["low"] != found["high"] else {})
+
+
+def check_guidance(guidance: GuidancePart, steps: int, at: str) -> None:
+    approximate = guidance.approximate or ApproximatePart()
+    lists = (("approximate.low", approximate.low), ("approximate.high", approximate.high))
+    for field, values in (("scale", guidance.scale), ("branch", guidance.branch), *lists):
+        if isinstance(values, list | str) and len(values) != steps:
+            raise ScheduleError(f"guidance.{field} has {len(values)} entries; {steps} steps need {steps}")
+    if not 1 < guidance.call <= 1000:
+        raise ScheduleError(f"guidance.call is {guidance.call}; guidance needs a scale above 1, at most 1000")
+    for i, scale in enumerate(guidance.scale or []):
+        if not 0 <= scale <= 1000:
+            raise ScheduleError(f"guidance.scale is {scale} at step {i}; admissible is 0 to 1000")
+    began, full, barriers = 0, False, switches(at)
+    for step, kind in enumerate(guidance.branch or ""):
+        if step in barriers:
+            began, full = step, False
+        full |= kind == "C"
+        if kind in "RA" and not full:
+            raise ScheduleError(
+                f"guidance.branch is {kind} at step {step}, but no C came before it{since(began)} to reuse"
+            )

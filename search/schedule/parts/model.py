@@ -1,0 +1,63 @@
+"""Parts of the file that name denoisers."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from search.schedule.errors import ScheduleError
+from search.schedule.model.contracts import Contract
+from search.schedule.model.nodes import MAX_BLOCKS, Tree
+from search.schedule.parts.part import Name, Part
+from search.schedule.plan.tokens import MAX_STEPS, OWN
+
+
+class ModelPart(Part):
+    """Which denoiser the schedule is for. `fingerprint` is a digest of its architecture, not of its weights."""
+
+    class_name: Name = Field(alias="class")
+    fingerprint: str = Field(default="", max_length=100)
+    stacks: dict[Name, int | Annotated[list[dict[Name, int]], Field(max_length=MAX_BLOCKS)]] = Field(max_length=20)
+    contract: dict[str, Any] | None = Field(default=None, max_length=5)  # of a class that this version does not know
+
+    def tree(self) -> Tree:
+        """The denoiser's nodes; ScheduleError where they make no sense."""
+        return Tree(self.class_name, self.stacks, Contract.from_dict(self.contract) if self.contract else None)
+
+
+class OtherPart(ModelPart):
+    """Another denoiser: its architecture, and a name for people. Whoever applies the schedule brings it along."""
+
+    name: str = Field(default="", max_length=200)
+
+
+class ModelsPart(Part):
+    """Which denoiser runs at each step, T-Stitch (arXiv:2402.14167): `at` [T] has a capital letter per step.
+
+    L is the pipeline's own, `names` says what the others are.
+    """
+
+    names: dict[Annotated[str, Field(pattern="^[A-KM-Z]$")], OtherPart] = Field(max_length=25)
+    at: str = Field(max_length=MAX_STEPS, pattern="^[A-Z]+$")
+
+    @property
+    def is_off(self) -> bool:
+        return set(self.at) == {OWN}
+
+    def normal(self) -> dict[str, Any]:
+        """Without the names that no step has."""
+        used = sorted(set(self.at) - {OWN})
+        return {
+            "names": {k: self.names[k].model_dump(by_alias=True, exclude_defaults=True) for k in used},
+            "at": self.at,
+        }
+
+
+def check_models(models: ModelsPart, steps: int) -> None:
+    if len(models.at) != steps:
+        raise ScheduleError(f"models.at has {len(models.at)} entries; {steps} steps need {steps}")
+    for step, letter in enumerate(models.at):
+        if letter != OWN and letter not in models.names:
+            known = ", ".join([OWN, *models.names])
+            raise ScheduleError(f"models.at is {letter!r} at step {step}, which models.names lacks; there are {known}")
+    for part in models.names.values():
+        part.tree()

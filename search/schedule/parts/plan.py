@@ -1,0 +1,42 @@
+"""The part of the file that plans nodes."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from search.schedule.errors import ScheduleError
+from search.schedule.model.nodes import Node
+from search.schedule.parts.part import MAX_ENTRIES, Part
+from search.schedule.plan.plan import Plan
+from search.schedule.plan.tokens import MAX_STEPS, history
+
+
+class PlanPart(Part):
+    """Actions per node and step, `[selector, actions]`; a later rule wins.
+
+    `value` is what is kept of blocks and stacks: out, what they give, or residual, what they add to what enters them;
+    of other nodes it is always what they give. `axis` is where forecasts place the steps, those of gates too. Up to
+    `ahead` steps that reuse a UNet's encoder run as one batch (search/schedule/apply/ahead.py), where they can.
+    """
+
+    value: Literal["out", "residual"] = "out"
+    axis: Literal["index", "timestep", "sigma", "logsnr"] = "index"
+    ahead: int = Field(default=1, ge=1, le=MAX_STEPS)
+    rules: list[tuple[Annotated[str, Field(max_length=20_000)], Annotated[str, Field(max_length=100_000)]]] = Field(
+        max_length=MAX_ENTRIES
+    )
+
+
+def kept_whole(plan: Plan) -> list[Node]:
+    """The blocks and stacks whose values are reused or forecast."""
+    planned = [plan.tree.nodes[name] for name in plan.planned()]
+    return [n for n in planned if n.kind in ("stack", "block") and any(history(t) for t in plan.tokens[n.name])]
+
+
+def check_residual(plan: Plan) -> None:
+    for node in kept_whole(plan):
+        if not plan.tree.stack(node.stack).outputs:
+            raise ScheduleError(
+                f"plan.value is 'residual', but what enters {node.name} is not what it gives; use 'out', or plan its "
+                "components"
+            )

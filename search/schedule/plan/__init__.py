@@ -1,0 +1,1 @@
+"""What runs at each step: actions, gates, guidance, batches."""

@@ -1,0 +1,53 @@
+"""Steps whose denoiser calls run in one batch."""
+
+from collections.abc import Sequence
+
+from search.schedule.model.nodes import ROOT
+from search.schedule.plan.guidance import FULL
+from search.schedule.plan.plan import Plan
+from search.schedule.plan.tokens import ABSENT, OFF, OWN
+
+# By class: the stacks that see the denoiser's input, and arguments that are other ones at every step.
+ENCODERS = {"UNet2DConditionModel": ("conv_in", "down_blocks")}
+
+
+def batches(plan: Plan, most: int, branch: str | None) -> list[range]:
+    """Runs of 2 to `most` steps that one call can take: the encoder reused, the same actions at each of them.
+
+    Of a run's steps no node keeps a value that is read later, but for the denoiser; `branch` is of guidance, whose
+    narrow steps run alone.
+    """
+    encoder = ENCODERS.get(plan.tree.model_class, ())
+    seeing = [n.name for n in plan.tree if n.kind == "block" and n.stack in encoder]
+    read = {step for name in plan.tokens if name != ROOT for step in plan.last_use(name)}
+    columns = list(zip(*plan.tokens.values(), strict=True))
+    runs: list[range] = []
+    for step in range(plan.steps if seeing else 0):
+        alone = (
+            any(plan.tokens[name][step] != "R" for name in seeing)
+            or set(columns[step]) - {OFF, "R", "S", ABSENT}
+            or step in read
+            or (branch or FULL * plan.steps)[step] != FULL
+            or (plan.at or OWN * plan.steps)[step] != OWN
+        )
+        last = runs[-1] if runs else range(0)
+        if not alone and last.stop == step and len(last) < most and last and columns[step - 1] == columns[step]:
+            runs[-1] = range(last.start, step + 1)
+        elif not alone:
+            runs.append(range(step, step + 1))
+    return [run for run in runs if len(run) > 1]
+
+
+def joint(plan: Plan, runs: Sequence[range]) -> Plan:
+    """The plan as stored values see it: a run of steps reads at its first step, and not at the others."""
+    later = {step for run in runs for step in run[1:]}
+    tokens = {
+        name: tuple(ABSENT if step in later and name != ROOT else t for step, t in enumerate(actions))
+        for name, actions in plan.tokens.items()
+    }
+    return Plan(plan.tree, plan.steps, tokens, plan.at) if later else plan
+
+
+def waiting(runs: Sequence[range], steps: int) -> list[int]:
+    """How many outputs wait for their step, after each step."""
+    return [sum(run.stop - 1 - step for run in runs if step in run) for step in range(steps)]

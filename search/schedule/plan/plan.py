@@ -1,0 +1,140 @@
+"""The plan: for every node one action per step, written as short rules.
+
+Actions: C compute, R reuse the last computed value, F1..F9 forecast of that order, S skip. A node whose
+ancestor is not computed does not run at that step; internally that is "-".
+
+Where other denoisers run at some steps, `at` [T] names one per step, L the pipeline's own; "" is L throughout. Nodes
+are those of L. Only the denoiser as a whole has an action at the steps of another one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from search.schedule.errors import ScheduleError
+from search.schedule.model.nodes import ROOT, Tree
+from search.schedule.plan.tokens import (
+    ABSENT,
+    MAX_ACTIONS,
+    OFF,
+    OWN,
+    Tokens,
+    format_actions,
+    history,
+    last_uses,
+    parse_actions,
+    since,
+    switches,
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Effective actions of every node: `tokens[name][t]`, "-" where an ancestor is not computed."""
+
+    tree: Tree
+    steps: int
+    tokens: Mapping[str, Tokens]
+    at: str = ""
+
+    @classmethod
+    def resolve(cls, rules: Sequence[tuple[str, str]], tree: Tree, steps: int, at: str = "") -> "Plan":
+        """Expand rules (the later wins), apply the precedence of ancestors and check what is read."""
+        chosen: dict[str, Tokens] = {}
+        texts: dict[str, Tokens] = {}  # many nodes share few texts
+        work = 0
+        for i, (selector, text) in enumerate(rules):
+            if text not in texts:
+                texts[text] = parse_actions(text, steps, f"plan.rules[{i}] {selector[:80]!r}")
+            try:
+                names = tree.select(selector)
+            except ScheduleError as error:
+                raise ScheduleError(f"plan.rules[{i}]: {error}") from None
+            work += len(names)
+            if work > MAX_ACTIONS:
+                raise ScheduleError(f"plan.rules[{i}]: the rules select more than {MAX_ACTIONS} nodes in all")
+            chosen.update(dict.fromkeys(names, texts[text]))
+        off = (OFF,) * steps
+        effective: dict[str, Tokens] = {}
+        for node in tree:
+            own = chosen.get(node.name, off)
+            if node.parent is not None:
+                above = effective[node.parent]
+                if at and node.parent == ROOT:
+                    above = tuple(a if name == OWN else ABSENT for a, name in zip(above, at, strict=True))
+                if above != off:
+                    own = tuple(t if a == OFF else ABSENT for t, a in zip(own, above, strict=True))
+            effective[node.name] = own
+        plan = cls(tree, steps, effective, at)
+        plan._check()
+        return plan
+
+    def _check(self) -> None:
+        barriers = switches(self.at)
+        for name, tokens in self.tokens.items():
+            computed = began = 0
+            skippable = "S" not in tokens or self.tree.skipped(self.tree.nodes[name]) is not None
+            for step, token in enumerate(tokens):
+                if step in barriers:
+                    computed, began = 0, step
+                if token == OFF:
+                    computed += 1
+                elif token == "S" and not skippable:
+                    raise ScheduleError(f"plan: {name} cannot be skipped at step {step}; use R or F1")
+                elif (needs := history(token)) > computed:
+                    raise ScheduleError(
+                        f"plan: {name} at step {step} is {token}, which reads {needs} computed value(s), but "
+                        f"{computed} came before{since(began)}; put {needs - computed} more C before it"
+                    )
+
+    @property
+    def is_off(self) -> bool:
+        return all(token == OFF for tokens in self.tokens.values() for token in tokens)
+
+    def planned(self) -> list[str]:
+        """Names of the nodes that do anything but compute."""
+        return [n for n, tokens in self.tokens.items() if any(t not in (OFF, ABSENT) for t in tokens)]
+
+    def last_use(self, name: str) -> dict[int, int]:
+        """For each step whose computed value is read later: the last step that reads it."""
+        tokens = self.tokens[name]
+        return last_uses([token == OFF for token in tokens], [history(token) for token in tokens])
+
+    def rules(self) -> list[tuple[str, str]]:
+        """The canonical rules: nodes of equal actions share one selector, off is left out."""
+        off = (OFF,) * self.steps
+        rules: list[tuple[str, str]] = []
+        for kind in ("denoiser", "stack", "block", "component"):
+            groups: dict[tuple[str, str, Tokens], list[int]] = {}
+            for node in self.tree:
+                tokens = tuple(OFF if t == ABSENT else t for t in self.tokens[node.name])
+                if node.kind == kind and tokens != off:
+                    groups.setdefault((node.stack, node.component, tokens), []).append(node.block)
+            for (stack, component, tokens), blocks in sorted(groups.items(), key=_order):
+                selector = ROOT if kind == "denoiser" else stack
+                if kind in ("block", "component"):
+                    selector += "." + ranges(blocks, self.tree.stacks[stack])
+                if component:
+                    selector += f":{component}"
+                rules.append((selector, format_actions(tokens)))
+        return rules
+
+
+def _order(item: tuple[tuple[str, str, Tokens], list[int]]) -> tuple:
+    (stack, component, tokens), blocks = item
+    return stack, component, blocks, tokens
+
+
+def ranges(blocks: list[int], size: int) -> str:
+    """Blocks as a selector has them: `*`, `3` or `[0-2,5]`."""
+    if len(blocks) == size:
+        return "*"
+    if len(blocks) == 1:
+        return str(blocks[0])
+    parts: list[str] = []
+    start = previous = blocks[0]
+    for block in [*blocks[1:], -1]:
+        if block != previous + 1:
+            parts.append(str(start) if start == previous else f"{start}-{previous}")
+            start = block
+        previous = block
+    return f"[{','.join(parts)}]"

@@ -1,0 +1,103 @@
+"""Actions as text: parse, format, and what a row of actions reads and keeps."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from search.schedule.errors import ScheduleError
+
+MAX_STEPS = 10_000
+MAX_ACTIONS = 2_000_000  # steps x nodes; 1000 steps of 28 blocks are 114,000
+OFF, ABSENT = "C", "-"
+OWN = "L"  # the pipeline's own denoiser
+Tokens = tuple[str, ...]
+_TERM = re.compile(r"\s*(?:(C|R|S|G|F[1-9])|(\()|(\)))(?:\s*\*\s*(\d+))?", re.ASCII)
+
+
+def parse_actions(text: str, steps: int, where: str = "plan", letters: str = "CRS") -> Tokens:
+    """`C*4 (C F1)*8` as a tuple of `steps` tokens; never builds more than `steps` of them.
+
+    `letters` are the actions that are admissible here, besides F1..F9.
+    """
+    stack: list[list[str]] = [[]]
+    position = 0
+    while position < len(text):
+        match = _TERM.match(text, position)
+        if match is None and not text[position:].strip():
+            break
+        if match is None or (match[1] and match[1][0] not in f"F{letters}"):
+            raise ScheduleError(
+                f"{where}: {text[position : position + 12]!r} is no action; use {', '.join(letters)}, F1..F9, "
+                "repeated as 'R*7' or '(C R)*4'"
+            )
+        token, opens, closes, times = match.groups()
+        if times is not None and (opens or len(times) > 5):
+            raise ScheduleError(f"{where}: cannot repeat {times!r} times; at most {steps} steps are planned")
+        count = int(times) if times is not None else 1
+        if opens:
+            if len(stack) > 8:
+                raise ScheduleError(f"{where}: parentheses are nested more than 8 deep")
+            stack.append([])
+        elif closes:
+            if len(stack) == 1:
+                raise ScheduleError(f"{where}: ')' without '(' in {text[:40]!r}")
+            inner = stack.pop()
+            _extend(stack[-1], inner, count, steps, where)
+        else:
+            _extend(stack[-1], [token], count, steps, where)
+        position = match.end()
+    if len(stack) > 1:
+        raise ScheduleError(f"{where}: '(' without ')' in {text[:40]!r}")
+    if len(stack[0]) != steps:
+        raise ScheduleError(f"{where}: {len(stack[0])} actions for {steps} steps in {text[:40]!r}")
+    return tuple(stack[0])
+
+
+def _extend(out: list[str], tokens: list[str], count: int, steps: int, where: str) -> None:
+    if len(out) + len(tokens) * count > steps:
+        raise ScheduleError(f"{where}: more than the schedule's {steps} steps are planned")
+    out += tokens * count
+
+
+def format_actions(tokens: Iterable[str]) -> str:
+    """The canonical text: runs of four and more as `R*7`, everything else spelt out."""
+    runs: list[tuple[str, int]] = []
+    for token in tokens:
+        if runs and runs[-1][0] == token:
+            runs[-1] = (token, runs[-1][1] + 1)
+        else:
+            runs.append((token, 1))
+    words = [f"{t}*{n}" if n > 3 else t * n for t, n in runs]
+    text = ""
+    for word in words:
+        text += (" " if text and ("*" in word or "*" in text.rsplit(" ", 1)[-1]) else "") + word
+    return text
+
+
+def history(token: str) -> int:
+    """How many computed values an action reads: 1 for R, k+1 for Fk, 0 for the others."""
+    return 1 if token == "R" else int(token[1]) + 1 if token[0] == "F" else 0
+
+
+def switches(at: str) -> frozenset[int]:
+    """The steps at which another denoiser runs than at the step before: behind them nothing from before is read."""
+    return frozenset(step for step in range(1, len(at)) if at[step] != at[step - 1])
+
+
+def since(step: int) -> str:
+    """Words for what began with the switch at a step; none where that is the first step."""
+    return f" since models.at changed at step {step}" if step else ""
+
+
+def last_uses(computes: Sequence[bool], needs: Sequence[int]) -> dict[int, int]:
+    """For each computing step whose value is read later: the last step that reads it.
+
+    Step t reads the latest `needs[t]` computed values.
+    """
+    uses: dict[int, int] = {}
+    computed: list[int] = []
+    for step, (computing, count) in enumerate(zip(computes, needs, strict=True)):
+        if computing:
+            computed.append(step)
+        for source in computed[len(computed) - count :] if count else ():
+            uses[source] = step
+    return uses

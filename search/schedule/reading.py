@@ -1,0 +1,64 @@
+"""Read and check a schedule file: bounded, closed, and with errors that name the field."""
+
+import json
+from typing import Any
+
+from pydantic import ValidationError
+
+from search.schedule.document import FORMAT, Document, digest
+from search.schedule.errors import ScheduleError
+from search.schedule.parts.part import check_data
+
+MAX_BYTES = 4 * 2**20
+
+
+def parse(text: str | bytes) -> Document:
+    """Read a schedule file's content. ScheduleError names the field and the value; nothing else is raised."""
+    if len(text) > MAX_BYTES:
+        raise ScheduleError(f"the file has more than the {MAX_BYTES} bytes that a schedule may have")
+    try:
+        data = json.loads(text)
+    except RecursionError:
+        raise ScheduleError("this is no schedule: its JSON is nested too deep") from None
+    except ValueError as error:
+        raise ScheduleError(f"this is no complete JSON file: {error}") from None
+    return validate(data)
+
+
+def validate(data: Any) -> Document:
+    """Check a decoded document; also its digest, where it carries one."""
+    if not isinstance(data, dict):
+        raise ScheduleError(f"a schedule is a JSON object, not {type(data).__name__}")
+    try:
+        check_data(data, "file")
+        _check_format(data.get("format", None))
+        document = Document.model_validate_json(json.dumps(data))
+        found = digest(document)
+    except ValidationError as error:
+        raise ScheduleError(_explain(error)) from None
+    if document.digest not in (None, found):
+        raise ScheduleError(
+            f"digest is {document.digest!r}, but the content gives {found!r}: the file was edited; "
+            "remove the digest field to accept it as it is"
+        )
+    return document
+
+
+def _check_format(value: Any) -> None:
+    name, slash, major = value.partition("/") if isinstance(value, str) else ("", "", "")
+    if name != "schedule" or not slash or not (major.isascii() and major.isdecimal()) or len(major) > 6:
+        raise ScheduleError(f"format is {str(value)[:60]!r}; a schedule file says {FORMAT!r}")
+    if int(major) != 1:
+        raise ScheduleError(f"format is {value!r}, this version reads {FORMAT!r}: upgrade diffusion-schedule-search")
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    if isinstance(inner := first.get("ctx", {}).get("error"), ScheduleError):
+        return str(inner)
+    parts = [str(part) for part in first["loc"] if part != "int" and not str(part).startswith("list[")]  # of a union
+    place = ".".join(parts)[:200] or "file"
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(field.alias or name for name, field in Document.model_fields.items())
+        return f"{place} is no field of {FORMAT} that this version knows; at the top it knows {known}"
+    return f"{place} is {str(first.get('input'))[:80]!r}: {first['msg']}"

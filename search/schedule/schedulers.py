@@ -1,0 +1,89 @@
+"""Facts about scheduler classes of diffusers: grids, configurations, orders."""
+
+import copy
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import diffusers
+import torch
+
+from search.schedule.errors import ScheduleError
+
+# Classes whose solver order follows `lower_order_nums`, and whose last step to sigma 0 is of order 1.
+ORDERED = ("DPMSolverMultistepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler")
+# Classes that run whatever stands in their `timesteps` and `sigmas` arrays (DDIM: `timesteps` alone).
+GRIDDED = (
+    *ORDERED,
+    "DPMSolverSinglestepScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "DDIMScheduler",
+)
+
+
+def scheduler_class(name: str) -> type:
+    """A scheduler class of diffusers by name; ScheduleError for any other name."""
+    found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
+        raise ScheduleError(f"sampler.class {name!r} is no scheduler of diffusers {diffusers.__version__}")
+    return found
+
+
+def public_config(scheduler: Any) -> dict[str, Any]:
+    """The scheduler's own arguments as JSON data; JSON has no infinities, so those are left to the default."""
+    known = inspect.signature(type(scheduler).__init__).parameters
+    config = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in sorted(scheduler.config.items())}
+    return {k: v for k, v in config.items() if k in known and not (isinstance(v, float) and not math.isfinite(v))}
+
+
+def grid(scheduler: Any, steps: int, **given: Any) -> tuple[list[float], list[float] | None]:
+    """Timesteps [T] and post-shift sigmas [T+1] (None where the class has none) as diffusers sets them.
+
+    `given` is what the pipeline gives to `set_timesteps` beside the number of steps.
+    """
+    probe = copy.deepcopy(scheduler)
+    probe.set_timesteps(steps, **given)
+    sigmas = getattr(probe, "sigmas", None)
+    timesteps = [float(t) for t in probe.timesteps]
+    if sigmas is None or len(sigmas) != len(timesteps) + 1:
+        return timesteps, None
+    return timesteps, [float(s) for s in sigmas]
+
+
+def coordinates(scheduler: Any, axis: str) -> list[float]:
+    """Place of every step on a forecast axis: index, timestep, sigma or logsnr."""
+    timesteps = scheduler.timesteps.detach().float().cpu()
+    sigmas = getattr(scheduler, "sigmas", None)
+    flow = getattr(scheduler.config, "prediction_type", "") == "flow_prediction" or type(scheduler).__name__.startswith(
+        "FlowMatch"
+    )
+    if axis == "index":
+        values = torch.arange(len(timesteps), dtype=torch.float32)
+    elif axis == "timestep":
+        values = timesteps
+    elif sigmas is not None and len(sigmas) == len(timesteps) + 1:
+        sigma = sigmas.detach().float().cpu()[:-1]
+        small = sigma.clamp(1e-4, 1 - 1e-4)
+        values = sigma if axis == "sigma" else ((1 - small) / small if flow else 1 / sigma).log()
+    elif (kept := getattr(scheduler, "alphas_cumprod", None)) is None:
+        raise ScheduleError(f"plan.axis {axis!r}: {type(scheduler).__name__} has no sigmas; use 'index' or 'timestep'")
+    else:
+        kept = kept.detach().float().cpu()[timesteps.round().long()].clamp(min=1e-12)
+        sigma = ((1 - kept) / kept).sqrt()
+        values = sigma if axis == "sigma" else -sigma.log()
+    return values.tolist()
+
+
+def check_order(name: str, order: Sequence[int], sigmas: Sequence[float] | None, config: Mapping[str, Any]) -> None:
+    """ScheduleError where the class of scheduler would not follow these orders."""
+    highest = 3 if name in ORDERED else 1
+    for i, k in enumerate(order):
+        if not 1 <= k <= min(highest, i + 1):
+            raise ScheduleError(f"sampler.order is {k} at step {i}; {name} takes 1 to {min(highest, i + 1)} there")
+    to_zero = name in ORDERED and name != "DEISMultistepScheduler" and config.get("final_sigmas_type", "zero") == "zero"
+    if sigmas is not None and name != "DPMSolverMultistepScheduler":  # which goes by its config in any case
+        to_zero = sigmas[-1] == 0
+    if order[-1] != 1 and to_zero:
+        raise ScheduleError(f"sampler.order ends with {order[-1]}; the step to sigma 0 is of order 1")

@@ -1,0 +1,66 @@
+"""The schedulers of diffusers as rules."""
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from search.schedule.schedulers import ORDERED
+from search.solvers.multistep import _text
+from search.solvers.table import MAX_ORDER, Rule
+from search.solvers.trace import built, check_linear
+
+# diffusers' own solvers as rules
+
+
+def own_rules(sampler: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """The rules of the sampler part's own class and config; ValueError where rules cannot say them."""
+    return _own_rules(_text(sampler), sampler.get("coefficients") is not None)
+
+
+@lru_cache(maxsize=256)
+def _own_rules(text: str, table: bool) -> tuple[Rule, ...]:
+    sampler = json.loads(text)
+    scheduler, name = built(sampler), sampler["class"]
+    check_linear(scheduler)
+    if table:
+        raise ValueError("the sampler part is a table already; leave out its coefficients")
+    if sampler.get("timesteps") is None:
+        raise ValueError("the sampler part has no timesteps; rules are one for each step")
+    config, count = scheduler.config, len(sampler["timesteps"])
+    if config.get("prediction_type") == "flow_prediction" and not config.get("use_flow_sigmas", True):
+        raise ValueError(f"{name} predicts a flow on other than flow sigmas; set its use_flow_sigmas true")
+    if name == "PNDMScheduler" and not config.skip_prk_steps:
+        raise ValueError("PNDMScheduler begins with Runge-Kutta steps, which are no rules; set its skip_prk_steps true")
+    if name in ("DDIMScheduler", "PNDMScheduler"):
+        return (Rule(1 if name == "DDIMScheduler" else 4, "noise", "even"),) * count
+    if name in ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"):
+        return (Rule(),) * count
+    if name not in ORDERED:
+        raise ValueError(f"{name} has no rules; trace it, or use DPMSolverMultistepScheduler")
+    if config.get("solver_p") is not None:
+        raise ValueError(f"{name} takes its predictor from solver_p, which is no rule; set its solver_p null")
+    orders = [int(k) for k in sampler["order"]] if sampler.get("order") else orders_of(name, config, count)
+    if name == "DEISMultistepScheduler":
+        return tuple(Rule(k, "noise", "exact") for k in orders)
+    if name == "UniPCMultistepScheduler":
+        form = "data" if config.predict_x0 else "noise"
+        return tuple(Rule(k, form, config.solver_type, i not in config.disable_corrector) for i, k in enumerate(orders))
+    form = "data" if config.algorithm_type == "dpmsolver++" else "noise"
+    second = "exact" if config.solver_type == "heun" else "midpoint"
+    return tuple(Rule(k, form, second if k == 2 else "midpoint") for k in orders)
+
+
+def orders_of(name: str, config: Any, count: int) -> list[int]:
+    """Order of every step as diffusers lowers them at both ends."""
+    highest = min(config.solver_order, MAX_ORDER if name == "UniPCMultistepScheduler" else 3)
+    orders = [min(highest, i + 1) for i in range(count)]
+    if name == "UniPCMultistepScheduler":
+        return [min(k, count - i) if config.lower_order_final else k for i, k in enumerate(orders)]
+    short = config.lower_order_final and count < 15
+    to_zero = name == "DPMSolverMultistepScheduler" and (config.euler_at_final or config.final_sigmas_type == "zero")
+    if short and count > 1:
+        orders[-2] = min(orders[-2], 2)
+    if short or to_zero:
+        orders[-1] = 1
+    return orders

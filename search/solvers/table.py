@@ -1,0 +1,66 @@
+"""Multistep solver rules and the tables that schedules carry."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+STENCILS = ("exact", "midpoint", "bh2", "even")
+MAX_ORDER = 4
+# Adams-Bashforth weights of orders 1 to 4, the latest output first.
+EVEN = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A solver of T steps: `state` [T], and `outputs` [T, T], zero above the diagonal."""
+
+    state: np.ndarray
+    outputs: np.ndarray
+
+    def part(self) -> dict[str, Any]:
+        """The `coefficients` of a schedule file's sampler part."""
+        return {"state": self.state.tolist(), "outputs": [row[: i + 1] for i, row in enumerate(self.outputs.tolist())]}
+
+    def close(self, other: "Table") -> bool:
+        """Whether both say the same but for rounding."""
+        return np.allclose(self.state, other.state, atol=1e-9) and np.allclose(self.outputs, other.outputs, atol=1e-9)
+
+    @property
+    def size(self) -> float:
+        """The largest coefficient; infinite where one is not finite."""
+        largest = max(np.abs(self.state).max(), np.abs(self.outputs).max())
+        return float(largest) if np.isfinite(largest) else math.inf
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one step is made from the current state and the last `order` denoiser outputs.
+
+    `form` is what is extrapolated over log-SNR, x0 (data) or the noise. `stencil` says with which weights:
+
+    - exact: the integral of the polynomial through the past values. In noise form DEIS; of order 2 in data form
+      DPM-Solver++ with solver_type heun; of order 3 and more UniPC's predictor.
+    - midpoint: DPM-Solver++ 2M and 3M as diffusers computes them. Its 3M takes half of the quadratic term, which
+      makes it an order lower than its name.
+    - bh2, bh1: UniPC with that B(h), which tells at order 2, and in a corrector of order 1.
+    - even: Adams-Bashforth weights of even steps on the raw outputs (PNDM); `form` says nothing then. DDIM is
+      order 1 of it. The only stencil that may be of higher order on the way to sigma 0.
+
+    With `corrector` the next evaluation corrects the state that this step has led to, before the next step is
+    made: UniPC's corrector, which costs no denoiser call.
+    """
+
+    order: int = 1
+    form: str = "data"
+    stencil: str = "exact"
+    corrector: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.order <= MAX_ORDER:
+            raise ValueError(f"order {self.order} is out of range; a rule is of order 1 to {MAX_ORDER}")
+        if self.form not in ("data", "noise"):
+            raise ValueError(f"form {self.form!r} is unknown; choose data or noise")
+        if self.stencil not in (*STENCILS, "bh1"):
+            raise ValueError(f"stencil {self.stencil!r} is unknown; choose from {', '.join((*STENCILS, 'bh1'))}")

@@ -1,0 +1,1 @@
+"""Whether a schedule holds elsewhere, why, and how to carry it over."""

@@ -1,0 +1,177 @@
+"""What each decision of a schedule does to drift and cost, left out and taken alone."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from search.validate.decisions import decisions
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from search.config.settings import Config
+    from search.evaluate.evaluator import Evaluator
+    from search.models.base import Model
+    from search.schedule import Schedule
+
+
+GROUPS = ("mechanism", "nodes", "step")
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a decision does. `saved` is its share of the teacher's MACs; `added` the drift that it adds to the others.
+
+    `low` and `high` are the paired 95 % interval of `added`. `alone` is the drift of this decision without others.
+    Quantities that are not defined are NaN.
+    """
+
+    group: str
+    name: str
+    saved: float
+    added: float
+    low: float
+    high: float
+    alone: float
+
+    @property
+    def sure(self) -> bool:
+        """Whether the interval separates what it adds from nothing."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The effects of all decisions of a schedule, on so many prompts; solvers are fitted anew for each of them."""
+
+    name: str
+    drift: float
+    macs: float
+    prompts: int
+    effects: Sequence[Effect]
+    plan: str = ""  # in the plan notation
+
+    def of(self, group: str) -> list[Effect]:
+        return [effect for effect in self.effects if effect.group == group]
+
+    @cached_property
+    def dearest(self) -> Effect | None:
+        """The step that adds most drift for what it saves: the first one to compute again."""
+        steps = [e for e in self.of("step") if e.saved > 0 and e.sure and e.added > 0]
+        return max(steps, key=lambda e: e.added / e.saved, default=None)
+
+    def table(self) -> "Table":
+        """For a terminal, or as the last expression of a notebook's cell."""
+        from rich.table import Table
+
+        title = f"{self.name}: drift {self.drift:.4f} at {self.macs:.1%} of the MACs, {self.prompts} held-out prompts"
+        table = Table(
+            "", "decision", "saves", "adds drift", "95 %", "alone", title=title, title_justify="left",
+            caption=f"plan  {self.plan}", caption_justify="left",
+        )  # fmt: skip
+        for group in GROUPS:
+            for i, e in enumerate(self.of(group)):
+                style = "" if e.sure else "dim"
+                interval = "" if np.isnan(e.low) else f"[{e.low:+.4f}, {e.high:+.4f}]"
+                values = f"{e.saved:.1%}", number_text(e.added, "+.4f"), interval, number_text(e.alone, ".4f")
+                table.add_row("" if i else group, e.name, *(v.replace("nan%", "") for v in values), style=style)
+            table.add_section()
+        return table
+
+    def png(self) -> bytes:
+        """Bars: drift that each decision adds, over what it saves, one panel a group."""
+        from search.figures.effects import bars_png
+
+        panels = {g: [(e.name, e.added, e.low, e.high, e.saved) for e in self.of(g)] for g in GROUPS if self.of(g)}
+        title = f"{self.name}: what its decisions do, {self.prompts} held-out prompts"
+        plan = textwrap.shorten(self.plan, 90, placeholder=" …")
+        return bars_png(panels, title, f"drift {self.drift:.4f} at {self.macs:.0%} of the MACs · {plan}")
+
+    _repr_png_ = png  # a notebook shows it
+
+
+def explain(
+    schedule: "Schedule | str | Path",
+    model: "Model | str | None" = None,
+    samples: int = 8,
+    by: Sequence[str] = GROUPS,
+    name: str = "",
+    done: Callable[[int, int], None] = lambda count, total: None,
+) -> Explanation:
+    """What the decisions of a schedule do on the first held-out prompts.
+
+    `model` is a loaded one, the name of its option, or None for the one that the schedule was searched on. `done` is
+    told how many runs of how many are over.
+    """
+    from search.config.load import opened, title
+
+    name = name or title(schedule)
+    schedule, model, config = opened(schedule, model)
+    return effects(schedule, evaluator_of(config, model, samples), by, name, done)
+
+
+def effects(
+    schedule: "Schedule",
+    evaluator: "Evaluator",
+    by: Sequence[str] = GROUPS,
+    name: str = "schedule",
+    done: Callable[[int, int], None] = lambda count, total: None,
+) -> Explanation:
+    """Run the schedule without each of its decisions and with each alone, on an evaluator of drift and MACs.
+
+    Undoing means computing what was reused, forecast or skipped. Where the schedule has a fitted solver, that of every
+    other one is fitted as well: what is shown is what a decision does at its best.
+    """
+    from search.evaluate.execute.jobs import Job
+    from search.pareto.intervals import paired_difference_interval
+
+    found = [d for d in decisions(schedule, evaluator) if d.group in by]
+    fit = bool((schedule.sampler or {}).get("coefficients")) and not evaluator.fits()
+    jobs = [Job(schedule)]
+    numbers: list[tuple[int | None, int | None]] = []
+    for decision in found:
+        pair = []
+        for other in (decision.without, decision.alone):
+            pair.append(None if other is None else len(jobs))
+            if other is not None:
+                jobs.append(Job(other, fit and decision.name != "fitted solver"))
+        numbers.append((pair[0], pair[1]))
+    scored = evaluator.evaluate(jobs, done=lambda count: done(count, len(jobs)))
+    drifts = [np.array(s.values["drift"]) for s in scored]
+    macs = [s.values["macs"][0] for s in scored]
+    rows, rng = [], np.random.default_rng(0)
+    for decision, (without, alone) in zip(found, numbers, strict=True):
+        saved = added = low = high = float("nan")
+        if without is not None:
+            saved, added = macs[without] - macs[0], float((drifts[0] - drifts[without]).mean())
+            low, high = paired_difference_interval(drifts[0], drifts[without], rng)
+        rows.append(
+            Effect(
+                decision.group, decision.name, saved, added, low, high,
+                float("nan") if alone is None else float(drifts[alone].mean()),
+            )
+        )  # fmt: skip
+    return Explanation(name, float(drifts[0].mean()), macs[0], len(drifts[0]), rows, schedule.plan_text)
+
+
+def evaluator_of(config: "Config", model: "Model", samples: int | None = None) -> "Evaluator":
+    """An evaluator of drift and MACs on the first held-out prompts; nothing is remembered beyond it."""
+    from search.config.load import HELD_OUT_SEED, prompts_of
+    from search.evaluate.evaluator import Evaluator
+    from search.evaluate.memo import Memo
+    from search.objectives.drift import Drift
+    from search.objectives.macs import Macs
+
+    held_out = prompts_of(config.prompts)[1][:samples]
+    seeds = [HELD_OUT_SEED + config.prompts.seed + i for i in range(len(held_out))]
+    objectives = {"drift": Drift(), "macs": Macs()}
+    return Evaluator(model, held_out, seeds, objectives, model.costs(), Memo(Path(":memory:")), config.prompts.batch)
+
+
+def number_text(value: float, form: str) -> str:
+    return "" if np.isnan(value) else format(value, form)

@@ -1,0 +1,189 @@
+"""Measure a schedule beside the teacher until its criteria are decided."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.config.load import held_out
+from search.results.pick import Condition
+from search.results.scores import Score
+from search.validate.criteria import FEWEST, claims, criteria, is_passed, measured_qualities
+from search.validate.environment import differences
+from search.validate.verdict import Verdict, make_verdict, reason_of, remedy_for, score_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from search.models.base import Model
+    from search.schedule import Schedule
+
+
+ROUNDS = 3  # of timing
+
+
+def verify(
+    schedule: "Schedule | str | Path",
+    model: "Model | str | None" = None,
+    prompts: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    tolerance: float = 1.25,
+    criterion: str = "",
+    seconds: float = 60.0,
+    samples: int = 256,
+    batch: int = 8,
+    told: Callable[[str], None] = lambda text: None,
+) -> Verdict:
+    """Whether a schedule holds on a model, see the module. ValueError says what to type where nothing can be held.
+
+    `model` is an adapter, as it is loaded (with a LoRA, other steps, another size), or an option such as "pixart"; by
+    default the one that the file names. Prompts are by default its held-out ones; where there are fewer than pictures
+    they come again with other noise. `told` gets a line after every batch.
+    """
+    from search.config.load import config_for, model_of
+    from search.schedule import Schedule
+
+    seed = 0
+    schedule = schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
+    limits = criteria(schedule, tolerance, criterion)
+    if model is None or isinstance(model, str) or prompts is None:
+        named = [f"model={model}"] if isinstance(model, str) else []
+        config = config_for(schedule, named)
+        prompts, seed = (held_out(config), config.prompts.seed) if prompts is None else (prompts, 0)
+        model = model_of(config) if model is None or isinstance(model, str) else model
+    return Verifier(model, prompts, seeds, batch, seed).verify(schedule, limits, seconds, samples, told)
+
+
+class Verifier:
+    """One model, prompts and noise, on which any number of schedules are verified."""
+
+    def __init__(
+        self,
+        model: "Model",
+        prompts: Sequence[str],
+        seeds: Sequence[int] | None = None,
+        batch: int = 8,
+        seed: int = 0,
+        keep: bool = False,
+    ) -> None:
+        """`seeds` of the noise by picture: there are as many pictures. Without them `seed` is that of a search.
+
+        With `keep` the teacher's results stay in memory for the next schedule.
+        """
+        if not prompts or (seeds is not None and not seeds):
+            raise ValueError("there is nothing to verify on; give at least one prompt, and one seed or None")
+        if batch < 1:
+            raise ValueError(f"prompts.batch={batch}: give 1 or more pictures to denoise together")
+        self.model, self.prompts, self.batch = model, list(prompts), batch
+        self.seeds, self.seed, self.keep = None if seeds is None else list(seeds), seed, keep
+        self._known: dict[range, tuple[Any, Tensor, Tensor, Tensor]] = {}
+
+    def verify(
+        self,
+        schedule: "Schedule",
+        limits: Sequence[Condition],
+        seconds: float = 60.0,
+        samples: int = 256,
+        told: Callable[[str], None] = lambda text: None,
+        timed: bool = True,
+    ) -> Verdict:
+        """The verdict within some seconds, on `samples` pictures at most; without timing it says nothing of speed."""
+        from search.schedule.errors import ScheduleError
+
+        most = samples if self.seeds is None else min(samples, len(self.seeds))
+        if most < FEWEST or not 0 < seconds < float("inf"):
+            raise ValueError(
+                f"{most} pictures in {seconds:g} s decide nothing; give samples={FEWEST} or more (as many seeds), and "
+                "seconds=60 or what you have"
+            )
+        text = " and ".join(f"{c.name}{c.sign}{c.limit:.4g}" for c in limits)
+        fixed = (text, claims(schedule), differences(schedule, self.model))
+        start = time.monotonic()
+        try:
+            passed, reason, scores, values = self._decide(schedule, limits, start + seconds, most, told, timed)
+        except ScheduleError as error:  # what apply refuses
+            return make_verdict(
+                False, f"the schedule cannot run here: {error}{remedy_for(fixed[2])}", *fixed, start=start
+            )
+        return make_verdict(passed, reason, *fixed, scores=scores, values=values, start=start)
+
+    def measure(self, schedule: "Schedule", count: int, names: Sequence[str] = ("drift",)) -> dict[str, list[float]]:
+        """Scores of the first pictures by name: drift, psnr, ssim."""
+        values: dict[str, list[float]] = {name: [] for name in names}
+        for first in range(0, count, self.batch):
+            for name, own in self._measure(schedule, range(first, min(first + self.batch, count)), names).items():
+                values[name] += own
+        return values
+
+    def _decide(
+        self,
+        schedule: "Schedule",
+        limits: Sequence[Condition],
+        end: float,
+        most: int,
+        told: Callable[[str], None],
+        timed: bool,
+    ) -> tuple[bool | None, str, dict[str, Score], dict[str, list[float]]]:
+        from search.results.compare import interval
+
+        names = ["drift", "psnr", *(["ssim"] if any(c.name == "ssim" for c in limits) else [])]
+        values: dict[str, list[float]] = {name: [] for name in names}
+        scores: dict[str, Score] = {}
+        slowest, look, first = 0.0, FEWEST, 0
+        if timed or any(c.name == "speedup" for c in limits):
+            told("timing, side by side")
+            scores["speedup"] = self._speedup(schedule)
+        passed: bool | None = None
+        while first < most:
+            began = time.monotonic()
+            if first and began + slowest > end:
+                break
+            part = range(first, min(first + self.batch, most))
+            for name, own in self._measure(schedule, part, names).items():
+                values[name] += own
+            first, slowest = part.stop, max(slowest, time.monotonic() - began)
+            scores |= {name: interval(own) for name, own in values.items()}
+            told(f"{first} pictures: " + ", ".join(f"{n} {score_text(n, s)}" for n, s in scores.items()))
+            if first >= look:
+                look = 2 * first
+                if (passed := is_passed(limits, scores)) is not None:
+                    break
+        if first >= FEWEST:  # the last look, at whatever there is
+            passed = is_passed(limits, scores)
+        return passed, reason_of(passed, limits, scores, first, most), scores, values
+
+    def _measure(self, schedule: "Schedule", part: range, names: Sequence[str]) -> dict[str, list[float]]:
+        """Values by name for some of the pictures; latents and pictures of the teacher are known from then on."""
+        conditions, noise, teacher, images = self._teacher(part)
+        with self.model.apply(schedule):
+            latents = self.model.sample(conditions, noise).cpu()
+        pairs = {"latents": (latents, teacher), "images": (self.model.decode(latents).cpu(), images)}
+        qualities = {name: self._qualities[name] for name in names}
+        return {name: [float(v) for v in quality(*pairs[quality.of])] for name, quality in qualities.items()}
+
+    def _teacher(self, part: range) -> "tuple[Any, Tensor, Tensor, Tensor]":
+        if part in self._known:
+            return self._known[part]
+        from search.config.load import HELD_OUT_SEED
+
+        conditions = self.model.encode([self.prompts[i % len(self.prompts)] for i in part])
+        noise = self.model.noise([self.seeds[i] if self.seeds else HELD_OUT_SEED + self.seed + i for i in part])
+        latents = self.model.sample(conditions, noise).cpu()
+        found = conditions, noise, latents, self.model.decode(latents).cpu()
+        if self.keep:
+            self._known[part] = found
+        return found
+
+    @cached_property
+    def _qualities(self) -> dict[str, Any]:
+        return {kind.key: kind() for kind in measured_qualities()}
+
+    def _speedup(self, schedule: "Schedule") -> Score:
+        import statistics
+
+        from search.calibrate.timing import measure
+
+        with_it, without = measure(self.model, [schedule, None], ROUNDS)
+        ratios = [b / a for a, b in zip(with_it, without, strict=True)]
+        return Score(statistics.median(ratios), min(ratios), max(ratios))
