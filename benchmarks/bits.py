@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from search.config.prompts import read_prompts
-from search.engines.base import Start, Table
+from search.engines.base import EngineInputs, GeneTable
 from search.engines.milp import milp_rows
 from search.engines.nsga2 import Nsga2Engine
 from search.evaluate.evaluator import Evaluator
@@ -33,7 +33,7 @@ from search.models.pixart import PixArt
 from search.objectives.drift import Drift
 from search.pareto.intervals import bootstrap_interval, paired_difference_interval
 from search.profile.count import count_costs
-from search.schedule.parts.formats import FORMATS, fit, packed_bytes
+from search.schedule.parts.formats import FORMATS, formats_that_fit, packed_bytes
 from search.spaces.base import Gene
 from search.spaces.bits import BitsSpace
 
@@ -131,7 +131,9 @@ def mean_bits(row: np.ndarray) -> float:
 def packed_bits(row: np.ndarray) -> float:
     """With scales and zero points of 16 bits each."""
     names = ["w5" if level < 0 else SPACE.formats[level] for level in row]
-    size = sum(packed_bytes(fit(n, b)[1], a, b) for n, s in zip(names, _shapes(), strict=True) for a, b in s)
+    size = sum(
+        packed_bytes(formats_that_fit(n, b)[1], a, b) for n, s in zip(names, _shapes(), strict=True) for a, b in s
+    )
     return 8 * size / float(_weights().sum())
 
 
@@ -168,13 +170,13 @@ class Bench:
         return np.load(file)
 
 
-def table(vectors: np.ndarray) -> Table:
+def table(vectors: np.ndarray) -> GeneTable:
     """[genes, levels, D]; what a gene costs are the bits of all its weights."""
     costs = [(BITS * w).astype(float) for w in _weights()]
-    return Table(list(np.linalg.norm(vectors, axis=2).astype(float)), [costs], list(vectors))
+    return GeneTable(list(np.linalg.norm(vectors, axis=2).astype(float)), [costs], list(vectors))
 
 
-def allocate(known: Table) -> tuple[dict[tuple[str, int], np.ndarray], list[float]]:
+def allocate(known: GeneTable) -> tuple[dict[tuple[str, int], np.ndarray], list[float]]:
     """A row by method and budget; and by how much the integer program's sum of squares is off the DP's."""
     rows, off = {}, []
     squares = [e**2 for e in known.errors]
@@ -206,7 +208,7 @@ def random_mix(rng: np.random.Generator) -> np.ndarray:
 
 def evolve(bench: Bench, seeds: np.ndarray, evaluations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows and their drifts on the search's prompts."""
-    engine = Nsga2Engine(Start(_genes(), 2, np.random.default_rng(seed), seeds, worst=np.array([1.0, 16.0])))
+    engine = Nsga2Engine(EngineInputs(_genes(), 2, np.random.default_rng(seed), seeds, worst=np.array([1.0, 16.0])))
     rows, drifts = np.zeros((0, len(_genes())), dtype=np.int64), np.zeros(0)
     while len(rows) < evaluations and len(x := engine.ask(min(BATCH, evaluations - len(rows)))):
         drift = np.array(bench.measure("search", x, "nsga2")).mean(axis=1)

@@ -21,7 +21,7 @@ import torch
 from search.calibrate.propose.beam import beam_rows
 from search.calibrate.propose.proposals import Proposals
 from search.config.prompts import read_prompts
-from search.engines.base import Engine, Start
+from search.engines.base import Engine, EngineInputs
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.execute.jobs import Job
 from search.evaluate.memo import Memo
@@ -171,7 +171,9 @@ def _engine(name: str, bench: Bench, proposed: dict, seed: int) -> tuple[Engine 
     if "of" in arguments:
         spent = proposed[arguments["of"]][1]
     given: dict[str, Callable[[], np.ndarray]] = {key: lambda rows=rows: rows for key, (rows, _) in proposed.items()}
-    start = Start(bench.genes, 2, np.random.default_rng(seed), seeds, worst=np.array([1.0, 1.0]), proposals=given)
+    start = EngineInputs(
+        bench.genes, 2, np.random.default_rng(seed), seeds, worst=np.array([1.0, 1.0]), proposals=given
+    )
     return make(start, **arguments), spent
 
 

@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPip
 from rich.console import Console
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from search.config.compose import composed, normalise
+from search.config.compose import compose_config, normalise_overrides
 from search.config.settings import Config
 from search.engines.predictor import PredictorEngine
 from search.loop.search import Search
@@ -96,7 +96,7 @@ def searched(sizes: Mapping[str, int], seed: int, evaluations: int, engine: "Clo
             "runs": folder,
         }
         overrides = ["+space=cache", "model=pixart", *(f"{k}={v}" for k, v in arguments.items())]
-        search = Search(Config.check(composed(normalise(overrides))), Console(quiet=True))
+        search = Search(Config.check(compose_config(normalise_overrides(overrides))), Console(quiet=True))
         began = time.process_time()
         search.prepare(folder)
         prepared, calibration = time.process_time(), search.state.block_executions

@@ -25,7 +25,7 @@ import torch
 from hydra.utils import instantiate
 from rich.console import Console
 
-from search.config.compose import composed, normalise
+from search.config.compose import compose_config, normalise_overrides
 from search.config.load import HELD_OUT_SEED
 from search.config.settings import Config
 from search.evaluate.evaluator import Evaluator
@@ -67,7 +67,7 @@ class Fixed(Space):
 def config(spaces: Sequence[str], seed: int, budget: int, refit: bool) -> Config:
     arguments = [f"+space=[{','.join(spaces)}]", "objective=[drift,bops]", f"seed={seed}", f"refit={refit}"]
     limits = ["budget.evaluations=null", f"budget.block_executions={budget}", "tracking.enabled=false"]
-    return Config.check(composed(normalise([*arguments, *limits])))
+    return Config.check(compose_config(normalise_overrides([*arguments, *limits])))
 
 
 class Prepared:

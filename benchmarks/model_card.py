@@ -14,7 +14,7 @@ import torch
 from hydra.utils import instantiate
 from PIL import Image
 
-from search.config.compose import composed, normalise
+from search.config.compose import compose_config, normalise_overrides
 from search.config.prompts import read_prompts
 from search.config.settings import Config
 from search.models.base import Model
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--note", default="", help="a sentence about this training run")
     given = parser.parse_args()
     torch.set_grad_enabled(False)
-    config = Config.check(composed(normalise([f"model={given.name}"])))
+    config = Config.check(compose_config(normalise_overrides([f"model={given.name}"])))
     model, folder = instantiate(dict(config.model) | {"device": "cpu"}), BUNDLED / given.name
     prompts = read_prompts(config.prompts.calibration) + read_prompts(config.prompts.held_out)
     prompts = (prompts * 40)[:40] if given.name == "dit" else read_prompts(config.prompts.held_out)[:40]

@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from rich.console import Console
 
-from search.config.compose import composed, normalise
+from search.config.compose import compose_config, normalise_overrides
 from search.config.load import HELD_OUT_SEED
 from search.config.settings import Config
 from search.evaluate.evaluator import Evaluator
@@ -60,7 +60,7 @@ def main() -> None:
     spaces = ",".join(SPACES[given.model])
     overrides = [f"+space=[{spaces}]", f"model={given.model}", *MORE.get(given.model, [])]
     overrides += [f"budget.evaluations={given.evaluations}", f"seed={given.seed}", "tracking.enabled=false"]
-    search = Search(Config.check(composed(normalise(overrides))), Console())
+    search = Search(Config.check(compose_config(normalise_overrides(overrides))), Console())
     with TemporaryDirectory() as folder:
         search.prepare(Path(folder))
         search.loop()

@@ -184,10 +184,10 @@ class Profile:
         self.meter.lap()
         self.meter.stack[0] = REST
 
-        from search.config.compose import composed, normalise
+        from search.config.compose import compose_config, normalise_overrides
         from search.config.settings import Config
 
-        self.config = Config.check(composed(normalise(list(overrides))))
+        self.config = Config.check(compose_config(normalise_overrides(list(overrides))))
         parts = [self.config.engine, self.config.model, *self.config.space.values(), *self.config.objective.values()]
         for part in parts:  # so that their classes are there when the clocks are put in
             importlib.import_module(part["_target_"].rpartition(".")[0])
@@ -230,9 +230,9 @@ class Profile:
 
         Evaluator._scored = stamped  # type: ignore[method-assign]
         finish.collect = meter.phased(finish.collect, "held-out")
-        _replace(timing.measure, meter.phased(timing.measure, "timing"))
-        finish.write = meter.phased(finish.write, "report")
-        writing.log = meter.phased(writing.log, "report")
+        _replace(timing.time_schedules, meter.phased(timing.time_schedules, "timing"))
+        finish.write_result = meter.phased(finish.write_result, "report")
+        writing.log_result = meter.phased(writing.log_result, "report")
 
     def _loaded(self, search: Any, *_: Any) -> None:
         self.search, cls = search, type(search.model.denoiser)

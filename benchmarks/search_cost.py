@@ -19,7 +19,7 @@ from search.calibrate.propose.proposals import Proposals
 from search.config.prompts import read_prompts
 from search.engines.anneal import AnnealEngine
 from search.engines.autodiffusion import AutoDiffusionEngine
-from search.engines.base import Engine, Start
+from search.engines.base import Engine, EngineInputs
 from search.engines.ecad import EcadEngine
 from search.engines.predictor import PredictorEngine
 from search.engines.random import RandomEngine
@@ -74,9 +74,9 @@ class Bench:
     def proposals(self, space: CacheSpace, probe: Evaluator) -> Proposals:
         return Proposals(space, self.target, self.model, probe, self.costs, list(self.objectives.values()))
 
-    def start(self, seed: int, seeded: bool = True) -> Start:
+    def start(self, seed: int, seeded: bool = True) -> EngineInputs:
         seeds = self.hand_made if seeded else np.zeros((0, len(self.genes)), dtype=np.int64)
-        return Start(self.genes, 2, np.random.default_rng(seed), seeds, WORST)
+        return EngineInputs(self.genes, 2, np.random.default_rng(seed), seeds, WORST)
 
     def scores(self, rows: np.ndarray) -> np.ndarray:
         """Drift, share of MACs and block executions of whole runs [N, 3]."""
@@ -166,7 +166,7 @@ def ours(bench: Bench, seed: int, budget: int, fit: bool = True) -> list[list[fl
     for first in range(0, len(seeds), FIRST):
         scores(seeds[order[first : first + FIRST]])
     rng = np.random.default_rng(seed)
-    start = Start(space.genes(bench.target), 2, rng, seeds, WORST, prior=proposals.prior())
+    start = EngineInputs(space.genes(bench.target), 2, rng, seeds, WORST, prior=proposals.prior())
     engine = PredictorEngine(start)
     while curve[-1][0] - len(seeds) < budget and len(rows := engine.ask(OWN_BATCH)):
         engine.tell(rows, scores(rows))

@@ -30,16 +30,16 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from search.config.compose import composed
+from search.config.compose import compose_config
 from search.config.settings import Config
-from search.engines.base import Start
+from search.engines.base import EngineInputs
 from search.engines.nsga2 import Nsga2Engine
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.fit.solver import RIDGE, FittedSolver, Trajectory
 from search.evaluate.memo import Memo
 from search.exact.paths import reach_paths
 from search.loop.search import Search
-from search.loop.state import State
+from search.loop.state import SearchState
 from search.models.base import to_schedule
 from search.objectives.drift import Drift
 from search.profile.target import Target
@@ -47,8 +47,8 @@ from search.schedule.apply.clock import Clock
 from search.schedule.apply.scheduler import LinearSolver, plan_scheduler
 from search.schedule.model.nodes import Tree
 from search.schedule.noise import Noise
-from search.schedule.schedulers import GRIDDED, grid, public_config
-from search.solvers.trace import traced
+from search.schedule.schedulers import GRIDDED, public_config, scheduler_grid
+from search.solvers.trace import trace_scheduler
 from search.spaces.timesteps import TimestepsSpace, spacings
 from tests.helpers.mixture import Mixture
 
@@ -144,7 +144,7 @@ def variants(class_name: str, config: Mapping[str, Any], noise: Noise, nfe: int)
         return
     for name, places in spacings(noise, nfe):
         places = np.round(places) if class_name == "DDIM" else places
-        end = (grid(base, nfe)[1] or [0.0])[-1]
+        end = (scheduler_grid(base, nfe)[1] or [0.0])[-1]
         if noise.kind == "flow" and end > 0:
             end = float(noise.sigma(1)) / 10  # such a class's own grid ends where its last step begins; 0 it cannot
         sigmas = None if class_name == "DDIM" else [*(float(noise.sigma(t)) for t in places), end]
@@ -196,7 +196,7 @@ class OnModel:
 
     def _prepare(self, space: str) -> Search:
         overrides = [f"+space={space}", "tracking.enabled=false", f"budget.evaluations={self.evaluations}"]
-        search = Search(Config.check(composed(overrides)), Console(quiet=True))
+        search = Search(Config.check(compose_config(overrides)), Console(quiet=True))
         folder = self.folder / space
         folder.mkdir()
         search.prepare(folder)
@@ -223,14 +223,14 @@ class OnModel:
         space, overrides = SEARCHES[name]
         search = self.searches[space]
         raw = [f"+space={space}", "tracking.enabled=false", f"budget.evaluations={self.evaluations}", *overrides]
-        search.config = Config.check(composed([*raw, f"seed={seed}"]))
+        search.config = Config.check(compose_config([*raw, f"seed={seed}"]))
         search.memo = Memo(search.folder / "memo.sqlite")  # a connection of this process
         search.evaluator.memo = search.memo
         before = search.state
         rows = self.proposed.get(space, np.zeros((0, 0), dtype=np.int64))
         start = replace(before.engine.start, rng=np.random.default_rng(seed), proposals={"olss": lambda: rows})  # type: ignore[attr-defined]
         engine = instantiate(search.config.engine | {"_partial_": True})(start)
-        search.state = State(engine, before.costs, before.presets, before.block_executions, before.unshared)
+        search.state = SearchState(engine, before.costs, before.presets, before.block_executions, before.unshared)
         search.checkpoint = self.folder / f"{name.replace(' ', '')}-{seed}.pkl"
         began = time.perf_counter()
         search.loop()
@@ -286,7 +286,7 @@ class OnMixture:
         self.evaluations, self.steps = evaluations, 20
         self.mixture = Mixture.random(self.dimensions, self.components, seed=0)
         self.own_scheduler = scheduler = diffusers.DPMSolverMultistepScheduler()
-        timesteps, sigmas = grid(scheduler, self.steps)
+        timesteps, sigmas = scheduler_grid(scheduler, self.steps)
         sampler = {"class": type(scheduler).__name__, "config": public_config(scheduler), "timesteps": timesteps}
         self.target = Target(
             "mixture",
@@ -369,7 +369,7 @@ class OnMixture:
         """Timesteps, solver and RMSE on the training noise of a row."""
         sampler = self.target.sampler | self.space.decode(row, self.target).get("sampler", {})
         timesteps, sigmas = sampler["timesteps"], sampler["sigmas"]
-        part = traced(self.own_scheduler, timesteps=timesteps, sigmas=sigmas).part()
+        part = trace_scheduler(self.own_scheduler, timesteps=timesteps, sigmas=sigmas).part()
         plain = LinearSolver(part["state"], part["outputs"])
         if not fitted:
             return timesteps, plain, self._rmse(self._run(plain, timesteps, 0), 0)
@@ -387,7 +387,9 @@ class OnMixture:
             calls = sum(len(one[1]) for one in found)
         else:
             seeds = np.unique([*self.space.presets(self.target).values(), *self.paths.values()], axis=0)
-            start = Start(self.space.genes(self.target), 2, np.random.default_rng(seed), seeds, np.array([10.0, 1.0]))
+            start = EngineInputs(
+                self.space.genes(self.target), 2, np.random.default_rng(seed), seeds, np.array([10.0, 1.0])
+            )
             engine = Nsga2Engine(start)
             while len(found) < self.evaluations:
                 rows = engine.ask(min(BATCH, self.evaluations - len(found)))

@@ -20,12 +20,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from search.config.prompts import read_prompts
-from search.engines.base import Start
+from search.engines.base import EngineInputs
 from search.engines.nsga2 import Nsga2Engine
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.execute.jobs import Batch, Job
 from search.evaluate.execute.runner import Runner
-from search.evaluate.execute.states import States
+from search.evaluate.execute.states import StateCache
 from search.evaluate.memo import Memo
 from search.models.base import to_schedule
 from search.models.loading import quiet
@@ -53,13 +53,13 @@ class Bench:
         self.prompts, self.seeds = read_prompts("emoji_calibration.txt")[:prompts], list(range(prompts))
         presets = np.array(list(self.space.presets(self.target).values()))
         genes = self.space.genes(self.target)
-        start = Start(genes, 2, np.random.default_rng(0), presets, np.ones(2))
+        start = EngineInputs(genes, 2, np.random.default_rng(0), presets, np.ones(2))
         self.engine = Nsga2Engine(start, POPULATION)
 
     def evaluator(self, shares: bool = True) -> Evaluator:
         """With a memory of its own, or none at all."""
         objectives = {"drift": Drift(), "macs": Macs()}
-        memory = Runner(self.model, self.costs, None if shares else States(0, 0))
+        memory = Runner(self.model, self.costs, None if shares else StateCache(0, 0))
         given = self.prompts, self.seeds, objectives, self.costs, Memo(Path(":memory:"))
         return Evaluator(self.model, *given, runner=memory)
 

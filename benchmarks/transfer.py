@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from search.config.compose import composed, normalise
-from search.config.load import held_out, model_of, prompts_of
+from search.config.compose import compose_config, normalise_overrides
+from search.config.load import held_out_prompts, model_from_config, prompts_from_config
 from search.config.prompts import read_prompts
 from search.config.settings import Config
 from search.loop.run import run
@@ -26,13 +26,13 @@ from search.models.lora import merge
 from search.models.training.lora import train
 from search.objectives.drift import Drift
 from search.objectives.psnr import Psnr
-from search.results.compare import interval
+from search.results.compare import mean_interval
 from search.results.folder import read_front
-from search.results.pick import choose
+from search.results.pick import pick_entries
 from search.schedule import Schedule
 from search.spaces.cache import CacheSpace
-from search.validate.criteria import criteria, decided
-from search.validate.repair import Workshop, carried
+from search.validate.criteria import criteria_for, decide
+from search.validate.repair import RepairSearch, carry_over
 from search.validate.verifier import Verifier
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -105,22 +105,22 @@ def measure(name: str, chosen: str, case: Case, runs: Path) -> dict[str, Any]:
     """Every variant's drift, interval, share of MACs and verdict."""
     preset = DOCS / "presets" / name / f"{chosen}.json"
     source = searched(name, 20, runs) if chosen == "searched" else Schedule.load(preset)
-    config = Config.check(composed(normalise([f"model={name}", *case.overrides])))
-    model = model_of(config)
+    config = Config.check(compose_config(normalise_overrides([f"model={name}", *case.overrides])))
+    model = model_from_config(config)
     found: dict[str, Any] = {}
     if case.lora:
         found["lora"] = changed(model, config)
-    calibration = prompts_of(config.prompts)[0]
-    verifier = Verifier(model, held_out(config)[:PICTURES], batch=case.batch, keep=True)
+    calibration = prompts_from_config(config.prompts)[0]
+    verifier = Verifier(model, held_out_prompts(config)[:PICTURES], batch=case.batch, keep=True)
     source = claimed(source, name)
-    limits = criteria(source)
-    moved = carried(source, model)
-    workshop = Workshop(source, moved, model, calibration, limits, True, 0)
+    limits = criteria_for(source)
+    moved = carry_over(source, model)
+    workshop = RepairSearch(source, moved, model, calibration, limits, True, 0)
 
     def cell(schedule: Schedule) -> dict[str, Any]:
-        score = interval(verifier.measure(schedule, PICTURES)["drift"])
+        score = mean_interval(verifier.measure(schedule, PICTURES)["drift"])
         drift, macs = [score.value, score.low, score.high], workshop.share(schedule)
-        return {"drift": drift, "macs": macs, "passed": decided(limits[0], score)}
+        return {"drift": drift, "macs": macs, "passed": decide(limits[0], score)}
 
     found |= {"limit": limits[0].limit, "carried": cell(moved.schedule)}
     if workshop.fits:
@@ -159,7 +159,7 @@ def searched(name: str, steps: int, runs: Path) -> Schedule:
             break
     else:
         folder = run(_quick(name, steps, runs)).folder
-    return Schedule.load(folder / choose(read_front(folder), "recommended")[0]["file"])
+    return Schedule.load(folder / pick_entries(read_front(folder), "recommended")[0]["file"])
 
 
 def native(name: str, steps: int, runs: Path, most: float) -> Schedule | None:
@@ -176,22 +176,22 @@ def native(name: str, steps: int, runs: Path, most: float) -> Schedule | None:
 
 def _quick(name: str, steps: int, runs: Path) -> Config:
     overrides = ["+space=cache", f"model={name}", f"model.steps={steps}", "budget=quick", "tracking.enabled=false"]
-    return Config.check(composed(normalise([*overrides, f"runs={runs}"])))
+    return Config.check(compose_config(normalise_overrides([*overrides, f"runs={runs}"])))
 
 
 def claimed(source: Schedule, name: str) -> Schedule:
     """With the drift that it has at home: of its file, or measured on 20 steps."""
     if "drift" in source.scores:
         return source
-    config = Config.check(composed(normalise([f"model={name}"])))
-    verifier = Verifier(model_of(config), held_out(config)[:PICTURES], batch=PICTURES)
-    score = interval(verifier.measure(source, PICTURES)["drift"])
+    config = Config.check(compose_config(normalise_overrides([f"model={name}"])))
+    verifier = Verifier(model_from_config(config), held_out_prompts(config)[:PICTURES], batch=PICTURES)
+    score = mean_interval(verifier.measure(source, PICTURES)["drift"])
     return source.with_scores({"drift": {"value": score.value, "ci": [score.low, score.high]}})
 
 
 def changed(model: Any, config: Config) -> dict[str, float]:
     """Train a LoRA, merge it, and how far it moves the full run's latents and pictures."""
-    prompts = held_out(config)[:8]
+    prompts = held_out_prompts(config)[:8]
     inputs = model.encode(prompts), model.noise(range(8))
     before = model.sample(*inputs)
     with TemporaryDirectory() as folder:

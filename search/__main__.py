@@ -5,7 +5,14 @@ import os
 import sys
 from pathlib import Path
 
-from search.config.compose import GROUPS, composed, mistake, normalise, options, quiet
+from search.config.compose import (
+    GROUPS,
+    compose_config,
+    list_options,
+    message_of_user_error,
+    normalise_overrides,
+    silence_libraries,
+)
 
 COMPLETION = {"--shell-completion", "-sc"}
 EXAMPLES = (
@@ -28,10 +35,10 @@ def main(arguments: list[str]) -> int:
     if COMPLETION & set(arguments):
         complete()
         return 0
-    quiet()
+    silence_libraries()
     try:
         flags, overrides = split(arguments)
-        raw = composed(overrides, flags.get("--config-dir"))
+        raw = compose_config(overrides, flags.get("--config-dir"))
         if "--cfg" in flags:
             import yaml
 
@@ -44,7 +51,7 @@ def main(arguments: list[str]) -> int:
 
         run(config)
     except Exception as error:
-        told = mistake(error)
+        told = message_of_user_error(error)
         if told is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(f"error: {told}", file=sys.stderr)
@@ -57,10 +64,10 @@ def run_command(name: str, arguments: list[str]) -> int:
     known = commands()
     if name in known:
         return importlib.import_module(f"search.{name}").main(arguments)
-    from search.config.hints import closest
+    from search.config.hints import closest_name_hint
 
     hint = f"There are {', '.join(known)}; options of a search are written key=value"
-    print(f"error: {name!r} is not a command.{closest(name, known)} {hint}", file=sys.stderr)
+    print(f"error: {name!r} is not a command.{closest_name_hint(name, known)} {hint}", file=sys.stderr)
     return 2
 
 
@@ -90,7 +97,7 @@ def split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
             raise ValueError(f"there is no flag {argument}; there are --help, --cfg job and --config-dir <folder>")
         else:
             overrides.append(argument)
-    return flags, normalise(overrides)
+    return flags, normalise_overrides(overrides)
 
 
 def help_text() -> str:
@@ -98,7 +105,7 @@ def help_text() -> str:
     width = max(len(g) for g in GROUPS)
     lines = ["Search how a diffusion model is run; hand back the Pareto front as schedules.", "", "Options"]
     for group, text in GROUPS.items():
-        lines += [f"  {group:<{width}}  {text}", f"  {'':<{width}}  one of: {', '.join(options(group))}"]
+        lines += [f"  {group:<{width}}  {text}", f"  {'':<{width}}  one of: {', '.join(list_options(group))}"]
     lines += [
         "",
         "Also: seed=, resume=<run|latest>, runs=<folder>, tracking.enabled=, tracking.uri=",

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from search.config import options as command
 from search.results.folder import find_run, read_front
-from search.results.pick import Condition, Row, conditions, score, within
+from search.results.pick import Condition, Row, entries_within, held_out_score, parse_conditions
 from search.results.scores import Speedup
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Choice:
         heads = [f"{n} {self.units.get(n, '')}".replace(" ratio", "").strip() for n in shown]
         table = Table(Column("schedule", no_wrap=True), *heads)
         for i, row in enumerate(self.rows):
-            table.add_row(row["name"], *(f"{score(row, n):.4g}" for n in shown), style="" if i else "bold")
+            table.add_row(row["name"], *(f"{held_out_score(row, n):.4g}" for n in shown), style="" if i else "bold")
         return table
 
 
@@ -78,13 +78,13 @@ def budget(limits: str, run: str = "latest", runs: str | Path = "runs") -> Choic
     rows = [row for row in front["entries"] if row["role"] == "front"]
     if not rows:
         raise ValueError("this search has an empty front; give it a larger budget.evaluations")
-    asked = conditions(limits, rows, front.get("units", {}))
-    return Choice(folder, asked, within(rows, asked, front["kinds"]), front.get("units", {}), front["kinds"])
+    asked = parse_conditions(limits, rows, front.get("units", {}))
+    return Choice(folder, asked, entries_within(rows, asked, front["kinds"]), front.get("units", {}), front["kinds"])
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print what fits, the best one first, and how to export it."""
-    return command.run(_joined(arguments), __doc__, _work, DEFAULTS)
+    return command.run_command(_joined(arguments), __doc__, _work, DEFAULTS)
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

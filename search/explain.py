@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.config import options as command
-from search.validate.ablation import GROUPS, effects, evaluator_of
+from search.validate.ablation import GROUPS, evaluator_for, measure_effects
 
 if TYPE_CHECKING:
     pass
@@ -27,30 +27,30 @@ DEFAULTS = {"schedule": "", "by": ",".join(GROUPS), "samples": "8", "out": "expl
 
 def main(arguments: Sequence[str]) -> int:
     """Print the table, write the figure and say where it is."""
-    return command.run(arguments, __doc__, _work, DEFAULTS, first="schedule", configurable=True)
+    return command.run_command(arguments, __doc__, _work, DEFAULTS, first="schedule", configurable=True)
 
 
 def _work(options: command.Options) -> None:
     by = [word for word in options["by"].split(",") if word]
     if unknown := [word for word in by if word not in GROUPS] or ([] if by else [options["by"]]):
         raise ValueError(f"by={unknown[0]}: choose from {', '.join(GROUPS)}, joined by commas")
-    samples = command.whole(options, "samples", 2, 10_000)
+    samples = command.whole_number_option(options, "samples", 2, 10_000)
     if not options["schedule"]:
         raise ValueError("type python -m search.explain schedule.json")
     from rich.console import Console
     from rich.progress import Progress
 
-    from search.config.load import config_for, model_of
+    from search.config.load import config_for_schedule, model_from_config
     from search.schedule import Schedule
 
     schedule = Schedule.load(options["schedule"])
-    config = config_for(schedule, options.overrides)
+    config = config_for_schedule(schedule, options.overrides)
     console = Console(soft_wrap=True)
     with console.status("loading"):
-        evaluator = evaluator_of(config, model_of(config), samples)
+        evaluator = evaluator_for(config, model_from_config(config), samples)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("runs", total=None)
-        found = effects(
+        found = measure_effects(
             schedule, evaluator, by, Path(options["schedule"]).stem,
             lambda count, total: progress.update(task, completed=count, total=total),
         )  # fmt: skip

@@ -21,8 +21,8 @@ from tempfile import TemporaryDirectory
 
 from search.config import options as command
 from search.results.folder import TENSORS, find_run, read_front
-from search.results.pick import choose
-from search.results.usage import how_to_apply
+from search.results.pick import pick_entries
+from search.results.usage import usage_snippet
 
 DEFAULTS = {
     "run": "latest", "pick": "recommended", "out": "schedule.json", "runs": "runs", "alias": "", "model": "", "uri": "",
@@ -48,7 +48,7 @@ def export(
     if uri:
         raise ValueError(f"uri={uri} is where an alias is looked up; type alias=production, too")
     folder = find_run(run, Path(runs))
-    chosen = choose(read_front(folder), pick)
+    chosen = pick_entries(read_front(folder), pick)
     target = Path(out)
     if pick == "all":
         if target.suffix == ".json":
@@ -64,8 +64,12 @@ def _followed(run: str, pick: str, out: Path, runs: Path, alias: str, model: str
 
     if pick != DEFAULTS["pick"]:
         raise ValueError(f"pick={pick!r}: alias={alias} says which schedule; leave out pick=, or alias= and model=")
-    name, address = (model, store.address(runs, uri)) if model else registry.of_search(find_run(run, runs), runs, uri)
-    return registry.fetch(address, name, alias, out)
+    name, address = (
+        (model, store.store_address(runs, uri))
+        if model
+        else registry.registered_model_of(find_run(run, runs), runs, uri)
+    )
+    return registry.fetch_by_alias(address, name, alias, out)
 
 
 def _copy(file: Path, target: Path) -> Path:
@@ -81,7 +85,7 @@ def _copy(file: Path, target: Path) -> Path:
 
 def main(arguments: list[str]) -> int:
     """Parse `key=value`, export, print how to apply."""
-    return command.run(arguments, __doc__, _work, DEFAULTS | DIALECT)
+    return command.run_command(arguments, __doc__, _work, DEFAULTS | DIALECT)
 
 
 def _work(options: command.Options) -> None:
@@ -94,7 +98,7 @@ def _work(options: command.Options) -> None:
     for path in written:
         print(path)
     others = json.loads(written[0].read_text(encoding="utf-8")).get("models", {}).get("names", {})
-    print("\n".join(["\nApply it:", *(f"    {line}" for line in how_to_apply(str(written[0]), others))]))
+    print("\n".join(["\nApply it:", *(f"    {line}" for line in usage_snippet(str(written[0]), others))]))
 
 
 def _translate(options: command.Options) -> None:
@@ -110,7 +114,7 @@ def _translate(options: command.Options) -> None:
         else:
             given = {name: options[name] for name in DEFAULTS}
             files = export(**given | {"out": f"{folder}/{'all' if many else 'schedule.json'}"})
-        dialects.work(files, options["dialect"], out, options["lossy"], many)
+        dialects.translate_files(files, options["dialect"], out, options["lossy"], many)
 
 
 if __name__ == "__main__":

@@ -90,11 +90,11 @@ def generate(
     """
     from rich.progress import track
 
-    from search.calibrate.timing import timed
-    from search.config.load import opened, title
+    from search.calibrate.timing import time_call
+    from search.config.load import open_schedule_and_model, title_of_schedule
 
-    name = name or title(schedule)
-    schedule, model, _ = opened(schedule, model)
+    name = name or title_of_schedule(schedule)
+    schedule, model, _ = open_schedule_and_model(schedule, model)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     seeds = [seed + i for i in range(len(prompts))]
     times: tuple[list[float], list[float]] = ([], [])
@@ -104,7 +104,7 @@ def generate(
         def draw() -> None:
             pictures[which] = model.stock(prompts, seeds, output_type="np")
 
-        times[which].append(timed(model, draw))
+        times[which].append(time_call(model, draw))
 
     for _ in track(range(repeats + 1), description="before and after", transient=True):
         once(0)
@@ -128,21 +128,24 @@ def _pictures(images: Any) -> "list[np.ndarray]":
 
 def main(arguments: Sequence[str]) -> int:
     """Draw, time, write the picture and say where it is."""
-    return command.run(arguments, __doc__, _work, DEFAULTS, first="schedule", configurable=True)
+    return command.run_command(arguments, __doc__, _work, DEFAULTS, first="schedule", configurable=True)
 
 
 def _work(options: command.Options) -> None:
     if not options["schedule"] or not (options["prompt"] or options["prompts"]):
         raise ValueError('type python -m search.generate schedule.json prompt="what to draw"')
-    seed, repeats = command.whole(options, "seed", 0, 2**32 - 1), command.whole(options, "repeats", 1, 1000)
+    seed, repeats = (
+        command.whole_number_option(options, "seed", 0, 2**32 - 1),
+        command.whole_number_option(options, "repeats", 1, 1000),
+    )
     from search.config.prompts import read_prompts
 
     prompts = read_prompts(options["prompts"]) if options["prompts"] else [options["prompt"]]
-    from search.config.load import config_for, model_of
+    from search.config.load import config_for_schedule, model_from_config
     from search.schedule import Schedule
 
     schedule = Schedule.load(options["schedule"])
-    model = model_of(config_for(schedule, options.overrides))
+    model = model_from_config(config_for_schedule(schedule, options.overrides))
     found = generate(schedule, prompts, model, seed, repeats, Path(options["schedule"]).stem)
     out = Path(options["out"])
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from search.config import options as command
 from search.results.folder import find_run, read_front
-from search.results.pick import choose
+from search.results.pick import pick_entries
 from search.tracking import registry, store
 
 DEFAULTS = {"run": "latest", "pick": "recommended", "alias": "production", "runs": "runs", "uri": ""}
@@ -51,23 +51,27 @@ def promote(
     if pick == "all":
         raise ValueError("pick=all: an alias names one schedule; type pick=recommended, or a condition")
     folder = find_run(run, Path(runs))
-    entry = choose(read_front(folder), pick)[0]
-    name, address = registry.of_search(folder, Path(runs), uri)
-    key = registry.key(entry["role"], entry["name"], Schedule.load(folder / entry["file"]).digest)
+    entry = pick_entries(read_front(folder), pick)[0]
+    name, address = registry.registered_model_of(folder, Path(runs), uri)
+    key = registry.registry_key(entry["role"], entry["name"], Schedule.load(folder / entry["file"]).digest)
     version, before = registry.promote(address, name, key, folder.name, alias)
     return Promoted(name, alias, version, before, f"{entry['name']} of {folder.name}", address)
 
 
 def main(arguments: list[str]) -> int:
     """Parse `key=value`, move the alias, say how to follow it."""
-    return command.run(arguments, __doc__, _work, DEFAULTS)
+    return command.run_command(arguments, __doc__, _work, DEFAULTS)
 
 
 def _work(options: command.Options) -> None:
     done = promote(**options.given)
     print(done)
     local = "" if options["runs"] == DEFAULTS["runs"] else f" runs={options['runs']}"
-    where = local if done.store == store.address(Path(options["runs"])) else f" uri={store.shown(done.store)}"
+    where = (
+        local
+        if done.store == store.store_address(Path(options["runs"]))
+        else f" uri={store.address_without_password(done.store)}"
+    )
     print(f"follow it: python -m search.export model={done.model} alias={done.alias} out=schedule.json{where}")
 
 

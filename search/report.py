@@ -23,10 +23,10 @@ def report(run: str = "latest", out: str | Path = "report.html", runs: str | Pat
     """
     from rich.progress import track
 
-    from search.figures.report.page import page
+    from search.figures.report.page import report_page
 
     result = Result.load(find_run(run, Path(runs)))
-    text = page(result, lambda entries: track(entries, "pictures", transient=True))
+    text = report_page(result, lambda entries: track(entries, "pictures", transient=True))
     target = Path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")
@@ -35,7 +35,7 @@ def report(run: str = "latest", out: str | Path = "report.html", runs: str | Pat
 
 def main(arguments: list[str]) -> int:
     """Parse `key=value`, write, print where the page is."""
-    return command.run(arguments, __doc__, lambda options: print(report(**options.given)), DEFAULTS)
+    return command.run_command(arguments, __doc__, lambda options: print(report(**options.given)), DEFAULTS)
 
 
 if __name__ == "__main__":

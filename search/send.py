@@ -26,12 +26,12 @@ def send(run: str = "all", runs: str | Path = "runs", uri: str | None = None) ->
     from search.tracking import registry, spool, store, tracker
 
     root, pages = Path(runs), {}
-    waiting = spool.waiting(root)
+    waiting = spool.unsent_folders(root)
     folders = list(waiting) if run == "all" else [find_run(run, root)]
     for folder in track(folders, "MLflow") if folders else ():
-        address = uri or waiting.get(folder) or registry.of_search(folder, root)[1]
-        with disk.alone(folder):
-            found = tracker.deliver(Result.load(folder), root, address)
+        address = uri or waiting.get(folder) or registry.registered_model_of(folder, root)[1]
+        with disk.locked_run_folder(folder):
+            found = tracker.deliver_result(Result.load(folder), root, address)
         if error := found.get("error"):
             raise ValueError(f"{folder.name} was not sent: {error}; try again with: python -m search.send")
         pages[folder.name] = store.page_url(found["page"], address)
@@ -40,7 +40,7 @@ def send(run: str = "all", runs: str | Path = "runs", uri: str | None = None) ->
 
 def main(arguments: list[str]) -> int:
     """Parse `key=value`, send, say where it is."""
-    return command.run(arguments, __doc__, _work, DEFAULTS, first="run")
+    return command.run_command(arguments, __doc__, _work, DEFAULTS, first="run")
 
 
 def _work(options: command.Options) -> None:

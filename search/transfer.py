@@ -22,8 +22,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from search.config import options as command
-from search.config.load import held_out, loaded
-from search.config.options import number
+from search.config.load import held_out_prompts, load_from_options
+from search.config.options import number_option
 from search.validate.transfer import transfer
 from search.verify import DEFAULTS as VERIFYING
 
@@ -36,23 +36,23 @@ DEFAULTS = VERIFYING | {"samples": "64", "steps": "", "out": "transferred.json",
 
 def main(arguments: list[str]) -> int:
     """Parse `key=value`, transfer, write what passes the gate; the exit code is that of verify."""
-    return command.run(arguments, __doc__, _work, DEFAULTS, first="schedule", configurable=True)
+    return command.run_command(arguments, __doc__, _work, DEFAULTS, first="schedule", configurable=True)
 
 
 def _work(options: command.Options) -> int:
     from rich.console import Console
 
-    from search.config.load import prompts_of
+    from search.config.load import prompts_from_config
 
-    given = {name: number(name, options, DEFAULTS) for name in ("tolerance", "seconds", "samples", "runs")}
+    given = {name: number_option(name, options, DEFAULTS) for name in ("tolerance", "seconds", "samples", "runs")}
     if options["refit"] not in ("true", "false"):
         raise ValueError(f"refit={options['refit']!r}: type refit=true or refit=false")
     with Console(stderr=True).status("loading") as status:
-        schedule, model, config = loaded(options, options["steps"])
+        schedule, model, config = load_from_options(options, options["steps"])
         found = transfer(
             schedule,
             model,
-            (prompts_of(config.prompts)[0], held_out(config, options.overrides)),
+            (prompts_from_config(config.prompts)[0], held_out_prompts(config, options.overrides)),
             given["tolerance"],
             options["criterion"],
             options["refit"] == "true",

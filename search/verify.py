@@ -25,9 +25,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from search.config import options as command
-from search.config.load import held_out, loaded
-from search.config.options import number
-from search.validate.criteria import criteria
+from search.config.load import held_out_prompts, load_from_options
+from search.config.options import number_option
+from search.validate.criteria import criteria_for
 from search.validate.verifier import Verifier
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ DEFAULTS = {
 
 def main(arguments: list[str]) -> int:
     """Parse `key=value`, verify, print the verdict; the exit code says it too."""
-    return command.run(arguments, __doc__, _work, DEFAULTS, first="schedule", configurable=True)
+    return command.run_command(arguments, __doc__, _work, DEFAULTS, first="schedule", configurable=True)
 
 
 def _work(options: command.Options) -> int:
@@ -50,12 +50,12 @@ def _work(options: command.Options) -> int:
 
     from search.schedule import Schedule
 
-    given = {name: number(name, options, DEFAULTS) for name in ("tolerance", "seconds", "samples")}
+    given = {name: number_option(name, options, DEFAULTS) for name in ("tolerance", "seconds", "samples")}
     if options["schedule"]:  # what there is nothing to hold to need not be loaded
-        limits = criteria(Schedule.load(options["schedule"]), given["tolerance"], options["criterion"])
+        limits = criteria_for(Schedule.load(options["schedule"]), given["tolerance"], options["criterion"])
     with Console(stderr=True).status("loading") as status:
-        schedule, model, config = loaded(options)
-        prompts = held_out(config, options.overrides)
+        schedule, model, config = load_from_options(options)
+        prompts = held_out_prompts(config, options.overrides)
         verifier = Verifier(model, prompts, batch=config.prompts.batch, seed=config.prompts.seed)
         verdict = verifier.verify(schedule, limits, given["seconds"], int(given["samples"]), status.update)
     print(verdict)

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from search.profile.target import Target
-from search.schedule.apply.tables import elidable
-from search.schedule.model.layers import seams
-from search.schedule.parts.formats import FORMATS, fit
+from search.schedule.apply.tables import elidable_layers
+from search.schedule.model.layers import input_splits
+from search.schedule.parts.formats import FORMATS, formats_that_fit
 from search.spaces.base import Gene, Space
 
 TIME = "time embedding"
@@ -100,12 +100,12 @@ class BitsSpace(Space):
         for level, names in zip(levels, [*groups.values(), *([elided] if elided else [])], strict=True):
             if level:  # the table comes last: it may take layers out of a group
                 wanted |= dict.fromkeys(names, "elided" if names is elided else self.formats[level - 1])
-        splits = seams(target.layers) if self.split else {}
+        splits = input_splits(target.layers) if self.split else {}
         formats: dict[str, Any] = {}
         layers: dict[str, str] = {}
         ranges: dict[str, list[list[float]]] = {}
         for name, form in wanted.items():
-            layers[name], part = fit(form, target.layers[name][1], splits.get(name))
+            layers[name], part = formats_that_fit(form, target.layers[name][1], splits.get(name))
             formats[layers[name]] = part.model_dump(exclude_defaults=True)
             if part.static:
                 ranges[name] = _ranges(name, part.split is not None, target)
@@ -150,7 +150,7 @@ class BitsSpace(Space):
         return level if level <= len(allowed) else max(same, default=0)
 
     def _elided(self, target: Target) -> list[str]:
-        found = [name for name in target.layers if self.elide and elidable(target.tree.model_class, name)]
+        found = [name for name in target.layers if self.elide and elidable_layers(target.tree.model_class, name)]
         if "add_embedding.linear_1" in target.layers:  # SDXL: the text enters what the blocks are given
             found = [name for name in found if name.startswith("time_embedding.")]
         return found
@@ -162,7 +162,7 @@ def _tie(name: str, target: Target) -> tuple[str, ...] | None:
         return match[1], match[2]
     if name in ENDS:
         return ENDS
-    if target.tree.node_of(name).block < 0 or elidable(target.tree.model_class, name):
+    if target.tree.node_of(name).block < 0 or elidable_layers(target.tree.model_class, name):
         return None
     parent, _, leaf = name.rpartition(".")
     if leaf not in ("to_q", "to_k", "to_v"):

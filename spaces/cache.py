@@ -8,7 +8,7 @@ import numpy as np
 
 from search.profile.target import Target
 from search.schedule.model.nodes import ROOT
-from search.schedule.plan.guidance import settle
+from search.schedule.plan.guidance import settle_branches
 from search.schedule.plan.tokens import OFF
 from search.spaces.base import Gene, Space
 from search.spaces.published import FASTER_CACHE, t_gates
@@ -78,7 +78,7 @@ class CacheSpace(Space):
             wanted = self._step(dict(zip((name for name, *_ in row), values, strict=True)), kinds)
             for node, actions in tokens.items():
                 actions.append(ACTIONS[wanted.get(node, 0)])
-        plan = settle(tokens, target.tree, None)
+        plan = settle_branches(tokens, target.tree, None)
         rules = [[node, "".join(actions)] for node, actions in plan.items() if set(actions) != {OFF}]
         return {"plan": {"value": "out", "axis": self.axis, "rules": rules}} if rules else {}
 

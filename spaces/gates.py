@@ -8,7 +8,7 @@ import numpy as np
 
 from search.profile.target import Target
 from search.schedule.parts.gates import ASK, OF_BEFORE
-from search.schedule.plan.gates import selector
+from search.schedule.plan.gates import block_selector
 from search.schedule.plan.tokens import OFF, format_actions
 from search.spaces.base import Gene, Space
 
@@ -91,7 +91,7 @@ class GatesSpace(Space):
             return {}
         tail = min(values["tail"], len(blocks) - head - 1)
         gate: dict[str, Any] = {
-            "group": selector(blocks[head : len(blocks) - tail], target.tree),
+            "group": block_selector(blocks[head : len(blocks) - tail], target.tree),
             "actions": self._actions(values["warmup"], target.steps),
             "value": ("out", "residual")[values["value"]],
             "then": f"F{order}" if order else "R",

@@ -8,7 +8,7 @@ import numpy as np
 
 from search.profile.target import Target
 from search.schedule.plan.guidance import FULL, GAIN, RADIUS, Guidance
-from search.schedule.plan.tokens import switches
+from search.schedule.plan.tokens import denoiser_switches
 from search.spaces.base import Gene, Space
 from search.spaces.published import FASTER_CACHE, t_gates
 
@@ -85,7 +85,7 @@ class GuidanceSpace(Space):
         row, kinds = self._row(target), (FULL, *self._kinds(target))
         table = np.asarray(x, dtype=np.int64).reshape(target.reference, len(row))
         call, scale, branch = target.guidance, [], ""
-        full, barriers = False, switches(target.models)
+        full, barriers = False, denoiser_switches(target.models)
         for step, at in enumerate(target.at):
             values = dict(zip((name for name, _ in row), table[at].tolist(), strict=True))
             kind = kinds[values.get("branch", 0)]

@@ -9,9 +9,9 @@ import numpy as np
 from search.profile.target import Target
 from search.schedule.apply.forecast import newton_weights
 from search.schedule.model.nodes import ROOT, Tree
-from search.schedule.plan.gates import undecided
-from search.schedule.plan.guidance import settle
-from search.schedule.plan.tokens import OFF, Tokens, format_actions, history, parse_actions
+from search.schedule.plan.gates import undecided_tokens
+from search.schedule.plan.guidance import settle_branches
+from search.schedule.plan.tokens import OFF, Tokens, format_actions, parse_actions, values_read
 from search.spaces.base import Gene, Space
 
 
@@ -59,7 +59,7 @@ class JointSpace(Space):
             target = target.on(found)
         if plans:
             branch = parts.get("guidance", {}).get("branch")
-            tokens = undecided(_overlay(plans, target), parts.get("gates", ()), target.tree)
+            tokens = undecided_tokens(_overlay(plans, target), parts.get("gates", ()), target.tree)
             parts |= _plan(tokens, target.tree, _axis(plans), branch, target.models)
         found = folded(parts, target)
         ahead = max((plan.get("ahead", 1) for plan in plans), default=1)
@@ -128,7 +128,7 @@ def _columns(tokens: Tokens, places: Sequence[float]) -> np.ndarray:
         if token == OFF:
             weights[t, before[-1]] = 1
         else:
-            read = before[-history(token) :]
+            read = before[-values_read(token) :]
             known = [places[kept[k]] for k in read]
             weights[t, read] = newton_weights(known, places[t]) if len(read) > 1 else 1
     return weights
@@ -163,6 +163,6 @@ def _axis(plans: Sequence[Mapping[str, Any]]) -> str:
 
 def _plan(tokens: Mapping[str, Tokens], tree: Tree, axis: str, branch: str | None, at: str) -> dict[str, Any]:
     """A plan part of these actions, each lowered to what it can read; `{}` where all is computed."""
-    settled = settle(tokens, tree, branch, at) if tokens else {}
+    settled = settle_branches(tokens, tree, branch, at) if tokens else {}
     rules = [[name, format_actions(actions)] for name, actions in settled.items() if set(actions) != {OFF}]
     return {"plan": {"value": "out", "axis": axis, "rules": rules}} if rules else {}

@@ -11,10 +11,10 @@ import numpy as np
 from search.profile.target import Target
 from search.schedule.noise import Noise
 from search.schedule.schedulers import GRIDDED
-from search.solvers.multistep import program
+from search.solvers.multistep import compile_rules
 from search.solvers.rules import own_rules
-from search.solvers.table import MAX_ORDER, STENCILS, Rule, Table
-from search.solvers.trace import built, check_linear, traced
+from search.solvers.table import MAX_ORDER, STENCILS, SolverRule, SolverTable
+from search.solvers.trace import check_linear, scheduler_of_part, trace_scheduler
 from search.spaces.base import Gene, Space
 
 FORMS = ("data", "noise")
@@ -61,7 +61,7 @@ class SolverSpace(Space):
         name = target.sampler["class"]
         if name not in GRIDDED:
             raise ValueError(f"{name} runs no given timesteps, hence no table; use {', '.join(GRIDDED)}")
-        check_linear(built(target.sampler))
+        check_linear(scheduler_of_part(target.sampler))
         _own(target.sampler)  # the denoiser's kind of output, and the grid
         rows = [(f"{n}@{t}", levels, t, ordered) for t in range(target.reference) for n, levels, ordered in self._row()]
         genes = [Gene(n, levels, group=f"step {t}", ordered=ordered) for n, levels, t, ordered in rows]
@@ -75,7 +75,7 @@ class SolverSpace(Space):
         if any(map(any, self._table(genes, target))):
             rules = self._rules(genes, own, target)
             if not sayable or rules != own:
-                table = program(rules, target.noise, target.sampler, LARGEST)
+                table = compile_rules(rules, target.noise, target.sampler, LARGEST)
             elif not fit:
                 return {}
         elif not fit:
@@ -93,7 +93,7 @@ class SolverSpace(Space):
             if not self.correctors and any(theirs.corrector != rule.corrector for theirs in own):
                 continue
             x = self._preset(name, rule, target.reference)
-            said = program(self._rules(x, own, target), target.noise, target.sampler, LARGEST)
+            said = compile_rules(self._rules(x, own, target), target.noise, target.sampler, LARGEST)
             if not (sayable and said.close(table)):
                 found[name] = x
         return found
@@ -110,20 +110,20 @@ class SolverSpace(Space):
         rows = x[: target.reference * width].reshape(target.reference, width).tolist()
         return [rows[t] for t in target.at]
 
-    def _rules(self, x: np.ndarray, own: tuple[Rule, ...], target: Target) -> tuple[Rule, ...]:
+    def _rules(self, x: np.ndarray, own: tuple[SolverRule, ...], target: Target) -> tuple[SolverRule, ...]:
         return tuple(
             self._rule(rule, *row) if any(row) else rule for rule, row in zip(own, self._table(x, target), strict=True)
         )
 
-    def _rule(self, own: Rule, order: int, form: int, stencil: int, corrector: int = 0) -> Rule:
-        return Rule(
+    def _rule(self, own: SolverRule, order: int, form: int, stencil: int, corrector: int = 0) -> SolverRule:
+        return SolverRule(
             order or own.order,
             FORMS[form - 1] if form else own.form,
             self.stencils[stencil - 1] if stencil else own.stencil,
             corrector == 1 if corrector else own.corrector,
         )
 
-    def _preset(self, name: str, rule: Rule, steps: int) -> np.ndarray:
+    def _preset(self, name: str, rule: SolverRule, steps: int) -> np.ndarray:
         rows = []
         for t in range(steps):
             left = steps - t  # diffusers lowers the last orders: UniPC's always, the others' of less than 15 steps
@@ -135,30 +135,34 @@ class SolverSpace(Space):
 
 
 PRESETS = {
-    "DDIM": Rule(1, "data", "exact"),
-    "DPM-Solver++ 2M": Rule(2, "data", "midpoint"),
-    "DPM-Solver++ 3M": Rule(3, "data", "midpoint"),
-    "DEIS 3": Rule(3, "noise", "exact"),
-    "UniPC 2": Rule(2, "data", "bh2", corrector=True),
-    "UniPC 3": Rule(3, "data", "bh2", corrector=True),
-    "PNDM 4": Rule(4, "noise", "even"),
+    "DDIM": SolverRule(1, "data", "exact"),
+    "DPM-Solver++ 2M": SolverRule(2, "data", "midpoint"),
+    "DPM-Solver++ 3M": SolverRule(3, "data", "midpoint"),
+    "DEIS 3": SolverRule(3, "noise", "exact"),
+    "UniPC 2": SolverRule(2, "data", "bh2", corrector=True),
+    "UniPC 3": SolverRule(3, "data", "bh2", corrector=True),
+    "PNDM 4": SolverRule(4, "noise", "even"),
 }
 
 
-def _own(sampler: Mapping[str, Any]) -> tuple[tuple[Rule, ...], bool, Table]:
+def _own(sampler: Mapping[str, Any]) -> tuple[tuple[SolverRule, ...], bool, SolverTable]:
     """Rules of the sampler part's own scheduler, whether they say it, and its table."""
     return _own_of(json.dumps(sampler, sort_keys=True))
 
 
 @lru_cache(maxsize=256)
-def _own_of(text: str) -> tuple[tuple[Rule, ...], bool, Table]:
+def _own_of(text: str) -> tuple[tuple[SolverRule, ...], bool, SolverTable]:
     sampler = json.loads(text)
     noise = Noise.of(sampler)
     try:
         rules, sayable = own_rules(sampler), True
     except ValueError:
-        rules, sayable = (Rule(),) * len(sampler["timesteps"]), False
-    said = program(rules, noise, sampler, LARGEST)
+        rules, sayable = (SolverRule(),) * len(sampler["timesteps"]), False
+    said = compile_rules(rules, noise, sampler, LARGEST)
     if sayable:
         return rules, True, said
-    return rules, False, traced(built(sampler), timesteps=sampler["timesteps"], sigmas=sampler.get("sigmas"))
+    return (
+        rules,
+        False,
+        trace_scheduler(scheduler_of_part(sampler), timesteps=sampler["timesteps"], sigmas=sampler.get("sigmas")),
+    )

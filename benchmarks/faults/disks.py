@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.faults import reliability
 from benchmarks.faults.kills import Kills, _folder, config, ended, forked, front
-from search.loop.checkpoint import earlier
+from search.loop.checkpoint import previous_checkpoint
 
 SIZES = (256, 384, 512, 768, 1024, 1536)  # KiB: a search of this size needs some 2 MiB
 
@@ -78,7 +78,7 @@ class Disks:
         """No checkpoint is sound: it is told what to type, which begins again and ends in the same front."""
         runs, output = self._place("both")
         self._stopped(runs, output)
-        files = [_folder(runs) / "checkpoint.pkl", earlier(_folder(runs) / "checkpoint.pkl")]
+        files = [_folder(runs) / "checkpoint.pkl", previous_checkpoint(_folder(runs) / "checkpoint.pkl")]
         for file in files:
             cut(file, 0.5)
         refused = not self._goes_on(runs, output) and "Delete checkpoint*.pkl there and type" in _words(output)

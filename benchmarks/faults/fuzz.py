@@ -23,7 +23,7 @@ import yaml
 from pydantic import BaseModel
 
 from benchmarks.faults import reliability
-from search.config.compose import composed, normalise
+from search.config.compose import compose_config, normalise_overrides
 from search.config.settings import CONF, Config, known_keys
 from search.schedule import Schedule, ScheduleError
 from search.schedule.document import Document
@@ -137,7 +137,7 @@ def configurations() -> list[dict[str, Any]]:
         ["+space=[timesteps,solver,cache,bits]", "engine=unsga3"],
         ["+experiment=ecad", "model=dit"],
     )
-    return [composed(normalise(list(overrides))) for overrides in said]
+    return [compose_config(normalise_overrides(list(overrides))) for overrides in said]
 
 
 class Mutations:

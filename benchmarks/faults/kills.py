@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.faults import reliability
-from search.config.compose import composed, normalise
+from search.config.compose import compose_config, normalise_overrides
 from search.config.settings import Config
 from search.loop import finish
 from search.loop.run import run
@@ -40,7 +40,7 @@ def config(runs: Path, *more: str) -> Config:
     for path, text in zip(texts, PROMPTS, strict=True):
         path.write_text(text)
     own = [f"prompts.{path.stem}={path}" for path in texts]
-    raw = composed(normalise([*GIVEN, *own, f"model.path={tiny_folder()}", f"runs={runs}", *more]))
+    raw = compose_config(normalise_overrides([*GIVEN, *own, f"model.path={tiny_folder()}", f"runs={runs}", *more]))
     return Config.check(raw)
 
 
@@ -57,7 +57,7 @@ def forked(config: Config, output: Path, figures: bool = True) -> int:
         os.dup2(file, 1)
         os.dup2(file, 2)
         if not figures:
-            finish.write = lambda result, *_: result.save()
+            finish.write_result = lambda result, *_: result.save()
         run(config)
         code = 0
     except BaseException:

@@ -48,7 +48,7 @@ class Drifts:
         return out / len(names)
 
 
-def record(
+def record_drifts(
     denoiser: nn.Module,
     tree: Tree,
     places: Sequence[float],

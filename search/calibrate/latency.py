@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from search.calibrate.timing import measure
+from search.calibrate.timing import time_schedules
 from search.models.base import Model
 from search.profile.costs import Costs
 from search.profile.plans import plan_schedule
@@ -27,7 +27,7 @@ def fit_latency(
     return dict(zip(["run", "denoiser", *kinds], (solution / scale).tolist(), strict=True))
 
 
-def calibrate(model: Model, schedules: Sequence[Schedule], costs: Costs, repeats: int = 3) -> dict[str, float]:
+def calibrate_latency(model: Model, schedules: Sequence[Schedule], costs: Costs, repeats: int = 3) -> dict[str, float]:
     """The latency table: times of a few unlike schedules, fitted on what they compute.
 
     Each of the other denoisers is timed as well.
@@ -35,17 +35,17 @@ def calibrate(model: Model, schedules: Sequence[Schedule], costs: Costs, repeats
     target = model.target
     alone = [target.stitched(letter * target.steps) for letter in costs.others]
     schedules = [*schedules, *(Schedule.from_dict(target.schedule(parts)) for parts in alone)]
-    times = measure(model, schedules, repeats)
+    times = time_schedules(model, schedules, repeats)
     rows = [costs.features(schedule) for schedule in schedules]
     return fit_latency(rows, [statistics.median(t) for t in times], costs.timed)
 
 
-def with_latency(model: Model, costs: Costs) -> Costs:
+def add_latency(model: Model, costs: Costs) -> Costs:
     """Time a few unlike schedules: everything, every second step, and each component kind kept."""
     target = model.target
     alternating = [OFF if t % 2 == 0 else "R" for t in range(target.steps)]
     rare = [OFF if t == 0 else "R" for t in range(target.steps)]
     plans = [{}, {ROOT: alternating}, {ROOT: rare}, *({kind: rare} for kind in target.kinds)]
     schedules = [plan_schedule(target, plan) for plan in plans]
-    table = calibrate(model, schedules, costs)
+    table = calibrate_latency(model, schedules, costs)
     return replace(costs, milliseconds=table)

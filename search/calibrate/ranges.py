@@ -15,13 +15,13 @@ from search.models.base import Model
 from search.profile.target import Target
 from search.schedule import Schedule
 from search.schedule.apply.rounding import halves
-from search.schedule.model.layers import layers_of, seams
+from search.schedule.model.layers import input_splits, layers_of
 from search.spaces.base import Space
 
 Ranges = dict[str, list[tuple[float, float]]]
 
 
-def calibrate(
+def measure_ranges(
     model: Model, schedule: Schedule, conditions: Any, noise: Tensor, every: int = 1, first: int = 0
 ) -> Ranges:
     """Ranges of the schedule's static layers, by their run in this schedule without its bits.
@@ -32,24 +32,24 @@ def calibrate(
     splits = {name: form.split for name, form in schedule.bits.items() if form.static}
     parts = schedule.with_corrections({}).to_dict()
     plain = Schedule.from_dict({k: v for k, v in parts.items() if k not in ("digest", "scores", "bits")})
-    return observe(model, plain, splits, conditions, noise, every, first)
+    return observe_inputs(model, plain, splits, conditions, noise, every, first)
 
 
-def calibrated(model: Model, conditions: Any, noise: Tensor, every: int = 1) -> Target:
+def target_with_ranges(model: Model, conditions: Any, noise: Tensor, every: int = 1) -> Target:
     """The model's target with the ranges of all layers over the teacher's run: what static formats are decoded with."""
     layers = layers_of(model.denoiser)
-    splits = dict.fromkeys(layers) | seams(layers)
+    splits = dict.fromkeys(layers) | input_splits(layers)
     teacher = Schedule.from_dict(model.target.schedule({}))
-    return replace(model.target, ranges=observe(model, teacher, splits, conditions, noise, every))
+    return replace(model.target, ranges=observe_inputs(model, teacher, splits, conditions, noise, every))
 
 
-def static(space: Space) -> bool:
-    """Whether a space, or one of several, decodes static formats: then its target has to be `calibrated` before."""
+def needs_ranges(space: Space) -> bool:
+    """Whether a space, or one of several, decodes static formats: which need `target_with_ranges` first."""
     return any(getattr(part, "static", False) for part in getattr(space, "spaces", (space,)))
 
 
 @torch.no_grad()
-def observe(
+def observe_inputs(
     model: Model,
     schedule: Schedule,
     splits: Mapping[str, int | None],
@@ -61,14 +61,14 @@ def observe(
     """One run of a schedule; the range of the input of each layer in `splits`, or both sides' where it is split."""
     if every < 1 or first < 0:
         raise ValueError(f"every={every}, first={first}: observe every step with 1, every second one with 2, from 0 on")
-    watchers = {name: Watcher(split) for name, split in splits.items()}
+    watchers = {name: RangeObserver(split) for name, split in splits.items()}
     removers: list[Any] = []
     with model.apply(schedule) as handle:
         clock = handle.clock
         try:
             for name, watcher in watchers.items():
 
-                def before(_: nn.Module, args: tuple, kwargs: dict[str, Any], watcher: Watcher = watcher) -> None:
+                def before(_: nn.Module, args: tuple, kwargs: dict[str, Any], watcher: RangeObserver = watcher) -> None:
                     if clock.step >= first and (clock.step - first) % every == 0:
                         watcher(args[0] if args else kwargs["input"])
 
@@ -86,7 +86,7 @@ def observe(
     return {name: watcher.ranges() for name, watcher in watchers.items()}
 
 
-class Watcher:
+class RangeObserver:
     """Least and greatest value of one input at each call, on both sides of a split."""
 
     def __init__(self, split: int | None) -> None:

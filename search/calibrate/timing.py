@@ -11,7 +11,7 @@ from search.models.base import Model
 from search.schedule import Schedule
 
 
-def measure(
+def time_schedules(
     model: Model,
     schedules: Sequence[Schedule | None],
     repeats: int = 5,
@@ -27,10 +27,12 @@ def measure(
 
     latents = model.sample(conditions, noise)
     # decoding is the same whatever the schedule is
-    decoding = statistics.median(timed(model, lambda: model.decode(latents)) for _ in range(repeats)) if decode else 0.0
+    decoding = (
+        statistics.median(time_call(model, lambda: model.decode(latents)) for _ in range(repeats)) if decode else 0.0
+    )
 
     def once() -> float:
-        return timed(model, lambda: model.sample(conditions, noise)) + decoding
+        return time_call(model, lambda: model.sample(conditions, noise)) + decoding
 
     times: list[list[float]] = [[] for _ in schedules]
     for _ in range(repeats):
@@ -44,7 +46,7 @@ def measure(
     return times
 
 
-def timed(model: Model, work: Callable[[], Any]) -> float:
+def time_call(model: Model, work: Callable[[], Any]) -> float:
     """Milliseconds until the work on the model's device is over."""
     _wait(model)
     start = time.perf_counter()

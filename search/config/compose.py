@@ -22,13 +22,13 @@ GROUPS = {
 CHATTY = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """Leave the terminal to what concerns the user; errors are still told."""
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def normalise(overrides: list[str]) -> list[str]:
+def normalise_overrides(overrides: list[str]) -> list[str]:
     """`x=y`, `+x=y` and `++x=y` mean the same for a group x; without a space the default one is meant.
 
     Hydra appends `+space` only while `space` is absent from its defaults list: so it is in conf/search.yaml. The
@@ -44,7 +44,7 @@ def normalise(overrides: list[str]) -> list[str]:
     return found if named & {"space", "experiment"} else [*found, f"+space={DEFAULT_SPACE}"]
 
 
-def guarded(overrides: list[str]) -> list[str]:
+def with_guard(overrides: list[str]) -> list[str]:
     """`guard=[a,b]`, by default GUARD, as Hydra wants to hear it: options of the group objective, below `guard`."""
     said = [override.partition("=")[2].strip("[]") for override in overrides if override.startswith("guard=")]
     names = [name.strip() for name in said[-1].split(",")] if said else list(GUARD)
@@ -52,7 +52,7 @@ def guarded(overrides: list[str]) -> list[str]:
     return [*(f"+objective@guard.{name}={name}" for name in names if name not in ("", "null")), *rest]
 
 
-def composed(overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:
+def compose_config(overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:
     """The configuration as plain nested data, not yet checked. `config_dir` is a folder with more options."""
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
@@ -63,17 +63,17 @@ def composed(overrides: list[str], config_dir: str | None = None) -> dict[str, A
         overrides = [*overrides, f"hydra.searchpath=['file://{os.path.abspath(config_dir)}']"]
         sys.path.append(os.path.abspath(config_dir))  # for the classes that its files name
     with initialize_config_module("search.conf", version_base="1.3", job_name="search"):
-        return OmegaConf.to_container(compose("search", overrides=guarded(overrides)), resolve=True)
+        return OmegaConf.to_container(compose("search", overrides=with_guard(overrides)), resolve=True)
 
 
-def options(group: str) -> list[str]:
+def list_options(group: str) -> list[str]:
     """The YAML files of a group."""
     from search.conf import __path__ as conf
 
     return sorted(name.removesuffix(".yaml") for name in os.listdir(f"{conf[0]}/{group}") if name.endswith(".yaml"))
 
 
-def mistake(error: Exception) -> str | None:
+def message_of_user_error(error: Exception) -> str | None:
     """What to tell the user, with what was probably meant; None for what is not the user's mistake."""
     if isinstance(error, ModuleNotFoundError) and error.name == "hydra":  # only what applies schedules is installed
         return 'a search needs more packages: pip install "diffusion-schedule-search[search]", or -e ".[search]" here'
@@ -87,14 +87,14 @@ def mistake(error: Exception) -> str | None:
         return str(error.__cause__) if unexpected or isinstance(error.__cause__, ValueError) else None
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return str(error) if isinstance(error, ValueError) else None
-    from search.config.hints import closest
+    from search.config.hints import closest_name_hint
     from search.config.settings import known_keys
 
     text = str(error).strip()
     if found := re.search(r"Could not (?:find|load) '(\w+)/([^']*)'", text):
         group, wrong = found.groups()
-        known = options(group)
-        return f"{group}={wrong} is no option.{closest(wrong, known)} Available options: {', '.join(known)}"
+        known = list_options(group)
+        return f"{group}={wrong} is no option.{closest_name_hint(wrong, known)} Available options: {', '.join(known)}"
     if found := re.search(r"(\w+) appears more than once|Multiple values for (\w+)\.", text):
         group = found[1] or found[2]
         joined = f"; join several as {group}=[a,b]" if group in ("space", "objective") else ""
@@ -104,5 +104,5 @@ def mistake(error: Exception) -> str | None:
     ):
         wrong = found[1] or found[2]
         hint = "See python -m search --help, or --cfg job for all values"
-        return f"{wrong} is no option.{closest(wrong, known_keys())} {hint}"
+        return f"{wrong} is no option.{closest_name_hint(wrong, known_keys())} {hint}"
     return "\n".join(line.strip() for line in text.splitlines() if line.strip())

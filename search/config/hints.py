@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 
-def closest(wrong: str, known: Iterable[str]) -> str:
+def closest_name_hint(wrong: str, known: Iterable[str]) -> str:
     """` Did you mean x?`, or nothing. Of dotted names the last part alone may be what was typed."""
     known = sorted(set(known) - {wrong})
     near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.7)

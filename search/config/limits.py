@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 
-def whole(low: int, high: int, multiple_of: int = 1, null: bool = False) -> BeforeValidator:
+def integer(low: int, high: int, multiple_of: int = 1, null: bool = False) -> BeforeValidator:
     """An integer from low to high, or null where that is allowed; the message says so."""
     step = f" that {multiple_of} divides" if multiple_of > 1 else ""
 
@@ -17,7 +17,7 @@ def whole(low: int, high: int, multiple_of: int = 1, null: bool = False) -> Befo
     return _rule(fits, f"a whole number from {low} to {high}{step}", null)
 
 
-def real(low: float, high: float, null: bool = False) -> BeforeValidator:
+def real_number(low: float, high: float, null: bool = False) -> BeforeValidator:
     """A finite number from low to high, or null where that is allowed; the message says so."""
 
     def fits(value: Any) -> bool:
@@ -40,6 +40,6 @@ def _is_address(value: Any) -> bool:
 
 
 ClassPath = Annotated[str, Field(pattern=r"^\w+(\.\w+)+$")]
-Seed = Annotated[int, whole(0, 2**32 - 1)]
-Pixels = Annotated[int | None, whole(16, 8192, multiple_of=8, null=True)]
-Limit = Annotated[int | None, whole(1, 10**12, null=True)]
+Seed = Annotated[int, integer(0, 2**32 - 1)]
+Pixels = Annotated[int | None, integer(16, 8192, multiple_of=8, null=True)]
+Limit = Annotated[int | None, integer(1, 10**12, null=True)]

@@ -8,8 +8,8 @@ import torch
 from hydra.utils import instantiate
 
 from search.config import options as command
-from search.config.compose import composed, normalise
-from search.config.options import number
+from search.config.compose import compose_config, normalise_overrides
+from search.config.options import number_option
 from search.config.prompts import read_prompts
 from search.config.settings import Config, Prompts
 from search.models.base import Model
@@ -26,7 +26,7 @@ CALL = {"num_inference_steps": "steps"} | {
 }
 
 
-def config_for(schedule: Schedule, overrides: Sequence[str] = ()) -> Config:
+def config_for_schedule(schedule: Schedule, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a schedule's model; `overrides` as on the command line: `model=`, `prompts.held_out=`.
 
     Without `model=` it is the one that the schedule was searched on; ValueError where the file does not say. Steps,
@@ -43,36 +43,38 @@ def config_for(schedule: Schedule, overrides: Sequence[str] = ()) -> Config:
         key = f"model.{CALL.get(argument)}"
         if argument in CALL and key not in said and type(value) in (int, float):
             overrides.append(f"++{key}={value}")
-    return Config.check(composed(normalise(overrides)))
+    return Config.check(compose_config(normalise_overrides(overrides)))
 
 
-def load(name: str, *overrides: str) -> Model:
+def load_model(name: str, *overrides: str) -> Model:
     """A model by its option, to be handed to several functions: `load("pixart", "model.path=/data/mine")`."""
-    return model_of(Config.check(composed(normalise([f"model={name}", *overrides]))))
+    return model_from_config(Config.check(compose_config(normalise_overrides([f"model={name}", *overrides]))))
 
 
-def opened(schedule: Schedule | str | Path, model: Model | str | None = None) -> tuple[Schedule, Model, Config]:
+def open_schedule_and_model(
+    schedule: Schedule | str | Path, model: Model | str | None = None
+) -> tuple[Schedule, Model, Config]:
     """A schedule or its file, and a loaded model, the name of its option, or None for the one that the file names.
 
     The configuration is that of the model's name, for its prompts.
     """
     schedule = schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
     name = model if isinstance(model, str) or model is None else model.name
-    config = config_for(schedule, [] if name is None else [f"model={name}"])
-    return schedule, model_of(config) if model is None or isinstance(model, str) else model, config
+    config = config_for_schedule(schedule, [] if name is None else [f"model={name}"])
+    return schedule, model_from_config(config) if model is None or isinstance(model, str) else model, config
 
 
-def title(schedule: Schedule | str | Path) -> str:
+def title_of_schedule(schedule: Schedule | str | Path) -> str:
     """What a table or a figure calls a schedule: the name of its file."""
     return "schedule" if isinstance(schedule, Schedule) else Path(schedule).stem
 
 
-def model_of(config: Config, **arguments: Any) -> Model:
+def model_from_config(config: Config, **arguments: Any) -> Model:
     """The pipeline, loaded; `arguments` take the place of the configured ones."""
-    return instantiate(dict(config.model) | {"device": device(config.compute.device)} | arguments)
+    return instantiate(dict(config.model) | {"device": resolve_device(config.compute.device)} | arguments)
 
 
-def prompts_of(prompts: Prompts) -> tuple[list[str], list[str]]:
+def prompts_from_config(prompts: Prompts) -> tuple[list[str], list[str]]:
     """Calibration and held-out prompts, which must not share any."""
     calibration = read_prompts(prompts.calibration)[: prompts.calibration_count]
     held_out = read_prompts(prompts.held_out)[: prompts.held_out_count]
@@ -84,12 +86,12 @@ def prompts_of(prompts: Prompts) -> tuple[list[str], list[str]]:
     return calibration, held_out
 
 
-def device(name: str) -> str:
+def resolve_device(name: str) -> str:
     """`auto` is the GPU where there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def loaded(options: command.Options, steps: str = "") -> "tuple[Schedule, Model, Any]":
+def load_from_options(options: command.Options, steps: str = "") -> "tuple[Schedule, Model, Any]":
     """What the options of this command and of transfer name: schedule, model with its LoRA, and configuration."""
     from search.models.lora import merge
     from search.schedule import Schedule
@@ -100,14 +102,16 @@ def loaded(options: command.Options, steps: str = "") -> "tuple[Schedule, Model,
     overrides = list(options.overrides)
     overrides += [f"++model.guidance_scale={options['guidance']}"] if options["guidance"] else []
     overrides += [f"++model.steps={steps}"] if steps else []
-    config = config_for(schedule, overrides)
-    model = model_of(config)
+    config = config_for_schedule(schedule, overrides)
+    model = model_from_config(config)
     if options["lora"]:
-        merge(model, options["lora"], number("lora_scale", options, {"lora_scale": "1"}))
+        merge(model, options["lora"], number_option("lora_scale", options, {"lora_scale": "1"}))
     return schedule, model, config
 
 
-def held_out(config: Any, overrides: Sequence[str] = ()) -> list[str]:
+def held_out_prompts(config: Any, overrides: Sequence[str] = ()) -> list[str]:
     """All held-out prompts of the file, those that searches report on first; fewer where that was typed."""
     typed = any("prompts.held_out_count=" in override for override in overrides)
-    return prompts_of(config.prompts if typed else config.prompts.model_copy(update={"held_out_count": None}))[1]
+    return prompts_from_config(config.prompts if typed else config.prompts.model_copy(update={"held_out_count": None}))[
+        1
+    ]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from search.config import options as command
-from search.config.compose import GROUPS, mistake, quiet
-from search.config.hints import closest
+from search.config.compose import GROUPS, message_of_user_error, silence_libraries
+from search.config.hints import closest_name_hint
 from search.config.settings import Config
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Options:
         return self.given[name]
 
 
-def parse(
+def parse_options(
     arguments: Sequence[str], defaults: Mapping[str, str], first: str | None = None, configurable: bool = False
 ) -> Options:
     """Options from `key=value` arguments; ValueError says which there are.
@@ -45,11 +45,13 @@ def parse(
             given[first] = argument
         else:
             known = [f"{name}=" for name in defaults] + (["model=", "prompts.", "compute."] if configurable else [])
-            raise ValueError(f"{argument!r} is no option.{closest(key, defaults)} There are {', '.join(known)}")
+            raise ValueError(
+                f"{argument!r} is no option.{closest_name_hint(key, defaults)} There are {', '.join(known)}"
+            )
     return Options(given, overrides)
 
 
-def run(
+def run_command(
     arguments: Sequence[str],
     text: str | None,
     work: Callable[[Options], int | None],
@@ -61,21 +63,21 @@ def run(
     if any(argument in ("--help", "-h") for argument in arguments):
         print(text)
         return 0
-    quiet()
+    silence_libraries()
     try:
-        return work(parse(arguments, defaults, first, configurable)) or 0
+        return work(parse_options(arguments, defaults, first, configurable)) or 0
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         return 130
     except Exception as error:
-        told = str(error) if isinstance(error, OSError) else mistake(error)
+        told = str(error) if isinstance(error, OSError) else message_of_user_error(error)
         if told is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(f"error: {told}", file=sys.stderr)
         return 2
 
 
-def whole(options: Options, name: str, low: int, high: int) -> int:
+def whole_number_option(options: Options, name: str, low: int, high: int) -> int:
     """An option as a whole number; ValueError says which are admissible."""
     text = options[name]
     if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
@@ -83,7 +85,7 @@ def whole(options: Options, name: str, low: int, high: int) -> int:
     return int(text)
 
 
-def number(name: str, options: command.Options, defaults: Mapping[str, str]) -> float:
+def number_option(name: str, options: command.Options, defaults: Mapping[str, str]) -> float:
     """A number that was typed; ValueError names it."""
     try:
         return float(options[name])

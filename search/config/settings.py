@@ -9,14 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from typing_extensions import TypedDict
 
 import search.conf
-from search.config.hints import closest
-from search.config.limits import ClassPath, Limit, Pixels, Seed, _is_address, _rule, real, whole
+from search.config.hints import closest_name_hint
+from search.config.limits import ClassPath, Limit, Pixels, Seed, _is_address, _rule, integer, real_number
 
 MAX_BYTES = 2**18  # of a configuration file; ours have some KB
 CONF = Path(search.conf.__path__[0])  # the folder of YAML files, in a checkout and when installed
 
 
-class Part(TypedDict):
+class ComponentConfig(TypedDict):
     """One space, engine or objective: the class, and arguments that its constructor checks."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
@@ -30,16 +30,16 @@ class ModelConfig(TypedDict):
     _target_: ClassPath
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     path: NotRequired[str | None]
-    steps: Annotated[int, whole(2, 1000)]
-    guidance_scale: Annotated[float, real(0, 100)]
+    steps: Annotated[int, integer(2, 1000)]
+    guidance_scale: Annotated[float, real_number(0, 100)]
     height: NotRequired[Pixels]
     width: NotRequired[Pixels]
     dtype: NotRequired[Literal["float32", "float16", "bfloat16"]]
     scheduler: NotRequired[str | None]
     small: NotRequired[str | None]
-    max_sequence_length: NotRequired[Annotated[int, whole(1, 4096)]]
-    num_frames: NotRequired[Annotated[int, whole(1, 10_000)]]
-    chunks: NotRequired[Annotated[int, whole(1, 10_000)]]
+    max_sequence_length: NotRequired[Annotated[int, integer(1, 4096)]]
+    num_frames: NotRequired[Annotated[int, integer(1, 10_000)]]
+    chunks: NotRequired[Annotated[int, integer(1, 10_000)]]
     contract: NotRequired[dict[str, Any]]
 
 
@@ -55,9 +55,9 @@ class Prompts(_Strict):
 
     calibration: str
     held_out: str
-    calibration_count: Annotated[int | None, whole(1, 100_000, null=True)]
-    held_out_count: Annotated[int | None, whole(1, 100_000, null=True)]
-    batch: Annotated[int, whole(1, 4096)] = 8  # searches of before this key was there resume
+    calibration_count: Annotated[int | None, integer(1, 100_000, null=True)]
+    held_out_count: Annotated[int | None, integer(1, 100_000, null=True)]
+    batch: Annotated[int, integer(1, 4096)] = 8  # searches of before this key was there resume
     seed: Seed
 
 
@@ -69,11 +69,11 @@ class Budget(_Strict):
     """
 
     evaluations: Limit
-    minutes: Annotated[float | None, real(0.01, 1e6, null=True)]
+    minutes: Annotated[float | None, real_number(0.01, 1e6, null=True)]
     block_executions: Limit
-    generation: Annotated[int, whole(1, 100_000)] = 24
+    generation: Annotated[int, integer(1, 100_000)] = 24
     failures: Limit = 10
-    patience: Annotated[float | None, real(0.01, 1e6, null=True)] = 600
+    patience: Annotated[float | None, real_number(0.01, 1e6, null=True)] = 600
 
     @model_validator(mode="after")
     def _ends(self) -> "Budget":
@@ -93,11 +93,11 @@ class Compute(_Strict):
     """
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
-    threads: Annotated[int | None, whole(1, 1024, null=True)]
-    states: Annotated[float, real(0, 100_000)] = 2.0
+    threads: Annotated[int | None, integer(1, 1024, null=True)]
+    states: Annotated[float, real_number(0, 100_000)] = 2.0
     executor: Literal["local", "ray"] = "local"
-    workers: Annotated[int | None, whole(1, 10_000, null=True)] = None
-    gpus: Annotated[float | None, real(0.01, 1, null=True)] = None
+    workers: Annotated[int | None, integer(1, 10_000, null=True)] = None
+    gpus: Annotated[float | None, real_number(0.01, 1, null=True)] = None
     address: Annotated[str | None, _rule(_is_address, "auto, <host>:<port> or ray://<host>:<port>", null=True)] = None
 
     @model_validator(mode="after")
@@ -120,10 +120,10 @@ class Config(_Strict):
     """A whole search, checked. `model`, `space`, `engine`, `objective` and `guard` stay plain mappings."""
 
     model: ModelConfig
-    space: dict[str, Part]
-    engine: Part
-    objective: dict[str, Part]
-    guard: dict[str, Part] = {}  # searches of before this key was there resume
+    space: dict[str, ComponentConfig]
+    engine: ComponentConfig
+    objective: dict[str, ComponentConfig]
+    guard: dict[str, ComponentConfig] = {}  # searches of before this key was there resume
     prompts: Prompts
     budget: Budget
     compute: Compute
@@ -196,7 +196,7 @@ def _explain(mistake: Mapping[str, Any]) -> str:
     key = _short(".".join(str(part) for part in mistake["loc"]))
     match mistake["type"]:
         case "extra_forbidden":
-            return f"there is no {key}.{closest(key, known_keys())}"
+            return f"there is no {key}.{closest_name_hint(key, known_keys())}"
         case "missing":
             return f"{key} is missing"
         case "value_error" if not isinstance(mistake["input"], Mapping | BaseModel):

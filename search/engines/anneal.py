@@ -6,7 +6,7 @@ objectives, share what they find, so that one search yields a front.
 
 import numpy as np
 
-from search.engines.base import Engine, Start
+from search.engines.base import Engine, EngineInputs
 from search.engines.nsga2 import WORST, excess
 from search.engines.random import count_on, draw
 from search.pareto.domination import non_dominated
@@ -33,7 +33,7 @@ class AnnealEngine(Engine):
 
     def __init__(
         self,
-        start: Start,
+        start: EngineInputs,
         chains: int = 8,
         start_temperature: float = 0.05,
         end_temperature: float = 0.001,
@@ -200,7 +200,7 @@ class AnnealEngine(Engine):
         return True
 
 
-def _kinds(start: Start) -> list[np.ndarray]:
+def _kinds(start: EngineInputs) -> list[np.ndarray]:
     """Gene indices of each kind, in their order; genes without a choice are of none."""
     found: dict[tuple[str, int, bool], list[int]] = {}
     for index, gene in enumerate(start.genes):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from search.engines.base import Engine, Start
+from search.engines.base import Engine, EngineInputs
 from search.engines.nsga2 import WORST, excess
 from search.engines.random import count_on, draw
 
@@ -31,7 +31,7 @@ class AutoDiffusionEngine(Engine):
 
     def __init__(
         self,
-        start: Start,
+        start: EngineInputs,
         population: int = 50,
         limit: float = 0.5,
         epochs: int = 5,
@@ -163,7 +163,7 @@ class AutoDiffusionEngine(Engine):
 class Steps:
     """Genes by step: the switch that drops it, the values that place it, and the switches of its layers."""
 
-    def __init__(self, start: Start, early: np.ndarray, switch: np.ndarray) -> None:
+    def __init__(self, start: EngineInputs, early: np.ndarray, switch: np.ndarray) -> None:
         names = [gene.group or gene.name for gene in start.genes]
         where = {name: np.flatnonzero([n == name for n in names]) for name in dict.fromkeys(names)}
         self.groups = list(where.values())

@@ -10,7 +10,7 @@ from search.spaces.base import Gene
 
 
 @dataclass(frozen=True)
-class Table:
+class GeneTable:
     """What each gene does alone, all others off: measured once, read by engines that solve instead of search.
 
     `errors[g]` [levels of g] is the drift at each level; `costs[c][g]` [levels of g] the change of cost c (0 at
@@ -24,7 +24,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Start:
+class EngineInputs:
     """What an engine begins with.
 
     `seeds` [S, G] are rows that deserve to be tried first: presets, DP front. `worst` [M] are scores beyond
@@ -40,7 +40,7 @@ class Start:
     seeds: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
     worst: np.ndarray = field(default_factory=lambda: np.zeros(0))
     proposals: Mapping[str, Callable[[], np.ndarray]] = field(default_factory=dict)
-    table: Callable[[], Table] | None = None
+    table: Callable[[], GeneTable] | None = None
     prior: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __getstate__(self) -> dict[str, object]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from search.engines.base import Engine, Start
+from search.engines.base import Engine, EngineInputs
 from search.engines.nsga2 import excess
 from search.engines.random import count_on, draw
 
@@ -38,7 +38,7 @@ class BayesEngine(Engine):
 
     def __init__(
         self,
-        start: Start,
+        start: EngineInputs,
         sampler: Literal["tpe", "gp"] = "tpe",
         storage: str | None = None,
         study: str = "search",

@@ -5,7 +5,7 @@ from pymoo.core.mutation import Mutation
 from pymoo.core.population import Population
 from pymoo.operators.crossover.pntx import PointCrossover
 
-from search.engines.base import Start
+from search.engines.base import EngineInputs
 from search.engines.nsga2 import Nsga2Engine
 from search.engines.random import draw
 
@@ -26,7 +26,7 @@ class EcadEngine(Nsga2Engine):
 
     def __init__(
         self,
-        start: Start,
+        start: EngineInputs,
         population: int = 72,
         points: int = 4,
         crossover: float = 0.9,

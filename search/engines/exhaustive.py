@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from search.engines.base import Engine, Start
+from search.engines.base import Engine, EngineInputs
 
 
 class ExhaustiveEngine(Engine):
@@ -13,7 +13,7 @@ class ExhaustiveEngine(Engine):
     Any number of objectives: `tell` is ignored. Only for spaces of at most `limit` rows.
     """
 
-    def __init__(self, start: Start, limit: int = 20_000) -> None:
+    def __init__(self, start: EngineInputs, limit: int = 20_000) -> None:
         self.levels = start.levels.tolist()
         self.count = math.prod(self.levels)  # Python's integers: no space is too large to be counted
         if self.count > limit:

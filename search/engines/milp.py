@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from search.engines.base import Engine, Start, Table
+from search.engines.base import Engine, EngineInputs, GeneTable
 from search.engines.proposals import Rows
 from search.exact.knapsack import Point, gram_search, knapsack_front
 
@@ -24,7 +24,7 @@ class MilpEngine(Engine):
     Any number of objectives.
     """
 
-    def __init__(self, start: Start, budgets: int = 24, gram: bool = True) -> None:
+    def __init__(self, start: EngineInputs, budgets: int = 24, gram: bool = True) -> None:
         if budgets < 2:
             raise ValueError(f"budgets {budgets} is too small; use engine.budgets=24, at least 2")
         if start.table is None:
@@ -49,7 +49,7 @@ class MilpEngine(Engine):
         return self.rows.take(n)
 
 
-def milp_rows(table: Table, budgets: np.ndarray) -> np.ndarray:
+def milp_rows(table: GeneTable, budgets: np.ndarray) -> np.ndarray:
     """Rows x [<=N, G] with the least sum of squared errors under each row of budgets [N, C], in their order.
 
     A budget bounds the total of its cost (infinity: does not bound); one that no row keeps gives no row. Exact
@@ -89,7 +89,7 @@ def milp_rows(table: Table, budgets: np.ndarray) -> np.ndarray:
     return np.array(rows, dtype=np.int64).reshape(len(rows), len(counts))
 
 
-def _check(table: Table, levels: np.ndarray) -> None:
+def _check(table: GeneTable, levels: np.ndarray) -> None:
     """Every part of the table has one number (or vector) per level."""
     parts: dict[str, Sequence[np.ndarray]] = {"errors": table.errors}
     parts |= {f"costs[{c}]": cost for c, cost in enumerate(table.costs)}
@@ -100,7 +100,7 @@ def _check(table: Table, levels: np.ndarray) -> None:
             raise ValueError(f"{name} of the table has {[len(p) for p in part]} levels; give {levels.tolist()}")
 
 
-def _squares(table: Table) -> list[np.ndarray]:
+def _squares(table: GeneTable) -> list[np.ndarray]:
     """Squared norms add where errors are orthogonal; a level that was measured as NaN is never chosen."""
     return [np.where(np.isfinite(error), np.square(error), np.inf) for error in table.errors]
 

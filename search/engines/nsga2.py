@@ -5,7 +5,7 @@ from pymoo.core.population import Population
 from pymoo.core.survival import Survival
 from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
-from search.engines.base import Engine, Start
+from search.engines.base import Engine, EngineInputs
 from search.engines.random import count_on, draw
 
 TRIES = 50  # moves on top of each other that look for a row that was not asked before
@@ -25,7 +25,7 @@ class Nsga2Engine(Engine):
     Children are made when asked for, from the best rows told by then: any n and any order of `tell` will do.
     """
 
-    def __init__(self, start: Start, population: int = 24) -> None:
+    def __init__(self, start: EngineInputs, population: int = 24) -> None:
         if population < 2:
             raise ValueError(f"population {population} is too small; use engine.population=24, at least 2")
         self.start, self.population = start, population
@@ -160,7 +160,7 @@ class Nsga2Engine(Engine):
         return row
 
 
-def _groups(start: Start) -> list[np.ndarray]:
+def _groups(start: EngineInputs) -> list[np.ndarray]:
     """Gene indices of each group, in the order of first appearance; a gene without a group is one alone."""
     found: dict[tuple[str, str], list[int]] = {}
     for index, gene in enumerate(start.genes):

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 
-from search.engines.base import Start
+from search.engines.base import EngineInputs
 from search.engines.nsga2 import Nsga2Engine, survivors
 
 
@@ -19,7 +19,7 @@ class Nsga3Engine(Nsga2Engine):
     none, and drift may be that small.
     """
 
-    def __init__(self, start: Start, population: int = 24, unified: bool = False) -> None:
+    def __init__(self, start: EngineInputs, population: int = 24, unified: bool = False) -> None:
         if population < max(2, start.objectives):
             least = max(2, start.objectives)
             raise ValueError(

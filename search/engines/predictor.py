@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from search.engines.base import Engine, Start
+from search.engines.base import Engine, EngineInputs
 from search.engines.nsga2 import Nsga2Engine
 from search.pareto.domination import hypervolume, non_dominated
 
@@ -32,7 +32,7 @@ class PredictorEngine(Engine):
     to 1000 of them. 20 % of the rows are drawn from the new children at random. Two or more objectives.
     """
 
-    def __init__(self, start: Start, population: int = 24, screen: int = 10, warmup: int = 48) -> None:
+    def __init__(self, start: EngineInputs, population: int = 24, screen: int = 10, warmup: int = 48) -> None:
         if screen < 1:
             raise ValueError(f"screen {screen} is too small; use engine.screen=10, at least 1")
         self.inner = Nsga2Engine(start, population=population)
@@ -119,7 +119,7 @@ class Surrogate:
     gene; per group the share of genes that are on; and the share in all. It has a linear part and a smooth one.
     """
 
-    def __init__(self, start: Start, x: np.ndarray, y: np.ndarray) -> None:
+    def __init__(self, start: EngineInputs, x: np.ndarray, y: np.ndarray) -> None:
         names: dict[str, list[int]] = {}
         for index, gene in enumerate(start.genes):
             names.setdefault(gene.group or gene.name, []).append(index)

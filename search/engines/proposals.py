@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from search.engines.base import Engine, Start
+from search.engines.base import Engine, EngineInputs
 
 
 class Rows:
@@ -28,7 +28,7 @@ class ProposalEngine(Engine):
     The rows are computed when the engine is made. Any number of objectives.
     """
 
-    def __init__(self, start: Start, of: str) -> None:
+    def __init__(self, start: EngineInputs, of: str) -> None:
         if of not in start.proposals:
             there = ", ".join(start.proposals) or "none"
             raise ValueError(f"this search has no {of!r} rows; there are: {there}. Use engine=nsga2")

@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from search.engines.base import Engine, Start
+from search.engines.base import Engine, EngineInputs
 
 TRIES = 20  # fresh draws before counting on; more only matters in spaces that are nearly exhausted
 
@@ -16,7 +16,7 @@ class RandomEngine(Engine):
     Any number of objectives: `tell` is ignored.
     """
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: EngineInputs) -> None:
         self.start = start
         self.waiting = list(start.seeds)
         self.asked: set[bytes] = set()

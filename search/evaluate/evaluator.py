@@ -12,9 +12,9 @@ from torch import Tensor
 
 from search.evaluate.execute.jobs import Batch, Executor, Job, Outcome
 from search.evaluate.execute.runner import Runner
-from search.evaluate.execute.shortage import is_short
+from search.evaluate.execute.shortage import is_out_of_memory
 from search.evaluate.fit.solver import RIDGE, Fitter
-from search.evaluate.guard import Failed, Guard, Priced, identity
+from search.evaluate.guard import Guard, ObjectiveFailed, SafeCost, objective_identity
 from search.evaluate.memo import Memo
 from search.evaluate.racing import Race, Rival
 from search.models.base import Model, to_schedule
@@ -272,7 +272,7 @@ class Evaluator:
             own = self.teacher if objective.of == "latents" or images is None else images
             try:
                 differs = self.guard.differs(name, objective, own, self.prompts, "the teacher")
-            except Failed as error:
+            except ObjectiveFailed as error:
                 raise ValueError(f"{error}, on the teacher's own {objective.of}; no schedule can be scored") from None
             if differs is not None:
                 apart[name] = differs
@@ -291,7 +291,7 @@ class Evaluator:
                 if isinstance(objective, Quality):
                     teacher = self.teacher if objective.of == "latents" else self.teacher_images
                     own.quality(name, objective, teacher, teacher, self.prompts, "the teacher")
-            except Failed as error:
+            except ObjectiveFailed as error:
                 left[name] = str(error)
         return {name: objective for name, objective in others.items() if name not in left}, left
 
@@ -303,7 +303,7 @@ class Evaluator:
             return self._worst(schedule)
         try:
             values = self._known(schedule)
-        except Failed as error:
+        except ObjectiveFailed as error:
             self.failed[schedule.digest] = str(error)
             return self._worst(schedule)
         return None if values is None else self._scored(schedule, values)
@@ -388,7 +388,7 @@ class Evaluator:
         told = []
         for name, objective in self.objectives.items():
             if isinstance(objective, Cost):
-                value = Priced(name, objective, self.guard)(schedule, self.costs)
+                value = SafeCost(name, objective, self.guard)(schedule, self.costs)
             elif isinstance(objective, Drift):
                 value = race.whole(drift)
             else:
@@ -398,7 +398,7 @@ class Evaluator:
 
     def _prices(self, schedule: Schedule) -> np.ndarray:
         costs, prices = self.costs_of(schedule), [(n, o) for n, o in self.objectives.items() if isinstance(o, Cost)]
-        return np.array([o.minimised(Priced(name, o, self.guard)(schedule, costs)) for name, o in prices])
+        return np.array([o.minimised(SafeCost(name, o, self.guard)(schedule, costs)) for name, o in prices])
 
     # Counting
 
@@ -440,7 +440,7 @@ class Evaluator:
         try:
             return torch.cat([self.model.sample(conditions, noise).cpu() for conditions, noise in self.inputs])
         except (RuntimeError, MemoryError) as error:
-            if not is_short(error):
+            if not is_out_of_memory(error):
                 raise
             size = len(self.batches[0])
             lower = f"prompts.batch={size // 2}" if size > 1 else "a smaller model.height and model.width"
@@ -454,7 +454,7 @@ class Evaluator:
 
 def _name(name: str, objective: Objective) -> str:
     """Of an objective's values in the memo: with its arguments, which another search may give others."""
-    given = identity(objective)
+    given = objective_identity(objective)
     return f"{name} {json.dumps(given, sort_keys=True, default=str)}" if given else name
 
 

@@ -37,7 +37,7 @@ class Failure:
     split: str = "calibration"
 
 
-class Failed(Exception):
+class ObjectiveFailed(Exception):
     """An objective has no value for a candidate."""
 
     def __init__(self, failure: Failure) -> None:
@@ -107,12 +107,12 @@ class Guard:
         apart = max(abs(a - b) for a, b in zip(one, two, strict=True))
         return apart if apart > ALIKE * max(1.0, *map(abs, one)) else None
 
-    def note(self, failure: Failure) -> Failed:
+    def note(self, failure: Failure) -> ObjectiveFailed:
         """Put a failure down, and tell it."""
         if failure not in self.failures:
             self.failures.append(failure)
             self.told(f"objective {failure.objective} {failure.reason} (candidate {failure.digest[:19]})")
-        return Failed(failure)
+        return ObjectiveFailed(failure)
 
     def save(self, path: Path) -> None:
         """Add what failed to a JSON list of {objective, digest, reason, split}."""
@@ -125,7 +125,7 @@ class Guard:
 
     def _call(self, name: str, digest: str, work: Callable[[], Any]) -> Any:
         if self.exhausted:
-            raise Failed(Failure(name, digest, "is no longer asked"))
+            raise ObjectiveFailed(Failure(name, digest, "is no longer asked"))
         if self._caller is None or self._caller.left:
             self._caller = _Caller()
         try:
@@ -144,7 +144,7 @@ class Guard:
         raise self.note(Failure(name, digest, reason, self.split)) from None
 
 
-class Priced(Cost):
+class SafeCost(Cost):
     """A cost that has a value for every schedule: the worst one where it fails."""
 
     def __init__(self, name: str, cost: Cost, guard: Guard) -> None:
@@ -153,7 +153,7 @@ class Priced(Cost):
     def __call__(self, schedule: Schedule, costs: Costs) -> float:
         try:
             return self.guard.cost(self.name, self.cost, schedule, costs)
-        except Failed:
+        except ObjectiveFailed:
             return self.worst(costs)
 
     def worst(self, costs: Costs) -> float:
@@ -202,7 +202,7 @@ class _Caller:
                 self._results.put((None, RuntimeError(repr(error))))
 
 
-def identity(objective: Objective) -> dict[str, Any]:
+def objective_identity(objective: Objective) -> dict[str, Any]:
     """What an objective's values depend on: its arguments, and of a user's objective its source."""
     given: dict[str, Any] = {k: v for k, v in vars(objective).items() if not k.startswith("_")}
     kind = type(objective)

@@ -122,7 +122,9 @@ def forecast_front(
     return front
 
 
-def merge(fronts: Mapping[str, Front], costs: Mapping[str, float]) -> list[tuple[float, float, dict[str, np.ndarray]]]:
+def merge_fronts(
+    fronts: Mapping[str, Front], costs: Mapping[str, float]
+) -> list[tuple[float, float, dict[str, np.ndarray]]]:
     """Fronts of several nodes as one: (total cost, total error, mask per node), cheapest first.
 
     A node costs `costs[node]` per compute; costs and errors add (so not for fronts of maxima). On the lower

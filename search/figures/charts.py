@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
 
-from search.figures.labels import Labels
+from search.figures.labels import LabelPlacer
 from search.results.result import Entry, Result
 from search.results.scores import Score
 
@@ -42,7 +42,7 @@ def pareto_png(result: Result) -> bytes:
             capsize=2.5, zorder=4,
         )  # fmt: skip
         legend.insert(0, Line2D([], [], marker="o", ms=6, color=BLUE, label="searched front"))
-    for family, color, mark, entries in families(result):
+    for family, color, mark, entries in preset_families(result):
         ax.errorbar(*_points(entries, x, y), yerr=_reach(entries, y), fmt="none", ecolor=color, alpha=0.4, elinewidth=1)
         ax.plot(*_points(entries, x, y), mark, ms=6.5, color=color, mec="white", mew=0.7, zorder=3)
         legend.append(Line2D([], [], ls="", marker=mark, ms=6.5, color=color, label=family))
@@ -55,8 +55,8 @@ def pareto_png(result: Result) -> bytes:
         ax.axhline(result.no_visible_loss, color=SOFT, lw=1, ls=(0, (4, 3)), zorder=1)
         ax.text(0.995, result.no_visible_loss, "visible below", transform=ax.get_yaxis_transform(), ha="right",
                 va="top", fontsize=8.5, color=SOFT)  # fmt: skip
-    ax.set_xlabel(label(result, x), fontsize=11)
-    ax.set_ylabel(label(result, y), fontsize=11)
+    ax.set_xlabel(axis_label(result, x), fontsize=11)
+    ax.set_ylabel(axis_label(result, y), fontsize=11)
     ax.grid(color="#ECEFF1", lw=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
@@ -74,7 +74,7 @@ def pareto_png(result: Result) -> bytes:
         fontsize=9.5, columnspacing=2.2, handletextpad=0.6,
     )  # fmt: skip
     _write_labels(ax, result, x, y)
-    return png(figure)
+    return figure_png(figure)
 
 
 def grid_png(result: Result, entry: Entry) -> bytes:
@@ -112,7 +112,7 @@ def overview_png(result: Result, most: int = 5) -> bytes:
 # Charts: what is drawn where.
 
 
-def families(result: Result) -> Iterator[tuple[str, str, str, list[Entry]]]:
+def preset_families(result: Result) -> Iterator[tuple[str, str, str, list[Entry]]]:
     """Presets by family, each with its colour and mark: `FORA N=3` belongs to FORA, `10 steps` to fewer steps."""
     found: dict[str, list[Entry]] = {}
     for entry in result.of("preset"):
@@ -161,7 +161,7 @@ def _drawn(result: Result, y: str) -> list[float]:
     return [v for v in values if np.isfinite(v)] or [0.0]
 
 
-def limits(result: Result, y: str, log: bool) -> tuple[float, float]:
+def axis_limits(result: Result, y: str, log: bool) -> tuple[float, float]:
     values = _drawn(result, y)
     if log:
         lows = [s.low for s in (e.held_out[y] for e in result.entries) if s.low and s.value > 0]
@@ -179,13 +179,13 @@ def _scale(ax: Axes, result: Result, x: str, y: str) -> None:
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_ylim(*limits(result, y, log))
+    ax.set_ylim(*axis_limits(result, y, log))
     ax.set_xlim(0, max(e.held_out[x].value for e in result.entries) * 1.04 or 1)
     if x in result.shares:
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0%}"))
 
 
-def label(result: Result, name: str) -> str:
+def axis_label(result: Result, name: str) -> str:
     unit = result.units.get(name, "")
     direction = f" · {result.better[name]} is better" if name in result.better else ""
     return result.labels.get(name, name) + (f" ({unit})" if unit not in ("", "ratio") else "") + direction
@@ -201,7 +201,7 @@ def _prompts_line(result: Result) -> str:
 
 def _write_labels(ax: Axes, result: Result, x: str, y: str) -> None:
     """Name the recommended schedule and every preset's variant."""
-    labels = Labels(ax)
+    labels = LabelPlacer(ax)
     spots = {id(e): (e.held_out[x].value, e.held_out[y].value) for e in result.entries}
     front = result.of("front")
     labels.keep_free(spots[id(e)] for e in (*front, *result.of("preset")))
@@ -216,7 +216,7 @@ def _write_labels(ax: Axes, result: Result, x: str, y: str) -> None:
         parts += [f"PSNR {best.held_out['psnr'].value:.1f} dB"] if "psnr" in best.held_out else []
         text = "recommended\n" + ", ".join(parts)
         labels.write(spots[id(best)], text, (30, 45, 60, 80), line=True, color=BLUE, fontsize=10.5, weight="bold")
-    for _, color, _, group in families(result):
+    for _, color, _, group in preset_families(result):
         for e in group:
             variant = _family(e.name)[1]
             if 0 < len(variant) <= LONGEST and np.isfinite(spots[id(e)]).all():
@@ -288,7 +288,7 @@ def rows_png(rows: Sequence[tuple[str, Sequence[np.ndarray], bool]], prompts: Se
         )
         for j, image in enumerate(images[:columns]):
             figure.figimage(_enlarged(image, side), left + j * (side + gap), y)
-    return png(figure)
+    return figure_png(figure)
 
 
 def _wrapped(prompt: str, width: int) -> str:
@@ -306,7 +306,7 @@ def _enlarged(image: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((side, height), way))
 
 
-def png(figure: Figure) -> bytes:
+def figure_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from search.figures.charts import BLUE, DPI, INK, ORANGE, PALE, SOFT, png
+from search.figures.charts import BLUE, DPI, INK, ORANGE, PALE, SOFT, figure_png
 
 Bar = tuple[str, float, float, float, float]  # name, value, low, high, share of MACs saved
 ROW = 0.24  # inches
@@ -51,4 +51,4 @@ def bars_png(panels: Mapping[str, Sequence[Bar]], title: str, subtitle: str) -> 
         if i == len(counts) - 1:
             added.set_xlabel("drift that it adds, 95 % interval", fontsize=9.5)
             macs.set_xlabel("saved, % of the teacher's MACs", fontsize=9.5)
-    return png(figure)
+    return figure_png(figure)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
-from search.figures.charts import BLUE, DPI, INK, ORANGE, PINK, SKY, SOFT, png, scores_line
+from search.figures.charts import BLUE, DPI, INK, ORANGE, PINK, SKY, SOFT, figure_png, scores_line
 from search.results.result import Entry
 from search.schedule import Schedule
 from search.schedule.model.nodes import ROOT
@@ -99,7 +99,7 @@ def heatmap_png(entry: Entry) -> bytes:
         handles=[Patch(facecolor=color, edgecolor="#B0B5BB", lw=0.6, label=text) for text, color in handles],
         loc="outside lower left", ncols=len(handles), frameon=False, fontsize=9.5,
     )  # fmt: skip
-    return png(figure)
+    return figure_png(figure)
 
 
 def caption(schedule: Schedule, most: int) -> str:

@@ -1,4 +1,4 @@
-"""Labels beside the points of a chart, each at the nearest place that covers nothing."""
+"""LabelPlacer beside the points of a chart, each at the nearest place that covers nothing."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ ANGLES = (0, 45, -45, 90, -90, 135, -135, 180)  # degrees, the better places fir
 Point = tuple[float, float]
 
 
-class Labels:
+class LabelPlacer:
     """Writes on axes whose limits are set; remembers what is taken, in pixels."""
 
     def __init__(self, ax: Axes) -> None:

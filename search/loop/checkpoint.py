@@ -15,16 +15,16 @@ HEAD = b"search checkpoint 1\n"  # then the sha256 of the pickle, then the pickl
 SIZE = hashlib.sha256().digest_size
 
 
-def earlier(path: Path) -> Path:
+def previous_checkpoint(path: Path) -> Path:
     """Where the checkpoint before this one is kept."""
     return path.with_name(f"{path.stem}.old{path.suffix}")
 
 
-def exists(path: Path) -> bool:
-    return path.exists() or earlier(path).exists()
+def checkpoint_exists(path: Path) -> bool:
+    return path.exists() or previous_checkpoint(path).exists()
 
 
-def save(value: Any, path: Path) -> None:
+def save_checkpoint(value: Any, path: Path) -> None:
     """Whole or not at all: whoever is killed here goes on from the checkpoint before."""
     data = pickle.dumps(value)
     beside = path.with_suffix(".new")
@@ -37,15 +37,15 @@ def save(value: Any, path: Path) -> None:
         beside.unlink(missing_ok=True)
         raise
     if path.exists():
-        path.replace(earlier(path))
+        path.replace(previous_checkpoint(path))
     beside.replace(path)
     _settle(path.parent)
 
 
-def load(path: Path, told: Callable[[str], None] = lambda text: None) -> Any:
+def load_checkpoint(path: Path, told: Callable[[str], None] = lambda text: None) -> Any:
     """The newest checkpoint that is sound; `told` hears of one that is not. ValueError where none is."""
     wrong = []
-    for file in (path, earlier(path)):
+    for file in (path, previous_checkpoint(path)):
         try:
             value = _read(file)
         except FileNotFoundError:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from search.figures import charts, heatmap
-from search.figures.report.page import page
-from search.loop.held_out import collect
-from search.loop.progress import phases
+from search.figures.report.page import report_page
+from search.loop.held_out import collect_result
+from search.loop.progress import phase_bars
 from search.results.result import Result
 from search.tracking.tracker import last_lines
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("search")
 
 
-def finish(search: "Search", stopped: str) -> Result:
+def finish_search(search: "Search", stopped: str) -> Result:
     """Score the front and the baselines on held-out prompts and seeds, write everything, print where it is."""
     console = search.console
-    with phases(console) as told:
-        result = collect(search, stopped, told)
+    with phase_bars(console) as told:
+        result = collect_result(search, stopped, told)
     with console.status("files and figures"):
-        write(result)
+        write_result(result)
     _last_lines(search, result)
     if search.tracker is not None:
         with console.status("MLflow"):
@@ -35,13 +35,13 @@ def finish(search: "Search", stopped: str) -> Result:
     return result
 
 
-def write(result: Result) -> None:
+def write_result(result: Result) -> None:
     """Schedules, front.json, pictures and figures into the run folder."""
     result.save()
     folder = result.folder / "figures"
     for sub in ("heatmaps", "grids"):
         (folder / sub).mkdir(parents=True, exist_ok=True)
-    (folder / "report.html").write_text(page(result), encoding="utf-8")
+    (folder / "report.html").write_text(report_page(result), encoding="utf-8")
     (folder / "pareto.png").write_bytes(charts.pareto_png(result))
     (folder / "overview.png").write_bytes(charts.overview_png(result))
     for i, entry in enumerate(result.entries):

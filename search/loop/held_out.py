@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from search.calibrate.propose.baselines import shorter_runs
-from search.calibrate.timing import measure
+from search.calibrate.timing import time_schedules
 from search.config.load import HELD_OUT_SEED
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.execute.jobs import Job
 from search.evaluate.guard import Guard
-from search.loop.progress import Told
+from search.loop.progress import OnProgress
 from search.models.base import to_schedule
 from search.objectives.base import Objective, Reward
 from search.objectives.drift import Drift
@@ -29,7 +29,7 @@ from search.objectives.memory import Memory
 from search.objectives.psnr import Psnr
 from search.objectives.ssim import Ssim
 from search.pareto.domination import thin
-from search.results.compare import gaps, hacked, judge, recommend, summary
+from search.results.compare import held_out_gaps, mark_dominated, recommended_name, reward_warnings, summarise_scores
 from search.results.result import Entry, Result
 from search.results.scores import Score, Speedup
 from search.schedule import Schedule
@@ -46,7 +46,7 @@ SHORTER = (15, 12, 10, 8, 6)
 VISIBLE = 30.0  # dB of PSNR against the teacher: differences below are usually seen
 
 
-def collect(search: "Search", stopped: str, told: Told = lambda what, done, total: None) -> Result:
+def collect_result(search: "Search", stopped: str, told: OnProgress = lambda what, done, total: None) -> Result:
     """The result with all its scores; `told` hears how far it is."""
     config, state, target = search.config, search.state, search.target
     objectives: dict[str, Objective] = {o.key: o for o in (Drift(), Psnr(), Ssim(), Macs(), Latency(), Memory())}
@@ -76,7 +76,9 @@ def collect(search: "Search", stopped: str, told: Told = lambda what, done, tota
     presets |= shorter_runs(target, search.model.shorter, SHORTER)
 
     everyone = [*found, *presets.values(), teacher]
-    times = dict(zip(everyone, measure(search.model, everyone, REPEATS, done=partial(told, "timing")), strict=True))
+    times = dict(
+        zip(everyone, time_schedules(search.model, everyone, REPEATS, done=partial(told, "timing")), strict=True)
+    )
     band = _seed_band(held_out, seeds)
 
     left_out |= _score(held_out, everyone, partial(told, "held-out prompts"))  # values are known from here on
@@ -90,16 +92,16 @@ def collect(search: "Search", stopped: str, told: Told = lambda what, done, tota
         held = held_out.values(schedule)
         calibration = state.archive.get(schedule.digest, {}).get("values")
         calibration = calibration or search.evaluator.values(schedule)
-        scores = summary(held, objectives) | _times(times[schedule], times[teacher])
+        scores = summarise_scores(held, objectives) | _times(times[schedule], times[teacher])
         told("pictures", next(drawn), len(everyone))
         return Entry(
             name or f"{scores['speedup'].value:.1f}× · drift {scores['drift'].value:.3f}",
             role,
             _with_scores(search, schedule, scores),
-            summary(calibration, search.objectives),
+            summarise_scores(calibration, search.objectives),
             scores,
             _pictures(held_out.decode(held_out.latents(schedule)[:SHOWN])),
-            gaps(held, calibration, search.objectives),
+            held_out_gaps(held, calibration, search.objectives),
             samples=held,
         )
 
@@ -109,7 +111,7 @@ def collect(search: "Search", stopped: str, told: Told = lambda what, done, tota
     sound = {name: schedule for name, schedule in presets.items() if schedule.digest not in held_out.failed}
     entries += [entry(name, "preset", schedule) for name, schedule in sound.items()]
     entries.append(entry("teacher", "teacher", teacher))
-    judge(entries, objectives, searched)
+    mark_dominated(entries, objectives, searched)
     held_out.guard.save(search.quarantine)
     described: dict[str, Objective | type[Speedup]] = {**objectives, Speedup.key: Speedup}
     return Result(
@@ -131,7 +133,7 @@ def collect(search: "Search", stopped: str, told: Told = lambda what, done, tota
         ],
         prompts={"calibration": search.calibration, "held_out": search.held_out},
         shown=search.held_out[:SHOWN],
-        recommended=recommend(entries, VISIBLE),
+        recommended=recommended_name(entries, VISIBLE),
         no_visible_loss=VISIBLE,
         config=config.model_dump(mode="json"),
         environment=environment_of(search)
@@ -165,7 +167,7 @@ def _notes(
     unused: Sequence[str],
 ) -> list[str]:
     """What a reader should know before believing the scores."""
-    notes = hacked(entries, held_out.objectives, searched, unused)
+    notes = reward_warnings(entries, held_out.objectives, searched, unused)
     if not any(isinstance(held_out.objectives[name], Reward) for name in unused):
         instead = f"; reported instead: {', '.join(unused)}" if unused else ""
         why = next(iter((search.unusable | dict(left_out)).values()), "every reward of guard= is searched")
@@ -186,10 +188,10 @@ def _corrected(search: "Search", schedule: Schedule, plain: Schedule) -> Schedul
         return schedule
     if search.config.refit and search.fits:
         corrected = search.evaluator.fit(corrected)
-    return min(corrected, schedule, key=lambda option: drift(search, option))
+    return min(corrected, schedule, key=lambda option: mean_drift(search, option))
 
 
-def drift(search: "Search", schedule: Schedule) -> float:
+def mean_drift(search: "Search", schedule: Schedule) -> float:
     """Mean drift on the calibration prompts."""
     evaluator = search.evaluator
     return float(Drift()(evaluator.latents(schedule), evaluator.teacher).mean())

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-Told = Callable[[str, int, int], None]  # what is done, and how many of how many are over
+OnProgress = Callable[[str, int, int], None]  # what is done, and how many of how many are over
 
 
-def bar(console: Console, transient: bool = False) -> Progress:
+def progress_bar(console: Console, transient: bool = False) -> Progress:
     """Bars whose tasks have a `note`."""
     return Progress(
         TextColumn("[bold]{task.description}"),
@@ -25,9 +25,9 @@ def bar(console: Console, transient: bool = False) -> Progress:
 
 
 @contextmanager
-def phases(console: Console) -> Iterator[Told]:
+def phase_bars(console: Console) -> Iterator[OnProgress]:
     """A bar for everything that is told of, gone at the end."""
-    with bar(console, transient=True) as progress:
+    with progress_bar(console, transient=True) as progress:
         tasks = {}
 
         def told(what: str, done: int, total: int) -> None:

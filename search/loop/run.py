@@ -5,9 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from search.config.compose import composed, normalise
+from search.config.compose import compose_config, normalise_overrides
 from search.config.settings import Config
-from search.loop.finish import finish
+from search.loop.finish import finish_search
 from search.loop.search import Search
 from search.results import disk
 from search.results.disk import new_run_folder
@@ -18,27 +18,27 @@ from search.tracking.tracker import Tracker
 
 def search(*overrides: str) -> Result:
     """The search of a command line, for notebooks: `search("+space=cache", "model=pixart", "budget=quick")`."""
-    return run(Config.check(composed(normalise(list(overrides)))))
+    return run(Config.check(compose_config(normalise_overrides(list(overrides)))))
 
 
 def run(config: Config) -> Result:
     """Search, report, and print where the result is."""
     console = Console(soft_wrap=True)
-    disk.writable(root := Path(config.runs))
+    disk.check_writable(root := Path(config.runs))
     resumed = find_run(config.resume, root) if config.resume else None
     with ExitStack() as held:
         if resumed:  # everything as it was; only the budget, the tracking and the machine may be others
-            held.enter_context(disk.explained(resumed, f"python -m search resume={resumed.name}"))
-            held.enter_context(disk.alone(resumed))
+            held.enter_context(disk.explain_disk_errors(resumed, f"python -m search resume={resumed.name}"))
+            held.enter_context(disk.locked_run_folder(resumed))
             changed = {name: getattr(config, name) for name in ("budget", "tracking", "compute", "runs")}
             config = Config.load(resumed / "config.yaml").model_copy(update=changed)
         with console.status(f"loading {config.model['name']}"):
             search = Search(config, console)  # mistakes of the user show here, before a folder is made
-        with disk.explained(root, "the same command again"):
+        with disk.explain_disk_errors(root, "the same command again"):
             folder = resumed or new_run_folder(root, "+".join(config.space), config.model["name"])
         if not resumed:
-            held.enter_context(disk.explained(folder, f"python -m search resume={folder.name}"))
-            held.enter_context(disk.alone(folder))
+            held.enter_context(disk.explain_disk_errors(folder, f"python -m search resume={folder.name}"))
+            held.enter_context(disk.locked_run_folder(folder))
         return _run(search, folder)
 
 
@@ -49,7 +49,7 @@ def _run(search: Search, folder: Path) -> Result:
     console.print(f"[bold]search[/bold] {'+'.join(config.space)} on {config.model['name']} → {folder}")
     if config.tracking.enabled:
         search.tracker = Tracker(config, folder, search.tell)
-    with disk.logged(folder / "search.log"), closing(search), search.tracker or nullcontext():
+    with disk.log_to_file(folder / "search.log"), closing(search), search.tracker or nullcontext():
         try:
             with console.status("preparing: teacher and cost tables") as status:
                 search.note = lambda text: status.update(f"preparing: {text}")
@@ -58,4 +58,4 @@ def _run(search: Search, folder: Path) -> Result:
         except KeyboardInterrupt:
             console.print(f"stopped before the first generation; go on with: python -m search resume={folder.name}")
             raise SystemExit(130) from None
-        return finish(search, stopped)
+        return finish_search(search, stopped)

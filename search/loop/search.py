@@ -13,23 +13,23 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
-from search.calibrate.latency import with_latency
+from search.calibrate.latency import add_latency
 from search.calibrate.propose.proposals import Proposals
-from search.calibrate.ranges import calibrated, static
-from search.config.load import model_of, prompts_of
+from search.calibrate.ranges import needs_ranges, target_with_ranges
+from search.config.load import model_from_config, prompts_from_config
 from search.config.settings import Config
-from search.engines.base import Start
+from search.engines.base import EngineInputs
 from search.evaluate.evaluator import Evaluator
-from search.evaluate.execute.executors import Workers, check, workers
+from search.evaluate.execute.executors import Workers, check_compute, start_workers
 from search.evaluate.execute.jobs import Job
 from search.evaluate.execute.runner import Runner
-from search.evaluate.execute.states import States
+from search.evaluate.execute.states import StateCache
 from search.evaluate.fit.corrections import Corrector
-from search.evaluate.guard import Failure, Guard, Priced
+from search.evaluate.guard import Failure, Guard, SafeCost
 from search.evaluate.memo import Memo
 from search.loop import checkpoint
-from search.loop.progress import bar
-from search.loop.state import State, log
+from search.loop.progress import progress_bar
+from search.loop.state import SearchState, log
 from search.models.base import Model, to_schedule
 from search.objectives.base import Cost, Objective, Quality
 from search.objectives.drift import Drift
@@ -49,7 +49,7 @@ class Search:
 
     def __init__(self, config: Config, console: Console) -> None:
         self.config, self.console = config, console
-        check(config.compute)
+        check_compute(config.compute)
         if config.compute.threads:
             torch.set_num_threads(config.compute.threads)
         torch.set_grad_enabled(False)
@@ -57,23 +57,23 @@ class Search:
         self.objectives: dict[str, Objective] = {k: instantiate(v) for k, v in config.objective.items()}
         self.unused = {k: instantiate(v) for k, v in config.guard.items() if k not in config.objective}
         self.guard = Guard(config.budget.patience, config.budget.failures, self.tell)
-        self.calibration, self.held_out = prompts_of(config.prompts)
+        self.calibration, self.held_out = prompts_from_config(config.prompts)
         self.note: Callable[[str], None] = lambda text: None  # told what is being prepared
         self.workers: Workers | None = None
         self.tracker: Tracker | None = None
-        self.model: Model = model_of(config)
+        self.model: Model = model_from_config(config)
         self.target = self.model.target
 
     def prepare(self, folder: Path) -> None:
         """Cost tables, the teacher, and either the folder's checkpoint or a new engine with its seeds."""
         self.folder, self.checkpoint, self.quarantine = folder, folder / "checkpoint.pkl", folder / "quarantine.json"
         memo = Path(self.config.runs) / "memo.sqlite"  # of all searches: what one has measured, the next one knows
-        if static(self.space):  # ranges of activations are measured before anything is decoded
-            self.target = self.model.target = calibrated(self.model, *self._first(RANGED))
+        if needs_ranges(self.space):  # ranges of activations are measured before anything is decoded
+            self.target = self.model.target = target_with_ranges(self.model, *self._first(RANGED))
         target = self.target
         self.memo = Memo(memo, spare=folder / "memo.sqlite", told=self.tell)
-        if checkpoint.exists(self.checkpoint):
-            self.state = State.load(self.checkpoint, self.tell)
+        if checkpoint.checkpoint_exists(self.checkpoint):
+            self.state = SearchState.load(self.checkpoint, self.tell)
             self.evaluator = self._evaluator(self.state.costs)
             evaluator, state = self.evaluator, self.state
             self.before = state.block_executions - evaluator.block_executions, state.unshared - evaluator.unshared
@@ -88,7 +88,7 @@ class Search:
             f"{costs.teacher_macs / 1e9:.2f} GMACs a picture; keeping every component's output takes "
             f"{costs.all_bytes / 2**20:.1f} MiB a picture"
         )
-        costs = with_latency(self.model, costs)
+        costs = add_latency(self.model, costs)
         self.evaluator = self._evaluator(costs)
         self._try()
         probe = Evaluator(
@@ -101,9 +101,9 @@ class Search:
             runner=self.local,
         )
         careful = Guard(self.config.budget.patience)  # what is proposed is no candidate yet
-        objectives = [Priced(n, o, careful) if isinstance(o, Cost) else o for n, o in self.objectives.items()]
+        objectives = [SafeCost(n, o, careful) if isinstance(o, Cost) else o for n, o in self.objectives.items()]
         proposals = Proposals(self.space, target, self.model, probe, costs, objectives, self.note)
-        start = Start(
+        start = EngineInputs(
             genes,
             len(self.objectives),
             np.random.default_rng(self.config.seed),
@@ -117,14 +117,14 @@ class Search:
         presets = proposals.presets()
         self.before, own = (probe.block_executions, probe.unshared), self.evaluator
         spent = probe.block_executions + own.block_executions, probe.unshared + own.unshared
-        self.state = State(engine, costs, presets, *spent)
+        self.state = SearchState(engine, costs, presets, *spent)
         self._save()
 
     def loop(self) -> str:
         """Evaluate generations until the budget is spent; returns why it stopped early, or nothing."""
         began = time.monotonic() - self.state.seconds
         try:
-            with bar(self.console) as progress:
+            with progress_bar(self.console) as progress:
                 task = progress.add_task("search", total=self.config.budget.evaluations, note="")
                 while not self._spent(time.monotonic() - began):
                     rows = self.state.engine.ask(self._room())
@@ -287,8 +287,8 @@ class Search:
         self.console.print(f"[yellow]{escape(text)}[/yellow]")
 
     def _evaluator(self, costs: Costs) -> Evaluator:
-        self.local = Runner(self.model, costs, States(round(self.config.compute.states * 2**30)))
-        self.workers = workers(self.config, self.model, costs)
+        self.local = Runner(self.model, costs, StateCache(round(self.config.compute.states * 2**30)))
+        self.workers = start_workers(self.config, self.model, costs)
         return Evaluator(
             self.model,
             self.calibration,

@@ -16,7 +16,7 @@ log = logging.getLogger("search")
 
 
 @dataclass
-class State:
+class SearchState:
     """All that a search needs to go on after it was killed; plain data, pickled after every generation."""
 
     engine: Engine
@@ -36,8 +36,8 @@ class State:
 
     def save(self, path: Path) -> None:
         """Whole or not at all: a search that is killed here goes on from the generation before."""
-        checkpoint.save(self, path)
+        checkpoint.save_checkpoint(self, path)
 
     @staticmethod
-    def load(path: Path, told: Callable[[str], None] = log.warning) -> "State":
-        return checkpoint.load(path, told)
+    def load(path: Path, told: Callable[[str], None] = log.warning) -> "SearchState":
+        return checkpoint.load_checkpoint(path, told)

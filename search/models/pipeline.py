@@ -15,7 +15,7 @@ from search.profile.target import Target
 from search.schedule.model.identity import denoiser_of, model_part
 from search.schedule.model.layers import layers_of
 from search.schedule.model.nodes import Tree
-from search.schedule.schedulers import GRIDDED, grid, public_config, scheduler_class
+from search.schedule.schedulers import GRIDDED, public_config, scheduler_class, scheduler_grid
 
 Given = Mapping[str, Any]  # arguments of the denoiser that stay the same over a run
 
@@ -94,7 +94,7 @@ class Pipeline(Model):
 
     def shorter(self, steps: int) -> dict[str, Any]:
         """The sampler part that plain diffusers runs with another number of steps."""
-        timesteps, sigmas = grid(self.pipe.scheduler, steps, **self._grid(steps))
+        timesteps, sigmas = scheduler_grid(self.pipe.scheduler, steps, **self._grid(steps))
         return {**self._solver, "timesteps": timesteps} | ({"sigmas": sigmas} if sigmas else {})
 
     @abstractmethod

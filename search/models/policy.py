@@ -15,7 +15,7 @@ from search.profile.target import Target
 from search.schedule.model.contracts import Contract
 from search.schedule.model.identity import denoiser_of, model_part
 from search.schedule.model.nodes import Tree
-from search.schedule.schedulers import grid, public_config
+from search.schedule.schedulers import public_config, scheduler_grid
 
 PIXELS = 64
 PLAIN = "start 0 goal 0"
@@ -116,5 +116,5 @@ class Policy(Model):
         return self.denoise(conditions, latents, self.pipe.scheduler.timesteps[0])
 
     def shorter(self, steps: int) -> dict[str, Any]:
-        timesteps, sigmas = grid(self.pipe.scheduler, steps)
+        timesteps, sigmas = scheduler_grid(self.pipe.scheduler, steps)
         return {**self._solver, "timesteps": timesteps, "sigmas": sigmas}

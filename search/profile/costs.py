@@ -13,10 +13,10 @@ from search.schedule.model.nodes import ROOT, Node, Tree
 from search.schedule.parts.bits import FormatPart
 from search.schedule.parts.formats import packed_bytes
 from search.schedule.parts.gates import ASK
-from search.schedule.plan.batches import joint, waiting
+from search.schedule.plan.batches import plan_with_batches, values_waiting
 from search.schedule.plan.gates import Gate
-from search.schedule.plan.guidance import KEPT, flow, is_narrow, last_use
-from search.schedule.plan.tokens import OFF, OWN, history
+from search.schedule.plan.guidance import KEPT, branch_reads, is_narrow, last_use
+from search.schedule.plan.tokens import OFF, OWN, values_read
 
 FULL = 16  # bits of what is not rounded, whatever type it runs in
 
@@ -264,7 +264,7 @@ class Costs:
         Where some steps compute one half of the batch, the halves and their difference are kept apart.
         """
         plan, branch = schedule.plan, schedule.guidance.branch if schedule.guidance else None
-        plan = joint(plan, schedule.together)
+        plan = plan_with_batches(plan, schedule.together)
         narrow = branch if is_narrow(branch) else None
         names = {*plan.planned(), *([ROOT] if narrow else [])}
         gates = {gate.blocks[-1]: gate for gate in schedule.gates}
@@ -272,12 +272,14 @@ class Costs:
         for name in _execution(plan.tree):
             size = self.value_bytes.get(name, 0)
             if name == ROOT and schedule.together:
-                found.append((size, waiting(schedule.together, plan.steps)))
+                found.append((size, values_waiting(schedule.together, plan.steps)))
             if name in names and narrow:
                 uses = last_use(plan, name, narrow)
-                found += [(size // 2, _counts(uses[h], flow(name, plan.tokens[name], narrow, h)[1])) for h in KEPT]
+                found += [
+                    (size // 2, _counts(uses[h], branch_reads(name, plan.tokens[name], narrow, h)[1])) for h in KEPT
+                ]
             elif name in names:
-                found.append((size, _counts(plan.last_use(name), [history(t) for t in plan.tokens[name]])))
+                found.append((size, _counts(plan.last_use(name), [values_read(t) for t in plan.tokens[name]])))
             if name in gates:
                 found += self._group_held(gates[name], plan.steps, narrow)
         return found

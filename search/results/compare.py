@@ -17,24 +17,24 @@ from search.results.scores import Score
 Values = Mapping[str, Sequence[float]]
 
 
-def summary(values: Values, objectives: Mapping[str, Objective]) -> dict[str, Score]:
+def summarise_scores(values: Values, objectives: Mapping[str, Objective]) -> dict[str, Score]:
     """Costs as they are, means over prompts with their intervals; what has no values is left out."""
     found = {}
     for name, objective in objectives.items():
         if name in values and isinstance(objective, Cost):
             found[name] = Score(float(values[name][0]))
         elif name in values:
-            found[name] = interval(values[name])
+            found[name] = mean_interval(values[name])
     return found
 
 
-def interval(values: Sequence[float]) -> Score:
+def mean_interval(values: Sequence[float]) -> Score:
     """The mean over prompts with its 95 % bootstrap interval, the same for the same values."""
     sample = np.asarray(values, dtype=float)
     return Score(float(sample.mean()), *bootstrap_interval(sample, _rng()))
 
 
-def gaps(held_out: Values, calibration: Values, objectives: Mapping[str, Objective]) -> dict[str, Score]:
+def held_out_gaps(held_out: Values, calibration: Values, objectives: Mapping[str, Objective]) -> dict[str, Score]:
     """Held-out minus calibration of every quality that both have; the intervals resample both."""
     found = {}
     for name, objective in objectives.items():
@@ -44,12 +44,12 @@ def gaps(held_out: Values, calibration: Values, objectives: Mapping[str, Objecti
     return found
 
 
-def judge(entries: Sequence[Entry], objectives: Mapping[str, Objective], searched: Sequence[str]) -> None:
+def mark_dominated(entries: Sequence[Entry], objectives: Mapping[str, Objective], searched: Sequence[str]) -> None:
     """Fill in how rewards differ from the teacher's, and who on the front is surely dominated in what was searched."""
     teacher = next(entry for entry in entries if entry.role == "teacher")
     for entry in entries:
         rewards = [name for name in entry.samples if isinstance(objectives.get(name), Reward)]
-        entry.change = {name: difference(entry, teacher, name) for name in rewards if entry is not teacher}
+        entry.change = {name: paired_difference(entry, teacher, name) for name in rewards if entry is not teacher}
     front = [entry for entry in entries if entry.role == "front"]
     if not front:
         return
@@ -65,7 +65,7 @@ def judge(entries: Sequence[Entry], objectives: Mapping[str, Objective], searche
         entry.behind = "" if by is None else front[by].name
 
 
-def difference(a: Entry, b: Entry, name: str) -> Score:
+def paired_difference(a: Entry, b: Entry, name: str) -> Score:
     """What a has more than b on held-out prompts: paired where their values are at hand, else what intervals allow."""
     if name in a.samples and name in b.samples:
         x, y = np.asarray(a.samples[name], dtype=float), np.asarray(b.samples[name], dtype=float)
@@ -74,7 +74,7 @@ def difference(a: Entry, b: Entry, name: str) -> Score:
     return Score(one.value - two.value, _low(one) - _high(two), _high(one) - _low(two))
 
 
-def recommend(entries: Sequence[Entry], threshold: float) -> str:
+def recommended_name(entries: Sequence[Entry], threshold: float) -> str:
     """The fastest on the front whose PSNR stays above the threshold, interval included; else the truest one.
 
     Who is surely dominated is not asked. Where PSNR does not tell the truest from others, it is the fastest of those;
@@ -86,13 +86,13 @@ def recommend(entries: Sequence[Entry], threshold: float) -> str:
     good = [entry for entry in front if _low(entry.held_out["psnr"]) >= threshold]
     if not good:
         truest = max(front, key=lambda entry: entry.held_out["psnr"].value)
-        good = [e for e in front if e is truest or not _surely(difference(truest, e, "psnr"))]
+        good = [e for e in front if e is truest or not _surely(paired_difference(truest, e, "psnr"))]
     fastest = max(good, key=lambda entry: entry.held_out["speedup"].value)
     close = [e for e in good if _high(e.held_out["speedup"]) >= _low(fastest.held_out["speedup"])]
     return min(close, key=lambda e: (e.held_out["macs"].value, -e.held_out["speedup"].value)).name
 
 
-def hacked(
+def reward_warnings(
     entries: Sequence[Entry], objectives: Mapping[str, Objective], searched: Sequence[str], unused: Sequence[str]
 ) -> list[str]:
     """Lines about schedules that surely beat the teacher in what was searched and surely lose in an unused reward."""
@@ -104,7 +104,7 @@ def hacked(
         up = [n for n in searched if isinstance(objectives[n], Quality) and _better(entry, teacher, n, objectives[n])]
         down = [n for n in unused if isinstance(objectives[n], Reward) and _better(teacher, entry, n, objectives[n])]
         if up and down:
-            told = [f"{name} {difference(entry, teacher, name).value:+.3g}" for name in (up[0], down[0])]
+            told = [f"{name} {paired_difference(entry, teacher, name).value:+.3g}" for name in (up[0], down[0])]
             lines.append(
                 f"{entry.name} has a better {up[0]} than the teacher, but {down[0]}, which was not searched, has "
                 f"fallen ({', '.join(told)}; both surely): the score may have improved and not the pictures"
@@ -116,7 +116,7 @@ def _better(a: Entry, b: Entry, name: str, objective: Objective) -> bool:
     """Whether a is surely better than b."""
     if name not in a.samples or name not in b.samples:
         return False
-    return _surely(difference(a, b, name) if objective.better == "higher" else difference(b, a, name))
+    return _surely(paired_difference(a, b, name) if objective.better == "higher" else paired_difference(b, a, name))
 
 
 def _surely(difference: Score) -> bool:

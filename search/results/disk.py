@@ -15,7 +15,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-def writable(root: Path) -> None:
+def check_writable(root: Path) -> None:
     """ValueError where a folder of runs cannot be made or written to: before anything is computed."""
     there = root.absolute()
     while not there.exists():
@@ -27,7 +27,7 @@ def writable(root: Path) -> None:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def locked_run_folder(folder: Path) -> Iterator[None]:
     """The folder for this process alone until it ends, in whatever way; ValueError where another one has it."""
     with open(folder / "lock", "a+", encoding="utf-8") as file:
         if not _locked(file.fileno()):
@@ -43,7 +43,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def explained(folder: Path, again: str) -> Iterator[None]:
+def explain_disk_errors(folder: Path, again: str) -> Iterator[None]:
     """A disk that is full or read-only is told in one line, with what to type `again`; other errors pass."""
     try:
         yield
@@ -63,7 +63,7 @@ def explained(folder: Path, again: str) -> Iterator[None]:
 
 
 @contextmanager
-def logged(path: Path) -> Iterator[None]:
+def log_to_file(path: Path) -> Iterator[None]:
     """What is logged meanwhile goes into a file; a full disk is told by the search itself."""
     root, handler = logging.getLogger(), _Silent(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

@@ -30,7 +30,7 @@ class Condition:
     limit: float
 
     def holds(self, row: Row) -> bool:
-        return self._holds(score(row, self.name))
+        return self._holds(held_out_score(row, self.name))
 
     def surely(self, row: Row) -> bool:
         """Whether it holds at both ends of the score's interval."""
@@ -43,7 +43,7 @@ class Condition:
         )
 
 
-def choose(front: Row, pick: str) -> list[Row]:
+def pick_entries(front: Row, pick: str) -> list[Row]:
     """The entries of the front that `pick` means, the best one first; ValueError says what can be picked.
 
     `recommended`, `knee`, `all`, a name such as "FORA N=3", or conditions: "speedup>=2" (the least drift of those),
@@ -60,10 +60,10 @@ def choose(front: Row, pick: str) -> list[Row]:
         return [next((row for row in rows if row["name"] == front["recommended"]), rows[-1])]
     if pick == "knee":
         return [rows[_knee(front, rows)]]
-    return within(rows, conditions(pick, rows, front.get("units", {})), front["kinds"])
+    return entries_within(rows, parse_conditions(pick, rows, front.get("units", {})), front["kinds"])
 
 
-def conditions(text: str, rows: list[Row], units: dict[str, str]) -> list[Condition]:
+def parse_conditions(text: str, rows: list[Row], units: dict[str, str]) -> list[Condition]:
     """What is asked for, joined by `and` or commas; `units` are those of the scores."""
     found = []
     for part in re.split(r",|\band\b", text):
@@ -86,7 +86,7 @@ def conditions(text: str, rows: list[Row], units: dict[str, str]) -> list[Condit
     return found
 
 
-def within(rows: list[Row], limits: list[Condition], kinds: Mapping[str, str]) -> list[Row]:
+def entries_within(rows: list[Row], limits: list[Condition], kinds: Mapping[str, str]) -> list[Row]:
     """The rows that hold all of them: for limits on cost the least drift first, for one on quality the fastest.
 
     `kinds` says of each score whether it is a cost or a quality.
@@ -98,11 +98,11 @@ def within(rows: list[Row], limits: list[Condition], kinds: Mapping[str, str]) -
             raise ValueError(_unreachable(good, limit, len(good) < len(rows)))
         good = left
     if all(kinds.get(limit.name) == "cost" for limit in limits):
-        return sorted(good, key=lambda row: score(row, "drift"))
-    return sorted(good, key=lambda row: -score(row, "speedup"))
+        return sorted(good, key=lambda row: held_out_score(row, "drift"))
+    return sorted(good, key=lambda row: -held_out_score(row, "speedup"))
 
 
-def score(row: Row, name: str) -> float:
+def held_out_score(row: Row, name: str) -> float:
     return float(row["held_out"][name]["value"])
 
 
@@ -114,7 +114,7 @@ def _knee(front: Row, rows: list[Row]) -> int:
 
     names = first_of_each_kind(front["objectives"], front["kinds"])
     signs = [-1 if front["better"].get(name) == "higher" else 1 for name in names]
-    return knee(np.array([[score(row, name) for name in names] for row in rows]) * signs)
+    return knee(np.array([[held_out_score(row, name) for name in names] for row in rows]) * signs)
 
 
 def _admissible(unit: str) -> str:
@@ -125,7 +125,7 @@ def _unreachable(rows: list[Row], limit: Condition, others: bool) -> str:
     """What can be had instead, rounded so that it is met when it is typed."""
     name, sign = limit.name, limit.sign
     least = "<" in sign
-    reach = (min if least else max)(score(row, name) for row in rows)
+    reach = (min if least else max)(held_out_score(row, name) for row in rows)
     unit = 10.0 ** (math.floor(math.log10(abs(reach))) - 3) if reach else 1.0
     rounded = (math.ceil if least else math.floor)(reach / unit) * unit
     return (

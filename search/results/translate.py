@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def write(
+def write_dialect(
     schedule: "Schedule | str | Path", dialect: str, out: str | Path | None = None, lossy: bool = False
 ) -> tuple[Path, list[str]]:
     """Write a schedule in a dialect; the file, and in words what it does not say of the schedule.
@@ -29,7 +29,7 @@ def write(
     return path, lost
 
 
-def work(files: Sequence[Path], dialect: str, out: str, lossy: str, many: bool) -> None:
+def translate_files(files: Sequence[Path], dialect: str, out: str, lossy: str, many: bool) -> None:
     """What the command does with schedule files: write each, say what was lost, and how the last one is used."""
     from search.schedule import Schedule
     from search.schedule.exchange import dialect_of
@@ -42,7 +42,7 @@ def work(files: Sequence[Path], dialect: str, out: str, lossy: str, many: bool) 
     for file in files:
         target = Path(out or "schedules") / f"{file.stem}{ending}" if many else out or None
         schedule = Schedule.load(file)
-        path, lost = write(schedule, dialect, target, TRUTH[lossy.lower()])
+        path, lost = write_dialect(schedule, dialect, target, TRUTH[lossy.lower()])
         print(path)
         for line in lost:
             print(f"  lost: {line}")

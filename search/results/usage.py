@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     pass
 
 
-def applied_to(others: Iterable[str]) -> str:
+def pipeline_class_name(others: Iterable[str]) -> str:
     """What stands in `schedule.apply(…)`: the pipeline, and those of the other denoisers that a schedule names."""
     brought = ", ".join(f'"{letter}": pipe_{letter}' for letter in others)
     return f"pipe, models={{{brought}}}" if brought else "pipe"
 
 
-def how_to_apply(file: str, others: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
+def usage_snippet(file: str, others: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
     """Lines of Python that run a pipeline by a schedule file; `others` is `models.names` of the schedule."""
     loaded = []
     for letter, part in (others or {}).items():
@@ -26,6 +26,6 @@ def how_to_apply(file: str, others: Mapping[str, Mapping[str, Any]] | None = Non
         "pipe = DiffusionPipeline.from_pretrained(...)",
         *loaded,
         f"schedule = Schedule.load({json.dumps(file, ensure_ascii=False)})",
-        f"handle = schedule.apply({applied_to(others or {})})",
+        f"handle = schedule.apply({pipeline_class_name(others or {})})",
         'image = pipe("a prompt", **schedule.made["call"]).images[0]',
     ]

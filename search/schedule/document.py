@@ -18,7 +18,7 @@ from search.schedule.parts.plan import PlanPart, check_residual, kept_whole
 from search.schedule.parts.sampler import SamplerPart, check_sampler
 from search.schedule.parts.scores import ScorePart
 from search.schedule.parts.start import StartPart
-from search.schedule.plan.batches import batches
+from search.schedule.plan.batches import batched_steps
 from search.schedule.plan.gates import Gate, check_gates
 from search.schedule.plan.guidance import Guidance, check_halves, is_narrow
 from search.schedule.plan.plan import Plan
@@ -97,7 +97,7 @@ class Document(Part):
         elided = self.bits and any(form.elided for form in self.bits.formats.values())
         if plan is None or self.plan is None or self.plan.ahead == 1 or self.gates or self.corrections or elided:
             return []
-        return batches(plan, self.plan.ahead, self.guidance.branch if self.guidance else None)
+        return batched_steps(plan, self.plan.ahead, self.guidance.branch if self.guidance else None)
 
     def guide(self) -> Guidance | None:
         """Guidance with an entry per step; None where it is the pipeline's own."""
@@ -168,7 +168,7 @@ class Document(Part):
         return body
 
 
-def digest(document: Document) -> str:
+def document_digest(document: Document) -> str:
     text = json.dumps(document.normal(), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 

@@ -5,14 +5,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from search.schedule.document import FORMAT, Document, digest
+from search.schedule.document import FORMAT, Document, document_digest
 from search.schedule.errors import ScheduleError
 from search.schedule.parts.part import check_data
 
 MAX_BYTES = 4 * 2**20
 
 
-def parse(text: str | bytes) -> Document:
+def parse_document(text: str | bytes) -> Document:
     """Read a schedule file's content. ScheduleError names the field and the value; nothing else is raised."""
     if len(text) > MAX_BYTES:
         raise ScheduleError(f"the file has more than the {MAX_BYTES} bytes that a schedule may have")
@@ -22,10 +22,10 @@ def parse(text: str | bytes) -> Document:
         raise ScheduleError("this is no schedule: its JSON is nested too deep") from None
     except ValueError as error:
         raise ScheduleError(f"this is no complete JSON file: {error}") from None
-    return validate(data)
+    return validate_document(data)
 
 
-def validate(data: Any) -> Document:
+def validate_document(data: Any) -> Document:
     """Check a decoded document; also its digest, where it carries one."""
     if not isinstance(data, dict):
         raise ScheduleError(f"a schedule is a JSON object, not {type(data).__name__}")
@@ -33,7 +33,7 @@ def validate(data: Any) -> Document:
         check_data(data, "file")
         _check_format(data.get("format", None))
         document = Document.model_validate_json(json.dumps(data))
-        found = digest(document)
+        found = document_digest(document)
     except ValidationError as error:
         raise ScheduleError(_explain(error)) from None
     if document.digest not in (None, found):

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from search.schedule.apply.corrections import SCALE, SHIFT, Affine, Corrections, beside, reused_steps
+from search.schedule.apply.corrections import SCALE, SHIFT, Affine, Corrections, reused_steps, tensors_path
 from search.schedule.apply.handle import Handle
-from search.schedule.document import FORMAT, Document, digest
+from search.schedule.document import FORMAT, Document, document_digest
 from search.schedule.errors import ScheduleError
 from search.schedule.model.identity import denoiser_of, model_part
 from search.schedule.model.nodes import Tree
@@ -23,7 +23,7 @@ from search.schedule.plan.gates import Gate
 from search.schedule.plan.notation import ALL_COMPUTED, format_notation, parse_notation
 from search.schedule.plan.plan import Plan
 from search.schedule.plan.tokens import ABSENT, OFF
-from search.schedule.reading import MAX_BYTES, parse, validate
+from search.schedule.reading import MAX_BYTES, parse_document, validate_document
 
 
 class Schedule:
@@ -46,7 +46,7 @@ class Schedule:
         """
         try:
             with open(path, "rb") as file:
-                document = parse(file.read(MAX_BYTES + 1))
+                document = parse_document(file.read(MAX_BYTES + 1))
         except ScheduleError as error:
             raise ScheduleError(f"{path}: {error}") from None
         except (OSError, ValueError) as error:  # ValueError: a path that can be no path
@@ -56,7 +56,7 @@ class Schedule:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Schedule":
         """A schedule from the content of its file."""
-        return cls(validate(dict(data) if isinstance(data, Mapping) else data))
+        return cls(validate_document(dict(data) if isinstance(data, Mapping) else data))
 
     @classmethod
     def off(cls, pipe: Any) -> "Schedule":
@@ -80,7 +80,7 @@ class Schedule:
         if self._document.corrections:
             if self._corrections is None:
                 raise ScheduleError(f"{path}: this schedule's corrections were not read, so they cannot be saved")
-            _write(beside(path), self._corrections.data)
+            _write(tensors_path(path), self._corrections.data)
         _write(path, (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode())
         return path
 
@@ -107,7 +107,7 @@ class Schedule:
     @cached_property
     def digest(self) -> str:
         """`sha256:…` of the normal form: schedules of equal behaviour have equal digests."""
-        return digest(self._document)
+        return document_digest(self._document)
 
     @property
     def steps(self) -> int | None:
@@ -203,7 +203,9 @@ class Schedule:
             )
         parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores")}
         rules = [list(rule) for rule in parse_notation(text, self.tree, self.steps)]
-        return Schedule(validate(parts | {"plan": parts.get("plan", {}) | {"rules": rules}}), self._corrections)
+        return Schedule(
+            validate_document(parts | {"plan": parts.get("plan", {}) | {"rules": rules}}), self._corrections
+        )
 
     def with_scores(self, scores: Mapping[str, Any]) -> "Schedule":
         """The same behaviour with these scores: {name: {value, ci, split, unit}}."""
@@ -235,12 +237,12 @@ class Schedule:
         corrections = Corrections.of(tensors, {name: known[name] for name in sorted(nodes)})
         if corrections.part == own:  # those that it had, now at hand
             return Schedule(self._document, corrections)
-        return Schedule(validate(parts | {"corrections": corrections.part.model_dump()}), corrections)
+        return Schedule(validate_document(parts | {"corrections": corrections.part.model_dump()}), corrections)
 
     def with_sampler(self, sampler: Mapping[str, Any]) -> "Schedule":
         """The same schedule with another sampler part, and without scores."""
         parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores")}
-        return Schedule(validate(parts | {"sampler": dict(sampler)}), self._corrections)
+        return Schedule(validate_document(parts | {"sampler": dict(sampler)}), self._corrections)
 
     def with_ranges(self, ranges: Mapping[str, Sequence[Sequence[float]]]) -> "Schedule":
         """The same schedule with these ranges of its static layers' inputs, and without scores.
@@ -250,10 +252,10 @@ class Schedule:
         parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores")}
         found = {name: [list(span) for span in spans] for name, spans in ranges.items()}
         bits = parts.get("bits", {"formats": {}, "layers": {}}) | {"ranges": found}
-        return Schedule(validate(parts | {"bits": bits}), self._corrections)
+        return Schedule(validate_document(parts | {"bits": bits}), self._corrections)
 
     def _replace(self, **parts: Any) -> "Schedule":
-        return Schedule(validate(self.to_dict() | parts), self._corrections)
+        return Schedule(validate_document(self.to_dict() | parts), self._corrections)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and self.digest == other.digest

@@ -38,7 +38,7 @@ def public_config(scheduler: Any) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k in known and not (isinstance(v, float) and not math.isfinite(v))}
 
 
-def grid(scheduler: Any, steps: int, **given: Any) -> tuple[list[float], list[float] | None]:
+def scheduler_grid(scheduler: Any, steps: int, **given: Any) -> tuple[list[float], list[float] | None]:
     """Timesteps [T] and post-shift sigmas [T+1] (None where the class has none) as diffusers sets them.
 
     `given` is what the pipeline gives to `set_timesteps` beside the number of steps.
@@ -52,7 +52,7 @@ def grid(scheduler: Any, steps: int, **given: Any) -> tuple[list[float], list[fl
     return timesteps, [float(s) for s in sigmas]
 
 
-def coordinates(scheduler: Any, axis: str) -> list[float]:
+def forecast_coordinates(scheduler: Any, axis: str) -> list[float]:
     """Place of every step on a forecast axis: index, timestep, sigma or logsnr."""
     timesteps = scheduler.timesteps.detach().float().cpu()
     sigmas = getattr(scheduler, "sigmas", None)

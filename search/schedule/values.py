@@ -18,7 +18,7 @@ def leaves(value: Value) -> Iterator[Tensor]:
             yield from leaves(inner)
 
 
-def mapped(change: Callable[..., Tensor], *values: Value) -> Value:
+def map_tensors(change: Callable[..., Tensor], *values: Value) -> Value:
     """The value of the same structure whose tensors are `change` of the tensors at their place in `values`.
 
     What is one tensor twice stays one, as in a down block's sample and last skip.
@@ -35,14 +35,14 @@ def mapped(change: Callable[..., Tensor], *values: Value) -> Value:
     return change(*values) if isinstance(values[0], Tensor) else inner(*values)  # most are one tensor
 
 
-def rows(change: Callable[[Tensor], Tensor], value: Any, batch: int) -> Any:
+def batch_rows(change: Callable[[Tensor], Tensor], value: Any, batch: int) -> Any:
     """An argument of the denoiser, with `change` of every tensor in it that has `batch` rows."""
     if isinstance(value, Tensor):
         return change(value) if value.dim() and len(value) == batch else value
     if isinstance(value, dict):
-        return {key: rows(change, inner, batch) for key, inner in value.items()}
+        return {key: batch_rows(change, inner, batch) for key, inner in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(rows(change, inner, batch) for inner in value)
+        return type(value)(batch_rows(change, inner, batch) for inner in value)
     return value
 
 
@@ -51,11 +51,11 @@ def nbytes(value: Value) -> int:
     return sum({id(t): t.nbytes for t in leaves(value)}.values())
 
 
-def half(value: Value, place: int) -> Value:
+def take_half(value: Value, place: int) -> Value:
     """The first (0) or second (1) half of the batch."""
-    return mapped(lambda tensor: tensor.chunk(2)[place], value)
+    return map_tensors(lambda tensor: tensor.chunk(2)[place], value)
 
 
-def joined(*halves: Value) -> Value:
+def join_halves(*halves: Value) -> Value:
     """Two halves of a batch as one."""
-    return mapped(lambda *parts: torch.cat(parts), *halves)
+    return map_tensors(lambda *parts: torch.cat(parts), *halves)

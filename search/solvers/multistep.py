@@ -11,13 +11,15 @@ import numpy as np
 
 from search.schedule.noise import Noise
 from search.solvers.integrals import integral_moments, interpolated
-from search.solvers.table import EVEN, MAX_ORDER, Rule, Table
-from search.solvers.trace import built
+from search.solvers.table import EVEN, MAX_ORDER, SolverRule, SolverTable
+from search.solvers.trace import scheduler_of_part
 
 # Compiling
 
 
-def program(rules: Sequence[Rule], noise: Noise, sampler: Mapping[str, Any], largest: float = math.inf) -> Table:
+def compile_rules(
+    rules: Sequence[SolverRule], noise: Noise, sampler: Mapping[str, Any], largest: float = math.inf
+) -> SolverTable:
     """The table of one rule a step on the sampler part's grid.
 
     Orders are lowered to the number of past outputs, and to 1 on a step to or from an infinite log-SNR. Where a
@@ -38,11 +40,11 @@ def _text(sampler: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=256)
-def _places(noise: Noise, text: str) -> "_Places":
-    return _Places(noise, json.loads(text))
+def _places(noise: Noise, text: str) -> "StepWeights":
+    return StepWeights(noise, json.loads(text))
 
 
-class _Places:
+class StepWeights:
     """Where each step begins and ends, and the weights of every rule there, computed once.
 
     `place` is log-SNR, x0 = p x + q e and noise = r x + s e are the conversions of a denoiser's output.
@@ -57,7 +59,7 @@ class _Places:
         if sigmas is not None:
             starts, ends = np.array(sigmas[:-1], dtype=float), np.array(sigmas[1:], dtype=float)
         else:
-            scheduler = built(sampler)
+            scheduler = scheduler_of_part(sampler)
             if getattr(scheduler, "final_alpha_cumprod", None) is None:
                 raise ValueError(
                     f"the sampler part has no sigmas; {sampler['class']} needs {self.steps + 1} for {self.steps} steps"
@@ -200,7 +202,7 @@ class _Places:
 
     # The table
 
-    def table(self, rules: Sequence[Rule], cap: int, largest: float) -> Table:
+    def table(self, rules: Sequence[SolverRule], cap: int, largest: float) -> SolverTable:
         """Vector algebra on rows over x[0], e[0], e[1], ..."""
         size = self.steps + 1
         units = np.eye(size)
@@ -223,7 +225,7 @@ class _Places:
                 order -= 1
             before, last = at, (order, rule)
             at = seen = rows[i] = row
-        return Table(rows[:, 0].copy(), rows[:, 1:].copy())
+        return SolverTable(rows[:, 0].copy(), rows[:, 1:].copy())
 
     def _moves(self, i: int) -> bool:
         """Whether step i and the next evaluation are apart, and at finite places."""
@@ -233,7 +235,7 @@ class _Places:
         self,
         i: int,
         order: int,
-        rule: Rule,
+        rule: SolverRule,
         at: np.ndarray,
         before: np.ndarray,
         values: Mapping[str, np.ndarray],
@@ -256,7 +258,7 @@ class _Places:
         return plain, plain + self.predictor(i, order, rule.form, rule.stencil) @ (m[self.past[i][1:order]] - m[i])
 
     def _corrected(
-        self, i: int, order: int, rule: Rule, plain: np.ndarray, m: np.ndarray, largest: float, at: np.ndarray
+        self, i: int, order: int, rule: SolverRule, plain: np.ndarray, m: np.ndarray, largest: float, at: np.ndarray
     ) -> np.ndarray:
         order = min(order, len(self.past[i]))
         steps = [i + 1, *self.past[i][1:order]]

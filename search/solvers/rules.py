@@ -7,21 +7,21 @@ from typing import Any
 
 from search.schedule.schedulers import ORDERED
 from search.solvers.multistep import _text
-from search.solvers.table import MAX_ORDER, Rule
-from search.solvers.trace import built, check_linear
+from search.solvers.table import MAX_ORDER, SolverRule
+from search.solvers.trace import check_linear, scheduler_of_part
 
 # diffusers' own solvers as rules
 
 
-def own_rules(sampler: Mapping[str, Any]) -> tuple[Rule, ...]:
+def own_rules(sampler: Mapping[str, Any]) -> tuple[SolverRule, ...]:
     """The rules of the sampler part's own class and config; ValueError where rules cannot say them."""
     return _own_rules(_text(sampler), sampler.get("coefficients") is not None)
 
 
 @lru_cache(maxsize=256)
-def _own_rules(text: str, table: bool) -> tuple[Rule, ...]:
+def _own_rules(text: str, table: bool) -> tuple[SolverRule, ...]:
     sampler = json.loads(text)
-    scheduler, name = built(sampler), sampler["class"]
+    scheduler, name = scheduler_of_part(sampler), sampler["class"]
     check_linear(scheduler)
     if table:
         raise ValueError("the sampler part is a table already; leave out its coefficients")
@@ -33,22 +33,24 @@ def _own_rules(text: str, table: bool) -> tuple[Rule, ...]:
     if name == "PNDMScheduler" and not config.skip_prk_steps:
         raise ValueError("PNDMScheduler begins with Runge-Kutta steps, which are no rules; set its skip_prk_steps true")
     if name in ("DDIMScheduler", "PNDMScheduler"):
-        return (Rule(1 if name == "DDIMScheduler" else 4, "noise", "even"),) * count
+        return (SolverRule(1 if name == "DDIMScheduler" else 4, "noise", "even"),) * count
     if name in ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"):
-        return (Rule(),) * count
+        return (SolverRule(),) * count
     if name not in ORDERED:
         raise ValueError(f"{name} has no rules; trace it, or use DPMSolverMultistepScheduler")
     if config.get("solver_p") is not None:
         raise ValueError(f"{name} takes its predictor from solver_p, which is no rule; set its solver_p null")
     orders = [int(k) for k in sampler["order"]] if sampler.get("order") else orders_of(name, config, count)
     if name == "DEISMultistepScheduler":
-        return tuple(Rule(k, "noise", "exact") for k in orders)
+        return tuple(SolverRule(k, "noise", "exact") for k in orders)
     if name == "UniPCMultistepScheduler":
         form = "data" if config.predict_x0 else "noise"
-        return tuple(Rule(k, form, config.solver_type, i not in config.disable_corrector) for i, k in enumerate(orders))
+        return tuple(
+            SolverRule(k, form, config.solver_type, i not in config.disable_corrector) for i, k in enumerate(orders)
+        )
     form = "data" if config.algorithm_type == "dpmsolver++" else "noise"
     second = "exact" if config.solver_type == "heun" else "midpoint"
-    return tuple(Rule(k, form, second if k == 2 else "midpoint") for k in orders)
+    return tuple(SolverRule(k, form, second if k == 2 else "midpoint") for k in orders)
 
 
 def orders_of(name: str, config: Any, count: int) -> list[int]:

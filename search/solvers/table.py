@@ -13,7 +13,7 @@ EVEN = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class SolverTable:
     """A solver of T steps: `state` [T], and `outputs` [T, T], zero above the diagonal."""
 
     state: np.ndarray
@@ -23,7 +23,7 @@ class Table:
         """The `coefficients` of a schedule file's sampler part."""
         return {"state": self.state.tolist(), "outputs": [row[: i + 1] for i, row in enumerate(self.outputs.tolist())]}
 
-    def close(self, other: "Table") -> bool:
+    def close(self, other: "SolverTable") -> bool:
         """Whether both say the same but for rounding."""
         return np.allclose(self.state, other.state, atol=1e-9) and np.allclose(self.outputs, other.outputs, atol=1e-9)
 
@@ -35,7 +35,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Rule:
+class SolverRule:
     """How one step is made from the current state and the last `order` denoiser outputs.
 
     `form` is what is extrapolated over log-SNR, x0 (data) or the noise. `stencil` says with which weights:

@@ -12,25 +12,25 @@ import torch
 from search.schedule.apply.clock import Clock
 from search.schedule.apply.scheduler import plan_scheduler
 from search.schedule.schedulers import scheduler_class
-from search.solvers.table import Table
+from search.solvers.table import SolverTable
 
 # Tracing
 
 
-class Exact(torch.Tensor):
+class Float64Tensor(torch.Tensor):
     """A float64 tensor that stays one: schedulers round their sample to float32 on the way."""
 
-    def to(self, *args: Any, **kwargs: Any) -> "Exact":
+    def to(self, *args: Any, **kwargs: Any) -> "Float64Tensor":
         return self
 
 
-def traced(
+def trace_scheduler(
     scheduler: Any,
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
-) -> Table:
+) -> SolverTable:
     """What `scheduler.step` computes, from runs on unit vectors in float64: its own grid of `steps`, or a given one.
 
     ValueError where the scheduler draws noise, clips, or is otherwise no linear function of state and outputs.
@@ -54,7 +54,9 @@ def traced(
         for j, t in enumerate(planned.timesteps):
             if hasattr(planned, "scale_model_input"):
                 planned.scale_model_input(x, t)  # some insist that it was called
-            x = planned.step(e[:, [j]].as_subclass(Exact), t, x.as_subclass(Exact), return_dict=False)[0]
+            x = planned.step(e[:, [j]].as_subclass(Float64Tensor), t, x.as_subclass(Float64Tensor), return_dict=False)[
+                0
+            ]
             states.append(x.as_subclass(torch.Tensor)[:, 0])
         return torch.stack(states).numpy()
 
@@ -66,7 +68,7 @@ def traced(
             found, again = (run(drawn[:, :1], drawn[:, 1:]) for _ in range(2))
     except (TypeError, RuntimeError, IndexError, AttributeError, NotImplementedError, ImportError) as error:
         raise ValueError(f"{name} cannot be traced: its step fails on plain tensors ({error})") from error
-    table = Table(rows[:, 0].copy(), rows[:, 1:].copy())
+    table = SolverTable(rows[:, 0].copy(), rows[:, 1:].copy())
     if not math.isfinite(table.size):
         raise ValueError(f"{name} gives no finite numbers on this grid; use another solver or grid")
     if not np.array_equal(found, again, equal_nan=True):
@@ -100,6 +102,6 @@ def build_scheduler(class_name: str, config_json: str) -> Any:
     return cls.from_config(json.loads(config_json))
 
 
-def built(sampler: Mapping[str, Any]) -> Any:
+def scheduler_of_part(sampler: Mapping[str, Any]) -> Any:
     """The scheduler of a sampler part, to read from and never to run."""
     return build_scheduler(sampler["class"], json.dumps(sampler.get("config", {}), sort_keys=True))

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from search.results.result import Entry, Result
 from search.results.scores import Speedup
-from search.results.usage import applied_to
+from search.results.usage import pipeline_class_name
 from search.tracking import registry
 
 ALWAYS = ("macs", "drift", "psnr", "ssim")  # measured by every search, whatever it searches for
 
 
-def describe(result: Result, run: str = "", pages: Mapping[str, str] | None = None) -> str:
+def describe_search(result: Result, run: str = "", pages: Mapping[str, str] | None = None) -> str:
     """The search's page: what was found, the front, how to apply it, how to deploy it. `run` has the picture."""
     best = result.best
     searched = sorted(result.objectives, key=lambda name: result.kinds.get(name) != "cost")  # costs first
@@ -77,7 +77,7 @@ def _snippet(entry: Entry, export: str) -> list[str]:
         "",
         "```python",
         "from search import Schedule",
-        f'handle = Schedule.load("{registry.FILE}").apply({applied_to(others)})',
+        f'handle = Schedule.load("{registry.FILE}").apply({pipeline_class_name(others)})',
         "```",
     ]
 

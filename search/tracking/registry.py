@@ -23,11 +23,11 @@ FOLDER, FILE = "schedule", "schedule.json"  # among a run's files
 NEWEST = "newest"  # the only alias that a search moves
 
 
-def of_search(folder: Path, root: Path, uri: str | None = None) -> tuple[str, str]:
+def registered_model_of(folder: Path, root: Path, uri: str | None = None) -> tuple[str, str]:
     """The registered model of a finished search, and the store that it is in."""
     front = read_front(folder)
     uri = uri or front["config"].get("tracking", {}).get("uri")
-    return f"{front['model']}-{front['space']}", store.address(root, uri)
+    return f"{front['model']}-{front['space']}", store.store_address(root, uri)
 
 
 def register(client: "MlflowClient", name: str, run: str) -> "ModelVersion":
@@ -54,7 +54,7 @@ def register(client: "MlflowClient", name: str, run: str) -> "ModelVersion":
     )
 
 
-def key(role: str, name: str, digest: str) -> str:
+def registry_key(role: str, name: str, digest: str) -> str:
     """What tells the schedules of a search apart: names on the front hold measured times, and may change."""
     return f"{role} {digest if role == 'front' else name}"
 
@@ -71,7 +71,8 @@ def promote(address: str, name: str, schedule: str, search_id: str, alias: str) 
         run = next((run.info.run_id for run in runs if run.data.tags.get("schedule") == schedule), None)
         if run is None:
             raise ValueError(
-                f"MLflow at {store.shown(address)} has no such schedule of {search_id}; send the search there with: "
+                f"MLflow at {store.address_without_password(address)} has no such schedule of "
+                f"{search_id}; send the search there with: "
                 f"python -m search.send run={search_id}"
             )
         version = register(client, name, run).version
@@ -80,7 +81,7 @@ def promote(address: str, name: str, schedule: str, search_id: str, alias: str) 
     return str(version), None if before is None else str(before)
 
 
-def fetch(address: str, name: str, alias: str, out: Path) -> Path:
+def fetch_by_alias(address: str, name: str, alias: str, out: Path) -> Path:
     """Download the schedule that an alias names, check it, and write it; tensors go beside it. ValueError as above."""
     with _asking(address, name) as client, tempfile.TemporaryDirectory() as folder:
         got = Path(client.download_artifacts(_aliased(client, name, alias).run_id, FOLDER, folder))
@@ -143,6 +144,8 @@ def _asking(address: str, name: str) -> Iterator[Any]:
     if address.startswith("sqlite:") and not file.exists():
         raise ValueError(f"there is no MLflow database {file}; type runs=<folder of searches> or uri=http://<server>")
     try:
-        yield store.connect(address)
+        yield store.connect_store(address)
     except (MlflowException, OSError, sqlite3.Error) as error:
-        raise ValueError(f"{name}: MLflow at {store.shown(address)}: {store.reason(error)}") from error
+        raise ValueError(
+            f"{name}: MLflow at {store.address_without_password(address)}: {store.failure_reason(error)}"
+        ) from error

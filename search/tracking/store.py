@@ -28,12 +28,12 @@ SETTINGS = {
 }
 
 
-def address(root: Path, uri: str | None = None) -> str:
+def store_address(root: Path, uri: str | None = None) -> str:
     """The store that is meant: `uri`, or else the SQLite file of a runs folder."""
     return uri or f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
-def connect(address: str) -> "MlflowClient":
+def connect_store(address: str) -> "MlflowClient":
     """A client of the store and its registry; OSError or sqlite3.Error where a database does not answer at all."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -51,7 +51,7 @@ def connect(address: str) -> "MlflowClient":
     return client
 
 
-def experiment(client: "MlflowClient", name: str, root: Path) -> str:
+def experiment_id(client: "MlflowClient", name: str, root: Path) -> str:
     """Id of the experiment, which is made or restored where it is not there. A server keeps the files itself."""
     from mlflow.exceptions import MlflowException
 
@@ -70,18 +70,18 @@ def experiment(client: "MlflowClient", name: str, root: Path) -> str:
 def ui_command(root: Path, uri: str | None = None) -> str:
     """What to type to look at the store."""
     if uri and _is_server(uri):
-        return f"open {shown(uri)}"
-    where = shown(uri) if uri else f"sqlite:///{root / 'mlflow.db'}"
+        return f"open {address_without_password(uri)}"
+    where = address_without_password(uri) if uri else f"sqlite:///{root / 'mlflow.db'}"
     return f"mlflow ui --backend-store-uri {shlex.quote(where)} --port {PORT}"
 
 
 def page_url(page: str, uri: str | None = None) -> str:
     """Address of a page, once the UI is up."""
-    server = shown(uri).rstrip("/") if uri and _is_server(uri) else f"http://127.0.0.1:{PORT}"
+    server = address_without_password(uri).rstrip("/") if uri and _is_server(uri) else f"http://127.0.0.1:{PORT}"
     return f"{server}/{page}"
 
 
-def shown(uri: str) -> str:
+def address_without_password(uri: str) -> str:
     """The address without what a terminal should not show: `user:password@`."""
     parts = urlsplit(uri)
     if "@" not in parts.netloc:
@@ -89,7 +89,7 @@ def shown(uri: str) -> str:
     return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
 
 
-def reason(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
     """What went wrong in a few words, and not in five screens."""
     text = str(error).strip() or type(error).__name__
     if "Max retries exceeded" in text or "timed out" in text or isinstance(error, ConnectionError):

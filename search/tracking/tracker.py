@@ -32,7 +32,7 @@ class Tracker:
 
     def __init__(self, config: Config, folder: Path, told: Callable[[str], None]) -> None:
         self.config, self.folder, self.told = config, folder, told
-        self.store = store.address(Path(config.runs), config.tracking.uri)
+        self.store = store.store_address(Path(config.runs), config.tracking.uri)
         self.rows: SimpleQueue[Row | str] = SimpleQueue()  # a word is the last: the status that the run gets, if any
         self.thread = Thread(target=self._write, name="MLflow", daemon=True)
         self.silent = False
@@ -48,14 +48,14 @@ class Tracker:
     def finish(self, result: Result) -> dict[str, str]:
         """Send the result, then what earlier searches could not. Ids and pages, or what went wrong as `error`."""
         runs = Path(self.config.runs)
-        spool.keep(result.folder, self.store)  # until it is sent, whatever happens now
+        spool.add_to_spool(result.folder, self.store)  # until it is sent, whatever happens now
         try:
             self._end("")
             if self.thread.is_alive():
-                return {"error": f"MLflow at {store.shown(self.store)}: it does not answer in time"}
-            found = deliver(result, runs, self.store)
+                return {"error": f"MLflow at {store.address_without_password(self.store)}: it does not answer in time"}
+            found = deliver_result(result, runs, self.store)
             if "error" not in found:
-                deliver_waiting(runs, self.store)
+                deliver_waiting_results(runs, self.store)
         except KeyboardInterrupt:
             return {"error": "stopped by Ctrl-C"}
         return found
@@ -75,8 +75,8 @@ class Tracker:
         item: Row | str = {}
         while not isinstance(item, str):
             try:
-                client = client or store.connect(self.store)
-                run = run or writing.begin(client, self.config, self.folder)
+                client = client or store.connect_store(self.store)
+                run = run or writing.begin_run(client, self.config, self.folder)
                 writing.log_generations(client, run, waiting)
                 waiting = []
             except Exception as error:  # whatever it is, the search goes on
@@ -94,28 +94,31 @@ class Tracker:
         log.info("MLflow: %s", error, exc_info=not self.silent)
         if not self.silent:
             self.silent = True
-            self.told(f"MLflow at {store.shown(self.store)}: {store.reason(error)}; the search goes on without it")
+            self.told(
+                f"MLflow at {store.address_without_password(self.store)}: {store.failure_reason(error)}; "
+                "the search goes on without it"
+            )
 
 
-def deliver(result: Result, root: Path, uri: str | None = None) -> dict[str, str]:
+def deliver_result(result: Result, root: Path, uri: str | None = None) -> dict[str, str]:
     """Log a result; until that has gone well, a mark in its folder says that it waits."""
-    address = store.address(root, uri)
-    spool.keep(result.folder, address)
-    found = writing.log(result, root, address)
+    address = store.store_address(root, uri)
+    spool.add_to_spool(result.folder, address)
+    found = writing.log_result(result, root, address)
     if "error" not in found:
-        spool.sent(result.folder)
+        spool.mark_sent(result.folder)
     return found
 
 
-def deliver_waiting(root: Path, address: str) -> list[str]:
+def deliver_waiting_results(root: Path, address: str) -> list[str]:
     """Send what waits for this store, as far as it takes it; returns the names of the searches that were sent."""
     sent = []
-    for folder, where in spool.waiting(root).items():
+    for folder, where in spool.unsent_folders(root).items():
         if where != address:
             continue
         try:
-            with disk.alone(folder):  # a search that goes on there sends its own
-                found = deliver(Result.load(folder), root, address)
+            with disk.locked_run_folder(folder):  # a search that goes on there sends its own
+                found = deliver_result(Result.load(folder), root, address)
         except ValueError as error:
             log.info("%s waits: %s", folder.name, error)
             continue

@@ -18,7 +18,7 @@ PICTURES = "before and after"  # the key of the image grid: a held-out prompt a 
 TRAINING = "workflowType=machine_learning"  # else MLflow opens its pages about language models
 
 
-def save(client: "MlflowClient", experiment: str, result: Result) -> str:
+def save_chart_view(client: "MlflowClient", experiment: str, result: Result) -> str:
     """Save the view on the experiment, and return its page."""
     now = int(time.time() * 1000)
     key = "".join(c for c in result.search_id if c.isalnum())

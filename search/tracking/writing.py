@@ -16,7 +16,7 @@ from search.config.settings import Config
 from search.results.folder import TENSORS
 from search.results.result import Entry, Result
 from search.tracking import registry, store, views
-from search.tracking.notes import describe, describe_schedule
+from search.tracking.notes import describe_schedule, describe_search
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,23 +28,23 @@ LONGEST = 500  # characters of a parameter
 GENERATION = "generation/"  # a section of its own among the charts
 
 
-def log(result: Result, root: Path, uri: str | None = None) -> dict[str, str]:
+def log_result(result: Result, root: Path, uri: str | None = None) -> dict[str, str]:
     """Write the result to the store at `uri`, by default SQLite in `root`; return ids and pages.
 
     A search that is logged again (after a resume) keeps its runs: what is new is added, what has left the front
     is deleted, and parameters stay. A store that refuses is an `error` in what is returned, never the end of a search.
     """
-    address = store.address(root, uri)
+    address = store.store_address(root, uri)
     try:
         return _log(result, root, address)
     except Exception as error:  # the run folder is complete; a locked or unreachable store must not hide it
         log_.warning("nothing, or not everything, is in MLflow: %s", error, exc_info=True)
-        return {"error": f"MLflow at {store.shown(address)}: {store.reason(error)}"}
+        return {"error": f"MLflow at {store.address_without_password(address)}: {store.failure_reason(error)}"}
 
 
-def begin(client: "MlflowClient", config: Config, folder: Path) -> "Run":
+def begin_run(client: "MlflowClient", config: Config, folder: Path) -> "Run":
     """The run of a search that goes on: a new one, or after a resume the one there is."""
-    experiment = store.experiment(client, f"{config.model['name']}-{'+'.join(config.space)}", Path(config.runs))
+    experiment = store.experiment_id(client, f"{config.model['name']}-{'+'.join(config.space)}", Path(config.runs))
     if (run := _runs(client, experiment, folder.name).get("search")) is None:
         return _create_search(client, experiment, folder.name, config.model_dump(mode="json"))
     client.update_run(run.info.run_id, status="RUNNING")
@@ -71,14 +71,14 @@ def log_generations(client: "MlflowClient", run: "Run", rows: Sequence[Mapping[s
 
 
 def _log(result: Result, root: Path, address: str) -> dict[str, str]:
-    client = store.connect(address)
+    client = store.connect_store(address)
     name = f"{result.model}-{result.space}"
-    experiment = store.experiment(client, name, root)
+    experiment = store.experiment_id(client, name, root)
     known = _runs(client, experiment, result.search_id)
     search = known.pop("search", None) or _create_search(client, experiment, result.search_id, result.config)
     best = None
     for entry in result.entries:
-        key = registry.key(entry.role, entry.name, entry.schedule.digest)
+        key = registry.registry_key(entry.role, entry.name, entry.schedule.digest)
         tags = {"role": entry.role, "search_id": result.search_id, "schedule": key, "digest": entry.schedule.digest}
         run = known.pop(key, None) or client.create_run(experiment, run_name=entry.name, tags=tags)
         _log_entry(client, run, result, entry)
@@ -89,7 +89,7 @@ def _log(result: Result, root: Path, address: str) -> dict[str, str]:
     identity = search.info.run_id
     pages = {"page": f"#/experiments/{experiment}/runs/{identity}?{views.TRAINING}"}
     try:  # nice to have: a registry may not be for everybody, and the view's format is MLflow's own affair
-        pages["view"] = views.save(client, experiment, result)
+        pages["view"] = views.save_chart_view(client, experiment, result)
         if best:
             pages["version"] = _registered(client, name, best)
     except Exception as error:
@@ -138,7 +138,7 @@ def _log_search(client: "MlflowClient", run: "Run", result: Result, pages: Mappi
     if not run.inputs.dataset_inputs:
         _log_prompts(client, identity, result)
     tags = {f"environment.{k}": v for k, v in result.environment.items()} | {
-        "mlflow.note.content": describe(result, identity, pages),
+        "mlflow.note.content": describe_search(result, identity, pages),
         "recommended": result.recommended,
         "mlflow.source.git.commit": result.environment.get("git", ""),
         "stopped": result.stopped,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from search.validate.decisions import decisions
+from search.validate.decisions import list_decisions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -108,14 +108,14 @@ def explain(
     `model` is a loaded one, the name of its option, or None for the one that the schedule was searched on. `done` is
     told how many runs of how many are over.
     """
-    from search.config.load import opened, title
+    from search.config.load import open_schedule_and_model, title_of_schedule
 
-    name = name or title(schedule)
-    schedule, model, config = opened(schedule, model)
-    return effects(schedule, evaluator_of(config, model, samples), by, name, done)
+    name = name or title_of_schedule(schedule)
+    schedule, model, config = open_schedule_and_model(schedule, model)
+    return measure_effects(schedule, evaluator_for(config, model, samples), by, name, done)
 
 
-def effects(
+def measure_effects(
     schedule: "Schedule",
     evaluator: "Evaluator",
     by: Sequence[str] = GROUPS,
@@ -130,7 +130,7 @@ def effects(
     from search.evaluate.execute.jobs import Job
     from search.pareto.intervals import paired_difference_interval
 
-    found = [d for d in decisions(schedule, evaluator) if d.group in by]
+    found = [d for d in list_decisions(schedule, evaluator) if d.group in by]
     fit = bool((schedule.sampler or {}).get("coefficients")) and not evaluator.fits()
     jobs = [Job(schedule)]
     numbers: list[tuple[int | None, int | None]] = []
@@ -159,15 +159,15 @@ def effects(
     return Explanation(name, float(drifts[0].mean()), macs[0], len(drifts[0]), rows, schedule.plan_text)
 
 
-def evaluator_of(config: "Config", model: "Model", samples: int | None = None) -> "Evaluator":
+def evaluator_for(config: "Config", model: "Model", samples: int | None = None) -> "Evaluator":
     """An evaluator of drift and MACs on the first held-out prompts; nothing is remembered beyond it."""
-    from search.config.load import HELD_OUT_SEED, prompts_of
+    from search.config.load import HELD_OUT_SEED, prompts_from_config
     from search.evaluate.evaluator import Evaluator
     from search.evaluate.memo import Memo
     from search.objectives.drift import Drift
     from search.objectives.macs import Macs
 
-    held_out = prompts_of(config.prompts)[1][:samples]
+    held_out = prompts_from_config(config.prompts)[1][:samples]
     seeds = [HELD_OUT_SEED + config.prompts.seed + i for i in range(len(held_out))]
     objectives = {"drift": Drift(), "macs": Macs()}
     return Evaluator(model, held_out, seeds, objectives, model.costs(), Memo(Path(":memory:")), config.prompts.batch)

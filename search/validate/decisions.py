@@ -29,7 +29,7 @@ class Decision:
     alone: "Schedule | None"
 
 
-def decisions(schedule: "Schedule", evaluator: "Evaluator") -> Iterator[Decision]:
+def list_decisions(schedule: "Schedule", evaluator: "Evaluator") -> Iterator[Decision]:
     """The parts of a schedule; its mechanisms, the kinds of nodes that it plans, and its steps."""
     from search.models.base import to_schedule
     from search.schedule import Schedule

@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from search.schedule import Schedule
 
 
-def differences(schedule: "Schedule", model: "Model") -> dict[str, tuple[str, str]]:
+def environment_differences(schedule: "Schedule", model: "Model") -> dict[str, tuple[str, str]]:
     """What the file records and is another here, by name: (there, here)."""
     made, own = schedule.made, schedule.to_dict()["model"]
     there = {name: own.get(name) for name in ("class", "fingerprint")}
     here = {name: model.target.model.get(name) for name in there}
-    here |= {"model": model.name} | environment(model)
+    here |= {"model": model.name} | current_environment(model)
     there |= {name: made.get(name) for name in ("model", "python", "torch", "diffusers")}
     there["device"] = re.sub(r"\s*\d+ threads$", "", str(made.get("device", "")))
     call = made.get("call")
@@ -22,7 +22,7 @@ def differences(schedule: "Schedule", model: "Model") -> dict[str, tuple[str, st
     return {k: (str(v), str(here[k])) for k, v in there.items() if v not in (None, "") and str(v) != str(here[k])}
 
 
-def environment(model: "Model") -> dict[str, str]:
+def current_environment(model: "Model") -> dict[str, str]:
     """Library versions and device, as a search records them."""
     import platform
 

@@ -29,8 +29,8 @@ from search.schedule.errors import ScheduleError
 from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.noise import Noise
 from search.schedule.parts.gates import ASK
-from search.schedule.plan.guidance import FULL, is_narrow, settle
-from search.schedule.plan.tokens import ABSENT, OFF, OWN, format_actions, history, parse_actions, switches
+from search.schedule.plan.guidance import FULL, is_narrow, settle_branches
+from search.schedule.plan.tokens import ABSENT, OFF, OWN, denoiser_switches, format_actions, parse_actions, values_read
 
 Sampler = Mapping[str, Any]  # a schedule's sampler part, with its timesteps
 
@@ -44,7 +44,7 @@ class Reindexed:
     lost: tuple[str, ...] = ()
 
 
-def nearest(old: Sequence[float] | np.ndarray, new: Sequence[float] | np.ndarray) -> tuple[int, ...]:
+def nearest_steps(old: Sequence[float] | np.ndarray, new: Sequence[float] | np.ndarray) -> tuple[int, ...]:
     """For every place of `new` [T'] the index of the nearest in `old` [T], the first of several as near."""
     places = np.asarray(old, dtype=float)
     return tuple(int(np.abs(places - place).argmin()) for place in new)
@@ -62,7 +62,7 @@ def reindex(
     `guidance` is the scale that the pipeline will be called with, `model` the part of the denoiser that it will run,
     of the same class and stacks; None leaves both as they are. ScheduleError says what does not carry over.
     """
-    parts, columns = schedule.to_dict(), Columns.of(schedule)
+    parts, columns = schedule.to_dict(), StepColumns.of(schedule)
     lost: list[str] = []
     given = _model(parts["model"], model)
     called = columns.guidance.get("call") if columns.guidance and guidance is not None else guidance
@@ -75,7 +75,7 @@ def reindex(
         lost += ["the guidance part: the pipeline runs without guidance"] if guidance <= 1 else []
         columns = columns.guided(guidance)
     if not same:
-        at = nearest(Noise.of(old).grid_logsnr(old), Noise.of(new).grid_logsnr(new))
+        at = nearest_steps(Noise.of(old).grid_logsnr(old), Noise.of(new).grid_logsnr(new))
         columns, parts["steps"] = columns.taken(at), len(at)
         parts["sampler"], dropped = _sampler(schedule, new, at)
         lost += dropped
@@ -90,19 +90,19 @@ def reindex(
         ) from None
 
 
-def recomputed(schedule: Schedule, steps: Iterable[int]) -> Schedule:
+def with_steps_computed(schedule: Schedule, steps: Iterable[int]) -> Schedule:
     """The same schedule with everything computed at these steps: all nodes, groups and both halves of guidance."""
-    return _built(schedule, schedule.to_dict() | Columns.of(schedule).computing(set(steps)).parts())
+    return _built(schedule, schedule.to_dict() | StepColumns.of(schedule).computing(set(steps)).parts())
 
 
-def saving(schedule: Schedule) -> list[int]:
+def saving_steps(schedule: Schedule) -> list[int]:
     """The steps at which a schedule leaves anything out, or may."""
-    columns = Columns.of(schedule)
+    columns = StepColumns.of(schedule)
     return [step for step in range(columns.steps) if not columns.full(step)]
 
 
 @dataclass(frozen=True)
-class Columns:
+class StepColumns:
     """What a schedule says step by step. `tokens` [T] by node, `-` written as C; `gates` and `guidance` as in a file,
     with every entry per step; `at` has the letter of each step's denoiser, "" where there is one.
     """
@@ -117,7 +117,7 @@ class Columns:
     at: str = ""
 
     @classmethod
-    def of(cls, schedule: Schedule) -> "Columns":
+    def of(cls, schedule: Schedule) -> "StepColumns":
         parts, steps = schedule.to_dict(), schedule.steps or 0
         tokens = {}
         for name in schedule.plan.planned():
@@ -136,7 +136,7 @@ class Columns:
         at = models["at"] if models else ""
         return cls(schedule.tree, steps, parts.get("plan"), tokens, gates, guidance, models, at)
 
-    def taken(self, at: Sequence[int]) -> "Columns":
+    def taken(self, at: Sequence[int]) -> "StepColumns":
         """The columns of these steps, one after another."""
         share = len(at) / self.steps
         gates = [_each(part, at, ("actions", "threshold")) | _grown(part, share) for part in self.gates]
@@ -147,7 +147,7 @@ class Columns:
         letters = "".join(self.at[i] for i in at) if self.at else ""
         return replace(self, steps=len(at), tokens=tokens, gates=gates, guidance=guidance, at=letters)
 
-    def guided(self, call: float) -> "Columns":
+    def guided(self, call: float) -> "StepColumns":
         """For a pipeline that is called with another scale: 1 stays 1, the old call's becomes the new one's."""
         if call <= 1:
             return replace(self, guidance={})
@@ -159,7 +159,7 @@ class Columns:
             found["scale"] = [1 + (s - 1) * (call - 1) / (old - 1) if old != 1 else call for s in found["scale"]]
         return replace(self, guidance=found)
 
-    def computing(self, steps: set[int]) -> "Columns":
+    def computing(self, steps: set[int]) -> "StepColumns":
         """The same with nothing left out at these steps."""
 
         def off(values: Sequence[str], letter: str = OFF) -> list[str]:
@@ -181,7 +181,7 @@ class Columns:
     def parts(self) -> dict[str, Any]:
         """The parts of a file: every action has what it reads. None for a part that is not there."""
         tokens, branch = self._settled()
-        barriers = switches(self.at)
+        barriers = denoiser_switches(self.at)
         guidance = dict(self.guidance) | ({"branch": branch} if branch else {})
         plan = {k: v for k, v in (self.plan or {}).items() if k != "rules"}
         rules = [[name, format_actions(own)] for name, own in tokens.items()]
@@ -202,9 +202,9 @@ class Columns:
 
     def _settled(self) -> tuple[dict[str, list[str]], str]:
         """Actions and branch, lowered until each has what it reads: fewer and fewer reads, so it ends."""
-        branch, barriers = self.guidance.get("branch", ""), switches(self.at)
+        branch, barriers = self.guidance.get("branch", ""), denoiser_switches(self.at)
         while True:
-            tokens = settle(self.tokens, self.tree, branch or None, self.at)
+            tokens = settle_branches(self.tokens, self.tree, branch or None, self.at)
             root = tokens.get(ROOT, [OFF] * self.steps)
             found, full = "", False
             for step, kind in enumerate(branch):
@@ -221,7 +221,7 @@ def _settled_gate(
     part: Mapping[str, Any], runs: Sequence[bool], branch: str | None, barriers: Iterable[int]
 ) -> list[str]:
     """A group's actions, lowered to what it has computed for certain before, of both halves or the conditional one."""
-    reads, bounded = history(part.get("then", "R")), part.get("most") is not None
+    reads, bounded = values_read(part.get("then", "R")), part.get("most") is not None
     least, found = [0, 0], []
     for step, token in enumerate(part["actions"]):
         least = [0, 0] if step in barriers else least
@@ -230,7 +230,7 @@ def _settled_gate(
         if runs[step]:
             if token == ASK and bounded and known < reads:
                 token = OFF
-            elif token != ASK and history(token) > known:
+            elif token != ASK and values_read(token) > known:
                 token = OFF if known == 0 else "R" if known == 1 else f"F{known - 1}"
             if token == OFF or (token == ASK and known < reads):
                 least = [least[0] + full, least[1] + 1]

@@ -16,15 +16,15 @@ from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.objectives.psnr import Psnr
 from search.objectives.ssim import Ssim
-from search.results.compare import interval
+from search.results.compare import mean_interval
 from search.results.pick import Condition
 from search.schedule import Schedule
 from search.schedule.errors import ScheduleError
 from search.schedule.noise import Noise
-from search.schedule.schedulers import grid, scheduler_class
-from search.validate.criteria import decided
-from search.validate.environment import environment
-from search.validate.reindex import Reindexed, recomputed, reindex, saving
+from search.schedule.schedulers import scheduler_class, scheduler_grid
+from search.validate.criteria import decide
+from search.validate.environment import current_environment
+from search.validate.reindex import Reindexed, reindex, saving_steps, with_steps_computed
 from search.validate.verdict import Verdict
 
 LOOKS = 4  # repairs that are verified on held-out prompts at most
@@ -33,31 +33,31 @@ SIZE = ("height", "width", "num_frames")
 Told = Callable[[str], None]
 
 
-def carried(schedule: Schedule, model: Model) -> Reindexed:
+def carry_over(schedule: Schedule, model: Model) -> Reindexed:
     """What the rule makes of a schedule for a model as it is loaded, without a run; ScheduleError where it cannot."""
     target, own = model.target, schedule.sampler
     old: Mapping[str, Any] = target.sampler
     new = old
     if schedule.steps is not None:
-        share = target.steps / reference(schedule)
+        share = target.steps / teacher_schedule(schedule)
         count = max(2, round(schedule.steps * share))
         old = own if own and own.get("timesteps") else model.shorter(schedule.steps)
-        new = spaced(old, count, model, schedule)
+        new = respaced_sampler(old, count, model, schedule)
     moved = reindex(schedule, old, new, target.guidance, target.model)
-    made: dict[str, Any] = {"model": model.name, "call": dict(model.arguments)} | environment(model)
+    made: dict[str, Any] = {"model": model.name, "call": dict(model.arguments)} | current_environment(model)
     if moved.schedule != schedule:
         made["transferred"] = {"from": schedule.digest, "steps": schedule.steps}
     return replace(moved, schedule=moved.schedule.with_made({**schedule.made, **made}))
 
 
-def reference(schedule: Schedule) -> int:
+def teacher_schedule(schedule: Schedule) -> int:
     """Steps of the full run that a schedule stands for: of its search, or its own."""
     call = schedule.made.get("call")
     steps = call.get("num_inference_steps") if isinstance(call, dict) else None
     return steps if type(steps) is int and steps > 0 else schedule.steps or 1
 
 
-def spaced(old: Mapping[str, Any], count: int, model: Model, schedule: Schedule) -> Mapping[str, Any]:
+def respaced_sampler(old: Mapping[str, Any], count: int, model: Model, schedule: Schedule) -> Mapping[str, Any]:
     """The sampler part of `count` steps in place of `old`: the scheduler's own spacing, or a searched one's shape."""
     steps, sampler = len(old["timesteps"]), model.target.sampler
     same = all(old.get(name) == sampler.get(name) for name in ("class", "config"))
@@ -65,7 +65,7 @@ def spaced(old: Mapping[str, Any], count: int, model: Model, schedule: Schedule)
     call = schedule.made.get("call")
     resized = isinstance(call, dict) and any(call.get(k, v) != v for k, v in model.arguments.items() if k in SIZE)
     if sampler["config"].get("use_dynamic_shifting") and resized:  # whose own spacing depends on the size
-        if steps != reference(schedule):
+        if steps != teacher_schedule(schedule):
             raise ScheduleError(
                 f"this schedule's {steps} timesteps were made for {call}, and this pipeline's shift depends on the "
                 "size: they do not carry over; search at this size"
@@ -89,12 +89,12 @@ def _plain(old: Mapping[str, Any], steps: int, model: Model, same: bool) -> list
         return model.shorter(steps)["timesteps"]
     try:
         scheduler: Any = scheduler_class(old["class"])
-        return grid(scheduler.from_config(old["config"]), steps)[0]
+        return scheduler_grid(scheduler.from_config(old["config"]), steps)[0]
     except (ScheduleError, ValueError, TypeError):
         return None
 
 
-class Workshop:
+class RepairSearch:
     """What is done with calibration prompts: fitting, and finding out which steps are worth computing again."""
 
     def __init__(
@@ -127,7 +127,7 @@ class Workshop:
         if "macs" in self.source.scores:
             return float(self.source.scores["macs"]["value"])
         costs = self.evaluator.costs
-        return costs.macs(self.source) / (costs.call_macs * reference(self.source))
+        return costs.macs(self.source) / (costs.call_macs * teacher_schedule(self.source))
 
     def share(self, schedule: Schedule) -> float:
         """Share of a full run's MACs here."""
@@ -137,7 +137,7 @@ class Workshop:
         """What was carried over with these steps computed, fitted anew; without steps as it is on its own grid."""
         if steps is None and "coefficients" in (self.plain.sampler or {}):
             return self.plain
-        found = recomputed(self._bare, steps) if steps else self._bare
+        found = with_steps_computed(self._bare, steps) if steps else self._bare
         if self.corrects and (steps or not found.corrections):
             found = Corrector(self.model, *self.evaluator.inputs[0]).fit(found)
         fitted = self.evaluator.fit(found) if self.fits else found
@@ -154,7 +154,7 @@ class Workshop:
             order, count = (other, fewer) if fewer < count else (order, count)
         for _ in range(LOOKS if units else 0):
             steps = [step for unit in order[:count] for step in unit]
-            if self.share(recomputed(self._bare, steps)) >= 1:
+            if self.share(with_steps_computed(self._bare, steps)) >= 1:
                 return  # that is the full run
             yield steps
             count = min(count + max(1, count // 2), len(order))
@@ -177,7 +177,7 @@ class Workshop:
 
     def _units(self, most: int) -> list[list[int]]:
         """The steps that leave something out, neighbours together where there are more than `most`."""
-        steps = saving(self._bare)
+        steps = saving_steps(self._bare)
         parts = np.array_split(steps, max(1, min(len(steps), most)))
         return [part.tolist() for part in parts if len(part)]
 
@@ -208,10 +208,10 @@ class Workshop:
     def _enough(self, order: Sequence[Sequence[int]], count: int, told: Told) -> bool:
         told(f"{count} of {len(order)} steps computed")
         (values,) = self._run([[step for unit in order[:count] for step in unit]])
-        return all(decided(limit, interval(values[limit.name])) for limit in self.limits)
+        return all(decide(limit, mean_interval(values[limit.name])) for limit in self.limits)
 
     def _run(self, sets: Sequence[Sequence[int]]) -> list[Mapping[str, list[float]]]:
-        jobs = [Job(recomputed(self._bare, steps) if steps else self._bare, self.fits) for steps in sets]
+        jobs = [Job(with_steps_computed(self._bare, steps) if steps else self._bare, self.fits) for steps in sets]
         self.runs += len(jobs)
         return [scored.values for scored in self.evaluator.evaluate(jobs)]
 

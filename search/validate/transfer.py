@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.validate.criteria import criteria
+from search.validate.criteria import criteria_for
 from search.validate.verdict import Verdict
 from search.validate.verifier import Verifier
 
@@ -22,7 +22,7 @@ Told = Callable[[str], None]
 class Transfer:
     """A schedule carried over; `schedule` is None where the gate refuses it, for the verdict's reason.
 
-    `carried` is what the rule gave, refitted, and `first` its verdict; `repaired` are the steps that were computed
+    `carry_over` is what the rule gave, refitted, and `first` its verdict; `repaired` are the steps that were computed
     again after that. `macs` are shares of a full run's, of the old schedule and of the last one tried. `notes` say what
     did not carry over, `runs` how many schedules were run for repairs.
     """
@@ -75,17 +75,17 @@ def transfer(
     `prompts` are calibration and held-out prompts, by default those of the model that the file names. ValueError says
     what to type where there is nothing to hold it to, or what of it does not carry over.
     """
-    from search.config.load import config_for, prompts_of
+    from search.config.load import config_for_schedule, prompts_from_config
     from search.schedule import Schedule
-    from search.validate.repair import Workshop, carried
+    from search.validate.repair import RepairSearch, carry_over
 
     schedule = schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
-    limits = criteria(schedule, tolerance, criterion)
-    calibration, other = prompts or prompts_of(config_for(schedule).prompts)
-    moved = carried(schedule, model)
+    limits = criteria_for(schedule, tolerance, criterion)
+    calibration, other = prompts or prompts_from_config(config_for_schedule(schedule).prompts)
+    moved = carry_over(schedule, model)
     verifier = Verifier(model, other, batch=batch, seed=seed, keep=True)
     told("calibration prompts")
-    workshop = Workshop(schedule, moved, model, calibration[:batch], limits, refit, seed)
+    workshop = RepairSearch(schedule, moved, model, calibration[:batch], limits, refit, seed)
     last = workshop.made()
     first = verdict = verifier.verify(last, limits, seconds, samples, told)
     repaired: Sequence[int] = ()

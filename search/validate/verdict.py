@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from search.results.pick import Condition
 from search.results.scores import Score
-from search.validate.criteria import DIGITS, FEWEST, decided, measured_units
+from search.validate.criteria import DIGITS, FEWEST, decide, measured_units
 
 if TYPE_CHECKING:
     pass
@@ -75,7 +75,7 @@ def reason_of(
     kept = {True: "is surely", False: "is surely not", None: "may be or not be"}
     parts = []
     for limit in limits:
-        found = decided(limit, scores[limit.name])
+        found = decide(limit, scores[limit.name])
         if found is passed:
             measured = f"{limit.name} {score_text(limit.name, scores[limit.name])}"
             parts.append(f"{measured} {kept[found]} {limit.sign} {limit.limit:.4g}")

@@ -6,11 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.config.load import held_out
+from search.config.load import held_out_prompts
 from search.results.pick import Condition
 from search.results.scores import Score
-from search.validate.criteria import FEWEST, claims, criteria, is_passed, measured_qualities
-from search.validate.environment import differences
+from search.validate.criteria import FEWEST, all_hold, claimed_criteria, criteria_for, measured_qualities
+from search.validate.environment import environment_differences
 from search.validate.verdict import Verdict, make_verdict, reason_of, remedy_for, score_text
 
 if TYPE_CHECKING:
@@ -41,17 +41,17 @@ def verify(
     default the one that the file names. Prompts are by default its held-out ones; where there are fewer than pictures
     they come again with other noise. `told` gets a line after every batch.
     """
-    from search.config.load import config_for, model_of
+    from search.config.load import config_for_schedule, model_from_config
     from search.schedule import Schedule
 
     seed = 0
     schedule = schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
-    limits = criteria(schedule, tolerance, criterion)
+    limits = criteria_for(schedule, tolerance, criterion)
     if model is None or isinstance(model, str) or prompts is None:
         named = [f"model={model}"] if isinstance(model, str) else []
-        config = config_for(schedule, named)
-        prompts, seed = (held_out(config), config.prompts.seed) if prompts is None else (prompts, 0)
-        model = model_of(config) if model is None or isinstance(model, str) else model
+        config = config_for_schedule(schedule, named)
+        prompts, seed = (held_out_prompts(config), config.prompts.seed) if prompts is None else (prompts, 0)
+        model = model_from_config(config) if model is None or isinstance(model, str) else model
     return Verifier(model, prompts, seeds, batch, seed).verify(schedule, limits, seconds, samples, told)
 
 
@@ -98,7 +98,7 @@ class Verifier:
                 "seconds=60 or what you have"
             )
         text = " and ".join(f"{c.name}{c.sign}{c.limit:.4g}" for c in limits)
-        fixed = (text, claims(schedule), differences(schedule, self.model))
+        fixed = (text, claimed_criteria(schedule), environment_differences(schedule, self.model))
         start = time.monotonic()
         try:
             passed, reason, scores, values = self._decide(schedule, limits, start + seconds, most, told, timed)
@@ -125,7 +125,7 @@ class Verifier:
         told: Callable[[str], None],
         timed: bool,
     ) -> tuple[bool | None, str, dict[str, Score], dict[str, list[float]]]:
-        from search.results.compare import interval
+        from search.results.compare import mean_interval
 
         names = ["drift", "psnr", *(["ssim"] if any(c.name == "ssim" for c in limits) else [])]
         values: dict[str, list[float]] = {name: [] for name in names}
@@ -143,14 +143,14 @@ class Verifier:
             for name, own in self._measure(schedule, part, names).items():
                 values[name] += own
             first, slowest = part.stop, max(slowest, time.monotonic() - began)
-            scores |= {name: interval(own) for name, own in values.items()}
+            scores |= {name: mean_interval(own) for name, own in values.items()}
             told(f"{first} pictures: " + ", ".join(f"{n} {score_text(n, s)}" for n, s in scores.items()))
             if first >= look:
                 look = 2 * first
-                if (passed := is_passed(limits, scores)) is not None:
+                if (passed := all_hold(limits, scores)) is not None:
                     break
         if first >= FEWEST:  # the last look, at whatever there is
-            passed = is_passed(limits, scores)
+            passed = all_hold(limits, scores)
         return passed, reason_of(passed, limits, scores, first, most), scores, values
 
     def _measure(self, schedule: "Schedule", part: range, names: Sequence[str]) -> dict[str, list[float]]:
@@ -182,8 +182,8 @@ class Verifier:
     def _speedup(self, schedule: "Schedule") -> Score:
         import statistics
 
-        from search.calibrate.timing import measure
+        from search.calibrate.timing import time_schedules
 
-        with_it, without = measure(self.model, [schedule, None], ROUNDS)
+        with_it, without = time_schedules(self.model, [schedule, None], ROUNDS)
         ratios = [b / a for a, b in zip(with_it, without, strict=True)]
         return Score(statistics.median(ratios), min(ratios), max(ratios))

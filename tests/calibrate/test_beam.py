@@ -5,8 +5,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from search.calibrate.propose.beam import beam_rows, survivors
-from search.engines.base import Start
+from search.calibrate.propose.beam import beam_rows, beam_survivors
+from search.engines.base import EngineInputs
 from search.engines.random import RandomEngine
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.memo import Memo
@@ -77,7 +77,7 @@ def test_a_narrow_beam_beats_random_rows_of_as_many_steps(probe):
     worst = truth.max(axis=0) * 1.01
     found = hypervolume(scores(SPACE, probe, rows), worst)
     genes, count = SPACE.genes(probe.model.target), round(steps[-1] / STEPS)
-    drawn = [RandomEngine(Start(genes, 2, np.random.default_rng(seed))).ask(count) for seed in range(20)]
+    drawn = [RandomEngine(EngineInputs(genes, 2, np.random.default_rng(seed))).ask(count) for seed in range(20)]
     random = [hypervolume(scores(SPACE, probe, rows), worst) for rows in drawn]
     assert found >= np.median(random)
 
@@ -127,8 +127,8 @@ def test_spaces_without_genes_of_steps_are_refused(probe):
 
 def test_survivors_are_whole_fronts_and_then_what_lies_apart():
     points = np.array([[1, 5], [2, 4], [2.1, 3.9], [5, 1], [3, 4.5], [6, 6]])
-    assert survivors(points, 3) == [0, 1, 3] or survivors(points, 3) == [0, 2, 3]
-    assert survivors(points, 5) == [0, 1, 2, 3, 4]
-    assert survivors(points, 9) == [0, 1, 2, 3, 4, 5]
-    assert survivors(np.array([[1, np.nan], [2, 1], [0, np.inf]]), 3) == [2, 1]
-    assert survivors(np.array([[1.0, 1.0], [1.0, 1.0]]), 2) == [0, 1]
+    assert beam_survivors(points, 3) == [0, 1, 3] or beam_survivors(points, 3) == [0, 2, 3]
+    assert beam_survivors(points, 5) == [0, 1, 2, 3, 4]
+    assert beam_survivors(points, 9) == [0, 1, 2, 3, 4, 5]
+    assert beam_survivors(np.array([[1, np.nan], [2, 1], [0, np.inf]]), 3) == [2, 1]
+    assert beam_survivors(np.array([[1.0, 1.0], [1.0, 1.0]]), 2) == [0, 1]

@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from search import Schedule
-from search.calibrate.drifts import Drifts, record
+from search.calibrate.drifts import Drifts, record_drifts
 from search.calibrate.latency import fit_latency
 from search.calibrate.propose.cache import threshold_mask
 from search.kernels.pairwise import pairwise
@@ -65,7 +65,9 @@ def test_drifts_equal_errors_of_recorded_outputs():
     remover.remove()
     places = [0.0, 1.0, 2.5, 3.0, 4.0, 7.0]
     # a limit of one byte records every node in a run of its own
-    drifts = record(MODEL.denoiser, TARGET.tree, places, lambda: MODEL.sample(conditions, noise), 1, COSTS.value_bytes)
+    drifts = record_drifts(
+        MODEL.denoiser, TARGET.tree, places, lambda: MODEL.sample(conditions, noise), 1, COSTS.value_bytes
+    )
     reuse = drifts.reuse([name])
     expected = (outputs[1] - outputs[4]).norm() / outputs[4].norm()
     assert reuse[1, 4] == pytest.approx(float(expected), rel=1e-6)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from search.__main__ import commands, help_text, main
-from search.config.compose import GROUPS, composed, normalise, options
+from search.config.compose import GROUPS, compose_config, list_options, normalise_overrides
 from search.config.settings import CONF
 from search.results.disk import new_run_folder
 
@@ -30,11 +30,11 @@ def tell(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.parametrize("arguments", [[], ["space=cache"], ["+space=cache"], ["++space=cache", "model=pixart"]])
 def test_space_can_be_said_in_every_way(arguments: list[str]) -> None:
-    assert list(composed(normalise(arguments))["space"]) == ["cache"]
+    assert list(compose_config(normalise_overrides(arguments))["space"]) == ["cache"]
 
 
 def test_a_plus_before_any_group_does_no_harm() -> None:
-    raw = composed(normalise(["+engine=random", "++model=pixart_alpha_256", "+objective=[ssim,macs]"]))
+    raw = compose_config(normalise_overrides(["+engine=random", "++model=pixart_alpha_256", "+objective=[ssim,macs]"]))
     assert raw["engine"]["_target_"].endswith("RandomEngine")
     assert (raw["model"]["name"], list(raw["objective"])) == ("pixart_alpha_256", ["ssim", "macs"])
 
@@ -50,12 +50,12 @@ def test_without_the_extra_the_command_to_install_it_is_told(
 
 
 def test_keys_of_a_space_are_left_alone() -> None:
-    raw = composed(normalise(["space=cache", "space.cache.granularity=block"]))
+    raw = compose_config(normalise_overrides(["space=cache", "space.cache.granularity=block"]))
     assert raw["space"]["cache"]["granularity"] == "block"
 
 
 def test_objectives_are_a_list() -> None:
-    assert list(composed(normalise(["objective=[ssim,latency,memory]"]))["objective"]) == [
+    assert list(compose_config(normalise_overrides(["objective=[ssim,latency,memory]"]))["objective"]) == [
         "ssim",
         "latency",
         "memory",
@@ -78,7 +78,7 @@ def test_help_has_a_line_for_every_group_and_three_examples(capsys: pytest.Captu
     on_disk = {path.name for path in CONF.iterdir() if list(path.glob("*.yaml"))}
     assert on_disk == set(GROUPS)
     for group in GROUPS:
-        assert f"one of: {', '.join(options(group))}\n" in text
+        assert f"one of: {', '.join(list_options(group))}\n" in text
     assert text.count("  python -m search ") == 3
 
 
@@ -86,7 +86,7 @@ def test_examples_of_the_help_compose() -> None:
     from search.__main__ import EXAMPLES
 
     for example in EXAMPLES:
-        composed(normalise(example.split()[3:]))
+        compose_config(normalise_overrides(example.split()[3:]))
 
 
 def test_help_is_quick_and_imports_nothing_heavy(root: Path) -> None:

@@ -10,9 +10,9 @@ from hydra.utils import instantiate
 
 from search.__main__ import main
 from search.calibrate.propose.proposals import Proposals
-from search.config.compose import composed, normalise, options
+from search.config.compose import compose_config, list_options, normalise_overrides
 from search.config.settings import CONF, Config
-from search.engines.base import Start
+from search.engines.base import EngineInputs
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.memo import Memo
 from search.objectives.base import Objective
@@ -21,7 +21,7 @@ from search.profile.count import count_costs
 from search.spaces.joint import JointSpace
 from tests.helpers.models import tiny_model
 
-NAMES = options("experiment")
+NAMES = list_options("experiment")
 # What each work searches, and how.
 EXPECTED = {
     "autodiffusion": (["timesteps", "skip"], "AutoDiffusionEngine", "presets"),
@@ -37,7 +37,7 @@ EXPECTED = {
 
 
 def config(*arguments: str) -> Config:
-    return Config.check(composed(normalise(list(arguments))))
+    return Config.check(compose_config(normalise_overrides(list(arguments))))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -89,7 +89,7 @@ def test_an_own_experiment_in_another_folder(tmp_path: Path) -> None:
     (tmp_path / "experiment" / "mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - ecad\n  - override /space: [cache, skip]\nseed: 7\n"
     )
-    found = Config.check(composed(normalise(["experiment=mine"]), str(tmp_path)))
+    found = Config.check(compose_config(normalise_overrides(["experiment=mine"]), str(tmp_path)))
     assert (list(found.space), found.seed) == (["cache", "skip"], 7)
 
 
@@ -126,7 +126,7 @@ def test_the_engine_begins_on_the_experiment_s_space(name: str, probe: Evaluator
     worst = np.array([o.minimised(o.worst(probe.costs)) for o in objectives.values()])
     seeds = given.begin(found.begin)
     assert bool(len(seeds)) == (found.begin != "none")
-    start = Start(genes, 2, np.random.default_rng(0), seeds, worst, given.methods(), given.table)
+    start = EngineInputs(genes, 2, np.random.default_rng(0), seeds, worst, given.methods(), given.table)
     engine = instantiate(found.engine | {"_partial_": True})(start)
     rows = engine.ask(24)
     assert len(rows) > 3

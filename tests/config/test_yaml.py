@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from search.config.compose import composed, normalise
-from search.config.hints import closest
+from search.config.compose import compose_config, normalise_overrides
+from search.config.hints import closest_name_hint
 from search.config.prompts import read_prompts
 from search.config.settings import CONF, Config, known_keys
 
@@ -19,7 +19,7 @@ PARTS = sorted(p for g in ("model", "space", "engine", "objective") for p in (CO
 
 @pytest.fixture(scope="module")
 def defaults() -> dict[str, Any]:
-    return composed(normalise([]))
+    return compose_config(normalise_overrides([]))
 
 
 def changed(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def test_spaces_and_objectives_have_a_place_of_their_own(path: Path) -> None:
 @pytest.mark.parametrize("group", ["model", "engine", "prompts", "budget", "compute"])
 def test_every_option_composes_and_passes_the_check(group: str) -> None:
     for path in (CONF / group).glob("*.yaml"):
-        Config.check(composed(normalise([f"{group}={path.stem}"])))
+        Config.check(compose_config(normalise_overrides([f"{group}={path.stem}"])))
 
 
 def test_defaults_are_the_promised_ones(defaults: dict[str, Any]) -> None:
@@ -64,14 +64,16 @@ def test_defaults_are_the_promised_ones(defaults: dict[str, Any]) -> None:
 
 
 def test_public_models_choose_general_prompts_and_the_user_may_disagree() -> None:
-    public = composed(normalise(["model=pixart_sigma_1024"]))
+    public = compose_config(normalise_overrides(["model=pixart_sigma_1024"]))
     assert public["prompts"]["calibration"] == "general_calibration.txt"
     assert "prompts" not in public["model"]
     assert (public["model"]["path"], public["model"]["dtype"]) == (
         "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
         "float16",
     )
-    mine = composed(normalise(["model=pixart_sigma_1024", "prompts=emoji", "prompts.calibration=mine.txt"]))
+    mine = compose_config(
+        normalise_overrides(["model=pixart_sigma_1024", "prompts=emoji", "prompts.calibration=mine.txt"])
+    )
     assert (mine["prompts"]["calibration"], mine["prompts"]["held_out"]) == ("mine.txt", "emoji_held_out.txt")
 
 
@@ -151,7 +153,7 @@ def test_own_prompts(tmp_path: Path) -> None:
 def test_near_names() -> None:
     keys = known_keys()
     assert {"model.steps", "budget.minutes", "space.cache.granularity", "engine.population", "seed"} <= set(keys)
-    assert closest("bugdet", keys) == " Did you mean budget?"
-    assert closest("space.cache.max_orders", keys) == " Did you mean space.cache.max_order?"
-    assert closest("zzzzzz", keys) == ""
-    assert closest("seed", ["seed"]) == ""
+    assert closest_name_hint("bugdet", keys) == " Did you mean budget?"
+    assert closest_name_hint("space.cache.max_orders", keys) == " Did you mean space.cache.max_order?"
+    assert closest_name_hint("zzzzzz", keys) == ""
+    assert closest_name_hint("seed", ["seed"]) == ""

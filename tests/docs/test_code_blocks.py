@@ -206,23 +206,23 @@ def known_package(name: str) -> bool:
 def searches_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> bool:
     """`python -m search` up to the search itself: options composed and checked."""
     import search.__main__ as command
-    from search.config.compose import composed
+    from search.config.compose import compose_config
     from search.config.settings import Config
 
     if {"--help", "-sc"} & set(arguments):
         return True
     flags, overrides = command.split(arguments)
-    Config.check(composed(overrides, flags.get("--config-dir")))
+    Config.check(compose_config(overrides, flags.get("--config-dir")))
     return True
 
 
 def command_takes(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> bool:
     """A command up to its work: its own options parsed, overrides of the configuration composed."""
     from search.config import options as command
-    from search.config.compose import composed, normalise
+    from search.config.compose import compose_config, normalise_overrides
 
     def parsed(arguments, text, work, defaults, first=None, configurable=False):
-        composed(normalise(command.parse(arguments, defaults, first, configurable).overrides))
+        compose_config(normalise_overrides(command.parse_options(arguments, defaults, first, configurable).overrides))
         return 0
 
     with monkeypatch.context() as patch:

@@ -7,10 +7,10 @@ import torch
 from hydra.utils import instantiate
 
 from search import Schedule
-from search.config.compose import composed, mistake, normalise
+from search.config.compose import compose_config, message_of_user_error, normalise_overrides
 from search.config.settings import Config
 from search.results.folder import read_front
-from search.results.pick import choose
+from search.results.pick import pick_entries
 from tests.helpers.engine_contract import EvolutionContract
 from tests.helpers.models import tiny_folder, tiny_model
 from tests.helpers.repository import ROOT
@@ -32,7 +32,7 @@ def examples(monkeypatch):
 
 
 def test_two_files_make_an_objective():
-    raw = composed(normalise(["objective=[colourful,macs]", "objective.colourful.pull=0.5"]), str(CONF))
+    raw = compose_config(normalise_overrides(["objective=[colourful,macs]", "objective.colourful.pull=0.5"]), str(CONF))
     own = instantiate(raw["objective"]["colourful"])
     pictures = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for picture, value in zip(pictures, own.score(pictures, ["a"] * 3), strict=True):
@@ -46,10 +46,12 @@ def test_two_files_make_an_objective():
 def test_a_class_that_is_not_found_says_where_it_belongs(tmp_path):
     (tmp_path / "objective").mkdir()
     (tmp_path / "objective" / "mine.yaml").write_text("# @package objective.mine\n_target_: mine.Missing\n")
-    raw = composed(normalise(["objective=[mine,macs]"]), str(tmp_path))
+    raw = compose_config(normalise_overrides(["objective=[mine,macs]"]), str(tmp_path))
     with pytest.raises(Exception) as error:
         instantiate(raw["objective"]["mine"])
-    assert "belongs into the folder of --config-dir, or into one on PYTHONPATH" in str(mistake(error.value))
+    assert "belongs into the folder of --config-dir, or into one on PYTHONPATH" in str(
+        message_of_user_error(error.value)
+    )
 
 
 def test_a_cost_counts_denoiser_calls():
@@ -104,7 +106,7 @@ def searched(tmp_path, *given: str):
         "tracking.enabled=false",
         "budget.evaluations=12",
     ]
-    return run(Config.check(composed(normalise([*given, *options]), str(CONF))))
+    return run(Config.check(compose_config(normalise_overrides([*given, *options]), str(CONF))))
 
 
 @pytest.mark.slow
@@ -119,6 +121,6 @@ def test_space_cost_and_engine_search_together_and_in_a_joint_space(tmp_path):
     result = searched(tmp_path, "+space=[timesteps,period]", "objective=[drift,nfe]", "engine=hill")
     assert result.objectives == ["drift", "nfe"] and result.of("front")
     assert result.axes == ("nfe", "drift")
-    (best,) = choose(read_front(result.folder), "nfe<=3")[:1]
+    (best,) = pick_entries(read_front(result.folder), "nfe<=3")[:1]
     fitting = [e for e in result.of("front") if e.held_out["nfe"].value <= 3]
     assert best["name"] == min(fitting, key=lambda e: e.held_out["drift"].value).name

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from rich.console import Console
 
 from benchmarks.presets import MORE, SPACES
-from search.config.compose import composed, normalise
+from search.config.compose import compose_config, normalise_overrides
 from search.config.prompts import read_prompts
 from search.config.settings import Config
 from search.loop.search import Search
@@ -25,7 +25,7 @@ FILES = sorted(PRESETS.glob("*/*.json"))
 def config(model: str) -> Config:
     overrides = [f"+space=[{','.join(SPACES[model])}]", f"model={model}", *MORE.get(model, [])]
     small = ["tracking.enabled=false", "budget.evaluations=24", "begin=presets", "prompts.calibration_count=2"]
-    return Config.check(composed(normalise([*overrides, *small])))
+    return Config.check(compose_config(normalise_overrides([*overrides, *small])))
 
 
 @cache

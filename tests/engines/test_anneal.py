@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from search.engines.anneal import NEAR, AnnealEngine
-from search.engines.base import Start
+from search.engines.base import EngineInputs
 from search.engines.random import RandomEngine
 from search.pareto.domination import non_dominated
 from search.spaces.base import Gene
@@ -73,7 +73,7 @@ class TestAnneal(LearningContract):
 
 
 def moved(move: str, count: int = 300) -> np.ndarray:
-    engine = AnnealEngine(Start(GENES, 2, np.random.default_rng(0)))
+    engine = AnnealEngine(EngineInputs(GENES, 2, np.random.default_rng(0)))
     x = np.repeat(ROW[None], count, axis=0)
     assert any([getattr(engine, move)(row) for row in x])
     return x
@@ -100,14 +100,14 @@ def test_relocations_are_mostly_near_and_a_trade_moves_one_level() -> None:
 
 
 def test_a_row_without_budget_moves_off_it() -> None:
-    engine = AnnealEngine(Start(GENES, 2, np.random.default_rng(0)))
+    engine = AnnealEngine(EngineInputs(GENES, 2, np.random.default_rng(0)))
     zero = np.zeros(len(GENES), dtype=np.int64)
     assert all(np.count_nonzero(engine._move(zero)) == 1 for _ in range(50))
     assert not zero.any()
 
 
 def test_single_genes_have_nothing_to_trade_or_shift_with() -> None:
-    engine = AnnealEngine(Start([Gene("a", 3), Gene("b", 4)], 2, np.random.default_rng(0)))
+    engine = AnnealEngine(EngineInputs([Gene("a", 3), Gene("b", 4)], 2, np.random.default_rng(0)))
     row = np.array([2, 3])
     assert not (engine._trade(row) or engine._shift(row) or engine._relocate(row))
     row = np.array([1, 2])
@@ -122,7 +122,7 @@ def test_beats_random_search_at_equal_evaluations() -> None:
 
 def test_genes_of_a_kind_share_stem_and_levels() -> None:
     some = [*GENES[:4], Gene("reuse@7", 3), Gene("reuse@8", 2, ordered=False), Gene("reuse@9", 1)]
-    assert [kind.tolist() for kind in AnnealEngine(Start(some, 2, np.random.default_rng(0))).kinds] == [
+    assert [kind.tolist() for kind in AnnealEngine(EngineInputs(some, 2, np.random.default_rng(0))).kinds] == [
         [0, 2],
         [1, 3],
         [4],
@@ -131,7 +131,7 @@ def test_genes_of_a_kind_share_stem_and_levels() -> None:
 
 
 def test_chains_of_three_objectives_have_the_corners_and_others() -> None:
-    weights = AnnealEngine(Start(genes([3] * 4), 3, np.random.default_rng(0)), chains=6).weights
+    weights = AnnealEngine(EngineInputs(genes([3] * 4), 3, np.random.default_rng(0)), chains=6).weights
     assert weights.sum(axis=1) == pytest.approx(1)
     assert (weights > 0).all()
     assert np.diagonal(weights[:3]).min() > 0.9

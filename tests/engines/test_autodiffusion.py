@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from search.engines.autodiffusion import AutoDiffusionEngine
-from search.engines.base import Start
+from search.engines.base import EngineInputs
 from search.spaces.base import Gene
 from tests.helpers.engine_contract import EvolutionContract
 
@@ -17,7 +17,7 @@ MOVED = DROPPED + 1
 SKIPPED = (DROPPED[:, None] + 2 + np.arange(LAYERS)).ravel()
 
 
-def plan(seeds: object = (), worst: object = (1.0, 1.0), seed: int = 0) -> Start:
+def plan(seeds: object = (), worst: object = (1.0, 1.0), seed: int = 0) -> EngineInputs:
     """Eight steps that can be dropped and moved, of five layers each; the seeds drop every second step."""
     genes = []
     for t in range(STEPS):
@@ -29,7 +29,7 @@ def plan(seeds: object = (), worst: object = (1.0, 1.0), seed: int = 0) -> Start
     half = np.zeros(len(genes), dtype=np.int64)
     half[DROPPED[::2]] = 1
     rows = np.array([half, *np.array(seeds, dtype=np.int64).reshape(-1, len(genes))])
-    return Start(genes, 2, np.random.default_rng(seed), rows, np.array(worst))
+    return EngineInputs(genes, 2, np.random.default_rng(seed), rows, np.array(worst))
 
 
 def cost(x: np.ndarray) -> np.ndarray:

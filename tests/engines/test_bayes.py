@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 import pytest
 
-from search.engines.base import Engine, Start
+from search.engines.base import Engine, EngineInputs
 from search.engines.bayes import BayesEngine
 from search.engines.random import RandomEngine
 from search.pareto.domination import hypervolume
@@ -81,13 +81,13 @@ class TestBayes(LearningContract):
             BayesEngine(self.start(), **arguments)
 
     def test_gp_refuses_large_spaces(self) -> None:
-        start = Start(genes([2] * 201 + [1] * 9), 2, np.random.default_rng(0))
+        start = EngineInputs(genes([2] * 201 + [1] * 9), 2, np.random.default_rng(0))
         with pytest.raises(ValueError, match="gp is too slow for 201 genes, .*; use engine.sampler=tpe"):
             BayesEngine(start, sampler="gp")
 
 
-def small(seed: int = 0, objectives: int = 2) -> Start:
-    return Start(genes((3, 2, 4, 1, 2)), objectives, np.random.default_rng(seed), worst=np.array([0.9, 9]))
+def small(seed: int = 0, objectives: int = 2) -> EngineInputs:
+    return EngineInputs(genes((3, 2, 4, 1, 2)), objectives, np.random.default_rng(seed), worst=np.array([0.9, 9]))
 
 
 def test_a_pickled_gp_goes_on_identically() -> None:
@@ -128,7 +128,7 @@ def test_another_search_in_the_same_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 2 objectives, this search 3; use another name, engine.study=search2"):
         BayesEngine(small(objectives=3), storage=storage)
     with pytest.raises(ValueError, match="holds rows of another space; use another name, engine.study=search2"):
-        BayesEngine(Start(genes((3, 3)), 2, np.random.default_rng(0)), storage=storage)
+        BayesEngine(EngineInputs(genes((3, 3)), 2, np.random.default_rng(0)), storage=storage)
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ continue_(BayesEngine(start, storage=sys.argv[1], startup=6), 10, n=2)
         for seed in range(2)
     ]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    last = BayesEngine(Start(genes((3, 2, 4, 5, 2, 3)), 2, np.random.default_rng(0)), storage=path)
+    last = BayesEngine(EngineInputs(genes((3, 2, 4, 5, 2, 3)), 2, np.random.default_rng(0)), storage=path)
     trials = last._open().get_trials()
     assert len(trials) == 40
     assert {trial.state.name for trial in trials} == {"COMPLETE"}
@@ -166,8 +166,8 @@ def toy(x: np.ndarray) -> np.ndarray:
     return np.stack([1 - x.mean(axis=1) / 2, error / (2 * weight.sum() + 1.2)], axis=1)
 
 
-def reached(make: Callable[[Start], Engine], seed: int, rows: int) -> float:
-    engine = make(Start(LAYERS, 2, np.random.default_rng(seed)))
+def reached(make: Callable[[EngineInputs], Engine], seed: int, rows: int) -> float:
+    engine = make(EngineInputs(LAYERS, 2, np.random.default_rng(seed)))
     found: list[np.ndarray] = []
     while sum(map(len, found)) < rows:
         x = engine.ask(4)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from search.exact.segments import Front, even_plans, forecast_front, merge, reuse_front
+from search.exact.segments import Front, even_plans, forecast_front, merge_fronts, reuse_front
 
 
 def cases(most: int, axes: int = 2) -> st.SearchStrategy[tuple[np.ndarray, ...]]:
@@ -184,7 +184,7 @@ def test_no_combination_dominates_a_merged_point(data: st.DataObject, steps: int
         )
         for name in costs
     }
-    merged = merge(fronts, costs)
+    merged = merge_fronts(fronts, costs)
     every = [
         (sum(costs[n] * m.sum() for n, (_, m) in zip(costs, combo, strict=True)), sum(e for e, _ in combo))
         for combo in itertools.product(*fronts.values())
@@ -219,10 +219,10 @@ def test_no_combination_dominates_a_merged_point(data: st.DataObject, steps: int
         ),
         (lambda: reuse_front(np.ones((3, 3)), -np.ones(3)), "reuse times weight has a negative"),
         (
-            lambda: merge({"a": [(0.0, np.ones(1, dtype=bool))]}, {"a": 0.0}),
+            lambda: merge_fronts({"a": [(0.0, np.ones(1, dtype=bool))]}, {"a": 0.0}),
             "cost of 'a' is 0.0; give a number",
         ),
-        (lambda: merge({"a": [(0.0, np.ones(1, dtype=bool))]}, {}), "cost of 'a' is None; give a number"),
+        (lambda: merge_fronts({"a": [(0.0, np.ones(1, dtype=bool))]}, {}), "cost of 'a' is None; give a number"),
     ],
 )
 def test_refusals_say_what_is_wrong(call, message: str) -> None:

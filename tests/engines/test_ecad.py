@@ -7,16 +7,16 @@ import pytest
 from pymoo.core.population import Population
 from pymoo.operators.mutation.bitflip import BitflipMutation
 
-from search.engines.base import Start
+from search.engines.base import EngineInputs
 from search.engines.ecad import EcadEngine, Flip, _Genes
 from tests.helpers.engine_contract import EvolutionContract, continue_, genes, scores
 
 BITS = 200
 
 
-def bits(seeds: object = (), count: int = BITS, objectives: int = 2) -> Start:
+def bits(seeds: object = (), count: int = BITS, objectives: int = 2) -> EngineInputs:
     rows = np.array(seeds, dtype=np.int64).reshape(-1, count)
-    return Start(genes([2] * count), objectives, np.random.default_rng(0), rows)
+    return EngineInputs(genes([2] * count), objectives, np.random.default_rng(0), rows)
 
 
 class TestEcad(EvolutionContract):

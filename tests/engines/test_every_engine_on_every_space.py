@@ -9,8 +9,8 @@ import pytest
 from hydra.utils import instantiate
 
 from search.calibrate.propose.proposals import Proposals
-from search.config.compose import composed, normalise, options
-from search.engines.base import Start
+from search.config.compose import compose_config, list_options, normalise_overrides
+from search.engines.base import EngineInputs
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.memo import Memo
 from search.models.base import to_schedule
@@ -45,7 +45,7 @@ SPACES = {
     "stitch+cache": JointSpace([StitchSpace(), CacheSpace("step")]),
     "all": JointSpace([TimestepsSpace(), SolverSpace(), CacheSpace(axis="logsnr"), SkipSpace(), BitsSpace()]),
 }
-ENGINES = tuple(options("engine"))
+ENGINES = tuple(list_options("engine"))
 # What does not apply, and what the user is told. Everything else has to work.
 NO_TABLE = "has no additive table: its genes do nothing alone, or there are too many levels; use engine=nsga2"
 REFUSED = {
@@ -142,8 +142,8 @@ def test_engine_on_space(engine, name):
     genes = space.genes(target)
     seeds = np.array(list(given.presets().values())[:4], dtype=np.int64).reshape(-1, len(genes))
     worst = np.array([1.0, 1.0])
-    start = Start(genes, 2, np.random.default_rng(0), seeds, worst, given.methods(), given.table)
-    config = composed(normalise([f"engine={engine}"]))["engine"] | {"_partial_": True}
+    start = EngineInputs(genes, 2, np.random.default_rng(0), seeds, worst, given.methods(), given.table)
+    config = compose_config(normalise_overrides([f"engine={engine}"]))["engine"] | {"_partial_": True}
     if (engine, name) in REFUSED:
         with pytest.raises(ValueError, match=REFUSED[engine, name]):
             instantiate(config)(start)
@@ -160,7 +160,7 @@ def test_engine_on_space(engine, name):
 
 
 def test_every_space_is_here():
-    assert set(options("space")) <= set(SPACES)
+    assert set(list_options("space")) <= set(SPACES)
 
 
 def _schedule(space, row, probe):

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from search.engines.base import Engine, Start
+from search.engines.base import Engine, EngineInputs
 from search.engines.exhaustive import ExhaustiveEngine
 from search.pareto.domination import non_dominated
 from tests.helpers.engine_contract import EngineContract, genes, scores
@@ -16,7 +16,7 @@ class TestExhaustive(EngineContract):
     LEVELS = (3, 2, 4, 3, 2, 4, 3, 1, 1, 5)  # the contract's own would be above the limit
     make = ExhaustiveEngine
 
-    def start(self, levels: tuple[int, ...] = LEVELS, seed: int = 0, objectives: int = 2) -> Start:
+    def start(self, levels: tuple[int, ...] = LEVELS, seed: int = 0, objectives: int = 2) -> EngineInputs:
         return super().start(levels, seed, objectives)
 
     def test_rows_do_not_depend_on_how_calls_are_split(self) -> None:
@@ -27,7 +27,7 @@ class TestExhaustive(EngineContract):
 @pytest.mark.parametrize("levels", [(2, 1, 3), (2,) * 8, (5, 4, 3, 2), ()])
 def test_every_row_comes_once(levels: tuple[int, ...]) -> None:
     seeds = np.array([[min(1, n - 1) for n in levels]] * 2)
-    engine = ExhaustiveEngine(Start(genes(levels), 2, np.random.default_rng(0), seeds))
+    engine = ExhaustiveEngine(EngineInputs(genes(levels), 2, np.random.default_rng(0), seeds))
     found = list(map(tuple, [*engine.ask(2).tolist(), *engine.ask(10_000).tolist()]))
     assert found[0] == tuple(seeds[0])
     assert sorted(found) == list(itertools.product(*map(range, levels)))
@@ -36,7 +36,7 @@ def test_every_row_comes_once(levels: tuple[int, ...]) -> None:
 
 def test_finds_the_true_front() -> None:
     levels = (3, 2, 4, 3)
-    engine: Engine = ExhaustiveEngine(Start(genes(levels), 3, np.random.default_rng(0)))
+    engine: Engine = ExhaustiveEngine(EngineInputs(genes(levels), 3, np.random.default_rng(0)))
     x = []
     while len(rows := engine.ask(10)):
         x.append(rows)
@@ -56,8 +56,8 @@ def test_finds_the_true_front() -> None:
 )
 def test_large_spaces_are_refused(levels: tuple[int, ...], limit: int, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        ExhaustiveEngine(Start(genes(levels), 2, np.random.default_rng(0)), limit)
+        ExhaustiveEngine(EngineInputs(genes(levels), 2, np.random.default_rng(0)), limit)
 
 
 def test_the_limit_itself_is_admissible() -> None:
-    assert len(ExhaustiveEngine(Start(genes((3, 4)), 2, np.random.default_rng(0)), 12).ask(99)) == 12
+    assert len(ExhaustiveEngine(EngineInputs(genes((3, 4)), 2, np.random.default_rng(0)), 12).ask(99)) == 12

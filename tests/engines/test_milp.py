@@ -9,30 +9,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.engines.base import Engine, Start, Table
+from search.engines.base import Engine, EngineInputs, GeneTable
 from search.engines.milp import MilpEngine, milp_rows
 from tests.helpers.engine_contract import EngineContract, genes
 
 
-def some_table(levels: Sequence[int], costs: int = 2, vectors: bool = True, seed: int = 3) -> Table:
+def some_table(levels: Sequence[int], costs: int = 2, vectors: bool = True, seed: int = 3) -> GeneTable:
     """Error vectors with a common part, so that their norms do not add; level 0 is off."""
     rng = np.random.default_rng(seed)
     common = rng.normal(size=6)
     errors = [np.arange(n)[:, None] * (rng.normal(size=(n, 6)) + rng.choice([-1, 1]) * common) for n in levels]
     saved = [[-np.arange(n) * float(rng.integers(1, 9)) for n in levels] for _ in range(costs)]
-    return Table([np.linalg.norm(e, axis=1) for e in errors], saved, errors if vectors else ())
+    return GeneTable([np.linalg.norm(e, axis=1) for e in errors], saved, errors if vectors else ())
 
 
-def with_table(table: Table, seeds: object = None) -> Start:
+def with_table(table: GeneTable, seeds: object = None) -> EngineInputs:
     levels = [len(e) for e in table.errors]
     seeds = np.zeros((0, len(levels))) if seeds is None else np.array(seeds)
-    return Start(genes(levels), 2, np.random.default_rng(0), seeds, table=lambda: table)
+    return EngineInputs(genes(levels), 2, np.random.default_rng(0), seeds, table=lambda: table)
 
 
 class TestMilp(EngineContract):
     make = MilpEngine
 
-    def start(self, levels: Sequence[int] = EngineContract.LEVELS, seed: int = 0, objectives: int = 2) -> Start:
+    def start(self, levels: Sequence[int] = EngineContract.LEVELS, seed: int = 0, objectives: int = 2) -> EngineInputs:
         return replace(super().start(levels, seed, objectives), table=lambda: some_table(levels, costs=1))
 
 
@@ -52,7 +52,7 @@ def programs(draw):
     errors = [numbers(draw, n, 0, 6) for n in levels]
     costs = [[numbers(draw, n, -6, 6) for n in levels] for _ in range(count)]
     budgets = [[draw(st.sampled_from([-12.0, -5.0, -2.0, 0.0, 3.0, np.inf])) for _ in range(count)] for _ in range(2)]
-    return Table(errors, costs), np.array(budgets)
+    return GeneTable(errors, costs), np.array(budgets)
 
 
 @settings(max_examples=60, deadline=None)
@@ -75,7 +75,7 @@ def test_rows_are_the_best_of_all_under_every_budget(program) -> None:
 def test_numbers_far_from_one_are_no_problem() -> None:
     table = some_table([3, 3, 3, 3], costs=1)
     budget = np.array([[-11.0]])
-    tiny = Table([1e-9 * e for e in table.errors], [[1e12 * c for c in table.costs[0]]])
+    tiny = GeneTable([1e-9 * e for e in table.errors], [[1e12 * c for c in table.costs[0]]])
     assert (milp_rows(tiny, 1e12 * budget) == milp_rows(table, budget)).all()
 
 
@@ -91,7 +91,7 @@ def test_a_level_that_was_measured_as_nan_is_never_chosen() -> None:
 
 def test_no_budgets_and_no_genes_give_no_rows() -> None:
     assert milp_rows(some_table([2, 2]), np.zeros((0, 2))).shape == (0, 2)
-    assert milp_rows(Table([], [[]]), np.zeros((1, 1))).shape == (0, 0)
+    assert milp_rows(GeneTable([], [[]]), np.zeros((1, 1))).shape == (0, 0)
 
 
 def test_zero_and_seeds_come_first_and_then_the_whole_range() -> None:
@@ -137,24 +137,24 @@ def test_vectors_find_rows_with_less_joint_error() -> None:
 
 def test_a_cost_that_never_changes_is_no_problem() -> None:
     table = some_table([3, 3])
-    same = Table(table.errors, [table.costs[0], [np.zeros(3)] * 2], table.vectors)
+    same = GeneTable(table.errors, [table.costs[0], [np.zeros(3)] * 2], table.vectors)
     assert len(MilpEngine(with_table(same)).ask(99)) > 2
 
 
 def without_table() -> Engine:
-    return MilpEngine(Start(genes([2]), 2, np.random.default_rng(0)))
+    return MilpEngine(EngineInputs(genes([2]), 2, np.random.default_rng(0)))
 
 
 def refusing() -> Engine:
-    def table() -> Table:
+    def table() -> GeneTable:
         raise ValueError("layers of this model cannot be measured alone")
 
-    return MilpEngine(Start(genes([2]), 2, np.random.default_rng(0), table=table))
+    return MilpEngine(EngineInputs(genes([2]), 2, np.random.default_rng(0), table=table))
 
 
 def with_levels(errors: list[int], costs: list[int], vectors: list[int]) -> Engine:
     parts = [np.zeros(n) for n in errors], [[np.zeros(n) for n in costs]], [np.zeros((n, 2)) for n in vectors]
-    start = Start(genes([2, 3]), 2, np.random.default_rng(0), table=lambda: Table(*parts))
+    start = EngineInputs(genes([2, 3]), 2, np.random.default_rng(0), table=lambda: GeneTable(*parts))
     return MilpEngine(start)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from search.engines.base import Start
+from search.engines.base import EngineInputs
 from search.engines.nsga2 import MOVES, Nsga2Engine, excess
 from search.engines.random import RandomEngine
 from search.exact.segments import reuse_front
@@ -27,13 +27,13 @@ class TestNsga2(EvolutionContract):
 
     def test_more_seeds_than_places_are_all_tried(self) -> None:
         seeds = some_seeds(self.LEVELS, 30)
-        start = Start(genes(self.LEVELS), 2, np.random.default_rng(0), np.concatenate([seeds, seeds]))
+        start = EngineInputs(genes(self.LEVELS), 2, np.random.default_rng(0), np.concatenate([seeds, seeds]))
         x = Nsga2Engine(start, population=4).ask(99)
         assert len(x) == 1 + len(seeds)
         assert {tuple(row) for row in seeds.tolist()} < {tuple(row) for row in x.tolist()}
 
     def test_without_seeds_generation_0_is_spread(self) -> None:
-        start = Start(genes([3] * 40), 2, np.random.default_rng(0))
+        start = EngineInputs(genes([3] * 40), 2, np.random.default_rng(0))
         assert np.ptp((Nsga2Engine(start).ask(24) > 0).mean(axis=1)) > 0.6
 
     def test_asking_ahead_of_any_score_works(self) -> None:
@@ -97,7 +97,7 @@ def only(monkeypatch: pytest.MonkeyPatch, move: str) -> None:
 
 
 def variations(some: list[Gene], row: list[int], count: int = 300) -> np.ndarray:
-    engine = Nsga2Engine(Start(some, 2, np.random.default_rng(0)), population=2)
+    engine = Nsga2Engine(EngineInputs(some, 2, np.random.default_rng(0)), population=2)
     before = np.array(row)
     x = np.array([engine._vary(before) for _ in range(count)])
     assert before.tolist() == row
@@ -182,7 +182,7 @@ def test_excess_is_the_sum_of_shares_of_the_bounds() -> None:
 
 def test_crossover_takes_whole_groups() -> None:
     some = genes([3] * 12)
-    engine = Nsga2Engine(Start(some, 2, np.random.default_rng(0)), population=2)
+    engine = Nsga2Engine(EngineInputs(some, 2, np.random.default_rng(0)), population=2)
     a, b = np.ones(12, dtype=np.int64), np.full(12, 2)
     patterns = set()
     for _ in range(400):
@@ -195,7 +195,7 @@ def test_crossover_takes_whole_groups() -> None:
 
 def test_half_of_the_crossovers_take_one_stretch() -> None:
     some = genes([3] * 20, group_size=1)
-    engine = Nsga2Engine(Start(some, 2, np.random.default_rng(0)), population=2)
+    engine = Nsga2Engine(EngineInputs(some, 2, np.random.default_rng(0)), population=2)
     a, b = np.ones(20, dtype=np.int64), np.full(20, 2)
     ends = np.array([np.count_nonzero(np.diff(engine._cross(a, b))) for _ in range(400)])
     assert 0.4 < (ends <= 2).mean() < 0.6  # a choice per group hardly ever has so few
@@ -204,7 +204,7 @@ def test_half_of_the_crossovers_take_one_stretch() -> None:
 def test_children_are_mutated_and_not_only_crossed() -> None:
     some = genes([4] * 24)
     seeds = np.random.default_rng(1).integers(1, 4, size=(11, 24))
-    engine = Nsga2Engine(Start(some, 2, np.random.default_rng(0), seeds), population=12)
+    engine = Nsga2Engine(EngineInputs(some, 2, np.random.default_rng(0), seeds), population=12)
     x = engine.ask(12)
     engine.tell(x, scores(x))
     known = [{tuple(row[group]) for row in x} for group in engine.groups]
@@ -218,7 +218,7 @@ def test_children_are_mutated_and_not_only_crossed() -> None:
 
 def test_genes_without_a_group_are_groups_of_one() -> None:
     some = [Gene("a", 2), Gene("b", 2), Gene("c", 2, group="a"), Gene("d", 2, group="a")]
-    engine = Nsga2Engine(Start(some, 2, np.random.default_rng(0)), population=2)
+    engine = Nsga2Engine(EngineInputs(some, 2, np.random.default_rng(0)), population=2)
     assert [group.tolist() for group in engine.groups] == [[0], [1], [2, 3]]
 
 

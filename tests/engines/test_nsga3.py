@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from search.engines.base import Engine, Start
+from search.engines.base import Engine, EngineInputs
 from search.engines.nsga2 import Nsga2Engine
 from search.engines.nsga3 import Nsga3Engine, directions
 from search.pareto.domination import hypervolume
@@ -45,7 +45,7 @@ class TestNsga3(EvolutionContract):
         assert warnings.filters == before
 
     def test_each_direction_keeps_its_row(self) -> None:
-        start = Start(genes([40, 40]), 2, np.random.default_rng(0))
+        start = EngineInputs(genes([40, 40]), 2, np.random.default_rng(0))
         engine = Nsga3Engine(start, population=5)
         x = np.array([[i, 39 - i] for i in range(40)])
         engine.tell(x, x.astype(float))  # all are on the front; the directions are 0, 1/4 .. 1
@@ -82,7 +82,7 @@ def test_directions_fit_and_lie_on_the_simplex(objectives: int, count: int, got:
 def test_too_small_populations_are_refused(population: int, objectives: int, least: int) -> None:
     told = f"population {population} is too small for {objectives} obj.*use engine.population=24, at least {least}"
     with pytest.raises(ValueError, match=told):
-        Nsga3Engine(Start(genes([3] * 4), objectives, np.random.default_rng(0)), population)
+        Nsga3Engine(EngineInputs(genes([3] * 4), objectives, np.random.default_rng(0)), population)
 
 
 def dtlz2(x: np.ndarray) -> np.ndarray:
@@ -92,8 +92,8 @@ def dtlz2(x: np.ndarray) -> np.ndarray:
     return np.stack([far * np.cos(a) * np.cos(b), far * np.cos(a) * np.sin(b), far * np.sin(a)], axis=1)
 
 
-def reached(make: Callable[[Start], Engine], seed: int) -> float:
-    engine = make(Start(genes([11] * 12, group_size=1), 3, np.random.default_rng(seed)))
+def reached(make: Callable[[EngineInputs], Engine], seed: int) -> float:
+    engine = make(EngineInputs(genes([11] * 12, group_size=1), 3, np.random.default_rng(seed)))
     found = []
     for _ in range(40):
         x = engine.ask(24)

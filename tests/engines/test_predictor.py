@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from search.engines.base import Engine, Start
+from search.engines.base import Engine, EngineInputs
 from search.engines.nsga2 import Nsga2Engine
 from search.engines.predictor import CHECKED, PredictorEngine, Surrogate
 from search.pareto.domination import hypervolume
@@ -19,8 +19,8 @@ class TestPredictor(EngineContract):
     make = PredictorEngine
 
 
-def some_start(levels: Sequence[int] = (LEVELS,) * GENES, seed: int = 0, objectives: int = 2) -> Start:
-    return Start(genes(levels, group_size=4), objectives, np.random.default_rng(seed))
+def some_start(levels: Sequence[int] = (LEVELS,) * GENES, seed: int = 0, objectives: int = 2) -> EngineInputs:
+    return EngineInputs(genes(levels, group_size=4), objectives, np.random.default_rng(seed))
 
 
 def toy(x: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from search.engines.base import Start
+from search.engines.base import EngineInputs
 from search.engines.random import RandomEngine, count_on, draw
 from tests.helpers.engine_contract import EngineContract, genes
 
@@ -27,7 +27,7 @@ class TestRandom(EngineContract):
         assert sorted(map(tuple, found)) == list(itertools.product(*map(range, levels)))
 
     def test_shares_of_genes_that_are_on_vary_widely(self) -> None:
-        start = Start(genes([3] * 40), 2, np.random.default_rng(0))
+        start = EngineInputs(genes([3] * 40), 2, np.random.default_rng(0))
         share = (RandomEngine(start).ask(400) > 0).mean(axis=1)
         counts = np.histogram(share, bins=5, range=(0, 1))[0]
         assert counts.min() > 40  # uniform draws over levels would leave three of the five empty
@@ -60,4 +60,4 @@ def test_counting_on_passes_every_row_once() -> None:
 )
 def test_seeds_that_do_not_fit_are_refused(seeds: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Start(genes([2, 3]), 2, np.random.default_rng(0), np.array(seeds))
+        EngineInputs(genes([2, 3]), 2, np.random.default_rng(0), np.array(seeds))

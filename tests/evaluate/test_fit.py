@@ -6,7 +6,7 @@ import torch
 
 from search import Schedule
 from search.evaluate.evaluator import Evaluator
-from search.evaluate.fit.solver import FittedSolver, Fitter, record
+from search.evaluate.fit.solver import FittedSolver, Fitter, record_trajectory
 from search.evaluate.memo import Memo
 from search.objectives.drift import Drift
 from search.spaces.timesteps import TimestepsSpace
@@ -95,7 +95,7 @@ def test_states_between_the_teachers_steps(model, fitter):
         assert torch.equal(run.state(sigma), run.states[i])
     dense = shorter(model, 32)
     with dense.apply(model.pipe):
-        fine = record(model, fitter.conditions, fitter.noise)
+        fine = record_trajectory(model, fitter.conditions, fitter.noise)
     middle = [i for i in range(1, 32) if fine.sigmas[i] not in run.sigmas][3:12]
     errors = [float((run.state(fine.sigmas[i]) - fine.states[i]).norm() / fine.states[i].norm()) for i in middle]
     held = [

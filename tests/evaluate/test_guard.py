@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from search.config.compose import composed, guarded, mistake, normalise
+from search.config.compose import compose_config, message_of_user_error, normalise_overrides, with_guard
 from search.config.settings import Config
 from search.evaluate.execute.jobs import Job
-from search.evaluate.guard import ALIKE, Failed, Failure, Guard, identity
+from search.evaluate.guard import ALIKE, Failure, Guard, ObjectiveFailed, objective_identity
 from search.objectives.clip import Clip
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
@@ -31,7 +31,7 @@ def call(objective: Any, seconds: float | None = 5.0, most: int | None = None) -
     guard = Guard(seconds, most)
     try:
         return guard, guard.quality("odd", objective, ONE, TWO, WORDS, "sha256:1")
-    except Failed as error:
+    except ObjectiveFailed as error:
         return guard, error
 
 
@@ -56,8 +56,8 @@ def test_a_sound_objective_gives_its_values():
 )
 def test_what_is_wrong_is_told(how, told):
     guard, error = call(Odd(how, always=True), seconds=0.2 if how in ("sleep", "loop") else None)
-    assert isinstance(error, Failed)
-    with pytest.raises(Failed, match=f"objective odd {told}"):
+    assert isinstance(error, ObjectiveFailed)
+    with pytest.raises(ObjectiveFailed, match=f"objective odd {told}"):
         raise error
     assert guard.failures == [error.failure] and error.failure.digest == "sha256:1"
     assert guard.quality("drift", Drift(), ONE + 1, TWO, WORDS, "sha256:2") == [0.0, 0.0]  # in a thread of its own
@@ -82,12 +82,12 @@ def test_after_so_many_candidates_nobody_is_asked():
     told: list[str] = []
     guard = Guard(None, 2, told.append)
     for digest in ("a", "a", "b", "c"):
-        with pytest.raises(Failed):
+        with pytest.raises(ObjectiveFailed):
             guard.quality("odd", Odd("raise", always=True), ONE, TWO, WORDS, digest)
         assert guard.exhausted == (digest != "a")
     assert [failure.digest for failure in guard.failures] == ["a", "b"] and len(told) == 2
     assert guard.summary == "2 candidates failed on calibration prompts: odd raises RuntimeError: the server is gone"
-    with pytest.raises(Failed, match="objective drift is no longer asked"):
+    with pytest.raises(ObjectiveFailed, match="objective drift is no longer asked"):
         guard.quality("drift", Drift(), ONE, TWO, WORDS, "d")
 
 
@@ -118,9 +118,9 @@ def test_the_list_of_failures_grows_and_holds_each_once(tmp_path):
 
 
 def test_an_objective_of_the_project_is_named_by_its_arguments_and_a_users_by_its_source_too():
-    assert identity(Drift()) == {} and list(identity(Clip())) == ["path", "weights"]
-    mine = identity(Odd("undefined"))
-    assert mine["how"] == "undefined" and len(mine["source"]) == 16 == len(identity(Rough())["source"])
+    assert objective_identity(Drift()) == {} and list(objective_identity(Clip())) == ["path", "weights"]
+    mine = objective_identity(Odd("undefined"))
+    assert mine["how"] == "undefined" and len(mine["source"]) == 16 == len(objective_identity(Rough())["source"])
 
 
 def test_an_edited_objective_is_measured_anew(tmp_path, monkeypatch):
@@ -191,18 +191,18 @@ def test_what_fails_on_the_teachers_own_pictures_is_refused():
 
 
 def test_the_guard_is_a_list_of_objectives():
-    raw = composed(normalise([]))
+    raw = compose_config(normalise_overrides([]))
     assert list(raw["guard"]) == ["clip", "ssim"] and Config.check(raw).guard == raw["guard"]
-    raw = composed(normalise(["guard=[mmd,clip]", "guard.mmd.width=3.0"]))
+    raw = compose_config(normalise_overrides(["guard=[mmd,clip]", "guard.mmd.width=3.0"]))
     assert list(raw["guard"]) == ["mmd", "clip"] and raw["guard"]["mmd"]["width"] == 3.0
-    assert guarded(["guard=[]"]) == guarded(["guard=null"]) == []
+    assert with_guard(["guard=[]"]) == with_guard(["guard=null"]) == []
     with pytest.raises(Exception) as error:
-        composed(normalise(["guard=[clop]"]))
-    assert "objective=clop is no option. Did you mean clip?" in str(mistake(error.value))
+        compose_config(normalise_overrides(["guard=[clop]"]))
+    assert "objective=clop is no option. Did you mean clip?" in str(message_of_user_error(error.value))
 
 
 def test_old_configurations_have_no_guard():
-    raw = composed(normalise([]))
+    raw = compose_config(normalise_overrides([]))
     del raw["guard"], raw["budget"]["failures"], raw["budget"]["patience"]
     config = Config.check(raw)
     assert config.guard == {} and (config.budget.failures, config.budget.patience) == (10, 600)
@@ -238,7 +238,7 @@ def search(folder: Path, *more: str, prompts: Sequence[str] = ("red apple", "blu
         "budget.generation=12",
         *more,
     ]
-    return run(Config.check(composed(normalise(given), str(folder / "conf"))))
+    return run(Config.check(compose_config(normalise_overrides(given), str(folder / "conf"))))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.execute.jobs import Batch, Job, Outcome
 from search.evaluate.execute.runner import Runner
-from search.evaluate.execute.shortage import free, halves, is_short, joined
+from search.evaluate.execute.shortage import free_memory, is_out_of_memory, join_outcomes, split_batch
 from search.evaluate.memo import Memo
 from search.models.base import to_schedule
 from search.objectives.drift import Drift
@@ -123,7 +123,7 @@ def test_a_fit_takes_its_first_half_and_runs_that_table_for_the_second(parts: tu
     schedule = jobs(model)[0].schedule
     with room(model, 3):
         (found,) = run(Runner(*parts), [Job(schedule, fit=True)])
-    first, second = halves(BATCH)
+    first, second = split_batch(BATCH)
     (begun,) = run(Runner(*parts), [Job(schedule, fit=True)], first)
     (rest,) = run(Runner(*parts), [Job(begun.schedule)], second)
     assert found.batch == 2 and found.schedule == begun.schedule and "coefficients" in (found.schedule.sampler or {})
@@ -160,20 +160,20 @@ def test_other_errors_are_not_tried_again(parts: tuple) -> None:
     ],
 )
 def test_what_counts_as_short(error: Exception, short: bool) -> None:
-    assert is_short(error) == short
+    assert is_out_of_memory(error) == short
 
 
 def test_torch_says_it_like_that() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**46)
-    assert is_short(caught.value)
+    assert is_out_of_memory(caught.value)
 
 
 def test_parts_are_weighted_by_their_size() -> None:
     parts = [Outcome(torch.zeros(n, 2), None, {"g": [a]}) for n, a in ((1, 1.0), (3, 0.0))]  # type: ignore[arg-type]
-    found = joined([1, 3], parts)
+    found = join_outcomes([1, 3], parts)
     assert found.latents.shape == (4, 2) and found.decided == {"g": [0.25]} and found.batch == 1
-    free(torch.device("cpu"))
+    free_memory(torch.device("cpu"))
 
 
 def test_it_is_recorded_and_scores_stay_paired(parts: tuple, tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from search import Schedule
 from search.evaluate.evaluator import Evaluator
-from search.evaluate.execute.partial import Partial, State
-from search.evaluate.execute.prefix import needs, path
+from search.evaluate.execute.partial import PartialRun, RunState
+from search.evaluate.execute.prefix import step_keys, values_needed
 from search.evaluate.memo import Memo
 from search.models.base import to_schedule
 from search.profile.count import count_costs
-from search.schedule.schedulers import grid, public_config
+from search.schedule.schedulers import public_config, scheduler_grid
 from tests.helpers import tiny
 from tests.helpers.models import lively, tiny_model
 
@@ -32,8 +32,8 @@ def parts() -> tuple:
     return model, model.encode(PROMPTS), model.noise([0, 1]), costs
 
 
-def partial(keep: Mapping[str, int] | None = None) -> Partial:
-    return Partial(*parts(), keep)
+def partial(keep: Mapping[str, int] | None = None) -> PartialRun:
+    return PartialRun(*parts(), keep)
 
 
 def schedule(rules: Sequence[Sequence[str]] = (), **more: Any) -> Schedule:
@@ -47,7 +47,7 @@ def whole(given: Schedule) -> torch.Tensor:
         return model.sample(conditions, noise)
 
 
-def stepwise(run: Partial, given: Schedule, state: State | None = None) -> State:
+def stepwise(run: PartialRun, given: Schedule, state: RunState | None = None) -> RunState:
     state = state or run.begin()
     while state.step < (given.steps or 0):
         state = run.extend(state, given)
@@ -60,7 +60,7 @@ def table(steps: int) -> dict[str, Any]:
 
 
 def sampled(scheduler: Any, **more: Any) -> dict[str, Any]:
-    timesteps, sigmas = grid(scheduler, STEPS)
+    timesteps, sigmas = scheduler_grid(scheduler, STEPS)
     sampler = {"class": type(scheduler).__name__, "config": public_config(scheduler), "timesteps": timesteps}
     return {"sampler": sampler | ({"sigmas": sigmas} if sigmas else {}) | more}
 
@@ -172,7 +172,7 @@ def test_a_grid_or_table_that_differs_later_goes_on_as_well():
         assert torch.equal(stepwise(run, b, state).latents, whole(b))
         assert not torch.equal(whole(a), whole(b))
     highest, lower = (schedule(sampler=base | {"order": order}) for order in ("123211", "122211"))
-    assert path(highest)[0] != path(lower)[0]  # the scheduler is made for the highest order
+    assert step_keys(highest)[0] != step_keys(lower)[0]  # the scheduler is made for the highest order
 
 
 def test_a_scheduler_of_two_calls_a_step_is_resumed():
@@ -183,7 +183,7 @@ def test_a_scheduler_of_two_calls_a_step_is_resumed():
         content = model.target.schedule({"plan": {"rules": [["denoiser", "CCRCCRCCCRC"]]}}) | {"steps": 2 * STEPS - 1}
         given = Schedule.from_dict({k: v for k, v in content.items() if k != "sampler"})
         expected = whole(given)
-        run = Partial(model, conditions, noise, costs)
+        run = PartialRun(model, conditions, noise, costs)
         states = list(run.follow(run.begin(), given))
         assert torch.equal(states[-1].latents, expected)
         assert torch.equal(stepwise(run, given, states[4]).latents, expected)
@@ -209,14 +209,14 @@ def rules(draw: Any, head: Mapping[str, list[str]] | None = None, fixed: int = 0
 
 def settled(tokens: Mapping[str, list[str]]) -> Schedule:
     """A schedule of these actions, every read lowered to what is there: nodes one after the other, from the top."""
-    from search.schedule.plan.guidance import settle
+    from search.schedule.plan.guidance import settle_branches
 
     tree = parts()[0].target.tree
     every: dict[str, list[str]] = {}
     for selector, actions in tokens.items():
         for name in tree.select(selector if selector[0] not in "*1" else f"transformer_blocks.{selector}"):
             every[name] = ["C" if a == "S" and name == "denoiser" else a for a in actions]
-    return schedule([[name, "".join(a)] for name, a in settle(every, tree, None).items()])
+    return schedule([[name, "".join(a)] for name, a in settle_branches(every, tree, None).items()])
 
 
 @settings(max_examples=15, deadline=None)
@@ -225,8 +225,8 @@ def test_random_plans_branch_exactly(data, fixed):
     first = data.draw(rules())
     second = data.draw(rules(head=first, fixed=fixed))
     a, b = settled(first), settled(second)
-    assert path(a)[:fixed] == path(b)[:fixed]
-    run = partial(needs([a, b]))
+    assert step_keys(a)[:fixed] == step_keys(b)[:fixed]
+    run = partial(values_needed([a, b]))
     state = run.begin()
     for _ in range(fixed):
         state = run.extend(state, a)
@@ -245,7 +245,7 @@ def test_a_state_of_another_path_is_refused():
     with pytest.raises(ValueError, match="reads more values of 'denoiser' than are kept; give them in keep"):
         partial({"denoiser": 1}).extend(run.begin(), schedule([["denoiser", "CCF1CCC"]]))
     with pytest.raises(ValueError, match="has no path; give it steps"):
-        path(Schedule.off(parts()[0].pipe))
+        step_keys(Schedule.off(parts()[0].pipe))
     assert tiny.traces(parts()[0].denoiser) == []
 
 

@@ -24,8 +24,8 @@ from search.config.settings import Compute, Config
 from search.evaluate.execute import executors
 from search.evaluate.execute.jobs import Batch, Job, Outcome
 from search.evaluate.execute.runner import Runner
-from search.evaluate.execute.subtrees import Path, subtrees
-from search.evaluate.execute.worker import Parcel, Worker
+from search.evaluate.execute.subtrees import PrefixPath, split_into_subtrees
+from search.evaluate.execute.worker import SchedulePayload, Worker
 from search.models.base import to_schedule
 from search.models.pixart import PixArt
 from tests.helpers.models import TOKENS, lively, tiny_folder, tiny_model
@@ -39,16 +39,16 @@ BATCH = Batch(("red apple", "blue boat, flat style"), (0, 1))
 # Groups
 
 
-def path(*marks: int) -> Path:
-    return Path(marks, tuple(1.0 + mark % 3 for mark in marks))
+def path(*marks: int) -> PrefixPath:
+    return PrefixPath(marks, tuple(1.0 + mark % 3 for mark in marks))
 
 
-def distinct(paths: list[Path], group: list[int]) -> float:
+def distinct(paths: list[PrefixPath], group: list[int]) -> float:
     """MACs of a group, by hand."""
     return sum({mark: macs for i in group for mark, macs in zip(paths[i].marks, paths[i].macs, strict=True)}.values())
 
 
-def numbered(words: list[list[int]]) -> list[Path]:
+def numbered(words: list[list[int]]) -> list[PrefixPath]:
     """Paths whose numbers are equal exactly where the words' beginnings are."""
     numbers: dict[tuple, int] = {}
     beginnings = [[tuple(word[: k + 1]) for k in range(len(word))] for word in words]
@@ -62,7 +62,7 @@ words = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), max_size=3
 @given(words=words, count=st.integers(1, 40))
 def test_groups_hold_every_run_once_and_keep_subtrees_together(words, count):
     paths = numbered(words)
-    groups = subtrees(paths, count)
+    groups = split_into_subtrees(paths, count)
     assert sorted(i for group in groups for i in group) == list(range(len(paths)))
     assert len(groups) <= count and all(groups)
     costs = [distinct(paths, group) for group in groups]
@@ -74,12 +74,12 @@ def test_groups_hold_every_run_once_and_keep_subtrees_together(words, count):
 
 def test_groups_are_cut_where_families_part_and_not_where_most_would_be_repeated():
     families = [[family] * 6 + [end] for family in (0, 1) for end in (0, 1, 2)]
-    paths = [Path(p.marks, (1.0,) * 7) for p in numbered(families)]
-    assert sorted(map(sorted, subtrees(paths, 2))) == [[0, 1, 2], [3, 4, 5]]
-    assert len(subtrees(paths, 6)) == 2  # of the 9 steps of a family 8 would be in the larger part
-    short = [Path(path.marks[5:], path.macs[5:]) for path in paths]
-    assert len(subtrees(short, 6)) == 6  # of 4 steps 3 would be, then of 3 steps 2
-    assert subtrees([], 4) == []
+    paths = [PrefixPath(p.marks, (1.0,) * 7) for p in numbered(families)]
+    assert sorted(map(sorted, split_into_subtrees(paths, 2))) == [[0, 1, 2], [3, 4, 5]]
+    assert len(split_into_subtrees(paths, 6)) == 2  # of the 9 steps of a family 8 would be in the larger part
+    short = [PrefixPath(path.marks[5:], path.macs[5:]) for path in paths]
+    assert len(split_into_subtrees(short, 6)) == 6  # of 4 steps 3 would be, then of 3 steps 2
+    assert split_into_subtrees([], 4) == []
     assert paths[1].beyond(paths[0]) == 1 and paths[0].beyond(paths[3]) == 7
 
 
@@ -87,12 +87,12 @@ def test_paths_of_jobs_count_what_the_costs_count():
     model = tiny_model(STEPS)
     costs = model.costs()
     plain = Job(to_schedule(model, {"plan": {"rules": [["denoiser", "CCRCCRCC"]]}}))
-    found = Path.of(plain, BATCH, costs)
+    found = PrefixPath.of(plain, BATCH, costs)
     assert found.marks == tuple(plain.marks(BATCH))
     assert sum(found.macs) == pytest.approx(costs.macs(plain.schedule))
     gate = {"group": "transformer_blocks.[1-2]", "actions": "C G*7", "signal": "first_block_residual"}
     gated = Job(to_schedule(model, {"gates": [gate | {"threshold": 0.3, "value": "residual"}]}))
-    whole = Path.of(gated, BATCH, costs)
+    whole = PrefixPath.of(gated, BATCH, costs)
     assert len(whole.marks) == 1 and whole.macs == (costs.macs(gated.schedule),)
 
 
@@ -135,9 +135,9 @@ def loud() -> File:
     ],
 )
 def test_what_cannot_be_says_what_can(given, told):
-    from search.config.compose import composed
+    from search.config.compose import compose_config
 
-    raw = composed(["+space=cache", "compute=ray"])
+    raw = compose_config(["+space=cache", "compute=ray"])
     assert raw["compute"]["executor"] == "ray"
     raw["compute"] |= given
     with pytest.raises(ValueError, match=re.escape(told)):
@@ -152,8 +152,8 @@ def test_addresses(address):
 def test_without_ray_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(executors, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "diffusion-schedule-search\[distributed\]"'):
-        executors.check(config().compute)
-    executors.check(config(executor="local").compute)
+        executors.check_compute(config().compute)
+    executors.check_compute(config(executor="local").compute)
 
 
 def test_searches_of_before_workers_resume():
@@ -208,7 +208,7 @@ def test_a_worker_gives_what_its_runner_gives(local):
     with torch.no_grad():
         worker = Worker()
         place = worker.load(model_config(), runner.costs, threads, os.getcwd())
-        reports = [worker.first(BATCH, [(Parcel.of(job.schedule), job.fit) for job in jobs])]
+        reports = [worker.first(BATCH, [(SchedulePayload.of(job.schedule), job.fit) for job in jobs])]
         reports += [worker.next() for _ in jobs[1:]]
     assert place.pid == os.getpid() and torch.__version__ in place.device
     assert sorted(report.number for report in reports) == list(range(len(jobs)))
@@ -228,10 +228,10 @@ def test_parcels_are_opened_as_they_were_packed(local):
         }
     )
     for schedule in (jobs[0].schedule, corrected):
-        opened = pickle.loads(pickle.dumps(Parcel.of(schedule))).opened()
+        opened = pickle.loads(pickle.dumps(SchedulePayload.of(schedule))).opened()
         assert opened == schedule and opened.to_dict() == schedule.to_dict()
         assert list(opened.corrections) == list(schedule.corrections)  # equal digests mean equal tensors
-    assert len(pickle.dumps(Parcel.of(jobs[0].schedule))) < 3000
+    assert len(pickle.dumps(SchedulePayload.of(jobs[0].schedule))) < 3000
 
 
 @pytest.fixture(scope="module")

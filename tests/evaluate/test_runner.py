@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from search import Schedule
 from search.evaluate.execute.jobs import Batch, Job
-from search.evaluate.execute.partial import State
-from search.evaluate.execute.prefix import marks, path
+from search.evaluate.execute.partial import RunState
+from search.evaluate.execute.prefix import prefix_ids, step_keys
 from search.evaluate.execute.runner import Runner
-from search.evaluate.execute.states import States
+from search.evaluate.execute.states import StateCache
 from search.evaluate.fit.solver import Fitter
 from search.models.base import to_schedule
 from search.spaces.cache import CacheSpace
@@ -35,7 +35,7 @@ def parts() -> tuple:
 
 
 def runner(near: int = 2**30) -> Runner:
-    return Runner(*parts(), States(near))
+    return Runner(*parts(), StateCache(near))
 
 
 def planned(text: str, node: str = "denoiser") -> Schedule:
@@ -147,23 +147,23 @@ def test_gates_and_steps_ahead_run_as_a_whole():
 
 
 def test_numbers_of_beginnings_tell_batches_and_steps_apart():
-    keys = path(planned("CRCCCC"))
-    own = marks(keys, "a")
-    assert len(set(own)) == STEPS and own == marks(keys, "a") and not set(own) & set(marks(keys, "b"))
-    other = marks(path(planned("CRCCRC")), "a")
+    keys = step_keys(planned("CRCCCC"))
+    own = prefix_ids(keys, "a")
+    assert len(set(own)) == STEPS and own == prefix_ids(keys, "a") and not set(own) & set(prefix_ids(keys, "b"))
+    other = prefix_ids(step_keys(planned("CRCCRC")), "a")
     assert own[:4] == other[:4] and not set(own[4:]) & set(other[4:])
 
 
 # States
 
 
-def state(*tensors: torch.Tensor, **snapshot: Any) -> State:
-    return State(1, tensors[0], {"values": {"a": list(tensors)}, **snapshot}, ("key",), 0.0)
+def state(*tensors: torch.Tensor, **snapshot: Any) -> RunState:
+    return RunState(1, tensors[0], {"values": {"a": list(tensors)}, **snapshot}, ("key",), 0.0)
 
 
 def test_tensors_that_states_share_are_held_once():
     shared, own = torch.zeros(100), torch.ones(50)
-    states = States(10_000)
+    states = StateCache(10_000)
     states.put(1, state(shared))
     states.put(2, state(shared, own, nested=({"x": own},), other=3))
     assert states.bytes == 600
@@ -173,7 +173,7 @@ def test_tensors_that_states_share_are_held_once():
 
 
 def test_the_states_used_least_lately_go_first():
-    states = States(1000)
+    states = StateCache(1000)
     for number in range(3):
         states.put(number, state(torch.full((75,), float(number))))
     assert states.get(0) is not None
@@ -185,7 +185,7 @@ def test_the_states_used_least_lately_go_first():
     assert found is not None and float(found.latents[0]) == 0
 
 
-class Far(States):
+class Far(StateCache):
     """As on a device that is not the host."""
 
     def _cell(self, tensor: torch.Tensor, found: dict) -> Any:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from search import Schedule
 from search.figures import charts, heatmap
-from search.figures.labels import Labels
+from search.figures.labels import LabelPlacer
 from search.results.result import Entry
 from search.results.scores import Score
 from tests.helpers.finished_search import made_result
@@ -100,7 +100,7 @@ def test_a_heatmap_of_a_big_model_fits_a_page():
 def test_labels_cover_neither_points_nor_each_other():
     ax = Figure(figsize=(6, 4)).add_subplot()
     ax.set_xlim(0, 10), ax.set_ylim(0, 10)
-    labels, spots = Labels(ax), [(5 + 0.3 * i, 5 + 0.2 * (i % 3)) for i in range(8)]
+    labels, spots = LabelPlacer(ax), [(5 + 0.3 * i, 5 + 0.2 * (i % 3)) for i in range(8)]
     labels.keep_free(spots)
     for spot in spots:
         labels.write(spot, "N=3", (8, 13, 19, 26), color="k", fontsize=8)
@@ -111,7 +111,7 @@ def test_labels_cover_neither_points_nor_each_other():
 
 def test_a_label_without_a_free_place_is_left_out_unless_it_must_be_there():
     ax = Figure(figsize=(2, 2)).add_subplot()
-    labels = Labels(ax)
+    labels = LabelPlacer(ax)
     labels.keep_free([(x, y) for x in np.linspace(0, 1, 20) for y in np.linspace(0, 1, 20)])
     labels.write((0.5, 0.5), "N=3", (8, 13), must=False, color="k")
     assert len(ax.texts) == 0

@@ -18,12 +18,12 @@ from search import report as command
 from search.export import main as export_main
 from search.figures import charts
 from search.figures.heatmap import Layout
-from search.figures.report.page import MOST, content, page
+from search.figures.report.page import MOST, report_content, report_page
 from search.loop import finish
 from search.report import report
 from search.results.result import Entry, Result
 from search.results.scores import Score
-from search.results.usage import how_to_apply
+from search.results.usage import usage_snippet
 from search.schedule.plan.notation import parse_notation
 from search.schedule.plan.plan import Plan
 from tests.helpers.finished_search import made_result
@@ -48,7 +48,7 @@ def picture(url: str) -> np.ndarray:
 
 
 def test_the_page_holds_everything_about_every_schedule(result):
-    data = data_of(page(result))
+    data = data_of(report_page(result))
     assert [e["name"] for e in data["entries"]] == [e.name for e in result.entries]
     for shown, entry in zip(data["entries"], result.entries, strict=True):
         assert shown["digest"] == entry.schedule.digest
@@ -66,7 +66,7 @@ def test_the_page_holds_everything_about_every_schedule(result):
 
 def test_what_is_drawn_of_a_plan_is_the_plan(result):
     for entry in result.entries:
-        plan = content(result)["entries"][result.number(entry)]["plan"]
+        plan = report_content(result)["entries"][result.number(entry)]["plan"]
         drawn = [letters for _, runs in plan["groups"] for count, letters, _ in runs for _ in range(count)]
         names, tokens = entry.schedule.table()
         rows = dict(zip(names, ("".join(t[0] for t in row) for row in tokens), strict=True))
@@ -87,7 +87,7 @@ def test_pictures_and_their_difference(result):
     entries = [
         dataclasses.replace(e, images=[(ramp + 3 * i).astype(np.uint8)] * 3) for i, e in enumerate(result.entries)
     ]
-    data = content(dataclasses.replace(result, entries=entries))
+    data = report_content(dataclasses.replace(result, entries=entries))
     for i, shown in enumerate(data["entries"]):
         assert np.abs(picture(shown["pictures"]["own"][2]) - entries[i].images[2]).mean() < 3
         if i < 5:
@@ -105,7 +105,7 @@ def test_big_pictures_are_made_small_until_the_page_is(result):
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 255, (512, 512, 3)).astype(np.uint8) for _ in range(3)]
     big = dataclasses.replace(result, entries=[dataclasses.replace(e, images=noise) for e in result.entries])
-    html = page(big)
+    html = report_page(big)
     assert len(html.encode()) < 8_000_000
     urls = [u for e in data_of(html)["entries"] for many in e["pictures"].values() for u in many]
     assert 0.3 * MOST < sum(map(len, urls)) <= MOST
@@ -125,14 +125,14 @@ def test_names_are_data_and_never_markup(result):
         result, entries=entries, model=HOSTILE, space=HOSTILE, search_id=HOSTILE, recommended=entries[1].name,
         shown=[HOSTILE] * 3, prompts={HOSTILE: [HOSTILE]}, environment={HOSTILE: HOSTILE}, stopped=HOSTILE,
     )  # fmt: skip
-    html, usual = page(bad), page(result)
+    html, usual = report_page(bad), report_page(result)
     for text in ("<script", "</script", "<img", "<meta"):
         assert html.count(text) == usual.count(text)
     assert data_of(html)["entries"][0]["name"] == entries[0].name
 
 
 def test_nothing_but_our_two_scripts_may_run(result):
-    html = page(result)
+    html = report_page(result)
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1].replace("&#x27;", "'")
     scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
@@ -148,12 +148,12 @@ def test_what_is_not_finite_is_left_out(result):
     broken = copy.copy(result.entries[3])
     broken.held_out = broken.held_out | {"drift": Score(float("nan"), float("-inf"), float("inf"))}
     other = dataclasses.replace(result, entries=[*result.entries[:3], broken, *result.entries[4:]])
-    assert data_of(page(other))["entries"][3]["held_out"]["drift"] == [None, None, None]
+    assert data_of(report_page(other))["entries"][3]["held_out"]["drift"] == [None, None, None]
 
 
 def test_equal_schedules_have_links_of_their_own(result):
     twice = dataclasses.replace(result, entries=[*result.entries, dataclasses.replace(result.entries[-1])])
-    ids = [e["id"] for e in content(twice)["entries"]]
+    ids = [e["id"] for e in report_content(twice)["entries"]]
     assert len(set(ids)) == 7 and ids[6] == f"{ids[5]}-2"
 
 
@@ -163,7 +163,7 @@ def test_a_search_that_found_little_still_has_a_page(result, roles):
         result, entries=[e for e in result.entries if e.role in roles], points=[], history=[], shown=[]
     )
     few.entries = [dataclasses.replace(e, images=None) for e in few.entries]
-    data = data_of(page(few))
+    data = data_of(report_page(few))
     assert len(data["entries"]) == len(few.entries) and data["points"] == {}
     if "front" not in roles:
         assert "No schedule of this search is better" in data["summary"][-1]
@@ -171,7 +171,7 @@ def test_a_search_that_found_little_still_has_a_page(result, roles):
 
 @pytest.mark.parametrize("objectives", [["psnr", "latency"], ["macs", "latency"], ["drift", "psnr"]])
 def test_any_objectives_have_axes(result, objectives):
-    data = content(dataclasses.replace(result, objectives=objectives))
+    data = report_content(dataclasses.replace(result, objectives=objectives))
     assert data["x"] in data["costs"] and data["y"] in data["qualities"]
 
 
@@ -180,7 +180,7 @@ def test_the_command_of_every_schedule_exports_it(result, tmp_path, monkeypatch,
     shutil.copytree(result.folder, root / result.search_id)
     other = dataclasses.replace(result, folder=root / result.search_id, config={"runs": str(root)})
     monkeypatch.chdir(tmp_path)
-    for entry, shown in zip(result.entries, content(other)["entries"], strict=True):
+    for entry, shown in zip(result.entries, report_content(other)["entries"], strict=True):
         python, m, module, *arguments = shlex.split(shown["export"])
         assert (python, m, module) == ("python", "-m", "search.export")
         assert export_main(arguments) == 0, capsys.readouterr().err
@@ -188,7 +188,7 @@ def test_the_command_of_every_schedule_exports_it(result, tmp_path, monkeypatch,
 
 
 def test_the_python_that_is_shown_is_python_whatever_a_denoiser_is_called():
-    lines = how_to_apply('my "file".json', {"S": {"class": "X", "name": "small\nimport os; os.abort()"}})
+    lines = usage_snippet('my "file".json', {"S": {"class": "X", "name": "small\nimport os; os.abort()"}})
     code = compile("\n".join(lines), "shown", "exec")
     assert "os" not in code.co_names
     assert 'Schedule.load("my \\"file\\".json")' in "\n".join(lines)
@@ -207,7 +207,7 @@ def test_the_command_writes_one_file(result, tmp_path, capsys):
 def test_from_the_run_folder_alone_the_page_is_the_same(result, tmp_path):
     again = report(run=result.search_id, out=tmp_path / "page.html", runs=result.folder.parent)
     loaded = Result.load(result.folder)
-    assert data_of(again.read_text(encoding="utf-8")) == data_of(page(result)) == data_of(page(loaded))
+    assert data_of(again.read_text(encoding="utf-8")) == data_of(report_page(result)) == data_of(report_page(loaded))
 
 
 def test_a_result_displays_in_a_notebook(result):
@@ -221,7 +221,7 @@ def test_a_result_displays_in_a_notebook(result):
 def test_families_have_marks_of_their_own(result):
     names = [f"Rule{letter} N={i}" for letter in "ABCDEFGHIJKL" for i in (2, 3)]
     presets = [Entry(name, "preset", result.entries[0].schedule, {}, {}) for name in names]
-    found = list(charts.families(dataclasses.replace(result, entries=presets)))
+    found = list(charts.preset_families(dataclasses.replace(result, entries=presets)))
     assert len({mark for _, _, mark, _ in found}) == len(found) == 12
     assert all(len(entries) == 2 for *_, entries in found)
 

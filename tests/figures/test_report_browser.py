@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.figures.report.page import page as page_of
+from search.figures.report.page import report_page as page_of
 from tests.helpers.browser import CHROMIUM, Page, opened
 from tests.helpers.finished_search import made_result
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from search.engines.base import Engine, Start
+from search.engines.base import Engine, EngineInputs
 from search.spaces.base import Gene
 
 
@@ -40,11 +40,11 @@ def continue_(engine: Engine, rounds: int, n: int = 7, objectives: int = 2) -> l
 class EngineContract:
     """`make` builds the engine from a Start, as `conf/engine/<name>.yaml` with its defaults would."""
 
-    make: Callable[[Start], Engine]
+    make: Callable[[EngineInputs], Engine]
     LEVELS = (3, 2, 4, 3, 2, 4, 3, 2, 4, 1, 1, 5)
 
-    def start(self, levels: Sequence[int] = LEVELS, seed: int = 0, objectives: int = 2) -> Start:
-        return Start(genes(levels), objectives, np.random.default_rng(seed), some_seeds(levels))
+    def start(self, levels: Sequence[int] = LEVELS, seed: int = 0, objectives: int = 2) -> EngineInputs:
+        return EngineInputs(genes(levels), objectives, np.random.default_rng(seed), some_seeds(levels))
 
     def engine(self, *args: object, **kwargs: object) -> Engine:
         return type(self).make(self.start(*args, **kwargs))  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from search.engines.base import Engine, Start
+from search.engines.base import Engine, EngineInputs
 from search.pareto.domination import hypervolume
 from search.spaces.base import Gene
 
@@ -33,9 +33,9 @@ def volume(y: np.ndarray) -> float:
     return hypervolume(y / [1, worst], np.ones(2))
 
 
-def search(make: Callable[[Start], Engine], seed: int, seeds: np.ndarray, evaluations: int = 480) -> float:
+def search(make: Callable[[EngineInputs], Engine], seed: int, seeds: np.ndarray, evaluations: int = 480) -> float:
     some = [Gene(f"reuse@{t}", 2, group=f"step {t}") for t in range(1, STEPS)]
-    engine = make(Start(some, 2, np.random.default_rng(seed), seeds))
+    engine = make(EngineInputs(some, 2, np.random.default_rng(seed), seeds))
     found: list[np.ndarray] = []
     while sum(map(len, found)) < evaluations:
         x = engine.ask(24)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from search.loop import checkpoint
-from search.loop.checkpoint import earlier, exists, load, save
+from search.loop.checkpoint import checkpoint_exists, load_checkpoint, previous_checkpoint, save_checkpoint
 from search.results import disk
 
 
@@ -19,17 +19,17 @@ from search.results import disk
 def path(tmp_path: Path) -> Path:
     """Two checkpoints: 2 is the newest, 1 the one before."""
     made = tmp_path / "checkpoint.pkl"
-    assert not exists(made)
+    assert not checkpoint_exists(made)
     for value in (0, 1, 2):
-        save({"generation": value}, made)
+        save_checkpoint({"generation": value}, made)
     return made
 
 
 def test_the_newest_is_read_and_the_one_before_is_kept(path: Path) -> None:
-    assert load(path) == {"generation": 2}
+    assert load_checkpoint(path) == {"generation": 2}
     assert sorted(p.name for p in path.parent.iterdir()) == ["checkpoint.old.pkl", "checkpoint.pkl"]
     path.unlink()  # what a kill between two renames leaves
-    assert exists(path) and load(path) == {"generation": 1}
+    assert checkpoint_exists(path) and load_checkpoint(path) == {"generation": 1}
 
 
 def truncated(content: bytes) -> bytes:
@@ -53,11 +53,11 @@ DAMAGES = {
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(path: Path, damage) -> None:
     path.write_bytes(damage(path.read_bytes()))
     told: list[str] = []
-    assert load(path, told.append) == {"generation": 1}
+    assert load_checkpoint(path, told.append) == {"generation": 1}
     assert len(told) == 1 and str(path) in told[0] and "in checkpoint.old.pkl" in told[0]
-    earlier(path).write_bytes(damage(earlier(path).read_bytes()))
+    previous_checkpoint(path).write_bytes(damage(previous_checkpoint(path).read_bytes()))
     with pytest.raises(ValueError, match=r"no checkpoint .* can be read .*checkpoint.pkl: .*checkpoint.old.pkl: ") as e:
-        load(path)
+        load_checkpoint(path)
     assert f"Delete checkpoint*.pkl there and type python -m search resume={path.parent.name}" in str(e.value)
 
 
@@ -65,9 +65,9 @@ def test_every_truncation_of_a_checkpoint_is_noticed(path: Path) -> None:
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        assert load(path) == {"generation": 1}
+        assert load_checkpoint(path) == {"generation": 1}
     path.write_bytes(whole)
-    assert load(path) == {"generation": 2}
+    assert load_checkpoint(path) == {"generation": 2}
 
 
 def test_what_is_damaged_is_not_run(path: Path) -> None:
@@ -78,17 +78,17 @@ def test_what_is_damaged_is_not_run(path: Path) -> None:
             return os.mkdir, (str(path.parent / "made"),)
 
     path.write_bytes(path.read_bytes()[:52] + pickle.dumps(Evil()))
-    load(path)
+    load_checkpoint(path)
     assert not (path.parent / "made").exists()
 
 
 def test_a_checkpoint_of_another_version_says_so(path: Path, monkeypatch) -> None:
     monkeypatch.setattr(checkpoint, "Gone", type("Gone", (), {"__module__": "search.loop.checkpoint"}), raising=False)
     checkpoint.Gone.__qualname__ = "Gone"
-    save(checkpoint.Gone(), path)
+    save_checkpoint(checkpoint.Gone(), path)
     monkeypatch.delattr(checkpoint, "Gone")
     told: list[str] = []
-    load(path, told.append)
+    load_checkpoint(path, told.append)
     assert "another version of this project wrote it" in told[0]
 
 
@@ -98,8 +98,10 @@ def test_a_write_that_fails_leaves_the_checkpoints_as_they_were(path: Path, monk
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        save({"generation": 3}, path)
-    assert load(path) == {"generation": 2} and load(earlier(path)) == {"generation": 1}
+        save_checkpoint({"generation": 3}, path)
+    assert load_checkpoint(path) == {"generation": 2} and load_checkpoint(previous_checkpoint(path)) == {
+        "generation": 1
+    }
     assert len(list(path.parent.iterdir())) == 2  # and no half-written file
 
 
@@ -121,14 +123,14 @@ def test_two_searches_in_one_folder_and_the_lock_of_a_killed_one(tmp_path: Path)
     other = holder(tmp_path)
     try:
         told = rf"another search goes on in {tmp_path} \(process {other.pid} on .*\); wait until it ends"
-        with pytest.raises(ValueError, match=told), disk.alone(tmp_path):
+        with pytest.raises(ValueError, match=told), disk.locked_run_folder(tmp_path):
             raise AssertionError
     finally:
         other.send_signal(signal.SIGKILL)
         other.wait()
-    with disk.alone(tmp_path):
+    with disk.locked_run_folder(tmp_path):
         assert f"process {os.getpid()} on" in (tmp_path / "lock").read_text()
-    with disk.alone(tmp_path):
+    with disk.locked_run_folder(tmp_path):
         pass
 
 
@@ -139,7 +141,7 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch)
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with disk.alone(tmp_path), disk.alone(tmp_path):
+    with disk.locked_run_folder(tmp_path), disk.locked_run_folder(tmp_path):
         pass
 
 
@@ -155,26 +157,26 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch)
     ],
 )
 def test_disks_that_are_full_or_read_only(tmp_path: Path, number: int, told: str) -> None:
-    with pytest.raises(ValueError, match=told), disk.explained(tmp_path, "again please"):
+    with pytest.raises(ValueError, match=told), disk.explain_disk_errors(tmp_path, "again please"):
         raise OSError(number, os.strerror(number), str(tmp_path / "x"))
 
 
 def test_other_errors_of_files_are_not_explained_away(tmp_path: Path) -> None:
     for error in (FileNotFoundError(2, "No such file", "x"), PermissionError(13, "Permission denied", "/elsewhere/x")):
-        with pytest.raises(OSError) as caught, disk.explained(tmp_path, ""):
+        with pytest.raises(OSError) as caught, disk.explain_disk_errors(tmp_path, ""):
             raise error
         assert caught.value is error
 
 
 def test_runs_that_cannot_be_written_to_are_told_first(tmp_path: Path, monkeypatch) -> None:
-    disk.writable(tmp_path / "deep" / "runs")
+    disk.check_writable(tmp_path / "deep" / "runs")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="file is no folder; type runs=<another folder>"):
-        disk.writable(tmp_path / "file" / "runs")
+        disk.check_writable(tmp_path / "file" / "runs")
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(ValueError, match=f"nothing can be written to {tmp_path}; type runs=<another folder>"):
-        disk.writable(tmp_path / "runs")
+        disk.check_writable(tmp_path / "runs")
 
 
 def test_a_log_on_a_full_disk_is_silent(capsys) -> None:
@@ -182,7 +184,7 @@ def test_a_log_on_a_full_disk_is_silent(capsys) -> None:
 
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    with disk.logged(Path("/dev/full")):
+    with disk.log_to_file(Path("/dev/full")):
         logging.getLogger("search").info("text")
     assert capsys.readouterr().err == ""
 
@@ -192,7 +194,7 @@ def test_each_search_of_a_process_has_its_own_log(tmp_path: Path) -> None:
 
     before = list(logging.getLogger().handlers), logging.getLogger().level
     for name in ("a", "b"):
-        with disk.logged(tmp_path / name):
+        with disk.log_to_file(tmp_path / name):
             logging.getLogger("search").info("of %s", name)
     assert [(tmp_path / name).read_text().partition(" of ")[2] for name in "ab"] == ["a\n", "b\n"]
     assert before == (list(logging.getLogger().handlers), logging.getLogger().level)

@@ -5,7 +5,7 @@ from tempfile import mkdtemp
 import pytest
 import torch
 
-from search.calibrate.drifts import record
+from search.calibrate.drifts import record_drifts
 from search.spaces.guidance import GuidanceSpace
 from tests.helpers.model_contract import SEEDS, ModelContract
 from tests.helpers.models import saved, tiny_family, wan, wan_transformer
@@ -35,7 +35,7 @@ class TestWan(ModelContract):
         """Inner products of a step's outputs are sums over the two branches."""
         model, outputs = self.make(), []
         hook = model.denoiser.blocks[1].ffn.register_forward_hook(lambda *a: outputs.append(a[-1].double().flatten()))
-        drifts = record(model.denoiser, model.target.tree, range(5), lambda: self.own(model))
+        drifts = record_drifts(model.denoiser, model.target.tree, range(5), lambda: self.own(model))
         hook.remove()
         with_text, without = torch.stack(outputs[::2]), torch.stack(outputs[1::2])
         expected = with_text @ with_text.T + without @ without.T

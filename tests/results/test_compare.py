@@ -8,7 +8,14 @@ from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.pareto.domination import non_dominated
 from search.pareto.intervals import _tails, difference_interval, surely_dominated
-from search.results.compare import difference, gaps, hacked, judge, recommend, summary
+from search.results.compare import (
+    held_out_gaps,
+    mark_dominated,
+    paired_difference,
+    recommended_name,
+    reward_warnings,
+    summarise_scores,
+)
 from search.results.result import Entry
 from search.results.scores import Score
 
@@ -106,13 +113,13 @@ def test_a_gap_has_the_normal_interval_where_prompts_are_many() -> None:
 
 
 def test_gaps_are_of_qualities_that_both_splits_have() -> None:
-    found = gaps({"drift": [0.3, 0.5], "macs": [0.5], "shiny": [1.0]}, {"drift": [0.1, 0.1, 0.1]}, OBJECTIVES)
+    found = held_out_gaps({"drift": [0.3, 0.5], "macs": [0.5], "shiny": [1.0]}, {"drift": [0.1, 0.1, 0.1]}, OBJECTIVES)
     assert list(found) == ["drift"]
     assert found["drift"].value == pytest.approx(0.3) and found["drift"].low == pytest.approx(0.2)
 
 
 def test_a_summary_leaves_out_what_has_no_values() -> None:
-    found = summary({"drift": [0.1, 0.3], "macs": [0.5]}, OBJECTIVES)
+    found = summarise_scores({"drift": [0.1, 0.3], "macs": [0.5]}, OBJECTIVES)
     assert found["macs"] == Score(0.5) and list(found) == ["drift", "macs"]
     assert found["drift"].low == pytest.approx(0.1) and found["drift"].high == pytest.approx(0.3)
 
@@ -129,7 +136,7 @@ def test_the_front_says_who_is_surely_behind_and_rewards_are_paired_with_the_tea
         entry("preset", "preset", drift=(0.0 * base).tolist(), macs=[0.1], liked=base.tolist()),
         entry("teacher", "teacher", drift=(0.0 * base).tolist(), macs=[1.0], liked=base.tolist()),
     ]
-    judge(rows, OBJECTIVES, ["drift", "macs"])
+    mark_dominated(rows, OBJECTIVES, ["drift", "macs"])
     assert [row.behind for row in rows] == ["", "good", "", "", ""]
     assert rows[0].change["liked"].value == pytest.approx(0.2) == rows[0].change["liked"].low
     assert rows[1].change["liked"].high == pytest.approx(-0.1) and rows[4].change == {}
@@ -150,29 +157,29 @@ def test_the_fastest_without_visible_loss_is_recommended() -> None:
         timed("fast", [35.0, 40.0], (3.0, 2.9, 3.1), 0.4),
         timed("slow", [50.0, 60.0], (2.0, 1.9, 2.1), 0.6),
     ]
-    assert recommend(rows, 30.0) == "fast"
-    assert recommend([rows[0], rows[2]], 30.0) == "slow"
+    assert recommended_name(rows, 30.0) == "fast"
+    assert recommended_name([rows[0], rows[2]], 30.0) == "slow"
     rows[1].behind = "slow"
-    assert recommend(rows, 30.0) == "slow"
-    assert recommend([], 30.0) == "teacher"
+    assert recommended_name(rows, 30.0) == "slow"
+    assert recommended_name([], 30.0) == "teacher"
 
 
 def test_times_that_overlap_do_not_decide() -> None:
     rows = [timed("lucky", [40.0, 41.0], (3.1, 2.0, 3.2), 0.6), timed("lean", [40.0, 41.0], (3.0, 2.9, 3.1), 0.4)]
-    assert recommend(rows, 30.0) == "lean"
+    assert recommended_name(rows, 30.0) == "lean"
     rows[0] = timed("faster", [40.0, 41.0], (3.6, 3.5, 3.7), 0.6)
-    assert recommend(rows, 30.0) == "faster"
+    assert recommended_name(rows, 30.0) == "faster"
 
 
 def test_qualities_that_prompts_do_not_tell_apart_leave_it_to_speed() -> None:
     a = timed("truest", [10.0, 20.0, 15.0, 22.0], (1.5, 1.4, 1.6), 0.8)
     b = timed("as true", [21.0, 14.0, 22.0, 9.9], (2.5, 2.4, 2.6), 0.5)
     c = timed("worse", [8.0, 18.0, 13.0, 20.0], (3.5, 3.4, 3.6), 0.3)
-    assert recommend([a, b, c], 30.0) == "as true"
-    assert recommend([a, c], 30.0) == "truest"
+    assert recommended_name([a, b, c], 30.0) == "as true"
+    assert recommended_name([a, c], 30.0) == "truest"
     del a.samples["psnr"]  # read back from front.json: only intervals are left, and they overlap
-    assert difference(a, c, "psnr").low == pytest.approx(10.0 - 20.0)
-    assert recommend([a, c], 30.0) == "worse"
+    assert paired_difference(a, c, "psnr").low == pytest.approx(10.0 - 20.0)
+    assert recommended_name([a, c], 30.0) == "worse"
 
 
 # Hacking
@@ -183,8 +190,10 @@ def test_a_reward_that_was_not_searched_and_fell_is_told() -> None:
     teacher = entry("teacher", "teacher", drift=[0.0] * 12, liked=base.tolist(), shiny=base.tolist())
     hack = entry("hack", drift=[0.4] * 12, liked=(base - 0.2).tolist(), shiny=(base + 1).tolist())
     honest = entry("honest", drift=[0.1] * 12, liked=(base + 0.1).tolist(), shiny=(base + 1).tolist())
-    lines = hacked([hack, honest, teacher], OBJECTIVES, ["shiny", "macs"], ["liked"])
+    lines = reward_warnings([hack, honest, teacher], OBJECTIVES, ["shiny", "macs"], ["liked"])
     assert len(lines) == 1 and lines[0].startswith("hack has a better shiny than the teacher, but liked")
-    assert hacked([hack, honest, teacher], OBJECTIVES, ["drift", "macs"], ["liked"]) == []  # nothing was gained
+    assert (
+        reward_warnings([hack, honest, teacher], OBJECTIVES, ["drift", "macs"], ["liked"]) == []
+    )  # nothing was gained
     noise = entry("noise", liked=(base + RNG(1).normal(size=12)).tolist(), shiny=(base + 1).tolist())
-    assert hacked([noise, teacher], OBJECTIVES, ["shiny"], ["liked"]) == []
+    assert reward_warnings([noise, teacher], OBJECTIVES, ["shiny"], ["liked"]) == []

@@ -8,18 +8,18 @@ import pytest
 
 from search import Schedule
 from search.budget import budget
-from search.config.compose import composed, normalise
+from search.config.compose import compose_config, normalise_overrides
 from search.config.settings import Config
 from search.export import main as export
-from search.figures.charts import label, pareto_png
-from search.figures.report.page import content
+from search.figures.charts import axis_label, pareto_png
+from search.figures.report.page import report_content
 from search.objectives.base import Cost, Quality
 from search.profile.costs import Costs
 from search.results.folder import read_front
-from search.results.pick import choose
+from search.results.pick import pick_entries
 from search.results.result import Result
 from search.results.scores import Score
-from search.tracking.notes import describe
+from search.tracking.notes import describe_search
 from search.tracking.views import _charts, _state
 from tests.helpers.finished_search import made_result
 from tests.helpers.models import tiny_folder
@@ -75,15 +75,15 @@ def test_limits_on_it_give_the_least_drift(result, tmp_path):
 
 def test_the_knee_is_between_what_was_searched(result):
     front = read_front(result.folder)
-    (knee,) = choose(front, "knee")
+    (knee,) = pick_entries(front, "knee")
     assert knee["name"] == "2.0× · drift 0.040"
 
 
 def test_charts_report_and_views_show_it(result):
     assert result.axes == Result.load(result.folder).axes == ("nfe", "drift")
-    assert label(result, "nfe") == "network evaluations (calls) · lower is better"
+    assert axis_label(result, "nfe") == "network evaluations (calls) · lower is better"
     assert pareto_png(result).startswith(b"\x89PNG")
-    page = content(result)
+    page = report_content(result)
     assert (page["x"], page["y"]) == ("nfe", "drift")
     assert "nfe" in page["costs"] and "nfe" not in page["qualities"]
     assert page["scores"]["nfe"]["range"][0] == 0.0
@@ -91,7 +91,7 @@ def test_charts_report_and_views_show_it(result):
     scatter = next(chart for chart in _charts(result) if chart["type"] == "SCATTER")
     assert (scatter["xaxis"]["key"], scatter["yaxis"]["key"]) == ("nfe", "drift")
     assert "metrics.`nfe`" in _state(result)["selectedColumns"]
-    assert "nfe calls" in describe(result)
+    assert "nfe calls" in describe_search(result)
 
 
 def test_an_older_front_says_what_was_known_then(tmp_path):
@@ -104,7 +104,7 @@ def test_an_older_front_says_what_was_known_then(tmp_path):
     old = Result.load(result.folder)
     assert old.kinds == result.kinds and old.shares == ["macs"] and old.axes == result.axes
     assert budget("macs<=90%", runs=tmp_path).name == "1.2× · drift 0.010"
-    assert content(old)["costs"] == content(result)["costs"]
+    assert report_content(old)["costs"] == report_content(result)["costs"]
 
 
 def test_kinds_come_from_the_classes():
@@ -144,7 +144,7 @@ def test_a_search_with_it_exports_the_least_drift_within_a_limit(tmp_path, monke
         f"runs={tmp_path / 'runs'}",
         "tracking.enabled=false",
     ]
-    run(Config.check(composed(normalise(given), str(own))))
+    run(Config.check(compose_config(normalise_overrides(given), str(own))))
     choice = budget("nfe<=5", runs=Path(tmp_path / "runs"))
     front = read_front(choice.folder)
     assert front["kinds"]["nfe"] == front["kinds"]["speedup"] == "cost" and front["kinds"]["drift"] == "quality"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.results.pick import Condition, choose, conditions, score, within
+from search.results.pick import Condition, entries_within, held_out_score, parse_conditions, pick_entries
 
 UNITS = {"latency": "ms", "memory": "MiB", "macs": "ratio", "drift": "ratio", "psnr": "dB", "speedup": "×", "ssim": ""}
 KINDS = {name: "quality" if name in ("drift", "psnr", "ssim") else "cost" for name in UNITS}
@@ -33,15 +33,15 @@ ROWS = [row(), row(latency=200.0, memory=900.0, drift=0.1, speedup=4.0), row(lat
     ],
 )
 def test_units(text, limits):
-    found = conditions(text, ROWS, UNITS)
+    found = parse_conditions(text, ROWS, UNITS)
     assert [(c.name, c.sign, pytest.approx(c.limit)) for c in found] == limits
 
 
 def test_limits_on_cost_give_the_truest_and_limits_on_quality_the_fastest():
     front = {"entries": ROWS, "units": UNITS, "recommended": "2.0×", "objectives": ["drift", "macs"], "kinds": KINDS}
-    assert [r["name"] for r in choose(front, "latency<=400ms")] == ["2.0×", "4.0×"]
-    assert [r["name"] for r in choose(front, "drift<=0.1")] == ["4.0×", "2.0×", "1.1×"]
-    assert choose(front, "latency<=400ms and memory<=500MB")[0]["name"] == "2.0×"
+    assert [r["name"] for r in pick_entries(front, "latency<=400ms")] == ["2.0×", "4.0×"]
+    assert [r["name"] for r in pick_entries(front, "drift<=0.1")] == ["4.0×", "2.0×", "1.1×"]
+    assert pick_entries(front, "latency<=400ms and memory<=500MB")[0]["name"] == "2.0×"
 
 
 def test_whether_it_holds_for_sure():
@@ -57,9 +57,9 @@ def test_what_it_proposes_is_within_reach(value):
     rows = [row(drift=value, speedup=value)]
     for name, sign in (("speedup", ">="), ("drift", "<=")):
         with pytest.raises(ValueError, match="no schedule of this front") as error:
-            within(rows, [Condition(name, sign, 1e9 if sign == ">=" else -1.0)], KINDS)
+            entries_within(rows, [Condition(name, sign, 1e9 if sign == ">=" else -1.0)], KINDS)
         proposed = re.search(r'ask for "(.*?)"', str(error.value))[1]
-        assert within(rows, conditions(proposed, rows, UNITS), KINDS) == rows
+        assert entries_within(rows, parse_conditions(proposed, rows, UNITS), KINDS) == rows
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_what_it_proposes_is_within_reach(value):
 )
 def test_mistakes_say_what_to_type(text, told):
     with pytest.raises(ValueError, match=re.escape(told)):
-        within(ROWS, conditions(text, ROWS, UNITS), KINDS)
+        entries_within(ROWS, parse_conditions(text, ROWS, UNITS), KINDS)
 
 
 def test_scores_are_those_of_held_out_prompts():
-    assert score(ROWS[1], "drift") == 0.1
+    assert held_out_score(ROWS[1], "drift") == 0.1

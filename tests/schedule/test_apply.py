@@ -375,11 +375,11 @@ def test_a_changed_batch_in_mid_run_is_refused():
 
 def test_a_branch_that_computed_nothing_reads_nothing():
     from search.schedule.apply.clock import Clock
-    from search.schedule.apply.stores import Memory, Store
+    from search.schedule.apply.stores import MemoryMeter, Store
     from search.schedule.plan.plan import Plan
 
     plan = Plan.resolve([(ROOT, "CR")], Tree("PixArtTransformer2DModel", {"transformer_blocks": 1}), 2)
-    store = Store(ROOT, plan, Memory())
+    store = Store(ROOT, plan, MemoryMeter())
     with pytest.raises(ScheduleError, match="denoiser reads 1 value.* at step 1, but this CFG branch computed 0"):
         store.read(1, 1, Clock())
 

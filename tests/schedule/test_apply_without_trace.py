@@ -8,7 +8,7 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from search import Schedule, ScheduleError
 from search.schedule.apply.forecast import newton_weights
-from search.schedule.plan.tokens import history
+from search.schedule.plan.tokens import values_read
 from tests.helpers.models import tiny_model
 
 PROMPTS = ["red apple", "blue boat"]
@@ -56,7 +56,7 @@ def hand_loop(model, tokens: dict, axis_places=None) -> torch.Tensor:
             return value
         if token == "S":
             return torch.zeros_like(like) if ":" in name else like
-        last = kept[name][-history(token) :]
+        last = kept[name][-values_read(token) :]
         places = axis_places or list(range(6))
         weights = newton_weights([places[s] for s, _ in last], places[step])
         return sum(w * v for w, (_, v) in zip(weights, last, strict=True))
@@ -130,11 +130,11 @@ def test_the_applied_plan_equals_a_loop_written_by_hand(model, rules):
 
 @pytest.mark.parametrize("axis", ["timestep", "sigma", "logsnr"])
 def test_forecasts_stand_on_the_true_places(model, axis):
-    from search.schedule.schedulers import coordinates
+    from search.schedule.schedulers import forecast_coordinates
 
     rules = [("transformer_blocks.*:ff", "CCF1CF2C")]
     model.pipe.scheduler.set_timesteps(6)
-    places = coordinates(model.pipe.scheduler, axis)
+    places = forecast_coordinates(model.pipe.scheduler, axis)
     with schedule(model, *rules, axis=axis).apply(model.pipe):
         applied = run(model)
     assert torch.allclose(applied, hand_loop(model, expand(model, *rules), places), atol=2e-5)

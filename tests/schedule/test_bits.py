@@ -16,7 +16,7 @@ from search.schedule.apply import bits
 from search.schedule.apply.rounding import round_activation, round_weight
 from search.schedule.apply.weights import RoundedWeights
 from search.schedule.parts.bits import FormatPart
-from search.schedule.parts.formats import FORMATS, fit, packed_bytes
+from search.schedule.parts.formats import FORMATS, formats_that_fit, packed_bytes
 from tests.helpers import tiny
 
 TORCHAO = importlib.util.find_spec("torchao") is not None
@@ -128,12 +128,15 @@ def test_activations_have_a_scale_for_each_token():
 
 
 def test_a_group_becomes_a_divisor_of_the_inputs():
-    assert fit("w4g128", 1152) == ("w4g128", FORMATS["w4g128"])
-    assert fit("w4g128", 64) == ("w4g64", FormatPart(weight=4, group=64))
-    assert fit("w4a8d", 192) == ("w4g96a8d", FormatPart(weight=4, group=96, activation=8))
-    assert fit("w2g64", 8) == ("w2g8", FormatPart(weight=2, group=8))
-    assert fit("w4g128", 257) == ("w4", FormatPart(weight=4))  # a prime: groups of one would be scales only
-    assert fit("w8a8d", 257) == ("w8a8d", FORMATS["w8a8d"])
+    assert formats_that_fit("w4g128", 1152) == ("w4g128", FORMATS["w4g128"])
+    assert formats_that_fit("w4g128", 64) == ("w4g64", FormatPart(weight=4, group=64))
+    assert formats_that_fit("w4a8d", 192) == ("w4g96a8d", FormatPart(weight=4, group=96, activation=8))
+    assert formats_that_fit("w2g64", 8) == ("w2g8", FormatPart(weight=2, group=8))
+    assert formats_that_fit("w4g128", 257) == (
+        "w4",
+        FormatPart(weight=4),
+    )  # a prime: groups of one would be scales only
+    assert formats_that_fit("w8a8d", 257) == ("w8a8d", FORMATS["w8a8d"])
 
 
 def test_packed_bytes_by_hand():

@@ -12,18 +12,18 @@ from torch.nn.functional import conv2d
 
 import search.models
 from search import Schedule, ScheduleError
-from search.calibrate.ranges import Watcher, calibrate, calibrated, observe, static
+from search.calibrate.ranges import RangeObserver, measure_ranges, needs_ranges, observe_inputs, target_with_ranges
 from search.profile.count import count_costs
 from search.profile.target import Target
 from search.schedule.apply.bits import LayerBits
 from search.schedule.apply.handle import Handle
 from search.schedule.apply.rounding import round_picture, round_static, round_weight
 from search.schedule.model.identity import model_part
-from search.schedule.model.layers import layers_of, seams
+from search.schedule.model.layers import input_splits, layers_of
 from search.schedule.model.nodes import Tree
 from search.schedule.parts.bits import BitsPart, FormatPart
-from search.schedule.parts.formats import FORMATS, fit, packed_bytes
-from search.schedule.schedulers import grid, public_config
+from search.schedule.parts.formats import FORMATS, formats_that_fit, packed_bytes
+from search.schedule.schedulers import public_config, scheduler_grid
 from search.spaces.bits import TIME, BitsSpace
 from search.spaces.cache import CacheSpace
 from search.spaces.joint import JointSpace
@@ -66,7 +66,11 @@ class Toy:
         parts = (None, None, None, self.denoiser, scheduler, None, None)
         self.pipe = StableDiffusionPipeline(*parts, requires_safety_checker=False)
         self.pipe.set_progress_bar_config(disable=True)
-        sampler = {"class": "DDIMScheduler", "config": public_config(scheduler), "timesteps": grid(scheduler, STEPS)[0]}
+        sampler = {
+            "class": "DDIMScheduler",
+            "config": public_config(scheduler),
+            "timesteps": scheduler_grid(scheduler, STEPS)[0],
+        }
         layers = layers_of(self.denoiser)
         self.target = Target("toy", Tree.of(self.denoiser), STEPS, model_part(self.denoiser), sampler, layers)
 
@@ -199,7 +203,7 @@ def test_a_split_quantiser_beats_the_joint_one_on_a_bimodal_concatenation(weight
     for split in (None, 8):
         net = nn.Sequential(nn.Conv2d(16, 12, 3, padding=1, bias=False))
         net[0].weight.data = weight.clone()
-        watcher = Watcher(split)
+        watcher = RangeObserver(split)
         watcher(value)
         form = FormatPart(weight=weight_bits, activation=8, static=static, split=split)
         with rounded(net, {"0": form}, {"0": watcher.ranges()} if static else None), torch.no_grad():
@@ -298,7 +302,7 @@ def test_seams_are_where_the_blocks_concatenate(layers, middle, monkeypatch):
     with torch.no_grad():
         net(torch.zeros(1, 4, 8, 8), 5, torch.zeros(1, 5, 12))
     monkeypatch.undo()
-    found = seams(layers_of(net))
+    found = input_splits(layers_of(net))
     names = [f"up_blocks.{i}.resnets.{j}" for i in (0, 1) for j in range(layers + 1)]
     assert len(pairs) == len(names)
     for name, (deep, skip) in zip(names, pairs, strict=True):
@@ -312,8 +316,8 @@ def test_layers_and_their_shapes(toy):
     assert layers["conv_in"] == (8, 4 * 9)
     assert layers[SHORT] == (8, 16 + 8)
     assert layers["time_embedding.linear_1"] == (32, 8)
-    assert seams(layers) == {f"{n}.{c}": deep for n, deep in DEEP.items() for c in ("conv1", "conv_shortcut")}
-    assert seams(tiny_transformer()) == {}
+    assert input_splits(layers) == {f"{n}.{c}": deep for n, deep in DEEP.items() for c in ("conv1", "conv_shortcut")}
+    assert input_splits(tiny_transformer()) == {}
 
 
 def tiny_transformer() -> dict[str, tuple[int, int]]:
@@ -321,11 +325,14 @@ def tiny_transformer() -> dict[str, tuple[int, int]]:
 
 
 def test_a_group_divides_both_sides_of_a_split():
-    assert fit("w4a8d", 40 * 9, 24) == ("w4g24a8d/24", FormatPart(weight=4, group=24, activation=8, split=24))
-    assert fit("w4a8s", 40 * 9, 24) == ("w4a8s/24", FORMATS["w4a8s"].model_copy(update={"split": 24}))
-    assert fit("w4a8d", 40 * 9, 7)[1].group is None
-    assert fit("elided", 40, 8) == ("elided", FORMATS["elided"])
-    assert fit("w4a8s", 360) == ("w4a8s", FORMATS["w4a8s"])
+    assert formats_that_fit("w4a8d", 40 * 9, 24) == (
+        "w4g24a8d/24",
+        FormatPart(weight=4, group=24, activation=8, split=24),
+    )
+    assert formats_that_fit("w4a8s", 40 * 9, 24) == ("w4a8s/24", FORMATS["w4a8s"].model_copy(update={"split": 24}))
+    assert formats_that_fit("w4a8d", 40 * 9, 7)[1].group is None
+    assert formats_that_fit("elided", 40, 8) == ("elided", FORMATS["elided"])
+    assert formats_that_fit("w4a8s", 360) == ("w4a8s", FORMATS["w4a8s"])
 
 
 # Sizes and bit operations.
@@ -364,7 +371,7 @@ def test_observed_ranges_are_those_of_a_run_with_hooks_by_hand(toy):
     assert len(seen) == STEPS
     off = schedule(toy, {})
     for every, first, steps in ((1, 0, range(6)), (2, 0, (0, 2, 4)), (4, 1, (1, 5)), (6, 0, (0,)), (6, 5, (5,))):
-        found = observe(toy, off, {SHORT: 16, CONV: None}, *given, every, first)
+        found = observe_inputs(toy, off, {SHORT: 16, CONV: None}, *given, every, first)
         wanted = [
             (min(0, float(torch.stack(s).min())), max(0, float(torch.stack(s).max())))
             for s in ([seen[i][:, :16] for i in steps], [seen[i][:, 16:] for i in steps])
@@ -381,7 +388,7 @@ def test_ranges_of_all_steps_beat_those_of_one_step_on_inputs_that_change():
     new = [torch.randn(4, 8, 6, 6, generator=generator) * scale for scale in (1, 1.5, 2, 3, 4)]
     errors = {}
     for name, chosen in (("all", steps), ("every second", steps[::2]), ("first", steps[:1]), ("last", steps[-1:])):
-        watcher = Watcher(None)
+        watcher = RangeObserver(None)
         for value in chosen:
             watcher(value)
         parts = [(round_static(value, 6, watcher.ranges()[0]) - value).square().sum() for value in new]
@@ -397,7 +404,7 @@ def test_time_aware_calibration_beats_one_step_in_a_run(toy):
     bare = toy.sample(*inputs(9, 4))
     drift = {}
     for name, (every, first) in {"all": (1, 0), "second": (2, 0), "one": (STEPS, 0)}.items():
-        ready = wanted.with_ranges(calibrate(toy, wanted, *inputs(1, 4), every, first))
+        ready = wanted.with_ranges(measure_ranges(toy, wanted, *inputs(1, 4), every, first))
         with ready.apply(toy.pipe):
             drift[name] = float((toy.sample(*inputs(9, 4)) - bare).norm() / bare.norm())
     assert drift["all"] < drift["one"] / 2
@@ -414,18 +421,18 @@ def test_calibration_follows_the_schedule_without_its_bits(toy):
     bits = {"formats": {f"f{i}": f.model_dump(exclude_defaults=True) for i, f in enumerate(forms.values())}}
     bits["layers"] = {name: f"f{i}" for i, name in enumerate(forms)}
     planned = Schedule.from_dict(tiny.content(toy.pipe, rules, steps=STEPS, bits=bits))
-    found = calibrate(toy, planned, *inputs(1))
+    found = measure_ranges(toy, planned, *inputs(1))
     assert {name: len(spans) for name, spans in found.items()} == {CONV: 1, SHORT: 2}
     off = Schedule.from_dict(tiny.content(toy.pipe, rules, steps=STEPS))
-    assert found == observe(toy, off, {CONV: None, SHORT: 16}, *inputs(1))
+    assert found == observe_inputs(toy, off, {CONV: None, SHORT: 16}, *inputs(1))
     ready = planned.with_ranges(found)
     assert Schedule.from_dict(ready.to_dict()) == ready != planned
     with ready.apply(toy.pipe):
         assert torch.isfinite(toy.sample(*inputs(2))).all()
     with pytest.raises(ValueError, match=f"{CONV} and 0 other layers ran at none of the steps 1, 7"):
-        calibrate(toy, planned, *inputs(1), every=6, first=1)
+        measure_ranges(toy, planned, *inputs(1), every=6, first=1)
     with pytest.raises(ValueError, match="every=0, first=0: observe every step with 1"):
-        calibrate(toy, planned, *inputs(1), every=0)
+        measure_ranges(toy, planned, *inputs(1), every=0)
 
 
 # The space.
@@ -433,7 +440,7 @@ def test_calibration_follows_the_schedule_without_its_bits(toy):
 
 @pytest.fixture(scope="module")
 def target(toy) -> Target:
-    return calibrated(toy, *inputs(1))
+    return target_with_ranges(toy, *inputs(1))
 
 
 def test_groups_of_a_unet(target):
@@ -475,7 +482,7 @@ def test_presets_of_a_unet_by_hand(toy, target):
     found = Schedule.from_dict(target.schedule(space.decode(presets["Q-Diffusion W4A8"], target)))
     assert found.bits["conv_in"] == found.bits["conv_out"] == FORMATS["w8a8s"]
     assert found.bits[CONV] == FORMATS["w4a8s"]
-    assert {n: form.split for n, form in found.bits.items() if form.split} == seams(target.layers)
+    assert {n: form.split for n, form in found.bits.items() if form.split} == input_splits(target.layers)
     with found.apply(toy.pipe):
         first = toy.sample(*inputs(2))
         assert torch.equal(toy.sample(*inputs(2)), first)
@@ -491,10 +498,10 @@ def test_presets_of_a_unet_by_hand(toy, target):
 
 def test_only_static_formats_want_a_calibration():
     dynamic = BitsSpace(("w8a8d", "w4"))
-    assert not static(dynamic)
-    assert static(BitsSpace(("w8a8s", "w4")))
-    assert static(JointSpace([CacheSpace(), BitsSpace(("w8a8s",))]))
-    assert not static(JointSpace([CacheSpace(), dynamic]))
+    assert not needs_ranges(dynamic)
+    assert needs_ranges(BitsSpace(("w8a8s", "w4")))
+    assert needs_ranges(JointSpace([CacheSpace(), BitsSpace(("w8a8s",))]))
+    assert not needs_ranges(JointSpace([CacheSpace(), dynamic]))
 
 
 def test_without_split_ranges_are_those_of_the_whole(target):
@@ -632,11 +639,11 @@ def test_on_the_trained_unet_ranges_hold_those_of_a_step_and_errors_fall_with_bi
     model = StableDiffusion("sd", steps=8)
     known = ["red apple", "blue car", "green tree", "yellow star"]
     given, new = (model.encode(known), model.noise(range(4))), (model.encode(known[::-1]), model.noise(range(50, 54)))
-    target, one = (calibrated(model, *given, every) for every in (1, 8))
+    target, one = (target_with_ranges(model, *given, every) for every in (1, 8))
     pairs = [(a, b) for name in target.ranges for a, b in zip(target.ranges[name], one.ranges[name], strict=True)]
     assert all(a[0] <= b[0] and b[1] <= a[1] for a, b in pairs)
     assert any(a[0] < b[0] or b[1] < a[1] for a, b in pairs)
-    assert seams(target.layers)
+    assert input_splits(target.layers)
     space, bare, drift = BitsSpace(("w8a8s", "w4a8s")), model.sample(*new), {}
     for name in ("Q-Diffusion W8A8", "Q-Diffusion W4A8"):
         row = space.presets(target)[name]

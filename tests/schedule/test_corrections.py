@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from search import Schedule, ScheduleError
-from search.evaluate.execute.prefix import path
-from search.evaluate.fit.corrections import Corrector, Fit, affine
+from search.evaluate.execute.prefix import step_keys
+from search.evaluate.fit.corrections import CorrectionFit, Corrector, fit_affine
 from search.evaluate.fit.solver import Fitter
 from search.export import export
 from search.loop.held_out import _corrected
@@ -145,7 +145,7 @@ def test_halves_of_guidance_are_corrected_alike():
 
 def test_runs_in_parts_are_corrected_too():
     plain = tiny.schedule(tiny.pixart(), PLANS["components"])
-    assert path(plain.with_corrections(numbers(plain))) != path(plain)
+    assert step_keys(plain.with_corrections(numbers(plain))) != step_keys(plain)
 
 
 def test_dit_is_corrected():
@@ -340,20 +340,20 @@ def test_the_fit_is_least_squares():
     value = torch.randn(4, 50, 3, generator=generator) + torch.tensor([0.0, 2.0, -1.0])
     noise = 0.1 * torch.randn(4, 50, 3, generator=generator)
     truth = value * torch.tensor([1.5, 0.5, 1.0]) + torch.tensor([0.2, 0.0, -1.0]) + noise
-    scale, shift, before, after = affine(value, truth, 0.0)
+    scale, shift, before, after = fit_affine(value, truth, 0.0)
     for c in range(3):
         x, y = value[..., c].flatten().double(), truth[..., c].flatten().double()
         a, b = torch.linalg.lstsq(torch.stack([x, torch.ones_like(x)], 1), y[:, None]).solution[:, 0].tolist()
         assert (float(scale[c]), float(shift[c])) == pytest.approx((a, b), rel=1e-3, abs=1e-3)
     assert (after < 0.02).all() and (after < before).all()
-    shrunk = affine(value, truth, 1.0)
+    shrunk = fit_affine(value, truth, 1.0)
     assert ((shrunk[0] - 1).abs() <= (scale - 1).abs() + 1e-3).all() and (shrunk[3] <= before).all()
 
 
 def test_images_have_their_channels_in_dimension_one():
     generator = torch.Generator().manual_seed(0)
     value = torch.randn(2, 3, 8, 8, generator=generator)
-    scale, shift, *_ = affine(value, value * torch.tensor([1.0, 2.0, 0.5])[:, None, None] + 1, 0.0)
+    scale, shift, *_ = fit_affine(value, value * torch.tensor([1.0, 2.0, 0.5])[:, None, None] + 1, 0.0)
     assert scale.tolist() == pytest.approx([1, 2, 0.5], abs=2e-3) and shift.tolist() == pytest.approx([1] * 3, abs=2e-3)
 
 
@@ -361,8 +361,8 @@ def test_images_have_their_channels_in_dimension_one():
 def test_what_cannot_be_bettered_stays(value):
     """Dead channels, and numbers that fp16 does not have."""
     still = torch.full((4, 9, 2), value)
-    assert [t.tolist() for t in affine(still, still, 0.01)[:2]] == [[1, 1], [0, 0]]
-    far = affine(still, still + 1e6, 0.0)
+    assert [t.tolist() for t in fit_affine(still, still, 0.01)[:2]] == [[1, 1], [0, 0]]
+    far = fit_affine(still, still + 1e6, 0.0)
     assert far[0].isfinite().all() and far[1].tolist() == [0, 0]
 
 
@@ -370,7 +370,7 @@ def test_what_cannot_be_bettered_stays(value):
 def test_no_channels_error_rises_and_the_file_does_what_was_fitted(model, corrector, name):
     plain = planned(model, PLANS[name])
     corrected = corrector.fit(plain)
-    fits = {node: Fit(node, corrector.ridge) for node in reused_steps(plain.plan)}
+    fits = {node: CorrectionFit(node, corrector.ridge) for node in reused_steps(plain.plan)}
     with Handle(plain._document, model.pipe, corrections=fits):
         fitted = model.sample(corrector.conditions, corrector.noise)
     for node, steps in reused_steps(plain.plan).items():
@@ -395,7 +395,7 @@ def test_the_truth_is_what_the_node_computes(model, corrector, name):
     node = list(reused_steps(plain.plan))[0]
     truths = []
 
-    class Spy(Fit):
+    class Spy(CorrectionFit):
         def __call__(self, step, value, compute):
             if step == 1:
                 truths.append(compute())
@@ -515,8 +515,8 @@ def test_mlflow_gets_both_files(run_folder):
     from search.tracking import store, writing
 
     runs, result = run_folder
-    found = writing.log(result, runs)
-    client = MlflowClient(store.address(runs))
+    found = writing.log_result(result, runs)
+    client = MlflowClient(store.store_address(runs))
     (run,) = client.search_runs([found["experiment_id"]], f"tags.digest = '{result.entries[1].schedule.digest}'")
     ends = sorted(Path(a.path).suffix for a in client.list_artifacts(run.info.run_id, "schedule"))
     assert ends == [".json", ".safetensors"]

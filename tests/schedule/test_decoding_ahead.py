@@ -6,7 +6,7 @@ import torch
 from search import Schedule, ScheduleError
 from search.profile.count import count_costs
 from search.schedule.model.identity import model_part
-from search.schedule.values import rows
+from search.schedule.values import batch_rows
 from search.spaces.cache import CacheSpace
 from search.spaces.depth import DepthSpace
 from search.spaces.joint import JointSpace
@@ -159,6 +159,6 @@ def test_spaces_ask_for_it():
 
 def test_rows_of_nested_arguments():
     twice = torch.ones(2, 3)
-    found = rows(lambda t: t + 1, {"a": [twice, 5], "b": (torch.ones(1), None)}, 2)
+    found = batch_rows(lambda t: t + 1, {"a": [twice, 5], "b": (torch.ones(1), None)}, 2)
     assert torch.equal(found["a"][0], twice + 1) and found["a"][1] == 5
     assert torch.equal(found["b"][0], torch.ones(1)) and found["b"][1] is None

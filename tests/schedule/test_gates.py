@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from search import Schedule, ScheduleError
 from search.evaluate.evaluator import Evaluator
-from search.evaluate.execute.prefix import path
+from search.evaluate.execute.prefix import step_keys
 from search.evaluate.fit.solver import Fitter
 from search.evaluate.memo import Memo
 from search.models.base import to_schedule
@@ -615,7 +615,7 @@ def test_what_cannot_be_shared_is_refused() -> None:
     pipe = tiny.pixart()
     schedule = gated(pipe, gate("transformer_blocks.[1-2]", signal="first_block_residual", threshold=0.1))
     with pytest.raises(ValueError, match=r"transformer_blocks.\[1-2\] is a group, whose gate decides"):
-        path(schedule)
+        step_keys(schedule)
     with pytest.raises(ScheduleError, match="step by step .* know no groups"):
         Handle(schedule._document, pipe, keep={})
     assert tiny.traces(pipe.transformer) == []

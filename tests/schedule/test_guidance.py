@@ -15,12 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from search import Schedule, ScheduleError
 from search.evaluate.execute.jobs import Batch
-from search.evaluate.execute.prefix import path
+from search.evaluate.execute.prefix import step_keys
 from search.evaluate.execute.runner import Runner
 from search.models.base import to_schedule
 from search.profile.count import count_costs
 from search.schedule.model.nodes import ROOT, Tree
-from search.schedule.plan.guidance import Approximation, Guidance, settle
+from search.schedule.plan.guidance import Approximation, Guidance, settle_branches
 from search.spaces.cache import CacheSpace
 from tests.helpers import tiny
 from tests.helpers.guidance_by_hand import approximated
@@ -302,7 +302,7 @@ def random_branch(seed: int) -> str:
 
 def joined(seed: int, granularity: str) -> Schedule:
     branch = random_branch(seed)
-    tokens = settle(raw(seed, granularity)[0], TARGET.tree, branch)
+    tokens = settle_branches(raw(seed, granularity)[0], TARGET.tree, branch)
     rules = [[name, "".join(actions)] for name, actions in tokens.items()]
     return Schedule.from_dict(
         TARGET.schedule({"plan": {"rules": rules}, "guidance": {"call": TARGET.guidance, "branch": branch}})
@@ -383,7 +383,7 @@ def test_runs_that_share_a_beginning_share_the_difference():
         with schedule.apply(MODEL.pipe):
             assert torch.equal(MODEL.sample(conditions, noise), found)
     assert runner.steps == 6 + 2 + 3 + 3 + 2
-    paths = [path(schedule) for schedule in schedules]
+    paths = [step_keys(schedule) for schedule in schedules]
     # at step 3 both bands have one weight, and no radius matters
     assert [a == b for a, b in zip(paths[0], paths[1], strict=True)] == [True, True, True, True, False, True]
 
@@ -402,7 +402,7 @@ def test_what_is_settled_is_always_accepted(data):
         actions = ["C", "R", "F1", "F2"] + ["S"] * (name != ROOT)
         tokens[name] = data.draw(st.lists(st.sampled_from(actions), min_size=6, max_size=6))
     branch = data.draw(st.one_of(st.none(), st.integers(0, 1000).map(random_branch)))
-    settled = settle(tokens, TREE, branch)
+    settled = settle_branches(tokens, TREE, branch)
     parts = {"guidance": {"call": 2.0, "branch": branch}} if branch else {}
     model = {"class": TREE.model_class, "stacks": TREE.stacks}
     rules = [[name, "".join(actions)] for name, actions in settled.items()]
@@ -413,7 +413,7 @@ def test_what_is_settled_is_always_accepted(data):
         assert [t.replace("-", "C") for t in schedule.plan.tokens[name]] == actions
         for was, now in zip(tokens[name], actions, strict=True):
             assert now in (was, "C", "R", "F1") and (was != "C" or now == "C") and (was != "S" or now in "SC")
-    assert settle(settled, TREE, branch) == settled
+    assert settle_branches(settled, TREE, branch) == settled
 
 
 @settings(max_examples=30, deadline=None)
@@ -422,20 +422,20 @@ def test_without_guidance_it_settles_as_the_cache_space_does(seed, granularity):
     tokens, x = raw(seed, granularity)
     space = CacheSpace(granularity, max_order=2)
     decoded = dict(space.decode(x, TARGET).get("plan", {"rules": []})["rules"])
-    settled = {name: "".join(actions) for name, actions in settle(tokens, TARGET.tree, None).items()}
+    settled = {name: "".join(actions) for name, actions in settle_branches(tokens, TARGET.tree, None).items()}
     assert {name: actions for name, actions in settled.items() if actions != "CCCCCC"} == decoded
-    assert settle(tokens, TARGET.tree, "CCCCCC") == settle(tokens, TARGET.tree, None)
+    assert settle_branches(tokens, TARGET.tree, "CCCCCC") == settle_branches(tokens, TARGET.tree, None)
 
 
 def test_settling_by_hand():
     ff = "transformer_blocks.0:ff"
     tokens = {ff: ["C", "F1", "R", "F2", "F2", "F2"]}
-    assert settle(tokens, TREE, None) == {ff: ["C", "R", "R", "R", "R", "R"]}
-    assert settle(tokens, TREE, "OOCCCO") == {ff: ["C", "R", "C", "R", "R", "F1"]}
+    assert settle_branches(tokens, TREE, None) == {ff: ["C", "R", "R", "R", "R", "R"]}
+    assert settle_branches(tokens, TREE, "OOCCCO") == {ff: ["C", "R", "C", "R", "R", "F1"]}
     # the parent's step is lowered to C, so its child runs there, and is lowered too
     block = {"transformer_blocks.0": list("CRCCCC"), ff: list("CRCRCC")}
-    assert settle(block, TREE, "OCCCCC") == {"transformer_blocks.0": list("CCCCCC"), ff: list("CCCRCC")}
-    assert settle({}, TREE, None) == {}
+    assert settle_branches(block, TREE, "OCCCCC") == {"transformer_blocks.0": list("CCCCCC"), ff: list("CCCRCC")}
+    assert settle_branches({}, TREE, None) == {}
 
 
 # Refusals

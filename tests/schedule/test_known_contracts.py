@@ -12,7 +12,7 @@ from search.schedule import Schedule, ScheduleError
 from search.schedule.model.contracts import CONTRACTS, Contract
 from search.schedule.model.identity import model_part
 from search.schedule.model.nodes import Tree, blocks_of
-from search.schedule.values import leaves, mapped
+from search.schedule.values import leaves, map_tensors
 from tests.helpers.denoisers import BATCH, TINY, pipeline, run
 
 EVERY = pytest.mark.parametrize("name", sorted(CONTRACTS))
@@ -80,7 +80,7 @@ def by_hand(pipe, tokens):
     def hook(node):
         def after(module, args, output):
             if tokens[node.name][now[0]] == "C":
-                kept[node.name] = mapped(torch.clone, output)
+                kept[node.name] = map_tensors(torch.clone, output)
                 return None
             return kept[node.name]
 

@@ -14,13 +14,13 @@ from diffusers import (
 )
 
 from search.schedule.noise import Noise
-from search.schedule.schedulers import grid, public_config
+from search.schedule.schedulers import public_config, scheduler_grid
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0}
 
 
 def part(scheduler, steps: int = 7) -> dict:
-    timesteps, sigmas = grid(scheduler, steps)
+    timesteps, sigmas = scheduler_grid(scheduler, steps)
     found = {"class": type(scheduler).__name__, "config": public_config(scheduler), "timesteps": timesteps}
     return found | ({"sigmas": sigmas} if sigmas else {})
 

@@ -15,7 +15,7 @@ from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.plan import notation
 from search.schedule.plan.notation import format_notation, format_places, parse_notation, shortest_actions
 from search.schedule.plan.plan import Plan
-from search.schedule.plan.tokens import ABSENT, OFF, history, parse_actions
+from search.schedule.plan.tokens import ABSENT, OFF, parse_actions, values_read
 
 PIXART = Tree("PixArtTransformer2DModel", {"transformer_blocks": 28})
 FLUX = Tree("FluxTransformer2DModel", {"transformer_blocks": 3, "single_transformer_blocks": 4})
@@ -247,7 +247,7 @@ def plans(draw, tree: Tree) -> Plan:
         own, computed = [], 0
         for letter, parent in zip(wanted.get(node.name, OFF * STEPS), above, strict=True):
             token = "F1" if letter == "F" else letter
-            if history(token) > computed or (token == "S" and tree.skipped(node) is None):
+            if values_read(token) > computed or (token == "S" and tree.skipped(node) is None):
                 token = OFF
             if node.kind == "stack" and not tree.stack(node.stack).outputs:
                 token = OFF

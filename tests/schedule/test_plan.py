@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from search import Schedule, ScheduleError
 from search.schedule.model.nodes import MAX_BLOCKS, ROOT, Tree
 from search.schedule.plan.plan import Plan
-from search.schedule.plan.tokens import ABSENT, MAX_STEPS, OFF, format_actions, history, parse_actions
+from search.schedule.plan.tokens import ABSENT, MAX_STEPS, OFF, format_actions, parse_actions, values_read
 
 STEPS = 7
 TREE = Tree("PixArtTransformer2DModel", {"transformer_blocks": 4})
@@ -22,7 +22,7 @@ def lowered(name: str, wanted: list[str], above: tuple[str, ...]) -> list[str]:
     """The wanted actions with C wherever the node could not read enough, given its parent's actions."""
     out, computed = [], 0
     for token, parent in zip(wanted, above, strict=True):
-        if history(token) > computed or (token == "S" and name == ROOT):
+        if values_read(token) > computed or (token == "S" and name == ROOT):
             token = OFF
         out.append(token)
         computed += token == OFF and parent == OFF

@@ -21,7 +21,14 @@ from diffusers import (
 from search import ScheduleError
 from search.schedule.apply.clock import Clock
 from search.schedule.apply.scheduler import plan_scheduler
-from search.schedule.schedulers import GRIDDED, check_order, coordinates, grid, public_config, scheduler_class
+from search.schedule.schedulers import (
+    GRIDDED,
+    check_order,
+    forecast_coordinates,
+    public_config,
+    scheduler_class,
+    scheduler_grid,
+)
 from tests.helpers import tiny
 
 flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0}
@@ -72,7 +79,7 @@ def named(scheduler) -> dict:
 @pytest.mark.parametrize("steps", [5, 12, 20])
 def test_the_own_grid_is_bit_exact(name, steps):
     base = STOCK[name]
-    timesteps, sigmas = grid(base, steps)
+    timesteps, sigmas = scheduler_grid(base, steps)
     expected = loop(copy.deepcopy(base), steps)
     scheduler, clock = planned(DDIMScheduler(), steps, timesteps=timesteps, sigmas=sigmas, **named(base))
     assert torch.equal(loop(scheduler, steps), expected)
@@ -101,7 +108,7 @@ def test_every_gridded_class_is_tested():
     ],
 )
 def test_another_grid_is_that_of_the_scheduler_made_for_it(plain, warped):
-    timesteps, sigmas = grid(warped, 8)
+    timesteps, sigmas = scheduler_grid(warped, 8)
     expected = loop(copy.deepcopy(warped), 8)
     scheduler, _ = planned(plain, 8, timesteps=timesteps, sigmas=sigmas)
     found = loop(scheduler, 8)
@@ -165,7 +172,7 @@ def test_a_constant_order_is_the_solvers_own(cls, config, highest):
     steps = 8
     base = cls(solver_order=highest, **config)
     order = [min(highest, i + 1, steps - i) for i in range(steps)]  # diffusers' warm-up, and its way to the end
-    timesteps, sigmas = grid(base, steps)
+    timesteps, sigmas = scheduler_grid(base, steps)
     expected = loop(copy.deepcopy(base), steps)
     for other in (1, 2, 3):  # whatever the pipeline's scheduler was set to
         scheduler, _ = planned(cls(solver_order=other, **config), steps, order=order)
@@ -279,34 +286,34 @@ def test_places_on_every_axis():
     scheduler = DPMSolverMultistepScheduler()
     scheduler.set_timesteps(5)
     sigma = scheduler.sigmas[:-1].numpy()
-    assert coordinates(scheduler, "index") == [0, 1, 2, 3, 4]
-    assert coordinates(scheduler, "timestep") == scheduler.timesteps.tolist()
-    assert np.allclose(coordinates(scheduler, "sigma"), sigma)
-    assert np.allclose(coordinates(scheduler, "logsnr"), -np.log(sigma))
+    assert forecast_coordinates(scheduler, "index") == [0, 1, 2, 3, 4]
+    assert forecast_coordinates(scheduler, "timestep") == scheduler.timesteps.tolist()
+    assert np.allclose(forecast_coordinates(scheduler, "sigma"), sigma)
+    assert np.allclose(forecast_coordinates(scheduler, "logsnr"), -np.log(sigma))
 
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(5)
     sigma = scheduler.sigmas[:-1].clamp(max=1 - 1e-4).numpy()
-    assert np.allclose(coordinates(scheduler, "logsnr"), np.log((1 - sigma) / sigma), atol=1e-3)
+    assert np.allclose(forecast_coordinates(scheduler, "logsnr"), np.log((1 - sigma) / sigma), atol=1e-3)
 
     scheduler = DDIMScheduler()  # no sigmas of its own: from its table
     scheduler.set_timesteps(5)
     kept = scheduler.alphas_cumprod[scheduler.timesteps].numpy()
-    assert np.allclose(coordinates(scheduler, "sigma"), np.sqrt((1 - kept) / kept), rtol=1e-4)
-    assert np.allclose(coordinates(scheduler, "logsnr"), 0.5 * np.log(kept / (1 - kept)), rtol=1e-4, atol=1e-5)
+    assert np.allclose(forecast_coordinates(scheduler, "sigma"), np.sqrt((1 - kept) / kept), rtol=1e-4)
+    assert np.allclose(forecast_coordinates(scheduler, "logsnr"), 0.5 * np.log(kept / (1 - kept)), rtol=1e-4, atol=1e-5)
 
     scheduler = DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     scheduler.set_timesteps(5)
-    assert np.isfinite(coordinates(scheduler, "logsnr")).all()
+    assert np.isfinite(forecast_coordinates(scheduler, "logsnr")).all()
 
 
 def test_the_grid_is_what_set_timesteps_makes_and_touches_nothing():
     base = DPMSolverMultistepScheduler()
     base.set_timesteps(3)
-    timesteps, sigmas = grid(base, 7)
+    timesteps, sigmas = scheduler_grid(base, 7)
     assert len(timesteps) == 7 and sigmas is not None and len(sigmas) == 8 and len(base.timesteps) == 3
-    assert grid(DDIMScheduler(), 4)[1] is None
-    assert grid(HeunDiscreteScheduler(), 4)[0].__len__() == 7  # two evaluations a step but one
+    assert scheduler_grid(DDIMScheduler(), 4)[1] is None
+    assert scheduler_grid(HeunDiscreteScheduler(), 4)[0].__len__() == 7  # two evaluations a step but one
 
 
 def test_public_config_builds_the_same_scheduler_from_json():
@@ -328,7 +335,7 @@ def test_wrapped_methods_show_their_own_signatures():
 def test_a_pipeline_runs_the_schedules_sampler():
     pipe = tiny.pixart()
     euler = EulerDiscreteScheduler(use_karras_sigmas=True)
-    timesteps, sigmas = grid(euler, 4)
+    timesteps, sigmas = scheduler_grid(euler, 4)
     part = {
         "class": "EulerDiscreteScheduler",
         "config": public_config(EulerDiscreteScheduler()),

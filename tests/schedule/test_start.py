@@ -14,11 +14,11 @@ from diffusers import (
 )
 
 from search import Schedule, ScheduleError
-from search.evaluate.execute.partial import Partial
+from search.evaluate.execute.partial import PartialRun
 from search.evaluate.fit.solver import Fitter
 from search.profile.count import count_costs
 from search.schedule.model.identity import model_part
-from search.schedule.schedulers import grid, public_config
+from search.schedule.schedulers import public_config, scheduler_grid
 from tests.helpers.denoisers import BATCH, TINY, Pipeline, pipeline, run
 from tests.helpers.models import tiny_model
 
@@ -77,7 +77,7 @@ def test_noise_comes_back_as_in_a_loop_by_hand(name, strength, below):
 def test_nothing_to_inject_is_off(start):
     """No strength, no part, or no step so late: on the schedule's own grid the digest is that of the bare run."""
     pipe = pipeline(UNET)
-    timesteps, sigmas = grid(pipe.scheduler, STEPS)
+    timesteps, sigmas = scheduler_grid(pipe.scheduler, STEPS)
     sampler = {"class": type(pipe.scheduler).__name__, "config": public_config(pipe.scheduler)}
     parts = {"steps": STEPS, "sampler": sampler | {"timesteps": timesteps, "sigmas": sigmas}}
     with_start = schedule(pipe, start, **parts)
@@ -130,7 +130,7 @@ def test_a_wrong_start_is_named(start, told):
 
 def test_a_solver_table_says_itself_what_it_takes_of_the_noise():
     pipe = pipeline(UNET)
-    timesteps, sigmas = grid(pipe.scheduler, 2)
+    timesteps, sigmas = scheduler_grid(pipe.scheduler, 2)
     table = {"state": [1.0, 1.0], "outputs": [[0.1], [0.1, 0.1]]}
     sampler = {"class": type(pipe.scheduler).__name__, "timesteps": timesteps, "sigmas": sigmas, "coefficients": table}
     with pytest.raises(ScheduleError, match=r"start\.inject and sampler\.coefficients are both given; .* leave one"):
@@ -146,7 +146,7 @@ def test_steps_taken_one_by_one_inject_the_same_and_fits_leave_such_schedules_al
     with injected.apply(model.pipe):
         expected = model.sample(conditions, noise)
         assert torch.equal(model.stock(["red apple", "blue boat"], [0, 1], output_type="latent"), expected)
-    partial = Partial(model, conditions, noise, count_costs(model.denoiser, model.target.tree, 6, model.once))
+    partial = PartialRun(model, conditions, noise, count_costs(model.denoiser, model.target.tree, 6, model.once))
     state = partial.begin()
     for _ in range(6):  # a new handle at every step
         state = partial.extend(state, injected)

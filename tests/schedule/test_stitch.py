@@ -14,9 +14,9 @@ from search import Schedule, ScheduleError
 from search.schedule.document import json_schema
 from search.schedule.model.identity import model_part
 from search.schedule.model.nodes import ROOT, Tree
-from search.schedule.plan.guidance import settle
+from search.schedule.plan.guidance import settle_branches
 from search.schedule.plan.plan import Plan
-from search.schedule.plan.tokens import switches
+from search.schedule.plan.tokens import denoiser_switches
 from tests.helpers import tiny
 from tests.helpers.guidance_by_hand import approximated
 from tests.helpers.pixart_by_hand import ByHand
@@ -234,7 +234,7 @@ TREE = Tree("PixArtTransformer2DModel", {"transformer_blocks": 2})
 def test_what_is_settled_is_always_accepted_and_what_is_accepted_stays(at, data):
     names = [node.name for node in TREE]
     wanted = {n: data.draw(st.lists(st.sampled_from(["C", "R", "F1", "F2"]), min_size=7, max_size=7)) for n in names}
-    settled = settle(wanted, TREE, None, at)
+    settled = settle_branches(wanted, TREE, None, at)
     plan = Plan.resolve([(n, "".join(tokens)) for n, tokens in settled.items()], TREE, 7, at)
     for name, tokens in plan.tokens.items():  # brute force: each read has its values behind the last switch
         for step, token in enumerate(tokens):
@@ -242,7 +242,7 @@ def test_what_is_settled_is_always_accepted_and_what_is_accepted_stays(at, data)
                 began = max([0, *(k for k in range(1, step + 1) if at[k] != at[k - 1])])
                 assert tokens[began:step].count("C") >= (1 if token == "R" else int(token[1]) + 1)
             assert name == ROOT or at[step] == "L" or token == "-"
-    assert settle(settled, TREE, None, at) == settled
+    assert settle_branches(settled, TREE, None, at) == settled
 
 
 def test_settling_by_hand():
@@ -250,14 +250,14 @@ def test_settling_by_hand():
         ROOT: ["C", "R", "C", "R", "R", "F1", "F1"],
         "transformer_blocks.0:ff": ["C", "R", "R", "R", "R", "R", "R"],
     }
-    assert settle(wanted, TREE, None, "SSSLLLL") == {
+    assert settle_branches(wanted, TREE, None, "SSSLLLL") == {
         ROOT: ["C", "R", "C", "C", "R", "R", "R"],
         "transformer_blocks.0:ff": ["C"] * 7,
     }
-    assert settle({"transformer_blocks.0:ff": ["R"] * 5}, TREE, None, "LLSLL") == {
+    assert settle_branches({"transformer_blocks.0:ff": ["R"] * 5}, TREE, None, "LLSLL") == {
         "transformer_blocks.0:ff": ["C", "R", "C", "C", "R"]
     }
-    assert switches("SSLLS") == {2, 4} and switches("") == switches("LLL") == frozenset()
+    assert denoiser_switches("SSLLS") == {2, 4} and denoiser_switches("") == denoiser_switches("LLL") == frozenset()
 
 
 # The file

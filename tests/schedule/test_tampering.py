@@ -9,7 +9,7 @@ from diffusers import FirstBlockCacheConfig
 from diffusers.hooks import apply_first_block_cache
 
 from search import ScheduleError
-from search.schedule.apply.tampering import Intact
+from search.schedule.apply.tampering import ModuleSnapshot
 from tests.helpers import tiny
 from tests.helpers.models import stable_diffusion
 
@@ -177,7 +177,7 @@ def test_deep_cache_before_and_after_apply_is_refused() -> None:
 def test_a_module_that_is_replaced_or_taken_away_is_named(pipe: Any) -> None:
     block = pipe.transformer.transformer_blocks[1]
     for other, told in ((torch.nn.Identity(), "was replaced by a Identity"), (None, "was taken away")):
-        intact, ff = Intact(pipe.transformer), block.ff
+        intact, ff = ModuleSnapshot(pipe.transformer), block.ff
         intact.check()
         block.ff = other
         with pytest.raises(ScheduleError, match=rf"transformer_blocks.1.ff {told} {LATE}"):

@@ -7,7 +7,7 @@ from search import Schedule
 from search.profile.count import count_costs
 from search.schedule.model.identity import model_part
 from search.schedule.model.nodes import Tree
-from search.schedule.values import half, joined, mapped
+from search.schedule.values import join_halves, map_tensors, take_half
 from tests.helpers.denoisers import TINY, pipeline, run
 from tests.helpers.models import tiny_family
 
@@ -69,13 +69,13 @@ class Patched:
             full, kept = self.narrow[self.step] == "C", self.kept[name]
             if self.tokens[name][self.step] == "C":
                 output = forward(*args, **kwargs)
-                value = mapped(torch.clone, output)
-                pair = (half(value, 0), half(value, 1)) if full else (kept[-1][0] if kept else None, value)
+                value = map_tensors(torch.clone, output)
+                pair = (take_half(value, 0), take_half(value, 1)) if full else (kept[-1][0] if kept else None, value)
                 kept.append(pair)
                 return output
             if self.tokens[name][self.step] == "F1":
-                return mapped(self.forecast, *(joined(*pair) for pair in kept[-2:]))
-            return mapped(torch.clone, joined(*kept[-1]) if full else kept[-1][1])
+                return map_tensors(self.forecast, *(join_halves(*pair) for pair in kept[-2:]))
+            return map_tensors(torch.clone, join_halves(*kept[-1]) if full else kept[-1][1])
 
         return patched
 

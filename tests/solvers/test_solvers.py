@@ -23,11 +23,11 @@ from diffusers import (
 from search.schedule.apply.clock import Clock
 from search.schedule.apply.scheduler import LinearSolver, plan_scheduler
 from search.schedule.noise import Noise
-from search.schedule.schedulers import grid, public_config
-from search.solvers.multistep import program
+from search.schedule.schedulers import public_config, scheduler_grid
+from search.solvers.multistep import compile_rules
 from search.solvers.rules import own_rules
-from search.solvers.table import Rule, Table
-from search.solvers.trace import Exact, traced
+from search.solvers.table import SolverRule, SolverTable
+from search.solvers.trace import Float64Tensor, trace_scheduler
 from tests.helpers.mixture import Mixture
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # diffusers' own
@@ -37,16 +37,16 @@ V = {"prediction_type": "v_prediction"}
 
 
 def part(scheduler, steps: int) -> dict:
-    timesteps, sigmas = grid(scheduler, steps)
+    timesteps, sigmas = scheduler_grid(scheduler, steps)
     found = {"class": type(scheduler).__name__, "config": public_config(scheduler), "timesteps": timesteps}
     return found | ({"sigmas": sigmas} if sigmas else {})
 
 
-def compiled(given: dict, rules=None) -> Table:
-    return program(rules or own_rules(given), Noise.of(given), given)
+def compiled(given: dict, rules=None) -> SolverTable:
+    return compile_rules(rules or own_rules(given), Noise.of(given), given)
 
 
-def away(found: Table, expected: Table) -> float:
+def away(found: SolverTable, expected: SolverTable) -> float:
     """Largest difference, relative to the largest coefficient where that is above 1."""
     apart = max(np.abs(found.state - expected.state).max(), np.abs(found.outputs - expected.outputs).max())
     return apart / max(1.0, expected.size)
@@ -99,17 +99,17 @@ def cases():
 def test_own_rules_are_the_scheduler(scheduler):
     for steps in (1, 3, 8, 17):
         given = part(scheduler, steps)
-        assert away(compiled(given), traced(scheduler, steps)) < 1e-10, steps
+        assert away(compiled(given), trace_scheduler(scheduler, steps)) < 1e-10, steps
 
 
 def test_a_grid_of_the_files_own():
     base = UniPCMultistepScheduler(solver_order=3)
     given = part(base, 9) | {"timesteps": [900, 700, 400, 250, 100, 20], "sigmas": [9, 4, 1.3, 0.7, 0.3, 0.1, 0]}
-    found = traced(base, timesteps=given["timesteps"], sigmas=given["sigmas"])
+    found = trace_scheduler(base, timesteps=given["timesteps"], sigmas=given["sigmas"])
     assert away(compiled(given), found) < 1e-6  # diffusers keeps given sigmas in float32
     base = DDIMScheduler(clip_sample=False)
     given = part(base, 9) | {"timesteps": [900, 700, 400, 250, 100, 20]}
-    assert away(compiled(given), traced(base, timesteps=given["timesteps"])) < 1e-10
+    assert away(compiled(given), trace_scheduler(base, timesteps=given["timesteps"])) < 1e-10
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,12 @@ def stepped(base, given: dict, dtype: torch.dtype = torch.float64, order=None) -
     for t in scheduler.timesteps:
         e = denoiser(scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x, t)
         if dtype == torch.float64:
-            e, x = e.as_subclass(Exact), x.as_subclass(Exact)
+            e, x = e.as_subclass(Float64Tensor), x.as_subclass(Float64Tensor)
         x = scheduler.step(e, t, x, return_dict=False)[0].as_subclass(torch.Tensor)
     return x
 
 
-def applied(table: Table, given: dict, dtype: torch.dtype) -> torch.Tensor:
+def applied(table: SolverTable, given: dict, dtype: torch.dtype) -> torch.Tensor:
     solver, x = LinearSolver(**table.part()), start(dtype)
     for i, t in enumerate(given["timesteps"]):
         scaled = x / (given["sigmas"][i] ** 2 + 1) ** 0.5 if given["class"] == "EulerDiscreteScheduler" else x
@@ -178,7 +178,7 @@ def applied(table: Table, given: dict, dtype: torch.dtype) -> torch.Tensor:
 )
 def test_a_table_runs_as_the_scheduler_steps(scheduler):
     given = part(scheduler, 9)
-    for table in (compiled(given), traced(scheduler, 9)):
+    for table in (compiled(given), trace_scheduler(scheduler, 9)):
         for dtype, near in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
             found, expected = applied(table, given, dtype), stepped(scheduler, given, dtype)
             assert (found - expected).abs().max() <= near * expected.abs().max(), dtype
@@ -186,36 +186,36 @@ def test_a_table_runs_as_the_scheduler_steps(scheduler):
 
 def test_other_linear_schedulers_are_traced():
     for scheduler in (LMSDiscreteScheduler(), DPMSolverSinglestepScheduler(solver_order=3), PNDMScheduler()):
-        table = traced(scheduler, 6)
-        assert len(table.state) == len(grid(scheduler, 6)[0]) and np.isfinite(table.size)
+        table = trace_scheduler(scheduler, 6)
+        assert len(table.state) == len(scheduler_grid(scheduler, 6)[0]) and np.isfinite(table.size)
         assert np.array_equal(table.outputs, np.tril(table.outputs))
 
 
 def test_tracing_leaves_no_trace():
     scheduler, before = DPMSolverMultistepScheduler(), torch.random.get_rng_state()
     state = copy.deepcopy(vars(scheduler))
-    traced(scheduler, 5)
+    trace_scheduler(scheduler, 5)
     assert str(vars(scheduler)) == str(state) and torch.equal(torch.random.get_rng_state(), before)
 
 
 # Convergence, on a mixture whose denoiser is exact
 
 ORDERS = {  # nominal order, or what is measured where the name says another
-    "DDIM": (Rule(1), 1),
-    "2M": (Rule(2, "data", "midpoint"), 2),
-    "2M heun": (Rule(2, "data", "exact"), 2),
-    "3M": (Rule(3, "data", "midpoint"), 2),  # diffusers halves the quadratic term
-    "3, data": (Rule(3, "data", "exact"), 3),
-    "4, data": (Rule(4, "data", "exact"), 4),
-    "DEIS 2": (Rule(2, "noise", "exact"), 2),
-    "DEIS 3": (Rule(3, "noise", "exact"), 3),
-    "DEIS 4": (Rule(4, "noise", "exact"), 4),
-    "UniPC 1": (Rule(1, "data", "bh2", corrector=True), 2),
-    "UniPC 2": (Rule(2, "data", "bh2", corrector=True), 3),
-    "UniPC 3": (Rule(3, "data", "bh2", corrector=True), 4),
-    "UniPC 2, noise": (Rule(2, "noise", "bh2", corrector=True), 3),
-    "Adams-Bashforth 2": (Rule(2, "noise", "even"), 2),
-    "Adams-Bashforth 4": (Rule(4, "noise", "even"), 2),  # the DDIM transfer weighs the steps unevenly
+    "DDIM": (SolverRule(1), 1),
+    "2M": (SolverRule(2, "data", "midpoint"), 2),
+    "2M heun": (SolverRule(2, "data", "exact"), 2),
+    "3M": (SolverRule(3, "data", "midpoint"), 2),  # diffusers halves the quadratic term
+    "3, data": (SolverRule(3, "data", "exact"), 3),
+    "4, data": (SolverRule(4, "data", "exact"), 4),
+    "DEIS 2": (SolverRule(2, "noise", "exact"), 2),
+    "DEIS 3": (SolverRule(3, "noise", "exact"), 3),
+    "DEIS 4": (SolverRule(4, "noise", "exact"), 4),
+    "UniPC 1": (SolverRule(1, "data", "bh2", corrector=True), 2),
+    "UniPC 2": (SolverRule(2, "data", "bh2", corrector=True), 3),
+    "UniPC 3": (SolverRule(3, "data", "bh2", corrector=True), 4),
+    "UniPC 2, noise": (SolverRule(2, "noise", "bh2", corrector=True), 3),
+    "Adams-Bashforth 2": (SolverRule(2, "noise", "even"), 2),
+    "Adams-Bashforth 4": (SolverRule(4, "noise", "even"), 2),  # the DDIM transfer weighs the steps unevenly
 }
 BASE = {"class": "DPMSolverMultistepScheduler", "config": {}}
 
@@ -235,7 +235,7 @@ def test_the_error_falls_as_the_order_says(name, solved):
     for count in counts:
         sigmas = np.exp(np.linspace(6, -2, count + 1))
         given = BASE | {"timesteps": list(range(count, 0, -1)), "sigmas": sigmas.tolist()}
-        solver, y = LinearSolver(**program([rule] * count, noise, given).part()), x
+        solver, y = LinearSolver(**compile_rules([rule] * count, noise, given).part()), x
         for i, (alpha, sigma) in enumerate(zip(*noise.scales(sigmas[:-1]), strict=True)):
             y = solver.step(i, mixture.epsilon(y, alpha, sigma), y)
         errors.append(float((y - expected).norm()))
@@ -262,8 +262,8 @@ def test_the_mixture_knows_itself():
 
 def test_orders_are_lowered_to_what_was_computed_and_on_the_way_to_sigma_0():
     given = part(DPMSolverMultistepScheduler(**FLOW), 6)
-    full = compiled(given, [Rule(3)] * 6)
-    by_hand = compiled(given, [Rule(k) for k in (1, 2, 3, 3, 3, 1)])
+    full = compiled(given, [SolverRule(3)] * 6)
+    by_hand = compiled(given, [SolverRule(k) for k in (1, 2, 3, 3, 3, 1)])
     assert np.array_equal(full.outputs, by_hand.outputs) and np.array_equal(full.state, by_hand.state)
 
 
@@ -271,30 +271,30 @@ def test_orders_are_lowered_where_coefficients_grow():
     config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "sample"}
     given = part(DPMSolverMultistepScheduler(**config), 20)
     noise = Noise.of(given)
-    first = program([Rule(1)] * 20, noise, given)
-    for rule in (Rule(4), Rule(4, "noise", corrector=True), Rule(4, "noise", "even")):
-        free, bound = program([rule] * 20, noise, given), program([rule] * 20, noise, given, largest=2)
+    first = compile_rules([SolverRule(1)] * 20, noise, given)
+    for rule in (SolverRule(4), SolverRule(4, "noise", corrector=True), SolverRule(4, "noise", "even")):
+        free, bound = compile_rules([rule] * 20, noise, given), compile_rules([rule] * 20, noise, given, largest=2)
         assert free.size > 2 >= bound.size and away(bound, first) > 0.1
-    assert away(program([Rule(4)] * 20, noise, given, largest=0), first) == 0
+    assert away(compile_rules([SolverRule(4)] * 20, noise, given, largest=0), first) == 0
 
 
 def test_both_forms_are_one_at_order_1():
     given = part(DPMSolverMultistepScheduler(), 7)
-    assert away(compiled(given, [Rule(1, "data")] * 7), compiled(given, [Rule(1, "noise")] * 7)) < 1e-12
+    assert away(compiled(given, [SolverRule(1, "data")] * 7), compiled(given, [SolverRule(1, "noise")] * 7)) < 1e-12
 
 
 def test_a_start_of_nothing_but_noise():
     given = part(FlowMatchEulerDiscreteScheduler(), 6)
     assert given["sigmas"][0] == 1
     for form in ("data", "noise"):
-        table = compiled(given, [Rule(3, form, "bh2", corrector=True)] * 6)
+        table = compiled(given, [SolverRule(3, form, "bh2", corrector=True)] * 6)
         assert np.isfinite(table.size) and table.size < 100
 
 
 def test_a_table_as_a_part():
-    part = Table(np.array([1.0, 2.0]), np.array([[3.0, 0.0], [4.0, 5.0]])).part()
+    part = SolverTable(np.array([1.0, 2.0]), np.array([[3.0, 0.0], [4.0, 5.0]])).part()
     assert part == {"state": [1.0, 2.0], "outputs": [[3.0], [4.0, 5.0]]}
-    assert Table(np.array([np.nan]), np.ones((1, 1))).size == np.inf
+    assert SolverTable(np.array([np.nan]), np.ones((1, 1))).size == np.inf
 
 
 # Refusals
@@ -322,12 +322,12 @@ class Clipping(EulerDiscreteScheduler):
 )
 def test_schedulers_that_no_table_says_are_refused(scheduler, text):
     with pytest.raises(ValueError, match=text):
-        traced(scheduler, 4)
+        trace_scheduler(scheduler, 4)
 
 
 def test_tracing_takes_one_grid():
     with pytest.raises(ValueError, match="give either steps or timesteps"):
-        traced(DDIMScheduler(clip_sample=False))
+        trace_scheduler(DDIMScheduler(clip_sample=False))
 
 
 @pytest.mark.parametrize(
@@ -358,27 +358,27 @@ def test_schedulers_that_no_rules_say_are_refused(scheduler, change, text):
 
 def test_rules_that_are_none_are_refused():
     with pytest.raises(ValueError, match="order 5 is out of range; a rule is of order 1 to 4"):
-        Rule(5)
+        SolverRule(5)
     with pytest.raises(ValueError, match="form 'x0' is unknown; choose data or noise"):
-        Rule(1, "x0")
+        SolverRule(1, "x0")
     with pytest.raises(ValueError, match="stencil 'heun' is unknown; choose from exact, midpoint, bh2, even, bh1"):
-        Rule(1, "data", "heun")
+        SolverRule(1, "data", "heun")
 
 
 def test_grids_that_are_none_are_refused():
     euler, ddim = part(EulerDiscreteScheduler(), 4), part(DDIMScheduler(clip_sample=False), 4)
     with pytest.raises(ValueError, match="there are 3 rules; 4 steps need 4"):
-        compiled(euler, [Rule()] * 3)
+        compiled(euler, [SolverRule()] * 3)
     with pytest.raises(ValueError, match="the sampler part has no timesteps; a table belongs to its grid"):
-        compiled(euler | {"timesteps": None}, [Rule()])
+        compiled(euler | {"timesteps": None}, [SolverRule()])
     with pytest.raises(ValueError, match="the sampler part has no sigmas; EulerDiscreteScheduler needs 5 for 4 steps"):
-        compiled(euler | {"sigmas": None}, [Rule()] * 4)
+        compiled(euler | {"sigmas": None}, [SolverRule()] * 4)
     with pytest.raises(ValueError, match="prediction 'flow' on ve scales is unknown; a table takes epsilon, sample"):
-        program([Rule()] * 4, Noise(np.arange(9.0), "ve", "flow"), euler)
+        compile_rules([SolverRule()] * 4, Noise(np.arange(9.0), "ve", "flow"), euler)
     zero = part(DDIMScheduler(clip_sample=False, rescale_betas_zero_snr=True, timestep_spacing="trailing"), 4)
     with pytest.raises(ValueError, match="DDIMScheduler starts with nothing but noise, where a denoiser of prediction"):
-        compiled(zero, [Rule()] * 4)
+        compiled(zero, [SolverRule()] * 4)
     flow = part(DPMSolverMultistepScheduler(prediction_type="flow_prediction"), 4)
     with pytest.raises(ValueError, match="sampler.sigmas reach 157.4.*; those of a flow lie in 0..1: use_flow_sigmas"):
-        compiled(flow, [Rule()] * 4)
-    assert np.isfinite(compiled(ddim, [Rule()] * 4).size)
+        compiled(flow, [SolverRule()] * 4)
+    assert np.isfinite(compiled(ddim, [SolverRule()] * 4).size)

@@ -10,13 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from search import Schedule
-from search.config.compose import composed, normalise
+from search.config.compose import compose_config, normalise_overrides
 from search.config.settings import Config
 from search.profile.count import count_costs
 from search.profile.target import Target
 from search.schedule.model.identity import model_part
 from search.schedule.model.nodes import Tree
-from search.schedule.schedulers import grid, public_config
+from search.schedule.schedulers import public_config, scheduler_grid
 from search.spaces.cache import CacheSpace
 from search.spaces.depth import DepthSpace
 from search.spaces.joint import JointSpace
@@ -112,7 +112,7 @@ def layer(resnet, attention, hidden, time, text):
 
 
 def target_of(pipe, steps=STEPS, **changes):
-    timesteps, sigmas = grid(pipe.scheduler, steps)
+    timesteps, sigmas = scheduler_grid(pipe.scheduler, steps)
     sampler = {"class": type(pipe.scheduler).__name__, "config": public_config(pipe.scheduler)}
     sampler |= {"timesteps": timesteps, "sigmas": sigmas}
     return replace(Target("unet", Tree.of(pipe.denoiser), steps, model_part(pipe.denoiser), sampler), **changes)
@@ -229,7 +229,7 @@ def test_levels_follow_their_step_where_timesteps_move():
     target = target_of(pipe, 12)
     levels = np.zeros(13, dtype=int)
     levels[5] = ENCODER  # the teacher's step 6
-    timesteps, sigmas = grid(pipe.scheduler, 6)
+    timesteps, sigmas = scheduler_grid(pipe.scheduler, 6)
     moved = target.on({"steps": 6, "sampler": {**target.sampler, "timesteps": timesteps, "sigmas": sigmas}})
     actions = dict(DepthSpace().decode(levels, moved)["plan"]["rules"])["conv_in.0"]
     assert [moved.at[t] for t, token in enumerate(actions) if token == "R"] == [6]
@@ -276,7 +276,7 @@ def test_where_it_does_not_apply():
 def test_experiments_search_what_the_works_do():
     found = {}
     for name in ("deepcache", "faster_diffusion"):
-        config = Config.check(composed(normalise([f"+experiment={name}"])))
+        config = Config.check(compose_config(normalise_overrides([f"+experiment={name}"])))
         found[name] = instantiate(config.space["depth"])
         assert config.model["name"] == "sd" and list(config.space) == ["depth"]
     assert found == {"deepcache": DepthSpace(strengths=[]), "faster_diffusion": DepthSpace(ahead=4)}

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from search import Schedule
 from search.profile.target import Target
-from search.schedule.schedulers import grid, public_config
+from search.schedule.schedulers import public_config, scheduler_grid
 from search.spaces.solver import LARGEST, SolverSpace
 from tests.helpers.models import tiny_model
 from tests.helpers.space_contract import PROMPTS, SpaceContract
@@ -51,7 +51,7 @@ TARGET = tiny_model().target  # 6 steps of DPM-Solver++ 2M, flow
 
 
 def target(scheduler, steps: int = 6) -> Target:
-    timesteps, sigmas = grid(scheduler, steps)
+    timesteps, sigmas = scheduler_grid(scheduler, steps)
     part = {"class": type(scheduler).__name__, "config": public_config(scheduler), "timesteps": timesteps}
     return replace(TARGET, steps=steps, sampler=part | ({"sigmas": sigmas} if sigmas else {}))
 

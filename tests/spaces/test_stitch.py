@@ -20,7 +20,7 @@ from search.calibrate.propose.proposals import Proposals
 from search.config.settings import Config
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.execute.jobs import Batch
-from search.evaluate.execute.prefix import path
+from search.evaluate.execute.prefix import step_keys
 from search.evaluate.execute.runner import Runner
 from search.evaluate.fit.corrections import Corrector
 from search.evaluate.fit.solver import Fitter
@@ -42,7 +42,7 @@ from search.spaces.skip import SkipSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.stitch import StitchSpace
 from search.spaces.timesteps import TimestepsSpace
-from search.tracking.notes import describe
+from search.tracking.notes import describe_search
 from tests.helpers.finished_search import made_result
 from tests.helpers.models import save_tiny, tiny_model
 from tests.helpers.population import latents
@@ -317,7 +317,7 @@ def test_runs_that_share_a_beginning_share_its_steps():
         with MODEL.apply(schedule):
             assert torch.equal(ended, MODEL.sample(conditions, noise))
     assert runner.steps == 6 + 3 + 6 + 4 + 3
-    assert path(schedules[0])[:3] == path(schedules[1])[:3] != path(schedules[2])[:3]
+    assert step_keys(schedules[0])[:3] == step_keys(schedules[1])[:3] != step_keys(schedules[2])[:3]
 
 
 def test_a_solver_is_fitted_across_the_switch(evaluator):
@@ -362,11 +362,13 @@ def test_a_beam_goes_through_models_by_step_and_refuses_switch_points(evaluator)
 
 
 def test_the_command_line_takes_a_small_model():
-    from search.config.compose import composed, normalise
+    from search.config.compose import compose_config, normalise_overrides
 
-    found = Config.check(composed(normalise(["+space=[stitch,cache]", "model=pixart", "model.small=pixart_small"])))
+    found = Config.check(
+        compose_config(normalise_overrides(["+space=[stitch,cache]", "model=pixart", "model.small=pixart_small"]))
+    )
     assert found.model["small"] == "pixart_small" and list(found.space) == ["stitch", "cache"]
-    experiment = Config.check(composed(normalise(["+experiment=tstitch"])))
+    experiment = Config.check(compose_config(normalise_overrides(["+experiment=tstitch"])))
     assert experiment.model["small"] == "pixart_small" and list(experiment.space) == ["stitch"]
 
 
@@ -380,9 +382,9 @@ def test_a_found_schedule_says_which_pipelines_it_needs(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "pipe_S = DiffusionPipeline.from_pretrained(...)  # small" in printed
     assert 'handle = schedule.apply(pipe, models={"S": pipe_S})' in printed
-    assert '.apply(pipe, models={"S": pipe_S})' in describe(result)
+    assert '.apply(pipe, models={"S": pipe_S})' in describe_search(result)
     result.best.schedule = stitched("LLLLLL")
-    assert ".apply(pipe)" in describe(result)
+    assert ".apply(pipe)" in describe_search(result)
     pipe, pipe_S = MODEL.pipe, MODEL.others["S"]
     with Schedule.load(tmp_path / "s.json").apply(pipe, models={"S": pipe_S}):
         MODEL.stock(["red apple"], [0], output_type="latent")

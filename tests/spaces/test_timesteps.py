@@ -5,7 +5,7 @@ from diffusers import DPMSolverMultistepScheduler
 from search import Schedule
 from search.profile.target import Target
 from search.schedule.noise import Noise
-from search.schedule.schedulers import grid, public_config
+from search.schedule.schedulers import public_config, scheduler_grid
 from search.spaces.timesteps import TimestepsSpace, spacings
 from tests.helpers.models import tiny_model
 from tests.helpers.space_contract import SpaceContract
@@ -27,7 +27,7 @@ class TestSigma(SpaceContract):
 
 def vp_target(steps: int = 10, **config) -> Target:
     scheduler = DPMSolverMultistepScheduler(**config)
-    timesteps, sigmas = grid(scheduler, steps)
+    timesteps, sigmas = scheduler_grid(scheduler, steps)
     sampler = {"class": "DPMSolverMultistepScheduler", "config": public_config(scheduler)}
     return Target("vp", TARGET.tree, steps, TARGET.model, sampler | {"timesteps": timesteps, "sigmas": sigmas})
 
@@ -92,7 +92,7 @@ def test_a_run_has_two_steps_at_least():
 def test_spacings_are_those_of_diffusers(name, config):
     scheduler = DPMSolverMultistepScheduler(**config)
     noise = Noise.of({"class": "DPMSolverMultistepScheduler", "config": public_config(scheduler)})
-    timesteps, sigmas = grid(scheduler, 12)
+    timesteps, sigmas = scheduler_grid(scheduler, 12)
     found = dict(spacings(noise, 12))[name]
     if name in ("Karras", "log-SNR", "beta"):
         assert np.log(noise.sigma(found)) == pytest.approx(np.log(sigmas[:-1]), abs=0.02)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from search.figures.charts import grid_png, pareto_png
-from search.figures.report.page import page
+from search.figures.report.page import report_page
 from search.promote import promote
 from search.tracking import store, writing
 from tests.helpers.browser import CHROMIUM, opened
@@ -29,7 +29,7 @@ localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')"""
 def result(tmp_path_factory):
     result = made_result(tmp_path_factory.mktemp("browser") / "runs")
     figures = result.folder / "figures"
-    (figures / "report.html").write_text(page(result), encoding="utf-8")
+    (figures / "report.html").write_text(report_page(result), encoding="utf-8")
     (figures / "pareto.png").write_bytes(pareto_png(result))
     (figures / "grids" / "01.png").write_bytes(grid_png(result, result.entries[1]))
     return result
@@ -39,7 +39,7 @@ def result(tmp_path_factory):
 def ui(result):
     """The logged result's links, and the address of an MLflow UI on its store, begun by what is printed."""
     root = result.folder.parent
-    found = writing.log(result, root)
+    found = writing.log_result(result, root)
     promote(runs=root)
     words = store.ui_command(Path("runs")).split()
     with served(words[: words.index("--port")], root.parent) as address:

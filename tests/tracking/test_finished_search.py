@@ -23,8 +23,8 @@ def logged(tmp_path_factory):
     result = made_result(root)
     (result.folder / "figures" / "pareto.png").write_bytes(pareto_png(result))
     (result.folder / "figures" / "grids" / "01.png").write_bytes(grid_png(result, result.entries[1]))
-    found = writing.log(result, root)
-    return result, root, found, MlflowClient(store.address(root))
+    found = writing.log_result(result, root)
+    return result, root, found, MlflowClient(store.store_address(root))
 
 
 def runs(client, found, role):
@@ -135,7 +135,7 @@ def everything(client, found):
 def test_logging_again_makes_no_second_copy(logged):
     result, root, found, client = logged
     before = everything(client, found)
-    assert writing.log(result, root) == found
+    assert writing.log_result(result, root) == found
     assert everything(client, found) == before and len(before) == 7
 
 
@@ -143,7 +143,7 @@ def test_a_resumed_search_replaces_what_has_left_the_front(logged):
     _, _, _, client = logged
     root = Path(client.tracking_uri.removeprefix("sqlite:///")).parent
     result = made_result(root, "2026-01-03_000000_cache_tiny")
-    first = writing.log(result, root)
+    first = writing.log_result(result, root)
     of_search = f"tags.search_id = '{result.search_id}'"
     ids = {r.info.run_name: r.info.run_id for r in client.search_runs([first["experiment_id"]], of_search)}
     result.entries = result.entries[1:]
@@ -152,7 +152,7 @@ def test_a_resumed_search_replaces_what_has_left_the_front(logged):
     result.recommended = result.entries[0].name
     result.config["seed"] = 7  # params stay as they were
     result.save()
-    assert writing.log(result, root) == first
+    assert writing.log_result(result, root) == first
     again = {r.info.run_name: r for r in client.search_runs([first["experiment_id"]], of_search)}
     assert set(again) == set(ids) - {"3.0× · drift 0.120", "2.0× · drift 0.040"} | {"2.1× · drift 0.040"}
     renamed = again["2.1× · drift 0.040"]
@@ -164,13 +164,13 @@ def test_a_version_keeps_its_run_when_its_schedule_leaves_the_front(logged):
     _, _, _, client = logged
     root = Path(client.tracking_uri.removeprefix("sqlite:///")).parent
     result = made_result(root, "2026-01-05_000000_cache_tiny")
-    first = writing.log(result, root)
+    first = writing.log_result(result, root)
     registered = client.get_model_version_by_alias("tiny-cache", "newest")
     gone = result.entries.pop(1)
     assert gone.name == result.recommended
     result.recommended = result.entries[0].name
     result.save()
-    writing.log(result, root)
+    writing.log_result(result, root)
     kept = client.get_run(registered.run_id)
     assert kept.info.lifecycle_stage == "active" and kept.data.tags["role"] == "earlier"
     newest = client.get_model_version_by_alias("tiny-cache", "newest")
@@ -184,14 +184,14 @@ def test_how_a_search_ended(logged, stopped, status):
     result = made_result(root, f"2026-01-06_000000_cache_tiny_{status}")
     result.stopped = stopped
     result.save()
-    run = client.get_run(writing.log(result, root)["run_id"])
+    run = client.get_run(writing.log_result(result, root)["run_id"])
     assert run.info.status == status and run.data.tags["stopped"] == stopped
     assert f"_{stopped}_" in run.data.tags["mlflow.note.content"]
 
 
 def test_two_searches_share_an_experiment(logged):
     result, root, found, client = logged
-    other = writing.log(made_result(root, "2026-01-04_000000_cache_tiny"), root)
+    other = writing.log_result(made_result(root, "2026-01-04_000000_cache_tiny"), root)
     assert other["experiment_id"] == found["experiment_id"] and other["run_id"] != found["run_id"]
     assert len([k for k in client.get_experiment(found["experiment_id"]).tags if "sharedViewState" in k]) >= 2
 
@@ -199,7 +199,7 @@ def test_two_searches_share_an_experiment(logged):
 def test_a_store_that_refuses_is_a_warning(logged, caplog, tmp_path):
     result, root, _, _ = logged
     (tmp_path / "mlflow.db").write_text("this is no database")
-    found = writing.log(result, tmp_path)
+    found = writing.log_result(result, tmp_path)
     assert set(found) == {"error"} and "MLflow at sqlite:///" in found["error"]
     assert "is in MLflow" in caplog.text
 
@@ -207,5 +207,5 @@ def test_a_store_that_refuses_is_a_warning(logged, caplog, tmp_path):
 def test_a_view_that_cannot_be_saved_is_no_failure(logged, monkeypatch):
     result, root, found, _ = logged
     monkeypatch.setattr(views, "save", lambda *_: 1 / 0)
-    again = writing.log(result, root)
+    again = writing.log_result(result, root)
     assert "view" not in again and again["run_id"] == found["run_id"]

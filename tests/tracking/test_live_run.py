@@ -8,7 +8,7 @@ import pytest
 from search import send
 from search.results import disk
 from search.tracking import spool, store, tracker, writing
-from search.tracking.tracker import Tracker, deliver, deliver_waiting, last_lines
+from search.tracking.tracker import Tracker, deliver_result, deliver_waiting_results, last_lines
 from tests.helpers.configuration import config
 from tests.helpers.finished_search import made_result
 
@@ -46,7 +46,7 @@ def test_a_store_that_refuses_is_told_once_and_asked_again(tmp_path, refusing):
         for row in ROWS:
             live.generation(row)
         live._end("")
-    assert said == [f"MLflow at {store.address(tmp_path)}: it does not answer; the search goes on without it"]
+    assert said == [f"MLflow at {store.store_address(tmp_path)}: it does not answer; the search goes on without it"]
     assert len(refusing) == 1 + len(ROWS)
 
 
@@ -79,8 +79,8 @@ def test_a_store_that_hangs_holds_up_neither_the_search_nor_its_result(tmp_path,
         monkeypatch.setattr(live, "_end", lambda status: Tracker._end(live, status, 0.05))
         found = live.finish(result)
     answer.set()
-    assert found == {"error": f"MLflow at {store.address(tmp_path)}: it does not answer in time"}
-    assert list(spool.waiting(tmp_path)) == [result.folder]
+    assert found == {"error": f"MLflow at {store.store_address(tmp_path)}: it does not answer in time"}
+    assert list(spool.unsent_folders(tmp_path)) == [result.folder]
 
 
 def test_ctrl_c_while_it_is_sent_leaves_it_waiting(tmp_path, monkeypatch):
@@ -92,7 +92,7 @@ def test_ctrl_c_while_it_is_sent_leaves_it_waiting(tmp_path, monkeypatch):
     live = Tracker(config(tmp_path), result.folder, lambda text: None)
     monkeypatch.setattr(live, "_end", lambda status: None)
     assert live.finish(result) == {"error": "stopped by Ctrl-C"}
-    assert list(spool.waiting(tmp_path)) == [result.folder]
+    assert list(spool.unsent_folders(tmp_path)) == [result.folder]
 
 
 def test_the_last_lines_say_where_to_look_or_how_to_send(tmp_path):
@@ -122,8 +122,8 @@ def test_sending_says_what_to_type(tmp_path, refusing, capsys):
     assert send.main([f"runs={tmp_path}", "run=latest"]) == 2
     told = capsys.readouterr().err
     assert f"error: {NAME} was not sent: MLflow at sqlite:///" in told and "it does not answer" in told
-    assert list(spool.waiting(tmp_path)) == [result.folder]
-    with disk.alone(result.folder):
+    assert list(spool.unsent_folders(tmp_path)) == [result.folder]
+    with disk.locked_run_folder(result.folder):
         assert send.main([f"runs={tmp_path}"]) == 2
     assert "another search goes on in" in capsys.readouterr().err
 
@@ -131,13 +131,13 @@ def test_sending_says_what_to_type(tmp_path, refusing, capsys):
 def test_what_waits_for_another_store_or_is_still_searched_is_left_alone(tmp_path, monkeypatch):
     results = [made_result(tmp_path, f"2026-01-0{day}_000000_cache_tiny") for day in (1, 2, 3, 4)]
     for result, address in zip(results, ("sqlite:///a", "sqlite:///a", "http://b", "sqlite:///a"), strict=True):
-        spool.keep(result.folder, address)
+        spool.add_to_spool(result.folder, address)
     logged = []
     monkeypatch.setattr(writing, "log", lambda result, *_: logged.append(result.search_id) or {})
-    with disk.alone(results[1].folder):
-        sent = deliver_waiting(tmp_path, "sqlite:///a")
+    with disk.locked_run_folder(results[1].folder):
+        sent = deliver_waiting_results(tmp_path, "sqlite:///a")
     assert sent == logged == [results[0].search_id, results[3].search_id]
-    assert list(spool.waiting(tmp_path)) == [results[1].folder, results[2].folder]
+    assert list(spool.unsent_folders(tmp_path)) == [results[1].folder, results[2].folder]
 
 
 # Real ones
@@ -153,7 +153,7 @@ def test_a_search_that_goes_on_can_be_watched(tmp_path):
         live.generation(ROWS[1])
         live._end("")
     assert not seen
-    client = MlflowClient(store.address(tmp_path))
+    client = MlflowClient(store.store_address(tmp_path))
     (run,) = client.search_runs([client.get_experiment_by_name("tiny-cache").experiment_id])
     assert run.info.status == "RUNNING" and run.info.run_name == NAME and run.data.tags["role"] == "search"
     assert run.data.params["model.name"] == "tiny" and "goes on" in run.data.tags["mlflow.note.content"]
@@ -175,7 +175,7 @@ def test_a_search_that_goes_on_can_be_watched(tmp_path):
     with Tracker(config(tmp_path), folder, seen.append) as live:  # resumed: the same run
         live.generation(ROWS[2])
         found = live.finish(result)
-    assert found["run_id"] == run.info.run_id and not spool.waiting(tmp_path) and not seen
+    assert found["run_id"] == run.info.run_id and not spool.unsent_folders(tmp_path) and not seen
     assert points() == [(0, 0.7, 0), (1, 0.72, 10_000), (2, 0.74, 20_000)]
     assert client.get_run(run.info.run_id).info.status == "FINISHED"
 
@@ -185,17 +185,17 @@ def test_what_could_not_be_sent_is_sent_by_the_next_search(tmp_path, nobody, cap
     from mlflow import MlflowClient
 
     first, second, third = (made_result(tmp_path, f"2026-01-0{day}_000000_cache_tiny") for day in (1, 2, 3))
-    assert "it does not answer" in deliver(first, tmp_path, nobody)["error"]
-    assert spool.waiting(tmp_path) == {first.folder: nobody}
+    assert "it does not answer" in deliver_result(first, tmp_path, nobody)["error"]
+    assert spool.unsent_folders(tmp_path) == {first.folder: nobody}
     assert send.main([f"runs={tmp_path}"]) == 2  # still nobody there
     assert "try again with: python -m search.send" in capsys.readouterr().err
-    spool.keep(second.folder, store.address(tmp_path))  # killed, say
+    spool.add_to_spool(second.folder, store.store_address(tmp_path))  # killed, say
     with Tracker(config(tmp_path), third.folder, print) as live:
         assert "error" not in live.finish(third)
-    assert spool.waiting(tmp_path) == {first.folder: nobody}
-    pages = send.send(runs=tmp_path, uri=store.address(tmp_path))
-    assert list(pages) == [first.search_id] and not spool.waiting(tmp_path)
-    client = MlflowClient(store.address(tmp_path))
+    assert spool.unsent_folders(tmp_path) == {first.folder: nobody}
+    pages = send.send(runs=tmp_path, uri=store.store_address(tmp_path))
+    assert list(pages) == [first.search_id] and not spool.unsent_folders(tmp_path)
+    client = MlflowClient(store.store_address(tmp_path))
     experiment = client.get_experiment_by_name("tiny-cache").experiment_id
     found = client.search_runs([experiment], "tags.role = 'search'")
     assert {r.info.run_name for r in found} == {first.search_id, second.search_id, third.search_id}

@@ -18,14 +18,14 @@ def stored(tmp_path_factory):
     """Two searches in one store."""
     runs = tmp_path_factory.mktemp("registry") / "runs"
     results = [made_result(runs, name) for name in (FIRST, SECOND)]
-    assert not [found for r in results if "version" not in (found := writing.log(r, runs))]
+    assert not [found for r in results if "version" not in (found := writing.log_result(r, runs))]
     return runs, results
 
 
 @pytest.mark.slow
 def test_a_search_registers_what_it_recommends(stored):
     runs, _ = stored
-    client = store.connect(store.address(runs))
+    client = store.connect_store(store.store_address(runs))
     versions = sorted(client.search_model_versions("name = 'tiny-cache'"), key=lambda v: int(v.version))
     first, second = versions[:2]
     assert [v.tags["search_id"] for v in (first, second)] == [FIRST, SECOND]
@@ -53,14 +53,14 @@ def test_an_alias_is_moved_and_followed(stored, tmp_path, capsys):
     assert f"python -m search.export model=tiny-cache alias=production out=schedule.json runs={runs}" in told
     assert main(["model=tiny-cache", f"runs={runs}", f"out={tmp_path / 'fora.json'}"]) == 0
     assert Schedule.load(tmp_path / "fora.json") == first.of("preset")[0].schedule
-    newest = store.connect(store.address(runs)).get_model_version_by_alias("tiny-cache", "newest")
+    newest = store.connect_store(store.store_address(runs)).get_model_version_by_alias("tiny-cache", "newest")
     assert str(newest.version) == "2"
 
 
 @pytest.mark.slow
 def test_what_an_alias_names_is_checked_before_it_is_written(stored, tmp_path):
     runs, _ = stored
-    client = store.connect(store.address(runs))
+    client = store.connect_store(store.store_address(runs))
     promote.promote(FIRST, "speedup>=1.1", "broken", runs)
     version = client.get_model_version_by_alias("tiny-cache", "broken")
     (tmp_path / "schedule.json").write_text('{"format": "schedule/1", "plan": {"rules": []}}')

@@ -11,7 +11,7 @@ from search import Schedule, promote, send
 from search.export import export
 from search.figures.charts import pareto_png
 from search.tracking import spool, store
-from search.tracking.tracker import deliver
+from search.tracking.tracker import deliver_result
 from tests.helpers.finished_search import made_result
 from tests.helpers.mlflow_server import served
 from tests.helpers.random_corrections import numbers
@@ -31,9 +31,9 @@ def test_a_server_gets_a_search_and_hands_its_schedule_out(tmp_path):
     (first.folder / "figures" / "pareto.png").write_bytes(pareto_png(first))
     words = ["mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
     with served([*words, "--artifacts-destination", str(tmp_path / "kept")], tmp_path) as uri:
-        found = deliver(first, runs, uri)
+        found = deliver_result(first, runs, uri)
         assert {"page", "view", "version"} <= set(found) and not (runs / "mlflow.db").exists()
-        client = store.connect(uri)
+        client = store.connect_store(uri)
         run = client.get_run(found["run_id"])
         assert run.info.artifact_uri.startswith("mlflow-artifacts:/") and run.info.status == "FINISHED"
         (picture,) = re.findall(r"\((get-artifact[^)]*)\)", run.data.tags["mlflow.note.content"])
@@ -44,13 +44,13 @@ def test_a_server_gets_a_search_and_hands_its_schedule_out(tmp_path):
         (file,) = export(model="tiny-cache", alias="production", runs=elsewhere, uri=uri, out=elsewhere / "s.json")
         assert Schedule.load(file) == best.schedule
         assert sorted(p.name for p in elsewhere.iterdir()) == ["s.json", "s.safetensors"]
-        spool.keep(second.folder, "http://127.0.0.1:9")
-        assert list(send.send(SECOND, runs, uri)) == [SECOND] and not spool.waiting(runs)
+        spool.add_to_spool(second.folder, "http://127.0.0.1:9")
+        assert list(send.send(SECOND, runs, uri)) == [SECOND] and not spool.unsent_folders(runs)
 
     with pytest.raises(ValueError, match=rf"tiny-cache: MLflow at {uri}: it does not answer"):
         export(model="tiny-cache", alias="production", uri=uri, out=elsewhere / "t.json")
-    assert "it does not answer" in deliver(first, runs, uri)["error"]
-    assert spool.waiting(runs) == {first.folder: uri} and not (elsewhere / "t.json").exists()
+    assert "it does not answer" in deliver_result(first, runs, uri)["error"]
+    assert spool.unsent_folders(runs) == {first.folder: uri} and not (elsewhere / "t.json").exists()
 
 
 LIVE = """
@@ -82,7 +82,7 @@ def test_three_searches_write_one_database_at_the_same_time(tmp_path):
     said = [search.communicate(timeout=500) for search in searches]
     assert [search.returncode for search in searches] == [0, 0, 0], said
     assert [out for out, _ in said] == ["", "", ""]  # nothing had to be told
-    client = store.connect(store.address(tmp_path))
+    client = store.connect_store(store.store_address(tmp_path))
     (experiment,) = client.search_experiments(filter_string="name = 'tiny-cache'")
     runs = client.search_runs([experiment.experiment_id])
     assert len(runs) == 3 * 7 and all(run.info.status == "FINISHED" for run in runs)
@@ -97,4 +97,4 @@ def test_three_searches_write_one_database_at_the_same_time(tmp_path):
     versions = client.search_model_versions("name = 'tiny-cache'")
     assert sorted(v.tags["search_id"] for v in versions) == names
     assert len([tag for tag in experiment.tags if "sharedViewState" in tag]) == 3
-    assert not spool.waiting(tmp_path)
+    assert not spool.unsent_folders(tmp_path)

@@ -11,9 +11,9 @@ from search.tracking import spool, store
 
 
 def test_the_store_of_a_runs_folder_is_a_file_in_it(tmp_path):
-    assert store.address(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
-    assert store.address(tmp_path, "http://host") == "http://host"
-    assert store.address(tmp_path, "") == store.address(tmp_path)
+    assert store.store_address(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert store.store_address(tmp_path, "http://host") == "http://host"
+    assert store.store_address(tmp_path, "") == store.store_address(tmp_path)
 
 
 def test_what_to_type_for_the_ui(tmp_path):
@@ -25,9 +25,9 @@ def test_what_to_type_for_the_ui(tmp_path):
 
 
 def test_passwords_are_not_shown():
-    assert store.shown("https://me:secret@host:80/mlflow") == "https://***@host:80/mlflow"
-    assert store.shown("postgresql://me:secret@host/db") == "postgresql://***@host/db"
-    assert store.shown("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"
+    assert store.address_without_password("https://me:secret@host:80/mlflow") == "https://***@host:80/mlflow"
+    assert store.address_without_password("postgresql://me:secret@host/db") == "postgresql://***@host/db"
+    assert store.address_without_password("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"
     assert "secret" not in store.ui_command(Path("runs"), "https://me:secret@host")
     assert "secret" not in store.page_url("#/x", "https://me:secret@host")
 
@@ -44,13 +44,13 @@ def test_passwords_are_not_shown():
     ],
 )
 def test_what_went_wrong_is_told_in_few_words(error, words):
-    assert store.reason(error) == words
+    assert store.failure_reason(error) == words
 
 
 def test_databases_that_do_not_answer_are_found_out_at_once(tmp_path):
     (tmp_path / "mlflow.db").write_text("this is no database")
     with pytest.raises(sqlite3.DatabaseError, match="not a database"):
-        store._probe(store.address(tmp_path))
+        store._probe(store.store_address(tmp_path))
     with socket.socket() as closed:  # bound, and not listening
         closed.bind(("127.0.0.1", 0))
         with pytest.raises(ConnectionRefusedError):
@@ -58,12 +58,12 @@ def test_databases_that_do_not_answer_are_found_out_at_once(tmp_path):
 
 
 def test_a_new_database_is_read_while_it_is_written(tmp_path):
-    store._probe(store.address(tmp_path / "new"))
+    store._probe(store.store_address(tmp_path / "new"))
     with sqlite3.connect(tmp_path / "new" / "mlflow.db") as base:
         assert base.execute("pragma journal_mode").fetchone() == ("wal",)
     with sqlite3.connect(tmp_path / "mlflow.db") as base:  # somebody's own stays as it is
         base.execute("create table t (x)")
-    store._probe(store.address(tmp_path))
+    store._probe(store.store_address(tmp_path))
     assert base.execute("pragma journal_mode").fetchone() == ("delete",)
 
 
@@ -72,7 +72,7 @@ def test_what_the_environment_says_stays(tmp_path, monkeypatch):
     for name in store.SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "99")
-    store.connect(store.address(tmp_path))
+    store.connect_store(store.store_address(tmp_path))
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "99"
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
 
@@ -80,8 +80,8 @@ def test_what_the_environment_says_stays(tmp_path, monkeypatch):
 def test_a_mark_waits_until_it_is_sent(tmp_path):
     for name in ("b", "a"):
         (tmp_path / name).mkdir()
-        spool.keep(tmp_path / name, f"http://{name}")
-    assert list(spool.waiting(tmp_path).items()) == [(tmp_path / "a", "http://a"), (tmp_path / "b", "http://b")]
-    spool.sent(tmp_path / "a")
-    spool.sent(tmp_path / "a")
-    assert spool.waiting(tmp_path) == {tmp_path / "b": "http://b"}
+        spool.add_to_spool(tmp_path / name, f"http://{name}")
+    assert list(spool.unsent_folders(tmp_path).items()) == [(tmp_path / "a", "http://a"), (tmp_path / "b", "http://b")]
+    spool.mark_sent(tmp_path / "a")
+    spool.mark_sent(tmp_path / "a")
+    assert spool.unsent_folders(tmp_path) == {tmp_path / "b": "http://b"}

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.config.load import config_for
+from search.config.load import config_for_schedule
 from search.explain import main
 from search.models.base import to_schedule
-from search.validate.ablation import Effect, Explanation, effects, evaluator_of
+from search.validate.ablation import Effect, Explanation, evaluator_for, measure_effects
 from tests.helpers.models import tiny_folder, tiny_model
 
 PLAN = {"transformer_blocks.0:attn1": "CRCCRC", "transformer_blocks.2": "CCRRCC"}
@@ -27,7 +27,7 @@ def model():
 @pytest.fixture(scope="module")
 def evaluator(model):
     off = to_schedule(model, {})
-    return evaluator_of(config_for(off, ["model=pixart"]), model, 3)
+    return evaluator_for(config_for_schedule(off, ["model=pixart"]), model, 3)
 
 
 def drift(evaluator, schedule):
@@ -36,7 +36,7 @@ def drift(evaluator, schedule):
 
 def test_effects_are_those_of_schedules_written_by_hand(model, evaluator):
     schedule = planned(model, PLAN)
-    found = effects(schedule, evaluator)
+    found = measure_effects(schedule, evaluator)
     assert found.drift == pytest.approx(drift(evaluator, schedule).mean())
     by_name = {(e.group, e.name): e for e in found.effects}
     assert list(by_name) == [
@@ -63,7 +63,7 @@ def test_effects_are_those_of_schedules_written_by_hand(model, evaluator):
 def test_solvers_are_fitted_for_every_variation(model, evaluator):
     schedule = evaluator.fit(planned(model, PLAN))
     assert schedule.sampler["coefficients"]
-    found = {e.name: e for e in effects(schedule, evaluator).effects}
+    found = {e.name: e for e in measure_effects(schedule, evaluator).effects}
     plain = planned(model, PLAN)
     assert found["fitted solver"].added == pytest.approx((drift(evaluator, schedule) - drift(evaluator, plain)).mean())
     without = {k: v for k, v in PLAN.items() if "attn1" not in k}
@@ -79,7 +79,7 @@ def test_parts_beside_the_plan(model, evaluator):
     parts = {"bits": {"formats": formats, "layers": layers}}
     parts["guidance"] = {"call": 4.0, "scale": [4.0, 4.0, 4.0, 4.0, 1.0, 1.0]}
     schedule = to_schedule(model, parts)
-    found = {e.name: e for e in effects(schedule, evaluator, by=["mechanism"]).effects}
+    found = {e.name: e for e in measure_effects(schedule, evaluator, by=["mechanism"]).effects}
     assert set(found) == {"guidance", "bits a", "bits b"}
     only = to_schedule(model, {"guidance": parts["guidance"]})
     assert found["guidance"].alone == pytest.approx(drift(evaluator, only).mean())

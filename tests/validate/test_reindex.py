@@ -17,7 +17,7 @@ from search.spaces.guidance import GuidanceSpace
 from search.spaces.joint import JointSpace
 from search.spaces.skip import SkipSpace
 from search.spaces.solver import SolverSpace
-from search.validate.reindex import nearest, recomputed, reindex, saving
+from search.validate.reindex import nearest_steps, reindex, saving_steps, with_steps_computed
 from tests.helpers.models import tiny_model
 
 MODEL = tiny_model()
@@ -75,11 +75,11 @@ def test_where_the_variance_is_preserved_it_is_alpha_over_sigma():
     wanted = [min(range(4), key=lambda i: abs(place(old[i]) - place(t))) for t in new]
     noise = Noise.of(sampler)
     places = [noise.grid_logsnr(sampler | {"timesteps": grid}) for grid in (old, new)]
-    assert list(nearest(*places)) == wanted
+    assert list(nearest_steps(*places)) == wanted
 
 
 def test_of_two_as_near_the_earlier():
-    assert nearest([0.0, 2.0, 4.0], [1.0, 3.0, 9.0]) == (0, 1, 2)
+    assert nearest_steps([0.0, 2.0, 4.0], [1.0, 3.0, 9.0]) == (0, 1, 2)
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -223,9 +223,9 @@ def test_what_no_file_may_say_is_refused_with_a_reason():
 def test_steps_computed_again(name, seed, data):
     schedule = drawn(SPACES[name], seed)
     steps = data.draw(st.sets(st.integers(0, schedule.steps - 1)))
-    found = recomputed(schedule, steps)
-    assert not steps & set(saving(found))
-    assert set(saving(found)) <= set(saving(schedule))
-    assert not saving(recomputed(schedule, range(schedule.steps)))
+    found = with_steps_computed(schedule, steps)
+    assert not steps & set(saving_steps(found))
+    assert set(saving_steps(found)) <= set(saving_steps(schedule))
+    assert not saving_steps(with_steps_computed(schedule, range(schedule.steps)))
     for node, tokens in found.plan.tokens.items():
         assert all(tokens[step] == "C" for step in steps), node

@@ -17,9 +17,9 @@ from search.spaces.joint import JointSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.timesteps import TimestepsSpace
 from search.transfer import main
-from search.validate.criteria import criteria
-from search.validate.reindex import saving
-from search.validate.repair import Workshop, carried, reference
+from search.validate.criteria import criteria_for
+from search.validate.reindex import saving_steps
+from search.validate.repair import RepairSearch, carry_over, teacher_schedule
 from search.validate.transfer import transfer
 from search.validate.verifier import verify
 from tests.helpers.claims import claiming, made
@@ -54,13 +54,13 @@ def on(model, timesteps, **parts) -> Schedule:
 
 def test_where_nothing_is_another_a_schedule_stays_what_it_is(model):
     for schedule in (made(model), made(model, "CCCCCC"), on(model, [900.0, 500.0, 77.0])):
-        assert carried(schedule, model).schedule.digest == schedule.digest
+        assert carry_over(schedule, model).schedule.digest == schedule.digest
 
 
 def test_own_spacing_is_spaced_anew_by_the_scheduler(model):
     for steps in (2, 4, 9, 25):
         other = tiny_model(steps=steps)
-        found = carried(made(model), other).schedule
+        found = carry_over(made(model), other).schedule
         assert found.sampler["timesteps"] == other.target.sampler["timesteps"]
         assert found.sampler["sigmas"] == other.target.sampler["sigmas"]
         assert found.made["call"] == dict(other.arguments)
@@ -68,17 +68,17 @@ def test_own_spacing_is_spaced_anew_by_the_scheduler(model):
 
 
 def test_fewer_steps_than_the_full_run_stay_as_many_in_proportion(model):
-    assert reference(on(model, [900.0, 500.0, 77.0])) == 6
-    assert carried(on(model, [900.0, 500.0, 77.0]), tiny_model(steps=12)).schedule.steps == 6
+    assert teacher_schedule(on(model, [900.0, 500.0, 77.0])) == 6
+    assert carry_over(on(model, [900.0, 500.0, 77.0]), tiny_model(steps=12)).schedule.steps == 6
     shorter = Schedule.from_dict(model.target.schedule({"steps": 3, "sampler": model.shorter(3)}))
     shorter = shorter.with_made({"call": dict(model.arguments)})
-    found = carried(shorter, tiny_model(steps=10)).schedule
+    found = carry_over(shorter, tiny_model(steps=10)).schedule
     assert found.sampler["timesteps"] == model.shorter(5)["timesteps"]
 
 
 def test_a_searched_grid_keeps_its_shape(model):
     own = [950.0, 900.0, 700.0, 450.0, 200.0, 30.0]
-    found = carried(on(model, own), tiny_model(steps=11)).schedule.sampler
+    found = carry_over(on(model, own), tiny_model(steps=11)).schedule.sampler
     wanted = []
     for j in range(11):  # between the steps before and after the place j / 10 of the whole
         place = j / 10 * 5
@@ -100,7 +100,7 @@ def test_every_searched_schedule_carries_over(seed, steps):
     levels = np.array([gene.levels for gene in SEARCHED.genes(target)])
     x = np.where(rng.random(len(levels)) < rng.random(), rng.integers(0, levels), 0)
     schedule = Schedule.from_dict(target.schedule(SEARCHED.decode(x, target))).with_made({"call": dict(HOME.arguments)})
-    found = carried(schedule, OTHERS[steps]).schedule
+    found = carry_over(schedule, OTHERS[steps]).schedule
     assert Schedule.from_dict(found.to_dict()) == found
     assert found.steps == max(2, round(schedule.steps * steps / 6)) == len(found.sampler["timesteps"])
     own = schedule.sampler["timesteps"]
@@ -109,7 +109,7 @@ def test_every_searched_schedule_carries_over(seed, steps):
 
 def test_ddim_gets_whole_timesteps():
     model = tiny_family("dit", steps=4)
-    found = carried(on(model, [900.0, 700.0, 333.0, 20.0]), tiny_family("dit", steps=7)).schedule
+    found = carry_over(on(model, [900.0, 700.0, 333.0, 20.0]), tiny_family("dit", steps=7)).schedule
     assert all(t == int(t) for t in found.sampler["timesteps"]) and found.steps == 7
 
 
@@ -117,17 +117,17 @@ def test_a_shift_that_follows_the_size():
     small, large = tiny_family("flux", steps=4), tiny_family("flux", steps=4, height=64, width=64)
     schedule = Schedule.from_dict(small.target.schedule({"plan": {"rules": [["denoiser", "CCRC"]]}}))
     schedule = schedule.with_made({"call": dict(small.arguments)})
-    found = carried(schedule, large).schedule
+    found = carry_over(schedule, large).schedule
     assert found.sampler["sigmas"] == large.target.sampler["sigmas"] != schedule.sampler["sigmas"]
     searched = on(small, [900.0, 500.0]).with_made({"call": dict(small.arguments)})
     with pytest.raises(ScheduleError, match="this pipeline's shift depends on the size: .* search at this size"):
-        carried(searched, large)
+        carry_over(searched, large)
 
 
 def test_another_solver_class_runs_its_own_grid():
     model, other = tiny_family("sd"), tiny_family("sd", steps=7, scheduler="DDIMScheduler")
     schedule = Schedule.from_dict(model.target.schedule({"plan": {"rules": [["denoiser", "CCRCR"]]}}))
-    found = carried(schedule, other).schedule
+    found = carry_over(schedule, other).schedule
     assert found.sampler["class"] == "DDIMScheduler" and "sigmas" not in found.sampler
     assert found.sampler["timesteps"] == other.target.sampler["timesteps"]
     with other.apply(found):
@@ -136,7 +136,7 @@ def test_another_solver_class_runs_its_own_grid():
 
 def test_a_schedule_of_any_number_of_steps_goes_along(model):
     off = Schedule.off(model.pipe)
-    assert carried(off, tiny_model(steps=9)).schedule == off
+    assert carry_over(off, tiny_model(steps=9)).schedule == off
 
 
 # The gate
@@ -159,7 +159,7 @@ def test_a_fitted_solver_is_fitted_anew(model):
     fitted = fitter.fit(made(model, "CRCRRC", BLOCKS)).with_made(made(model).made)
     other = tiny_model(steps=9)
     found = moved(fitted, other, criterion="drift<=2")
-    plain = carried(fitted, other).schedule
+    plain = carry_over(fitted, other).schedule
     wanted = Fitter(other, other.encode(SPLITS[0]), other.noise([0, 1])).fit(plain).sampler["coefficients"]
     table = found.schedule.sampler["coefficients"]
     assert table["state"] == pytest.approx(wanted["state"])
@@ -174,7 +174,7 @@ def test_corrections_are_fitted_anew(model):
     corrected = corrector.fit(made(model, "CRCRRC", "transformer_blocks.*:attn1")).with_made(made(model).made)
     other = tiny_model(steps=9)
     found = moved(corrected, other, criterion="drift<=2").schedule
-    plain = carried(corrected, other).schedule
+    plain = carry_over(corrected, other).schedule
     wanted = Corrector(other, other.encode(SPLITS[0]), other.noise([0, 1])).fit(plain)
     assert found.digest == wanted.digest and found.corrections
 
@@ -188,7 +188,7 @@ def test_repairs_compute_the_fewest_steps_that_pass(model):
     assert plain.schedule is None and plain.exit_code == 1 and not plain.runs
     found = moved(source, other, criterion=limits, runs=40)
     assert found.schedule is not None and found.repaired and found.runs <= 40
-    assert set(saving(found.schedule)) == set(saving(plain.carried)) - set(found.repaired)
+    assert set(saving_steps(found.schedule)) == set(saving_steps(plain.carried)) - set(found.repaired)
     assert found.first.passed is False and found.verdict.passed
     assert plain.macs[1] < found.macs[1] < 1
     assert "before repair: drift" in str(found) and "computed" in found._repr_html_()
@@ -196,10 +196,10 @@ def test_repairs_compute_the_fewest_steps_that_pass(model):
 
 def test_the_step_that_gains_most_comes_first(model):
     other = tiny_model(steps=9)
-    rule = carried(made(model, "CRRRCR"), other)
-    workshop = Workshop(made(model), rule, other, SPLITS[0], criteria(made(model), 1, "drift<=0.1"), True, 0)
+    rule = carry_over(made(model, "CRRRCR"), other)
+    workshop = RepairSearch(made(model), rule, other, SPLITS[0], criteria_for(made(model), 1, "drift<=0.1"), True, 0)
     order = [unit for (unit,) in workshop._by_gain(workshop._units(40), lambda text: None)]
-    assert sorted(order) == saving(rule.schedule)
+    assert sorted(order) == saving_steps(rule.schedule)
     given = other.encode(SPLITS[0]), other.noise([0, 1])
     teacher = other.sample(*given)
 

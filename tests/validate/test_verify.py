@@ -13,8 +13,8 @@ from search.objectives.drift import Drift
 from search.pareto.intervals import bootstrap_interval
 from search.results.pick import Condition
 from search.results.scores import Score
-from search.validate.criteria import claims, criteria, decided
-from search.validate.environment import differences
+from search.validate.criteria import claimed_criteria, criteria_for, decide
+from search.validate.environment import environment_differences
 from search.validate.verdict import Verdict
 from search.validate.verifier import Verifier, verify
 from search.verify import main
@@ -103,30 +103,30 @@ def test_limits_against_intervals_one_by_one():
         ("<=", 0.7, True), ("<=", 0.6, True), ("<", 0.6, None), ("<=", 0.5, None), ("<=", 0.4, None), ("<", 0.4, False),
         ("<=", 0.3, False), (">=", 0.3, True), (">=", 0.4, True), (">=", 0.5, None), (">", 0.6, False),
     ]:  # fmt: skip
-        assert decided(Condition("drift", sign, limit), span) is wanted, (sign, limit)
+        assert decide(Condition("drift", sign, limit), span) is wanted, (sign, limit)
 
 
 def test_what_is_no_number_does_not_hold():
     nothing = Score(float("nan"), float("nan"), float("nan"))
-    assert decided(Condition("drift", "<=", 1.0), nothing) is False
-    assert decided(Condition("psnr", ">=", 1.0), nothing) is False
+    assert decide(Condition("drift", "<=", 1.0), nothing) is False
+    assert decide(Condition("psnr", ">=", 1.0), nothing) is False
 
 
 def test_criteria_are_the_files_or_what_was_typed(model):
     schedule = made(model, drift=(0.1, [0.08, 0.14]))
-    assert criteria(schedule, 1.5) == [Condition("drift", "<=", pytest.approx(0.21))]
-    assert criteria(schedule, 1, "psnr >= 30 dB, drift<5%") == [
+    assert criteria_for(schedule, 1.5) == [Condition("drift", "<=", pytest.approx(0.21))]
+    assert criteria_for(schedule, 1, "psnr >= 30 dB, drift<5%") == [
         Condition("psnr", ">=", 30.0), Condition("drift", "<", pytest.approx(0.05)),
     ]  # fmt: skip
     calibrated = schedule.with_scores({"drift": {"value": 0.1, "split": "calibration"}})
-    assert not claims(calibrated)
+    assert not claimed_criteria(calibrated)
     for wrong in (made(model), calibrated):
         with pytest.raises(ValueError, match=r'no scores to hold it to; .* criterion="drift<=0.1"'):
-            criteria(wrong)
+            criteria_for(wrong)
     with pytest.raises(ValueError, match=r"tolerance=0.5: give 1 to 100"):
-        criteria(schedule, 0.5)
+        criteria_for(schedule, 0.5)
     with pytest.raises(ValueError, match=r"there is no score 'macs'; there are drift, psnr, ssim, speedup"):
-        criteria(schedule, 1, "macs<=0.5")
+        criteria_for(schedule, 1, "macs<=0.5")
 
 
 def test_a_limit_on_the_speed_up(model):
@@ -162,7 +162,7 @@ def test_what_apply_refuses_is_a_readable_verdict(model):
 def test_differences_to_what_the_file_records(model):
     record = {"torch": "1.0", "diffusers": "0.1", "device": "cuda NVIDIA H200 8 threads", "model": "pixart"}
     schedule = made(model).with_made(record | {"call": {"num_inference_steps": 7, "other": 1}})
-    found = differences(schedule, model)
+    found = environment_differences(schedule, model)
     assert found["torch"] == ("1.0", torch.__version__) and found["num_inference_steps"] == ("7", "6")
     assert found["device"][0] == "cuda NVIDIA H200" and found["device"][1].startswith("cpu")
     assert set(found) == {"torch", "diffusers", "device", "num_inference_steps"}
@@ -302,5 +302,5 @@ def test_a_trained_lora_changes_pictures_and_verify_says_what_it_measured(model,
     values = by_hand(other, schedule)
     printed = capsys.readouterr().out
     assert f"drift    {np.mean(values):.4f}" in printed
-    high, mean = criteria(schedule)[0].limit, np.mean(values)
+    high, mean = criteria_for(schedule)[0].limit, np.mean(values)
     assert code == (0 if mean <= high else 1) or code == 3

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from search.engines.base import Engine, Start
+from search.engines.base import Engine, EngineInputs
 from search.engines.random import RandomEngine, count_on
 from search.pareto.domination import non_dominated
 
@@ -12,7 +12,7 @@ TRIES = 20  # changes that are tried before a row is found by counting
 class HillEngine(Engine):
     """Seeds first. Then each row is a row of the front with one gene drawn anew; no row is asked twice."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: EngineInputs) -> None:
         self.start, self.random = start, RandomEngine(start)
         self.x = np.zeros((0, len(start.genes)), dtype=np.int64)  # rows [N, G] with scores
         self.y = np.zeros((0, start.objectives))  # [N, M], all minimised

@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from search.evaluate.evaluator import Evaluator
-from search.evaluate.execute.partial import Partial, State
-from search.evaluate.execute.prefix import needs, path
+from search.evaluate.execute.partial import PartialRun, RunState
+from search.evaluate.execute.prefix import step_keys, values_needed
 from search.models.base import to_schedule
 from search.objectives.drift import Drift
 from search.pareto.domination import non_dominated
@@ -29,7 +29,7 @@ class Candidate:
     """A row [G] whose genes of later steps are off, and how far it was run."""
 
     row: np.ndarray
-    state: State
+    state: RunState
 
 
 def beam_rows(
@@ -56,8 +56,8 @@ def beam_rows(
     choices = _options(seeds, columns, options)
     model, zero = probe.model, np.zeros(seeds.shape[1], dtype=np.int64)
     alone = [_with(zero, columns[t], option) for t in range(target.steps) for option in choices[t]]
-    keep = needs([to_schedule(model, space.decode(row, target)) for row in alone])
-    run = Partial(model, *probe.inputs[0], costs, keep)
+    keep = values_needed([to_schedule(model, space.decode(row, target)) for row in alone])
+    run = PartialRun(model, *probe.inputs[0], costs, keep)
     off = to_schedule(model, space.decode(zero, target))
     teacher = [state.latents for state in run.follow(run.begin(), off)]
     beam = [Candidate(zero, run.begin())]
@@ -67,17 +67,17 @@ def beam_rows(
             for option in choices[step]:
                 row = _with(candidate.row, columns[step], option)
                 schedule = to_schedule(model, space.decode(row, target))
-                if (done := path(schedule)[: step + 1]) not in grown:
+                if (done := step_keys(schedule)[: step + 1]) not in grown:
                     grown[done] = Candidate(row, run.extend(candidate.state, schedule))
         beam = list(grown.values())
         scores = [_score(candidate.state, teacher[step]) for candidate in beam]
-        beam = [beam[i] for i in survivors(np.array(scores), width)]
+        beam = [beam[i] for i in beam_survivors(np.array(scores), width)]
         progress(step + 1, run.steps)
     probe.block_executions += run.block_executions
     return np.array([candidate.row for candidate in beam])
 
 
-def survivors(scores: np.ndarray, width: int) -> list[int]:
+def beam_survivors(scores: np.ndarray, width: int) -> list[int]:
     """Indices of up to `width` rows of scores [N, 2]: whole fronts, and of the last one what lies apart in cost.
 
     Rows with a NaN do not survive; the cheapest and the best row of the first front do.
@@ -104,7 +104,7 @@ def _apart(cost: np.ndarray, count: int, names: np.ndarray) -> list[int]:
     return [int(names[i]) for i in at[:count]]
 
 
-def _score(state: State, teacher: Tensor) -> tuple[float, float]:
+def _score(state: RunState, teacher: Tensor) -> tuple[float, float]:
     return state.macs, float(Drift()(state.latents, teacher).mean())
 
 

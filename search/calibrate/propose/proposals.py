@@ -7,19 +7,19 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from search.calibrate.drifts import Drifts, record
+from search.calibrate.drifts import Drifts, record_drifts
 from search.calibrate.propose.beam import beam_rows
 from search.calibrate.propose.cache import threshold_mask
 from search.calibrate.propose.prior import Prior
 from search.calibrate.propose.rows import MOST_MERGED, Tokens, spread_indices, unique_rows
 from search.calibrate.propose.steps import shortest_step_paths
-from search.engines.base import Table
+from search.engines.base import GeneTable
 from search.engines.milp import DAMPINGS
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.fit import solver as fit
 from search.exact.knapsack import gram_search, knapsack_front
 from search.exact.paths import reach_paths
-from search.exact.segments import even_plans, forecast_front, merge, reuse_front
+from search.exact.segments import even_plans, forecast_front, merge_fronts, reuse_front
 from search.models.base import Model, to_schedule
 from search.objectives.base import Cost, Objective
 from search.objectives.macs import Macs
@@ -29,7 +29,7 @@ from search.profile.target import Target
 from search.schedule import Schedule
 from search.schedule.model.nodes import ROOT
 from search.schedule.plan.tokens import OFF
-from search.schedule.schedulers import coordinates
+from search.schedule.schedulers import forecast_coordinates
 from search.spaces.base import Space
 from search.spaces.joint import JointSpace
 from search.spaces.timesteps import TimestepsSpace
@@ -64,7 +64,7 @@ class Proposals:
         self.prices = [o for o in objectives if isinstance(o, Cost)] or [Macs()]
         self.parts: dict[str, Space] = {s.key: s for s in getattr(space, "spaces", (space,))}
         self.note = note  # told what is being measured
-        self._tables: dict[str, Table] = {}
+        self._tables: dict[str, GeneTable] = {}
         self._rows: dict[str, list[np.ndarray]] = {}
 
     # What a search asks for
@@ -176,7 +176,7 @@ class Proposals:
 
         return beam_rows(self.space, self.target, self.probe, self.seeds(), self.costs, progress=tell)
 
-    def table(self) -> Table:
+    def table(self) -> GeneTable:
         """Every gene alone, measured; parts side by side."""
         for key, space in self.parts.items():
             if not space.additive:
@@ -185,7 +185,7 @@ class Proposals:
                     "use engine=nsga2"
                 )
         found = [self._table(key) for key in self.parts]
-        return Table(
+        return GeneTable(
             [e for t in found for e in t.errors],
             [[c for t in found for c in t.costs[i]] for i in range(len(self.prices))],
             [v for t in found for v in t.vectors],
@@ -198,8 +198,8 @@ class Proposals:
         """How the nodes' outputs change over the steps, from one teacher run."""
         self.model.begin(*self.probe.inputs[0])
         axis = next((s.axis for s in self.parts.values() if hasattr(s, "axis")), "index")
-        places = coordinates(self.model.pipe.scheduler, axis)
-        return record(
+        places = forecast_coordinates(self.model.pipe.scheduler, axis)
+        return record_drifts(
             self.model.denoiser,
             self.target.tree,
             places,
@@ -251,7 +251,7 @@ class Proposals:
         sampler = self.model.shorter(DENSE * self.target.steps)
         parts = {"steps": len(sampler["timesteps"]), "sampler": sampler}
         with self.model.apply(to_schedule(self.model, parts)):
-            return fit.record(self.model, *self.probe.inputs[0])
+            return fit.record_trajectory(self.model, *self.probe.inputs[0])
 
     @property
     def distances(self) -> np.ndarray:
@@ -260,7 +260,7 @@ class Proposals:
         assert found is not None
         return found
 
-    def _table(self, key: str) -> Table:
+    def _table(self, key: str) -> GeneTable:
         """What each gene of a part does alone: relative errors of the final latents, and the change of each cost.
 
         Genes that are not about steps are measured on runs of half the steps, which rank them alike for half the
@@ -287,7 +287,7 @@ class Proposals:
                 found = self.probe.latents(to_schedule(self.model, parts | shorter))
                 vectors[g][level] = _relative(found, teacher)
         errors = [np.linalg.norm(v, axis=1) for v in vectors]
-        self._tables[key] = Table(errors, prices, vectors)
+        self._tables[key] = GeneTable(errors, prices, vectors)
         return self._tables[key]
 
     def _half(self) -> dict[str, Any]:
@@ -351,7 +351,7 @@ class Proposals:
         for kind in target.kinds:
             fronts[kind] = reuse_front(drifts.reuse(names[kind]), self.scales[kind] * weights)
             prices[kind] = float(sum(self.costs.component_macs[name] for name in names[kind]))
-        merged = merge(fronts, prices)
+        merged = merge_fronts(fronts, prices)
         found += [
             {kind: mask_to_tokens(mask) for kind, mask in merged[i][2].items()}
             for i in spread_indices(len(merged), MOST_MERGED)

@@ -13,8 +13,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from search.evaluate.execute.jobs import Batch, Done, Job, Outcome
-from search.evaluate.execute.subtrees import Path, subtrees
-from search.evaluate.execute.worker import Parcel, Place, Report, Worker
+from search.evaluate.execute.subtrees import PrefixPath, split_into_subtrees
+from search.evaluate.execute.worker import JobReport, SchedulePayload, Worker, WorkerInfo
 from search.profile.costs import Costs
 
 log = logging.getLogger("search")
@@ -26,7 +26,7 @@ PASSED = 2**29  # bytes of Ray's store where it is started here: results pass th
 
 
 @dataclass(eq=False)
-class Hand:
+class WorkerHandle:
     """A worker as it is seen from here: `asked` are Ray's promises of what it was asked for, the oldest first.
 
     `group` are the jobs that it has not told of yet, by their number in its group, in the order in which they are run.
@@ -34,7 +34,7 @@ class Hand:
 
     actor: Any
     asked: deque[Any]
-    place: Place | None = None
+    place: WorkerInfo | None = None
     group: dict[int, int] = field(default_factory=dict)
     executed: float = 0.0
     steps: int = 0
@@ -58,8 +58,8 @@ class Cluster:
         address: str | None = None,
     ) -> None:
         self.costs, self.workers, self.gpus, self.threads, self.address = costs, workers, gpus, threads, address
-        self.hands: list[Hand] = []
-        self.owners: dict[int, Hand] = {}  # of beginnings of runs: who was given them last
+        self.hands: list[WorkerHandle] = []
+        self.owners: dict[int, WorkerHandle] = {}  # of beginnings of runs: who was given them last
         self.executed, self.steps = 0.0, 0
         self._load = dict(model), costs, threads, os.getcwd()
         self._connected = False  # by this object, not by the caller
@@ -106,7 +106,7 @@ class Cluster:
             ray.shutdown()
             self._connected = False
 
-    def replace(self, hand: Hand) -> None:
+    def replace(self, hand: WorkerHandle) -> None:
         """Ask for a worker in the place of one that died."""
         self._end(hand)
         self.owners = {mark: owner for mark, owner in self.owners.items() if owner is not hand}
@@ -133,13 +133,13 @@ class Cluster:
     def _takes(self) -> str:
         return f"{self.gpus:g} of a GPU" if self.gpus else f"{self.threads} of the cores"
 
-    def _hand(self) -> Hand:
+    def _hand(self) -> WorkerHandle:
         needs = {"num_cpus": 0, "num_gpus": self.gpus} if self.gpus else {"num_cpus": self.threads}
         actor = ray.remote(Worker).options(max_restarts=0, **needs).remote()
-        return Hand(actor, deque([actor.load.remote(*self._load)]))
+        return WorkerHandle(actor, deque([actor.load.remote(*self._load)]))
 
     @staticmethod
-    def _end(hand: Hand) -> None:
+    def _end(hand: WorkerHandle) -> None:
         with suppress(RayError):  # it is dead already, or its machine is
             ray.kill(hand.actor)
 
@@ -149,12 +149,12 @@ class _Call:
 
     def __init__(self, cluster: Cluster, batch: Batch, jobs: Sequence[Job], done: Done) -> None:
         self.cluster, self.batch, self.jobs, self.done = cluster, batch, jobs, done
-        self.paths = [Path.of(job, batch, cluster.costs) for job in jobs]
-        self.waiting = subtrees(self.paths, GROUPS * len(cluster.hands))
+        self.paths = [PrefixPath.of(job, batch, cluster.costs) for job in jobs]
+        self.waiting = split_into_subtrees(self.paths, GROUPS * len(cluster.hands))
         self.deaths: Counter[str] = Counter()
 
     def finish(self) -> None:
-        """Hand out groups and take results until all are over."""
+        """WorkerHandle out groups and take results until all are over."""
         hands = self.cluster.hands
         while self.waiting or any(hand.group for hand in hands):
             for hand in (*hands, *hands):  # a second time, for what is left when its owners have enough
@@ -170,7 +170,7 @@ class _Call:
             for ref in ready:
                 self._take(heads[ref])
 
-    def _give(self, hand: Hand) -> None:
+    def _give(self, hand: WorkerHandle) -> None:
         """To a worker that is free: what it has begun before, or nobody has; or else what a busy one has begun."""
         ranks = [self._rank(hand, self._owner(group)) for group in self.waiting]
         if not (rank := max(ranks)):
@@ -180,20 +180,20 @@ class _Call:
         if len(self.cluster.owners) > KNOWN:
             self.cluster.owners.clear()
         self.cluster.owners.update((mark, hand) for i in group for mark in self.paths[i].marks)
-        parcels = [(Parcel.of(self.jobs[i].schedule), self.jobs[i].fit) for i in group]
+        parcels = [(SchedulePayload.of(self.jobs[i].schedule), self.jobs[i].fit) for i in group]
         hand.asked.append(hand.actor.first.remote(self.batch, parcels))
         hand.asked.extend(hand.actor.next.remote() for _ in group[1:])
 
-    def _owner(self, group: Sequence[int]) -> Hand | None:
+    def _owner(self, group: Sequence[int]) -> WorkerHandle | None:
         """Who has the state that most of a group can go on from."""
         owners = self.cluster.owners
         return next((owners[mark] for mark in reversed(self.paths[group[0]].marks) if mark in owners), None)
 
     @staticmethod
-    def _rank(hand: Hand, owner: Hand | None) -> int:
+    def _rank(hand: WorkerHandle, owner: WorkerHandle | None) -> int:
         return 3 if owner is hand else 2 if owner is None else 1 if owner.asked else 0
 
-    def _take(self, hand: Hand) -> None:
+    def _take(self, hand: WorkerHandle) -> None:
         """What a worker has to tell next."""
         try:
             told = ray.get(hand.asked.popleft())
@@ -202,11 +202,11 @@ class _Call:
         except RayError as error:
             self._bury(hand, error)
             return
-        if isinstance(told, Place):
+        if isinstance(told, WorkerInfo):
             hand.place = told
             log.info("loaded: %s", told)
             return
-        assert isinstance(told, Report)
+        assert isinstance(told, JobReport)
         self.cluster.executed += told.executed - hand.executed
         self.cluster.steps += told.steps - hand.steps
         hand.executed, hand.steps = told.executed, told.steps
@@ -214,7 +214,7 @@ class _Call:
         schedule = told.fitted.opened() if told.fitted else self.jobs[i].schedule
         self.done(i, Outcome(told.latents, schedule, told.decided, told.batch))
 
-    def _bury(self, hand: Hand, error: RayError) -> None:
+    def _bury(self, hand: WorkerHandle, error: RayError) -> None:
         """Replace a worker; what it had not told of waits for another one, but not for ever."""
         left = list(hand.group.values())
         digest = self.jobs[left[0]].schedule.digest if left else ""

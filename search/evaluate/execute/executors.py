@@ -17,7 +17,7 @@ class Workers(Executor, Protocol):
     def close(self) -> None: ...
 
 
-def check(compute: Compute) -> None:
+def check_compute(compute: Compute) -> None:
     """ValueError where what was chosen is not installed."""
     if compute.executor == "ray" and find_spec("ray") is None:
         raise ValueError(
@@ -26,7 +26,7 @@ def check(compute: Compute) -> None:
         )
 
 
-def workers(config: Config, model: Model, costs: Costs) -> Workers | None:
+def start_workers(config: Config, model: Model, costs: Costs) -> Workers | None:
     """The workers that run schedules for this model, as many threads in each as here; None where it is run here."""
     compute = config.compute
     if compute.executor == "local":

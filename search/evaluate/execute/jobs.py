@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from search.evaluate.execute.prefix import Table, marks, path
+from search.evaluate.execute.prefix import SolverRow, prefix_ids, step_keys
 from search.evaluate.fit.solver import Fitter
 from search.schedule import Schedule
 
@@ -36,13 +36,13 @@ class Job:
         return bool(self.schedule.gates or self.schedule.together or self.schedule.corrections)
 
     @cached_property
-    def prior(self) -> Table | None:
+    def prior(self) -> SolverRow | None:
         """The table that its fit begins with; nothing where there is none, or noise is injected."""
         return Fitter.prior(self.schedule) if self.fit else None
 
     def marks(self, batch: Batch) -> list[int]:
         """Numbers of the beginnings of its run: jobs with equal ones share the run up to there."""
-        return marks(path(self.schedule, self.prior), repr(batch))
+        return prefix_ids(step_keys(self.schedule, self.prior), repr(batch))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search.evaluate.execute.prefix import Keys, needs, path
+from search.evaluate.execute.prefix import StepKey, step_keys, values_needed
 from search.evaluate.fit.solver import FittedSolver
 from search.models.base import Model
 from search.profile.costs import Costs
@@ -20,7 +20,7 @@ from search.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class State:
+class RunState:
     """Where a run is before `step`: latents [B, C, h, w] and all that later steps may read.
 
     `prefix` is what was done so far, a key per step; `macs` what that cost, for one picture; `rows` are those of the
@@ -30,15 +30,15 @@ class State:
     step: int
     latents: Tensor
     snapshot: Mapping[str, Any]
-    prefix: Keys
+    prefix: StepKey
     macs: float
     rows: tuple[tuple[float, ...], ...] = ()
 
 
-class Partial:
+class PartialRun:
     """Runs of a model on one batch: `extend` makes a state into the next one, and leaves it as it is.
 
-    `keep` is how many of its latest values each node keeps (see `needs`); without it every node keeps all.
+    `keep` is how many of its latest values each node keeps (see `values_needed`); without it every node keeps all.
     `steps` and `block_executions` count the work so far, the latter as `Evaluator` does.
     """
 
@@ -49,11 +49,11 @@ class Partial:
         self.keep = dict.fromkeys((n.name for n in model.target.tree), model.target.steps) if keep is None else keep
         self.steps, self.block_executions = 0, 0.0
 
-    def begin(self) -> State:
+    def begin(self) -> RunState:
         """The state before step 0."""
-        return State(0, self.noise, {}, (), 0.0)
+        return RunState(0, self.noise, {}, (), 0.0)
 
-    def extend(self, state: State, schedule: Schedule) -> State:
+    def extend(self, state: RunState, schedule: Schedule) -> RunState:
         """Execute step `state.step` under a schedule; ValueError where it has done otherwise up to there."""
         if state.step >= (schedule.steps or 0):
             raise ValueError(f"the run is over: {state.step} steps are done, the schedule has {schedule.steps}")
@@ -61,16 +61,16 @@ class Partial:
             return next(states)
 
     @torch.no_grad()
-    def follow(self, state: State, schedule: Schedule, solver: FittedSolver | None = None) -> Iterator[State]:
+    def follow(self, state: RunState, schedule: Schedule, solver: FittedSolver | None = None) -> Iterator[RunState]:
         """Execute the steps that are left, one by one; the pipeline is the schedule's until this is closed.
 
         `solver` runs and is fitted instead of the schedule's own.
         """
-        keys = path(schedule, (solver.state, solver.outputs) if solver else None)
+        keys = step_keys(schedule, (solver.state, solver.outputs) if solver else None)
         if keys[: state.step] != state.prefix:
             step = next((i for i, (a, b) in enumerate(zip(keys, state.prefix, strict=False)) if a != b), len(keys))
             raise ValueError(f"the schedule does not go on from this state: at step {step} it does something else")
-        if missing := [n for n, count in needs([schedule]).items() if count > self.keep.get(n, 0)]:
+        if missing := [n for n, count in values_needed([schedule]).items() if count > self.keep.get(n, 0)]:
             raise ValueError(f"the schedule reads more values of {missing[0]!r} than are kept; give them in keep")
         macs = self.costs.macs_by_step(schedule)
         cost = state.macs
@@ -89,4 +89,4 @@ class Partial:
                 cost += macs[step]
                 if solver:
                     rows.append((solver.state[step], *solver.outputs[step]))
-                yield State(step + 1, latents, handle.snapshot(), keys[: step + 1], cost, tuple(rows))
+                yield RunState(step + 1, latents, handle.snapshot(), keys[: step + 1], cost, tuple(rows))

@@ -6,13 +6,13 @@ from collections.abc import Hashable, Sequence
 
 from search.schedule import Schedule
 from search.schedule.model.nodes import ROOT
-from search.schedule.plan.tokens import OFF, history
+from search.schedule.plan.tokens import OFF, values_read
 
-Keys = tuple[Hashable, ...]
-Table = tuple[Sequence[float], Sequence[Sequence[float]]]  # of a solver: state [T], outputs [T][1, 2, ..., T]
+StepKey = tuple[Hashable, ...]
+SolverRow = tuple[Sequence[float], Sequence[Sequence[float]]]  # of a solver: state [T], outputs [T][1, 2, ..., T]
 
 
-def path(schedule: Schedule, prior: Table | None = None) -> Keys:
+def step_keys(schedule: Schedule, prior: SolverRow | None = None) -> StepKey:
     """What a schedule does at each of its steps, as keys [T]: equal beginnings mean equal states, bit for bit.
 
     `prior` is the table that a fit of the solver begins with, where the run fits it: a fitted row follows from what
@@ -53,7 +53,7 @@ def path(schedule: Schedule, prior: Table | None = None) -> Keys:
     return tuple(keys)
 
 
-def marks(keys: Keys, batch: str = "") -> list[int]:
+def prefix_ids(keys: StepKey, batch: str = "") -> list[int]:
     """A number for the beginning up to and with each step, the same in every process; `batch` is what is denoised."""
     found, seen = [], hashlib.blake2b(batch.encode(), digest_size=8)
     for key in keys:
@@ -62,12 +62,12 @@ def marks(keys: Keys, batch: str = "") -> list[int]:
     return found
 
 
-def needs(schedules: Sequence[Schedule]) -> dict[str, int]:
+def values_needed(schedules: Sequence[Schedule]) -> dict[str, int]:
     """How many of its latest values each node has to keep for any of these schedules."""
     found: dict[str, int] = {}
     for schedule in schedules:
         for name, tokens in schedule.plan.tokens.items():
-            if count := max(map(history, set(tokens)), default=0):
+            if count := max(map(values_read, set(tokens)), default=0):
                 found[name] = max(found.get(name, 0), count)
         if schedule.guidance and set("RA") & set(schedule.guidance.branch or ""):
             found[ROOT] = max(found.get(ROOT, 0), 1)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from search.evaluate.execute.jobs import Batch, Done, Job, Outcome
-from search.evaluate.execute.partial import Partial, State
-from search.evaluate.execute.prefix import needs
-from search.evaluate.execute.shortage import free, halves, is_short, joined
-from search.evaluate.execute.states import States
+from search.evaluate.execute.partial import PartialRun, RunState
+from search.evaluate.execute.prefix import values_needed
+from search.evaluate.execute.shortage import free_memory, is_out_of_memory, join_outcomes, split_batch
+from search.evaluate.execute.states import StateCache
 from search.evaluate.fit.solver import FittedSolver, Fitter
 from search.models.base import Model
 from search.profile.costs import Costs
@@ -30,9 +30,9 @@ class Runner:
     were executed so far, of all that were run singly.
     """
 
-    def __init__(self, model: Model, costs: Costs, memory: States | None = None) -> None:
+    def __init__(self, model: Model, costs: Costs, memory: StateCache | None = None) -> None:
         self.model, self.costs = model, costs
-        self.memory = States() if memory is None else memory
+        self.memory = StateCache() if memory is None else memory
         self.executed, self.steps = 0.0, 0
         self.keep: dict[str, int] = {}
         self._known: dict[Batch, tuple[Any, Tensor]] = {}
@@ -68,7 +68,7 @@ class Runner:
         numbers = {i: job.marks(batch) for i, job in jobs.items()}
         times = Counter(number for own in numbers.values() for number in set(own))
         forks = {number for number, count in times.items() if count > 1}
-        line: dict[int, State] = {}  # of the run before: what others go on from, whatever is dropped
+        line: dict[int, RunState] = {}  # of the run before: what others go on from, whatever is dropped
         last: tuple[int, Outcome] | None = None
         for i in sorted(jobs, key=numbers.__getitem__):
             own = numbers[i]
@@ -79,10 +79,10 @@ class Runner:
             yield i, last[1]
 
     def _follow(
-        self, batch: Batch, job: Job, numbers: Sequence[int], line: dict[int, State], forks: set[int]
+        self, batch: Batch, job: Job, numbers: Sequence[int], line: dict[int, RunState], forks: set[int]
     ) -> Outcome:
         """Run a job from its deepest known state on; its states that are forks are added to the line."""
-        partial = Partial(self.model, *self.inputs(batch), self.costs, self.keep)
+        partial = PartialRun(self.model, *self.inputs(batch), self.costs, self.keep)
         state = partial.begin()
         for number in reversed(numbers[:-1]):
             if number in line or number in self.memory:
@@ -105,7 +105,7 @@ class Runner:
         return Outcome(state.latents.cpu(), schedule)
 
     def _affordable(
-        self, batch: Batch, job: Job, execute: Callable[[], Outcome], line: dict[int, State] | None = None
+        self, batch: Batch, job: Job, execute: Callable[[], Outcome], line: dict[int, RunState] | None = None
     ) -> Outcome:
         """What `execute` gives; where memory is short, without any states held, and then in halves.
 
@@ -116,22 +116,24 @@ class Runner:
             try:
                 return execute()
             except (RuntimeError, MemoryError) as error:
-                if not is_short(error):
+                if not is_out_of_memory(error):
                     raise
                 said = (str(error) or type(error).__name__).splitlines()[0][:200]
             if line is not None:
                 line.clear()
-            self.memory = States(*self.memory.limits)  # outside of `except`, which would keep the tensors of its frames
-            free(self.model.device)
+            self.memory = StateCache(
+                *self.memory.limits
+            )  # outside of `except`, which would keep the tensors of its frames
+            free_memory(self.model.device)
         if len(batch) == 1:
             raise ValueError(
                 f"there is no memory for one picture under schedule {job.schedule.digest} ({said}); type "
                 "compute.states=0, or a smaller model.height and model.width"
             )
-        first, second = halves(batch)
+        first, second = split_batch(batch)
         log.warning("memory is short for %d pictures under %s, run in halves", len(batch), job.schedule.digest)
         begun = self._alone(first, job)
-        return joined([len(first), len(second)], [begun, self._alone(second, Job(begun.schedule))])
+        return join_outcomes([len(first), len(second)], [begun, self._alone(second, Job(begun.schedule))])
 
     def _alone(self, batch: Batch, job: Job) -> Outcome:
         return next(outcome for _, outcome in self.outcomes(batch, [job]))
@@ -156,10 +158,10 @@ class Runner:
 
     def _widen(self, schedules: Sequence[Schedule]) -> None:
         """Keep as many values of each node as any schedule so far reads; states that have fewer are of no use."""
-        wanted = needs(schedules)
+        wanted = values_needed(schedules)
         if any(count > self.keep.get(name, 0) for name, count in wanted.items()):
             self.keep = {name: max(wanted.get(name, 0), self.keep.get(name, 0)) for name in {*wanted, *self.keep}}
-            self.memory = States(*self.memory.limits)
+            self.memory = StateCache(*self.memory.limits)
 
 
 def _singles(batch: Batch) -> list[Batch]:

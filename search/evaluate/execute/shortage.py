@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 SAID = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "MPS backend out of")
 
 
-def is_short(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was short; anything else is no reason to try again."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in SAID)
 
 
-def halves(batch: "Batch") -> Iterator["Batch"]:
+def split_batch(batch: "Batch") -> Iterator["Batch"]:
     """The first and the second half of a batch, each picture with its own prompt and noise."""
     middle = len(batch) // 2
     for part in (slice(0, middle), slice(middle, None)):
         yield type(batch)(batch.prompts[part], batch.seeds[part])
 
 
-def joined(sizes: Sequence[int], parts: Sequence["Outcome"]) -> "Outcome":
+def join_outcomes(sizes: Sequence[int], parts: Sequence["Outcome"]) -> "Outcome":
     """One outcome of parts of so many pictures each: latents one after the other, shares of gates weighted."""
     decided = {
         name: [
@@ -40,7 +40,7 @@ def joined(sizes: Sequence[int], parts: Sequence["Outcome"]) -> "Outcome":
     return type(parts[0])(torch.cat([p.latents for p in parts]), parts[0].schedule, decided, smallest)
 
 
-def free(device: torch.device) -> None:
+def free_memory(device: torch.device) -> None:
     """Give back what torch holds without use."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

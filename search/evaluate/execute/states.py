@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search.evaluate.execute.partial import State
+from search.evaluate.execute.partial import RunState
 
 
 @dataclass(eq=False)
-class Cell:
+class SharedTensor:
     """A tensor that any number of states share, and how many of them hold it near (on its device) and far."""
 
     tensor: Tensor
@@ -25,10 +25,10 @@ class Cell:
         return self.tensor.numel() * self.tensor.element_size()
 
 
-Packed = tuple[State, list[Cell]]  # a state with cells for tensors, and each of the cells once
+PackedState = tuple[RunState, list[SharedTensor]]  # a state with cells for tensors, and each of the cells once
 
 
-class States:
+class StateCache:
     """States by number. Those used least lately go to host memory, and from there away.
 
     Tensors that several states share are moved and counted once. `near` and `far` are bounds in bytes on the device and
@@ -39,9 +39,9 @@ class States:
     def __init__(self, near: int = 2**31, far: int | None = None) -> None:
         self.limits = near, 4 * near if far is None else far
         self.bytes = self.far_bytes = 0
-        self.near: OrderedDict[int, Packed] = OrderedDict()
-        self.far: OrderedDict[int, Packed] = OrderedDict()
-        self.cells: dict[int, Cell] = {}  # those that are near, by the identity of their tensors
+        self.near: OrderedDict[int, PackedState] = OrderedDict()
+        self.far: OrderedDict[int, PackedState] = OrderedDict()
+        self.cells: dict[int, SharedTensor] = {}  # those that are near, by the identity of their tensors
 
     def __contains__(self, number: int) -> bool:
         return number in self.near or number in self.far
@@ -50,19 +50,19 @@ class States:
         """Drop a state later than those that were used before."""
         (self.near if number in self.near else self.far).move_to_end(number)
 
-    def put(self, number: int, state: State) -> None:
+    def put(self, number: int, state: RunState) -> None:
         """Hold a state, or use it again."""
         if number in self:
             self.touch(number)
         else:
-            cells: dict[int, Cell] = {}
+            cells: dict[int, SharedTensor] = {}
             packed = _of(state, lambda value: _mapped(value, Tensor, lambda tensor: self._cell(tensor, cells)))
             for cell in cells.values():
                 cell.near += 1
             self.near[number] = packed, list(cells.values())
             self._shrink()
 
-    def get(self, number: int) -> State | None:
+    def get(self, number: int) -> RunState | None:
         """A state with its tensors on their device; None where it is not held any more."""
         if number in self.far:
             packed, cells = self.far.pop(number)
@@ -72,18 +72,18 @@ class States:
         if number not in self.near:
             return None
         self.near.move_to_end(number)
-        found = _of(self.near[number][0], lambda value: _mapped(value, Cell, lambda cell: cell.tensor))
+        found = _of(self.near[number][0], lambda value: _mapped(value, SharedTensor, lambda cell: cell.tensor))
         self._shrink()
         return found
 
-    def _cell(self, tensor: Tensor, found: dict[int, Cell]) -> Cell:
+    def _cell(self, tensor: Tensor, found: dict[int, SharedTensor]) -> SharedTensor:
         cell = self.cells.get(id(tensor))
         if cell is None:
-            cell = self.cells[id(tensor)] = Cell(tensor, tensor.device)
+            cell = self.cells[id(tensor)] = SharedTensor(tensor, tensor.device)
             self.bytes += cell.size
         return found.setdefault(id(cell), cell)
 
-    def _bring(self, cell: Cell) -> None:
+    def _bring(self, cell: SharedTensor) -> None:
         if not cell.near:
             self.far_bytes -= cell.size
             self.bytes += cell.size
@@ -108,7 +108,7 @@ class States:
                 if not cell.near and not cell.far:
                     self.far_bytes -= cell.size
 
-    def _leave(self, cell: Cell) -> None:
+    def _leave(self, cell: SharedTensor) -> None:
         """No state holds it near any more."""
         del self.cells[id(cell.tensor)]
         self.bytes -= cell.size
@@ -117,7 +117,7 @@ class States:
             cell.tensor = cell.tensor.cpu()
 
 
-def _of(state: State, change: Callable[[Any], Any]) -> State:
+def _of(state: RunState, change: Callable[[Any], Any]) -> RunState:
     return replace(state, latents=change(state.latents), snapshot=change(state.snapshot))
 
 

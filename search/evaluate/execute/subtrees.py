@@ -6,37 +6,37 @@ from functools import cached_property
 from itertools import accumulate, pairwise, takewhile
 
 from search.evaluate.execute.jobs import Batch, Job
-from search.evaluate.execute.prefix import marks
+from search.evaluate.execute.prefix import prefix_ids
 from search.profile.costs import Costs
 
 WORTH = 0.75  # the larger part of a cut is at most so much of the whole: else most of it would be repeated
 
 
 @dataclass(frozen=True)
-class Path:
+class PrefixPath:
     """A run as it is shared: the number of its beginning up to and with each step [T], and what each costs [T]."""
 
     marks: tuple[int, ...]
     macs: tuple[float, ...]
 
     @staticmethod
-    def of(job: Job, batch: Batch, costs: Costs) -> "Path":
+    def of(job: Job, batch: Batch, costs: Costs) -> "PrefixPath":
         """A job's; one that is run as a whole is a single step that no other job has."""
         if job.alone:
-            return Path(tuple(marks((job.schedule.digest,), repr(batch))), (costs.macs(job.schedule),))
-        return Path(tuple(job.marks(batch)), tuple(costs.macs_by_step(job.schedule)))
+            return PrefixPath(tuple(prefix_ids((job.schedule.digest,), repr(batch))), (costs.macs(job.schedule),))
+        return PrefixPath(tuple(job.marks(batch)), tuple(costs.macs_by_step(job.schedule)))
 
     @cached_property
     def whole(self) -> float:
         return sum(self.macs)
 
-    def beyond(self, other: "Path") -> float:
+    def beyond(self, other: "PrefixPath") -> float:
         """MACs of the steps that the other run does not begin with."""
         same = takewhile(lambda pair: pair[0] == pair[1], zip(self.marks, other.marks, strict=False))
         return sum(self.macs[len(list(same)) :])
 
 
-def subtrees(paths: Sequence[Path], count: int) -> list[list[int]]:
+def split_into_subtrees(paths: Sequence[PrefixPath], count: int) -> list[list[int]]:
     """Up to `count` groups of numbers of paths, the costliest first; every number is in one of them.
 
     In the order of their numbers, runs with common beginnings lie side by side: a group is a stretch of that order, and

@@ -18,7 +18,7 @@ from search.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerInfo:
     """Where a worker is. `gpus` are those that Ray lets it see; results are equal bit for bit where `device` is."""
 
     pid: int
@@ -28,21 +28,23 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class SchedulePayload:
     """A schedule on its way: as its file's content, a few KB, for which it is larger by far once it was looked into."""
 
     content: Mapping[str, Any] | Schedule
 
     @staticmethod
-    def of(schedule: Schedule) -> "Parcel":
-        return Parcel(schedule if schedule.corrections else schedule.to_dict())  # corrections are tensors beside it
+    def of(schedule: Schedule) -> "SchedulePayload":
+        return SchedulePayload(
+            schedule if schedule.corrections else schedule.to_dict()
+        )  # corrections are tensors beside it
 
     def opened(self) -> Schedule:
         return self.content if isinstance(self.content, Schedule) else Schedule.from_dict(self.content)
 
 
 @dataclass(frozen=True)
-class Report:
+class JobReport:
     """A result: the job's number in its group, see `Outcome`, and the worker's counts up to then.
 
     `fitted` is the schedule that was run, where it is not the job's own; `batch` as in `Outcome`.
@@ -50,7 +52,7 @@ class Report:
 
     number: int
     latents: Tensor
-    fitted: Parcel | None
+    fitted: SchedulePayload | None
     decided: Mapping[str, list[float]]
     executed: float
     steps: int
@@ -60,7 +62,7 @@ class Report:
 class Worker:
     """One runner. Ray calls the methods one after the other, in the order in which they were asked for."""
 
-    def load(self, model: Mapping[str, Any], costs: Costs, threads: int, folder: str) -> Place:
+    def load(self, model: Mapping[str, Any], costs: Costs, threads: int, folder: str) -> WorkerInfo:
         """Load the pipeline of a model's configuration; relative paths in it begin at `folder`."""
         if os.path.isdir(folder):
             os.chdir(folder)
@@ -71,23 +73,23 @@ class Worker:
         except InstantiationException as error:  # which would lose what the constructor said on its way back
             raise error.__cause__ or error from None
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        return Place(os.getpid(), socket.gethostname(), seen, arithmetic(self.runner.model.device))
+        return WorkerInfo(os.getpid(), socket.gethostname(), seen, arithmetic_settings(self.runner.model.device))
 
-    def first(self, batch: Batch, group: Sequence[tuple[Parcel, bool]]) -> Report:
+    def first(self, batch: Batch, group: Sequence[tuple[SchedulePayload, bool]]) -> JobReport:
         """Begin a group, of each job the schedule and whether it is fitted; the result of what is over first."""
         self.jobs = [Job(parcel.opened(), fit) for parcel, fit in group]
         self.outcomes: Iterator[tuple[int, Outcome]] = self.runner.outcomes(batch, self.jobs)
         return self.next()
 
-    def next(self) -> Report:
+    def next(self) -> JobReport:
         """The next result of the group."""
         number, ended = next(self.outcomes)
-        fitted = None if ended.schedule is self.jobs[number].schedule else Parcel.of(ended.schedule)
+        fitted = None if ended.schedule is self.jobs[number].schedule else SchedulePayload.of(ended.schedule)
         counts = self.runner.executed, self.runner.steps
-        return Report(number, ended.latents, fitted, ended.decided, *counts, ended.batch)
+        return JobReport(number, ended.latents, fitted, ended.decided, *counts, ended.batch)
 
 
-def arithmetic(device: torch.device) -> str:
+def arithmetic_settings(device: torch.device) -> str:
     """What decides about the last bits of a result, apart from the number of threads."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"

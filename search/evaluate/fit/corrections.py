@@ -35,7 +35,7 @@ class Corrector:
         """
         bare = schedule.with_corrections({})
         if bare.digest not in self.known:
-            fits = {name: Fit(name, self.ridge) for name in reused_steps(bare.plan)}
+            fits = {name: CorrectionFit(name, self.ridge) for name in reused_steps(bare.plan)}
             if fits:
                 with self.model.apply(bare, corrections=fits):
                     self.model.sample(self.conditions, self.noise)
@@ -47,7 +47,7 @@ class Corrector:
         return self.known[bare.digest]
 
 
-class Fit:
+class CorrectionFit:
     """The correction of one node while it is fitted: goes on with the corrected value."""
 
     def __init__(self, name: str, ridge: float) -> None:
@@ -58,7 +58,7 @@ class Fit:
     def __call__(self, step: int, value: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         """Fitted when a step is first seen; another branch of guidance gets what the first one got."""
         if step not in self.rows:
-            scale, shift, before, after = affine(value, compute(), self.ridge)
+            scale, shift, before, after = fit_affine(value, compute(), self.ridge)
             self.rows[step], self.errors[step] = (scale, shift), (before, after)
         scale, shift = self.rows[step]
         return Affine(self.name, [step], scale[None], shift[None])(step, value, compute)
@@ -72,7 +72,7 @@ class Fit:
         }
 
 
-def affine(value: Tensor, truth: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def fit_affine(value: Tensor, truth: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Scale and shift [C] in fp16 from a reused value to the truth, and mean squared errors [C] before and after.
 
     In truth - value = d (value - mean) + m both terms are shrunk toward 0 by 1 / (1 + ridge), which never raises a

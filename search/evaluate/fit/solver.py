@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search.evaluate.execute.prefix import Table
+from search.evaluate.execute.prefix import SolverRow
 from search.models.base import Model
 from search.schedule import Schedule
 from search.schedule.apply.scheduler import LinearSolver
 from search.schedule.noise import Noise
-from search.solvers.trace import built, traced
+from search.solvers.trace import scheduler_of_part, trace_scheduler
 
 RIDGE = 1e-3
 
@@ -70,7 +70,7 @@ class Trajectory:
         return (x - alpha * e) / sigma
 
 
-def record(model: Model, conditions: Any, noise: Tensor) -> Trajectory:
+def record_trajectory(model: Model, conditions: Any, noise: Tensor) -> Trajectory:
     """Run the model under whatever is applied and keep everything that the solver sees."""
     states, outputs = [], []
     scheduler = model.pipe.scheduler
@@ -97,7 +97,7 @@ class Fitter:
     def __init__(self, model: Model, conditions: Any, noise: Tensor, ridge: float = RIDGE) -> None:
         self.model, self.conditions, self.noise, self.ridge = model, conditions, noise, ridge
         with torch.no_grad():
-            self.teacher = record(model, conditions, noise)
+            self.teacher = record_trajectory(model, conditions, noise)
         self.known: dict[str, Schedule] = {}
         self.latents: dict[str, Tensor] = {}
         self.runs = 1
@@ -114,7 +114,7 @@ class Fitter:
         return self.known[schedule.digest]
 
     @staticmethod
-    def prior(schedule: Schedule) -> Table | None:
+    def prior(schedule: Schedule) -> SolverRow | None:
         """The table that a schedule runs without a fit, which a fit begins with; None where none is to be fitted."""
         if "start" in schedule.to_dict():
             return None
@@ -152,9 +152,9 @@ class Fitter:
 
 
 @lru_cache(maxsize=256)
-def _traced(sampler: str) -> Table:
+def _traced(sampler: str) -> SolverRow:
     part = json.loads(sampler)
-    table = traced(built(part), timesteps=part["timesteps"], sigmas=part["sigmas"]).part()
+    table = trace_scheduler(scheduler_of_part(part), timesteps=part["timesteps"], sigmas=part["sigmas"]).part()
     return table["state"], table["outputs"]
 
 

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from search.figures.charts import difference, families, is_log, label, limits
+from search.figures.charts import axis_label, axis_limits, difference, is_log, preset_families
 from search.figures.heatmap import ACTIONS, BRANCHES, FULL, Layout, row_label
 from search.results.result import Entry, Result
 from search.results.scores import Score
-from search.results.usage import how_to_apply
+from search.results.usage import usage_snippet
 from search.schedule.plan.notation import format_notation
 from search.schedule.plan.tokens import OWN
 
@@ -35,11 +35,11 @@ QUALITY = 90  # of WebP
 Track = Callable[[Sequence[Entry]], Iterable[Entry]]
 
 
-def page(result: Result, track: Track = iter) -> str:
+def report_page(result: Result, track: Track = iter) -> str:
     """The whole page; `track` is told of the entries whose pictures are being encoded."""
     from plotly.offline import get_plotlyjs
 
-    data = json.dumps(content(result, track), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    data = json.dumps(report_content(result, track), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     texts = get_plotlyjs(), _file("report_plan.js") + _file("report.js")
     plotly, script = (text.replace("\r\n", "\n").strip() for text in texts)  # as a browser digests them
     parts = {
@@ -53,7 +53,7 @@ def page(result: Result, track: Track = iter) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _file("report.html"))
 
 
-def content(result: Result, track: Track = iter) -> dict[str, Any]:
+def report_content(result: Result, track: Track = iter) -> dict[str, Any]:
     """All that the page shows, as JSON without numbers that are not finite."""
     names = list(dict.fromkeys(name for entry in result.entries for name in entry.held_out))
     costs = [name for name in names if result.kinds.get(name) == "cost"]
@@ -62,7 +62,7 @@ def content(result: Result, track: Track = iter) -> dict[str, Any]:
     return {
         "title": f"{result.model}, {result.space}",
         "search": result.search_id,
-        "summary": summary(result),
+        "summary": summary_sentences(result),
         "notes": [*([result.stopped] if result.stopped else []), *result.notes],
         "guard": result.guard,
         "scores": {name: _about(result, name) for name in names},
@@ -87,7 +87,7 @@ def content(result: Result, track: Track = iter) -> dict[str, Any]:
     }
 
 
-def summary(result: Result) -> list[str]:
+def summary_sentences(result: Result) -> list[str]:
     """What was searched and what it gives, a sentence each."""
     counts = {split: len(prompts) for split, prompts in result.prompts.items()}
     front, presets, best = result.of("front"), result.of("preset"), result.best
@@ -119,7 +119,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _entries(result: Result, ids: Sequence[str], track: Track) -> list[dict[str, Any]]:
-    family = {id(entry): i for i, (*_, group) in enumerate(families(result)) for entry in group}
+    family = {id(entry): i for i, (*_, group) in enumerate(preset_families(result)) for entry in group}
     pictures = _pictures(result, track)
     return [
         {
@@ -136,7 +136,7 @@ def _entries(result: Result, ids: Sequence[str], track: Track) -> list[dict[str,
             "plan": _plan(entry),
             "facts": _schedule_facts(entry),
             "apply": "\n".join(
-                how_to_apply("schedule.json", (entry.schedule.to_dict().get("models") or {}).get("names"))
+                usage_snippet("schedule.json", (entry.schedule.to_dict().get("models") or {}).get("names"))
             ),
             "export": _export(result, entry),
             "pictures": pictures[i],
@@ -278,10 +278,12 @@ def _about(result: Result, name: str) -> dict[str, Any]:
     complete = len(known) == len(result.entries)
     from_zero = result.kinds.get(name) == "cost" and result.better.get(name) != "higher"
     log = complete and not from_zero and is_log(result, name)
-    low, high = limits(result, name, log) if complete and not from_zero else (0.0, max(_top(s) for s in known) * 1.04)
+    low, high = (
+        axis_limits(result, name, log) if complete and not from_zero else (0.0, max(_top(s) for s in known) * 1.04)
+    )
     unit = result.units.get(name, "")
     return {
-        "label": label(result, name),
+        "label": axis_label(result, name),
         "better": result.better.get(name, ""),
         "unit": "" if unit == "ratio" else unit,
         "share": name in result.shares,
@@ -296,7 +298,7 @@ def _top(score: Score) -> float:
 
 def _families(result: Result) -> list[dict[str, Any]]:
     """The presets' families in the order of `family`, then the marks of the front and the teacher."""
-    return [{"name": name, "color": color, "mark": mark} for name, color, mark, _ in families(result)]
+    return [{"name": name, "color": color, "mark": mark} for name, color, mark, _ in preset_families(result)]
 
 
 def _points(result: Result) -> dict[str, list[Any]]:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search.schedule.apply.calls import named
+from search.schedule.apply.calls import arguments_by_name
 from search.schedule.apply.clock import Clock
-from search.schedule.apply.outputs import first
-from search.schedule.apply.stores import Memory
+from search.schedule.apply.outputs import first_tensor
+from search.schedule.apply.stores import MemoryMeter
 from search.schedule.errors import ScheduleError
-from search.schedule.values import rows
+from search.schedule.values import batch_rows
 
 CHANGING = (
     "down_block_additional_residuals",
@@ -31,7 +31,7 @@ class Ahead:
         self,
         runs: Sequence[range],
         clock: Clock,
-        memory: Memory,
+        memory: MemoryMeter,
         timesteps: Callable[[], Tensor],
     ) -> None:
         """`timesteps` gives those of the run [T]."""
@@ -41,7 +41,7 @@ class Ahead:
 
     def clear(self) -> None:
         for output in self.ready.values():
-            self.memory.free(first(output))
+            self.memory.free(first_tensor(output))
         self.ready.clear()
 
     def output(self, module: nn.Module, forward: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -49,21 +49,21 @@ class Ahead:
         step, branch = self.clock.step, self.clock.calls - 1
         if (step, branch) in self.ready:
             output = self.ready.pop((step, branch))
-            self.memory.free(first(output))
+            self.memory.free(first_tensor(output))
             return output
         if step not in self.runs:
             return None
         parts = self._together(module, forward, args, kwargs, self.runs[step])
         for later, part in zip(self.runs[step][1:], parts[1:], strict=True):
             self.ready[later, branch] = part
-            self.memory.add(first(part))
+            self.memory.add(first_tensor(part))
         return parts[0]
 
     def _together(
         self, module: nn.Module, forward: Callable, args: Sequence[Any], kwargs: Mapping[str, Any], run: range
     ) -> list[Any]:
         """The denoiser's return values at all steps of a run, from one call."""
-        given, times = named(module, args, kwargs), self.timesteps()[run.start : run.stop]
+        given, times = arguments_by_name(module, args, kwargs), self.timesteps()[run.start : run.stop]
         if changing := [name for name in CHANGING if given.get(name) is not None]:
             raise ScheduleError(
                 f"plan.ahead runs {len(run)} steps at once from step {run.start} on, but {changing[0]} is another at "
@@ -77,12 +77,14 @@ class Ahead:
                 f"the denoiser was given {own:g}; leave ahead out"
             )
         batch = len(sample)
-        given = {name: rows(lambda t: t.repeat(len(run), *[1] * (t.dim() - 1)), v, batch) for name, v in given.items()}
+        given = {
+            name: batch_rows(lambda t: t.repeat(len(run), *[1] * (t.dim() - 1)), v, batch) for name, v in given.items()
+        }
         given["timestep"] = times.to(sample.device).repeat_interleave(batch)
         self.clock.span = len(run)
         try:
             output = forward(**given)
         finally:
             self.clock.span = 1
-        parts = [part.clone() for part in first(output).chunk(len(run))]
+        parts = [part.clone() for part in first_tensor(output).chunk(len(run))]
         return [(part,) if isinstance(output, tuple) else type(output)(sample=part) for part in parts]

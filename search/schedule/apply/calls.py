@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from search.schedule.apply.outputs import argument
+from search.schedule.apply.outputs import argument_of_call
 from search.schedule.values import Value
 
 if TYPE_CHECKING:
     pass
 
 
-def skip(name: str, names: Sequence[str], skipped: Sequence[str] | None, *args: Any, **kwargs: Any) -> Value:
+def skipped_output(name: str, names: Sequence[str], skipped: Sequence[str] | None, *args: Any, **kwargs: Any) -> Value:
     """What a component gives where it is skipped: zeros like these arguments, or its first one as it is.
 
     `names` are those of all its arguments, `name` its own.
@@ -23,26 +23,28 @@ def skip(name: str, names: Sequence[str], skipped: Sequence[str] | None, *args: 
     if not skipped:
         hidden = next(iter(given.values()))
         return (hidden,) if given.get("return_dict") is False else hidden
-    zeros = [torch.zeros_like(argument(name, wanted, given)) for wanted in skipped]
+    zeros = [torch.zeros_like(argument_of_call(name, wanted, given)) for wanted in skipped]
     return zeros[0] if len(zeros) == 1 else tuple(zeros)
 
 
-def passed(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Sequence[str]) -> Value:
+def replaced_arguments(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Sequence[str]
+) -> Value:
     """What enters a block, as the block would give it back."""
-    given = named(module, args, kwargs)
-    inputs = tuple(argument(type(module).__name__, name, given) for name in outputs)
+    given = arguments_by_name(module, args, kwargs)
+    inputs = tuple(argument_of_call(type(module).__name__, name, given) for name in outputs)
     return inputs[0] if len(inputs) == 1 else inputs
 
 
-def named(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def arguments_by_name(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call of the module by name, first those given by place."""
-    return dict(zip(parameters(type(module)), args, strict=False)) | dict(kwargs)
+    return dict(zip(parameter_names(type(module)), args, strict=False)) | dict(kwargs)
 
 
 _PARAMETERS: dict[Any, tuple[str, ...]] = {}  # by module class: to look them up takes longer than a small block
 
 
-def parameters(cls: Any) -> tuple[str, ...]:
+def parameter_names(cls: Any) -> tuple[str, ...]:
     """Names of the arguments of a module class's forward."""
     if cls not in _PARAMETERS:
         _PARAMETERS[cls] = tuple(inspect.signature(cls.forward).parameters)[1:]

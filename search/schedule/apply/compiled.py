@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search.schedule.apply.calls import named, parameters, skip
+from search.schedule.apply.calls import arguments_by_name, parameter_names, skipped_output
 from search.schedule.apply.clock import Clock
 from search.schedule.apply.hooks import BlockHook, verify
 from search.schedule.apply.stores import Store
@@ -42,7 +42,7 @@ def compiler(compile: bool | Compile | None, denoiser: nn.Module, static: bool) 
 
 
 @dataclass(frozen=True)
-class Part:
+class BlockPart:
     """A component of a block that is planned in some block of the stack; `store` is None where it is not in this one.
 
     `skipped` are the arguments whose zeros it gives where it is skipped, () for its first one as it is.
@@ -59,10 +59,10 @@ class Part:
         return "C" if token in (OFF, ABSENT) else "S" if token == "S" else "R"
 
 
-Variants = dict[str, tuple[list[Part], set[Row]]]  # by block
+Variants = dict[str, tuple[list[BlockPart], set[Row]]]  # by block
 
 
-def variants(tree: Tree, denoiser: nn.Module, stack: str, plan: Plan, stores: Mapping[str, Store]) -> Variants:
+def block_variants(tree: Tree, denoiser: nn.Module, stack: str, plan: Plan, stores: Mapping[str, Store]) -> Variants:
     """Of each block of a stack the components that matter, and the rows that it has to be compiled for.
 
     `stores` are those of the planned nodes. Nothing where blocks are not to be compiled whole: they have too many rows,
@@ -76,7 +76,7 @@ def variants(tree: Tree, denoiser: nn.Module, stack: str, plan: Plan, stores: Ma
     found: Variants = {}
     for block in (node.name for node in nodes if node.kind == "block"):
         parts = [
-            Part(node.component, modules[node.name], tree.skipped(node), stores.get(node.name))
+            BlockPart(node.component, modules[node.name], tree.skipped(node), stores.get(node.name))
             for node in nodes
             if node.parent == block and node.component in kinds
         ]
@@ -88,11 +88,11 @@ def variants(tree: Tree, denoiser: nn.Module, stack: str, plan: Plan, stores: Ma
 class CompiledBlock:
     """One block: what computes it at each step, beneath its hook and without hooks of its components."""
 
-    def __init__(self, hook: BlockHook, parts: Sequence[Part], rows: Iterable[Row], compile: Compile) -> None:
+    def __init__(self, hook: BlockHook, parts: Sequence[BlockPart], rows: Iterable[Row], compile: Compile) -> None:
         self.hook, self.parts, self.verified = hook, parts, False
         block, names = hook.module, tuple(part.name for part in parts)
         cls: Any = type(block)
-        self.graphs = {row: (compile(variant(cls, names, row)), self._shadow(block, row)) for row in rows}
+        self.graphs = {row: (compile(compiled_variant(cls, names, row)), self._shadow(block, row)) for row in rows}
 
     def computing(self, step: int) -> Callable:
         """What computes the block at a step."""
@@ -120,9 +120,9 @@ class CompiledBlock:
     def _verify(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """Run the block as it is once, to look at its components against the contract."""
 
-        def look(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Value, part: Part) -> None:
+        def look(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Value, part: BlockPart) -> None:
             if part.store:
-                verify(part.store, part.skipped, named(module, args, kwargs), output)
+                verify(part.store, part.skipped, arguments_by_name(module, args, kwargs), output)
 
         watched = [part.module.register_forward_hook(partial(look, part=part), with_kwargs=True) for part in self.parts]
         try:
@@ -140,7 +140,9 @@ class CompiledBlock:
         shadow.__dict__["_modules"] = dict(block._modules)
         for part, kind in zip(self.parts, row, strict=True):
             del shadow._modules[part.name]
-            shadow.__dict__[part.name] = {"C": Computed, "R": Given, "S": Skipped}[kind](part)
+            shadow.__dict__[part.name] = {"C": ComputedComponent, "R": GivenComponent, "S": SkippedComponent}[kind](
+                part
+            )
         return shadow
 
 
@@ -149,12 +151,12 @@ def _even(value: Any) -> Any:
     return value.contiguous() if isinstance(value, Tensor) else value
 
 
-class Computed:
+class ComputedComponent:
     """In place of a component that runs; what it gave is noted."""
 
     value: Value = None
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: BlockPart) -> None:
         self.forward = part.module.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Value:
@@ -162,32 +164,32 @@ class Computed:
         return self.value
 
 
-class Given:
+class GivenComponent:
     """In place of a component that is reused or forecast."""
 
     value: Value = None
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: BlockPart) -> None:
         pass
 
     def __call__(self, *args: Any, **kwargs: Any) -> Value:
         return self.value
 
 
-class Skipped:
+class SkippedComponent:
     """In place of a component that is skipped."""
 
     value: Value = None
 
-    def __init__(self, part: Part) -> None:
-        self.names, self.skipped = parameters(type(part.module)), part.skipped
+    def __init__(self, part: BlockPart) -> None:
+        self.names, self.skipped = parameter_names(type(part.module)), part.skipped
 
     def __call__(self, *args: Any, **kwargs: Any) -> Value:
-        return skip("a component", self.names, self.skipped, *args, **kwargs)
+        return skipped_output("a component", self.names, self.skipped, *args, **kwargs)
 
 
 @cache
-def variant(block: Any, names: tuple[str, ...], row: Row) -> Callable:
+def compiled_variant(block: Any, names: tuple[str, ...], row: Row) -> Callable:
     """`_run` for these stand-ins, as code of its own: torch keeps graphs, and limits recompilations, by code object."""
     name = f"{block.__name__}_{''.join(row)}"
     code = _run.__code__.replace(co_name=name, co_qualname=name)

@@ -18,7 +18,7 @@ from torch import Tensor
 from search.schedule.errors import ScheduleError
 from search.schedule.parts.corrections import CorrectionsPart
 from search.schedule.plan.plan import Plan
-from search.schedule.plan.tokens import history
+from search.schedule.plan.tokens import values_read
 
 SUFFIX = ".safetensors"
 MAX_TENSOR_BYTES = 256 * 2**20  # 28 blocks of three components, 20 steps, 1152 channels are 8 MB
@@ -58,7 +58,7 @@ def channel_dim(value: Tensor) -> int:
 
 def reused_steps(plan: Plan) -> dict[str, list[int]]:
     """The steps at which each node is reused or forecast; nodes without any are left out."""
-    steps = {name: [t for t, token in enumerate(tokens) if history(token)] for name, tokens in plan.tokens.items()}
+    steps = {name: [t for t, token in enumerate(tokens) if values_read(token)] for name, tokens in plan.tokens.items()}
     return {name: found for name, found in steps.items() if found}
 
 
@@ -100,7 +100,7 @@ class Corrections:
     @classmethod
     def read(cls, schedule: Path, part: CorrectionsPart) -> "Corrections":
         """The file beside a schedule's."""
-        path = beside(schedule)
+        path = tensors_path(schedule)
         try:
             with open(path, "rb") as file:
                 return cls.parse(file.read(MAX_TENSOR_BYTES + 1), part)
@@ -120,7 +120,7 @@ class Corrections:
         }
 
 
-def beside(schedule: str | Path) -> Path:
+def tensors_path(schedule: str | Path) -> Path:
     """Where the tensors of a schedule file are."""
     path = Path(schedule)
     if path.suffix == SUFFIX:

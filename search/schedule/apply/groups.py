@@ -15,27 +15,27 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from search.kernels.forecast import combine
-from search.schedule.apply.calls import named, parameters, passed
+from search.schedule.apply.calls import arguments_by_name, parameter_names, replaced_arguments
 from search.schedule.apply.clock import Clock
 from search.schedule.apply.forecast import newton_weights
 from search.schedule.apply.hooks import StepHook
 from search.schedule.apply.outputs import check_block
-from search.schedule.apply.stores import Memory
+from search.schedule.apply.stores import MemoryMeter
 from search.schedule.errors import ScheduleError
 from search.schedule.model.nodes import Tree
 from search.schedule.parts.gates import ASK
 from search.schedule.plan.gates import Gate
 from search.schedule.plan.guidance import Guidance, is_narrow
-from search.schedule.plan.tokens import OFF, history
-from search.schedule.values import Value, half, joined, mapped
+from search.schedule.plan.tokens import OFF, values_read
+from search.schedule.values import Value, join_halves, map_tensors, take_half
 
-Lane = tuple[int, int | None]  # what values are kept under: a branch, or a half of the batch and its place in it
+LaneKey = tuple[int, int | None]  # what values are kept under: a branch, or a half of the batch and its place in it
 
 
-class Kept:
+class KeptValues:
     """The latest values by lane, no more of them than later steps may read."""
 
-    def __init__(self, memory: Memory, held: Callable[[int], Sequence[int]]) -> None:
+    def __init__(self, memory: MemoryMeter, held: Callable[[int], Sequence[int]]) -> None:
         """`held` says of a lane how many values are kept after each step."""
         self.memory, self.held = memory, held
         self.values: dict[int, list[tuple[int, Value]]] = {}
@@ -45,7 +45,7 @@ class Kept:
         if not (count := self.held(lane)[step]):
             return
         self.trim(step, lane, count - 1)
-        value = mapped(_owned, value)
+        value = map_tensors(_owned, value)
         self.memory.add(value)
         self.values.setdefault(lane, []).append((step, value))
 
@@ -63,7 +63,7 @@ class Kept:
 
 
 @dataclass
-class Running:
+class GateState:
     """What a gate remembers of one CFG branch: summed changes, steps not computed in a row, steps G computed."""
 
     change: float = 0.0
@@ -75,7 +75,7 @@ class Group:
     """One gate at work on one denoiser."""
 
     def __init__(
-        self, gate: Gate, streams: Sequence[str], clock: Clock, memory: Memory, guidance: Guidance | None
+        self, gate: Gate, streams: Sequence[str], clock: Clock, memory: MemoryMeter, guidance: Guidance | None
     ) -> None:
         """`streams` are the arguments that the outputs of the group's last block replace, in their order."""
         steps = len(gate.tokens)
@@ -87,9 +87,9 @@ class Group:
         if self.guidance:
             full = [not self.guidance.narrow(step) for step in range(steps)]
             by_lane = {1 - self.guidance.conditional: gate.held(full)}
-        self.values = Kept(memory, lambda lane: by_lane.get(lane, whole)[0])
-        self.signals = Kept(memory, lambda lane: by_lane.get(lane, whole)[1])
-        self.running: dict[int, Running] = {}
+        self.values = KeptValues(memory, lambda lane: by_lane.get(lane, whole)[0])
+        self.signals = KeptValues(memory, lambda lane: by_lane.get(lane, whole)[1])
+        self.running: dict[int, GateState] = {}
         self.token, self.inputs = OFF, None  # of the running call
         self.seen: Tensor | None = None  # by the module that the signal watches
         self.probing = False
@@ -100,7 +100,7 @@ class Group:
     def enter(self, inputs: Value, hidden: Tensor, probe: Callable[[], Tensor]) -> None:
         """Decide for this call. `inputs` are the streams, `hidden` the main one; `probe` measures where asked to."""
         step, branch = self.clock.step, self.clock.calls - 1
-        lanes, running = self._lanes(), self.running.setdefault(branch, Running())
+        lanes, running = self._lanes(), self.running.setdefault(branch, GateState())
         token = self.gate.tokens[step]
         asked = token == ASK
         signal = self._signal(hidden, probe) if self._measures(token, lanes, running) else None
@@ -126,7 +126,7 @@ class Group:
         self.inputs = None
         lanes = [(lane, place) for lane, place in self._lanes() if self.values.held(lane)[step]]
         if lanes and self.gate.residual:
-            output = mapped(torch.sub, output, inputs)
+            output = map_tensors(torch.sub, output, inputs)
         for lane, place in lanes:
             self.values.add(step, lane, _part(output, place))
 
@@ -137,8 +137,8 @@ class Group:
         parts = [self._read(lane) for lane, _ in self._lanes()]
         for lane, _ in self._lanes():
             self.values.trim(step, lane)
-        value = joined(*parts) if len(parts) > 1 else parts[0]
-        return mapped(torch.add, value, inputs) if self.gate.residual else value
+        value = join_halves(*parts) if len(parts) > 1 else parts[0]
+        return map_tensors(torch.add, value, inputs) if self.gate.residual else value
 
     def clear(self) -> None:
         """Forget the run."""
@@ -154,22 +154,22 @@ class Group:
 
     # The decision
 
-    def _lanes(self) -> list[Lane]:
+    def _lanes(self) -> list[LaneKey]:
         if self.guidance is None:
             return [(self.clock.calls - 1, None)]
         return [(self.guidance.conditional, None)] if self.guidance.narrow(self.clock.step) else [(0, 0), (1, 1)]
 
-    def _measures(self, token: str, lanes: Sequence[Lane], running: Running) -> bool:
+    def _measures(self, token: str, lanes: Sequence[LaneKey], running: GateState) -> bool:
         if token == ASK:
             return not self._spent(running)
         return token == OFF and any(self.signals.held(lane)[self.clock.step] for lane, _ in lanes)
 
-    def _spent(self, running: Running) -> bool:
+    def _spent(self, running: GateState) -> bool:
         return self.gate.most is not None and running.refused >= self.gate.most
 
-    def _passes(self, signal: Tensor | None, lanes: Sequence[Lane], running: Running) -> bool:
+    def _passes(self, signal: Tensor | None, lanes: Sequence[LaneKey], running: GateState) -> bool:
         gate = self.gate
-        enough = all(len(self.values.values.get(lane, ())) >= history(gate.then) for lane, _ in lanes)
+        enough = all(len(self.values.values.get(lane, ())) >= values_read(gate.then) for lane, _ in lanes)
         if not enough or signal is None:
             return enough
         changes = [self._change(lane, _part(signal, place)) for lane, place in lanes]
@@ -182,7 +182,7 @@ class Group:
     def _change(self, lane: int, actual: Tensor) -> float:
         """Relative L1 change of the signal, the largest of the batch; infinite where there is nothing to compare."""
         forecast = self.gate.signal == "first_block_forecast"
-        count = history(self.gate.then) if forecast else 1
+        count = values_read(self.gate.then) if forecast else 1
         kept = self.signals.values.get(lane, [])[-count:]
         if len(kept) < count:
             return math.inf
@@ -209,7 +209,7 @@ class Group:
         return hidden.detach() - seen if self.gate.signal == "first_block_residual" else seen.clone()
 
     def _read(self, lane: int) -> Value:
-        count = history(self.token)
+        count = values_read(self.token)
         kept = self.values.values.get(lane, [])[-count:]
         if len(kept) < count:
             raise ScheduleError(
@@ -223,7 +223,7 @@ class Group:
         if len(kept) == 1:
             return kept[0][1]
         weights = newton_weights([self.clock.places[step] for step, _ in kept], self.clock.places[self.clock.step])
-        return mapped(lambda *tensors: combine(tensors, weights), *(value for _, value in kept))
+        return map_tensors(lambda *tensors: combine(tensors, weights), *(value for _, value in kept))
 
 
 class GroupHook(StepHook):
@@ -240,18 +240,18 @@ class GroupHook(StepHook):
     def _decided(self, *args: Any, **kwargs: Any) -> Value:
         group, module = self.group, self.module
         if self.first:
-            inputs = passed(module, args, kwargs, group.streams)
+            inputs = replaced_arguments(module, args, kwargs, group.streams)
             group.enter(inputs, _first(module, args, kwargs), lambda: self._probe(args, kwargs))
         if group.token == OFF:
             output = self.forward(*args, **kwargs)
             if not self.verified:
                 name = f"{group.gate.name}: a {type(module).__name__}"
-                check_block(name, self.outputs, named(module, args, kwargs), output)
+                check_block(name, self.outputs, arguments_by_name(module, args, kwargs), output)
                 self.verified = True
             if self.last:
                 group.leave(output)
             return output
-        return group.value() if self.last else passed(module, args, kwargs, self.outputs)
+        return group.value() if self.last else replaced_arguments(module, args, kwargs, self.outputs)
 
     def _probe(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         """What enters the block's first component: the block is run up to there and left by an exception."""
@@ -273,7 +273,7 @@ class _Reached(Exception):
         self.value = value
 
 
-def watch(group: Group, tree: Tree, denoiser: nn.Module) -> list[RemovableHandle]:
+def watch_blocks(group: Group, tree: Tree, denoiser: nn.Module) -> list[RemovableHandle]:
     """Let the group see what its signal needs of modules outside of it, or within its first block."""
     first, signal = group.gate.blocks[0], group.gate.signal
 
@@ -296,11 +296,11 @@ def watch(group: Group, tree: Tree, denoiser: nn.Module) -> list[RemovableHandle
 
 def _first(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     """The first argument of a call: the main stream."""
-    return named(module, args, kwargs)[parameters(type(module))[0]]
+    return arguments_by_name(module, args, kwargs)[parameter_names(type(module))[0]]
 
 
 def _part(value: Value, place: int | None) -> Value:
-    return value if place is None else half(value, place)
+    return value if place is None else take_half(value, place)
 
 
 def _owned(tensor: Tensor) -> Tensor:

@@ -15,14 +15,20 @@ from search.schedule.apply.admission import BETWEEN, HOOK, check_denoiser, check
 from search.schedule.apply.ahead import Ahead
 from search.schedule.apply.bits import LayerBits
 from search.schedule.apply.clock import Clock
-from search.schedule.apply.compiled import Compile, CompiledBlock, Variants, compiler, variants
-from search.schedule.apply.groups import Group, GroupHook, watch
+from search.schedule.apply.compiled import Compile, CompiledBlock, Variants, block_variants, compiler
+from search.schedule.apply.groups import Group, GroupHook, watch_blocks
 from search.schedule.apply.hooks import BlockHook, ComponentHook, DenoiserHook, StepHook
 from search.schedule.apply.injection import Injection
-from search.schedule.apply.scheduler import LinearSolver, attributes, plan_scheduler, progress, resume
-from search.schedule.apply.stitch import Stitch
-from search.schedule.apply.stores import Correction, HalvedStore, Memory, Store, halved, whole
-from search.schedule.apply.tampering import Intact
+from search.schedule.apply.scheduler import (
+    LinearSolver,
+    plan_scheduler,
+    resume_scheduler,
+    scheduler_attributes,
+    solver_progress,
+)
+from search.schedule.apply.stitch import DenoiserSwitch
+from search.schedule.apply.stores import Correction, HalvedStore, MemoryMeter, Store, merge_halves, split_halves
+from search.schedule.apply.tampering import ModuleSnapshot
 from search.schedule.document import Document
 from search.schedule.errors import ScheduleError
 from search.schedule.model.contracts import Contract
@@ -67,7 +73,7 @@ class Handle:
             )
         self.corrections = dict(corrections or {})
         parts, at = document.models, document.at
-        self.stitch = Stitch.of(at, parts.names, models or {}, pipe, strict) if parts and at else None
+        self.stitch = DenoiserSwitch.of(at, parts.names, models or {}, pipe, strict) if parts and at else None
         for other in self.stitch.denoisers.values() if self.stitch else ():
             check_free(other)
         self.bits = LayerBits(document.bits, self.denoiser, bits)
@@ -82,7 +88,7 @@ class Handle:
         planned = (steps or 0) if self.guidance or gates or keep is not None else 0
         self.plan = document.resolve() or Plan(self.tree, planned, {n.name: (OFF,) * planned for n in self.tree})
         self._halved = self.guidance is not None and is_narrow(self.guidance.branch)
-        self.clock, self.memory = Clock(), Memory()
+        self.clock, self.memory = Clock(), MemoryMeter()
         self._residual = document.plan is not None and document.plan.value == "residual"
         self.groups = [self._group(gate) for gate in gates]
         sampler, axis = document.sampler, document.plan.axis if document.plan else "index"
@@ -115,7 +121,7 @@ class Handle:
         pipe.scheduler = self.scheduler
         try:
             self._install(compile)
-            self._intact = Intact(self.denoiser)
+            self._intact = ModuleSnapshot(self.denoiser)
         except BaseException:
             self.remove()
             raise
@@ -179,7 +185,7 @@ class Handle:
             "values": {name: dict(store.values) for name, store in self.stores.items()},
             "inputs": dict(self._root.inputs),
             "container": self._root.container,
-            "scheduler": progress(self.scheduler, self._fresh),
+            "scheduler": solver_progress(self.scheduler, self._fresh),
             "solver": list(self.solver.values) if self.solver else [],
             "noise": self.injection.noise if self.injection else None,
         }
@@ -189,11 +195,11 @@ class Handle:
         for name, store in self.stores.items():
             values = snapshot["values"].get(name, {})
             if self._halved != snapshot["halved"]:
-                values = halved(values) if self._halved else whole(values)
+                values = split_halves(values) if self._halved else merge_halves(values)
             store.restore(values)
         self.clock.go(snapshot["step"])
         self._root.inputs, self._root.container = dict(snapshot["inputs"]), snapshot["container"]
-        resume(self.scheduler, self._fresh, snapshot["scheduler"])
+        resume_scheduler(self.scheduler, self._fresh, snapshot["scheduler"])
         if self.solver:
             self.solver.values = list(snapshot["solver"])
         if self.injection:
@@ -221,7 +227,7 @@ class Handle:
         compiling, graphs = compiler(compile, self.denoiser, static)
         own = {name: self._store(name) for name in planned}
         stacks = self.tree.stacks if compiling and static else ()
-        whole = {name: variants(self.tree, self.denoiser, name, self.plan, own) for name in stacks}
+        whole = {name: block_variants(self.tree, self.denoiser, name, self.plan, own) for name in stacks}
         for node in self.tree:
             module: Any = self.tree.module(self.denoiser, node)
             if node.kind == "component" and not whole.get(node.stack):
@@ -238,7 +244,7 @@ class Handle:
                 stores = self._store(node.name), self._store(node.stack)
                 self._add(module, BlockHook(self.clock, *stores, blocks, contract.outputs, kept))
         for group in self.groups:
-            self._watched += watch(group, self.tree, self.denoiser)
+            self._watched += watch_blocks(group, self.tree, self.denoiser)
         if compiling:
             self._compile(compiling, whole)
             self._root.graphs = graphs
@@ -298,7 +304,7 @@ class Handle:
             self.ahead.clear()
         if self.clock.step < 0:
             return
-        self._fresh = attributes(self.scheduler)
+        self._fresh = scheduler_attributes(self.scheduler)
         self.runs += 1
         pipe = self._pipe()
         if pipe is not None and (found := denoiser_of(pipe)) is not self.denoiser:

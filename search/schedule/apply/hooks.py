@@ -9,15 +9,21 @@ import torch
 from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
-from search.schedule.apply.calls import named, parameters, passed, shown_names, skip
+from search.schedule.apply.calls import (
+    arguments_by_name,
+    parameter_names,
+    replaced_arguments,
+    shown_names,
+    skipped_output,
+)
 from search.schedule.apply.clock import Clock
-from search.schedule.apply.outputs import check_block, check_component, check_value, first
-from search.schedule.apply.stitch import Stitch
+from search.schedule.apply.outputs import check_block, check_component, check_value, first_tensor
+from search.schedule.apply.stitch import DenoiserSwitch
 from search.schedule.apply.stores import HalvedStore, Store
 from search.schedule.errors import ScheduleError
 from search.schedule.plan.guidance import Guidance
 from search.schedule.plan.tokens import ABSENT, OFF
-from search.schedule.values import Value, mapped
+from search.schedule.values import Value, map_tensors
 
 if TYPE_CHECKING:
     from search.schedule.apply.ahead import Ahead
@@ -35,7 +41,7 @@ class PlannedHook(ModelHook):
         clock = self.clock
         value = store.read(clock.step + clock.span - 1, clock.calls - 1, clock)  # the denoiser has counted this call
         if clock.span > 1:
-            value = mapped(lambda tensor: tensor.repeat(clock.span, *[1] * (tensor.dim() - 1)), value)
+            value = map_tensors(lambda tensor: tensor.repeat(clock.span, *[1] * (tensor.dim() - 1)), value)
         if store.correction is None:
             return value
         return store.correction(clock.step, value, partial(self._aside, compute))
@@ -118,7 +124,7 @@ class ComponentHook(StepHook):
     def action(self, step: int) -> Callable:
         token = self.store.tokens[step]
         if token == "S":
-            return partial(skip, self.store.name, parameters(type(self.module)), self.skipped)
+            return partial(skipped_output, self.store.name, parameter_names(type(self.module)), self.skipped)
         if token not in (OFF, ABSENT):
             return self._again if self.store.correction else self._stored()
         if not self.verified:
@@ -151,7 +157,7 @@ class ComponentHook(StepHook):
     def _first(self, *args: Any, **kwargs: Any) -> Value:
         """The first time that it is computed."""
         output = self.computing(self.clock.step)(*args, **kwargs)
-        verify(self.store, self.skipped, named(self.module, args, kwargs), output)
+        verify(self.store, self.skipped, arguments_by_name(self.module, args, kwargs), output)
         if self.store.keeps(self.clock.step):
             self.keep(self.store, output)
         self.verified = True
@@ -198,7 +204,7 @@ class BlockHook(StepHook):
         return run
 
     def _passed(self, *args: Any, **kwargs: Any) -> Value:
-        return passed(self.module, args, kwargs, self.outputs) if self.outputs else None
+        return replaced_arguments(self.module, args, kwargs, self.outputs) if self.outputs else None
 
     def _kept(self, compute: Callable, *args: Any, **kwargs: Any) -> Value:
         output = compute(*args, **kwargs)
@@ -214,7 +220,7 @@ class BlockHook(StepHook):
     def _first(self, *args: Any, **kwargs: Any) -> Value:
         """The first time that it is computed: looked at against the contract."""
         output = self.computing(self.clock.step)(*args, **kwargs)
-        check_block(self.block.name, self.outputs, named(self.module, args, kwargs), output)
+        check_block(self.block.name, self.outputs, arguments_by_name(self.module, args, kwargs), output)
         if self.block.keeps(self.clock.step):
             self._kept(lambda *_, **__: output, *args, **kwargs)
         self.verified = True
@@ -238,15 +244,15 @@ class BlockHook(StepHook):
         if not self.residual:
             return self.read(store, compute)
         inputs = self._passed(*args, **kwargs)
-        return mapped(torch.add, self.read(store, lambda: self._added(inputs, compute())), inputs)
+        return map_tensors(torch.add, self.read(store, lambda: self._added(inputs, compute())), inputs)
 
     @staticmethod
     def _added(inputs: Value, output: Value) -> Value:
-        return mapped(torch.sub, output, inputs)
+        return map_tensors(torch.sub, output, inputs)
 
     def _through(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
         """The whole stack, from what entered it."""
-        given = named(self.blocks[0], args, kwargs)
+        given = arguments_by_name(self.blocks[0], args, kwargs)
         output: Value = None
         for block in self.blocks:
             output = block(**given)
@@ -267,7 +273,7 @@ class DenoiserHook(PlannedHook):
         store: Store,
         check: Callable[[Mapping[str, Any]], None],
         guidance: Guidance | None = None,
-        stitch: Stitch | None = None,
+        stitch: DenoiserSwitch | None = None,
         ahead: "Ahead | None" = None,
     ) -> None:
         super().__init__(clock)
@@ -279,7 +285,7 @@ class DenoiserHook(PlannedHook):
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         self.check(kwargs)
-        hidden = args[0] if args else kwargs[parameters(type(module))[0]]
+        hidden = args[0] if args else kwargs[parameter_names(type(module))[0]]
         step, branch = self.clock.step, self.clock.calls
         self.clock.calls += 1
         found = tuple(hidden.shape), hidden.dtype, hidden.device
@@ -316,14 +322,14 @@ class DenoiserHook(PlannedHook):
                 raise
             if self.stitch:
                 self.stitch.count(step)
-            tensor, self.container = first(output), type(output)
+            tensor, self.container = first_tensor(output), type(output)
             if self.store.keeps(step):
                 self.store.keep(step, branch, tensor.clone())
             value = tensor if guidance is None else self._guided(guidance, step, tensor)
             if value is tensor:
                 return output
         else:
-            value = self.read(self.store, lambda: first(compute())).clone()
+            value = self.read(self.store, lambda: first_tensor(compute())).clone()
             value = value if guidance is None else self._guided(guidance, step, value)
         if issubclass(self.container, Tensor):
             return value

@@ -23,7 +23,8 @@ def check_value(name: str, value: Any, depth: int = 0) -> None:
         return
     if type(value) not in (tuple, list) or depth > MAX_DEPTH:
         raise ScheduleError(
-            f"{name} gives back {described(value)}; schedules keep tensors and tuples of them, so plan the modules in "
+            f"{name} gives back {describe_value(value)}; schedules keep tensors and tuples of them, so "
+            "plan the modules in "
             "it or around it"
         )
     for inner in value:
@@ -41,13 +42,14 @@ def check_block(name: str, outputs: Sequence[str], given: Mapping[str, Any], val
     found = (value,) if isinstance(value, Tensor) else tuple(value or ())
     if len(found) != len(outputs) or (len(outputs) == 1) != isinstance(value, Tensor):
         said = f"one tensor, in place of {outputs[0]}" if len(outputs) == 1 else f"a tuple for {', '.join(outputs)}"
-        raise ScheduleError(f"{name} gives back {described(value)}, but its contract says {said}{REMEDY}")
+        raise ScheduleError(f"{name} gives back {describe_value(value)}, but its contract says {said}{REMEDY}")
     for argument, output in zip(outputs, found, strict=True):
         taken = given.get(argument)
         if output is not None and not _alike(output, taken):
             raise ScheduleError(
-                f"{name} gives back {described(value)}, but its contract says that {described(output)} is in place of "
-                f"{argument}, which is {described(taken)}{REMEDY}"
+                f"{name} gives back {describe_value(value)}, but its contract says that "
+                f"{describe_value(output)} is in place of "
+                f"{argument}, which is {describe_value(taken)}{REMEDY}"
             )
 
 
@@ -59,23 +61,26 @@ def check_component(name: str, skipped: Sequence[str], given: Mapping[str, Any],
     found = (value,) if isinstance(value, Tensor) or not value else tuple(value)
     if len(found) != len(wanted) or (len(skipped) > 0 and (len(skipped) == 1) != isinstance(value, Tensor)):
         word = f"zeros like {', '.join(skipped)}" if skipped else "its first argument"
-        raise ScheduleError(f"{name} gives back {described(value)}, but its contract says {word} where it is skipped")
+        raise ScheduleError(
+            f"{name} gives back {describe_value(value)}, but its contract says {word} where it is skipped"
+        )
     for argument, output, taken in zip(skipped or ("the first argument",), found, wanted, strict=True):
         if not _alike(output, taken):
             raise ScheduleError(
-                f"{name} gives back {described(value)}, but its contract says {described(taken)} where it is skipped, "
+                f"{name} gives back {describe_value(value)}, but its contract says "
+                f"{describe_value(taken)} where it is skipped, "
                 f"after {argument}"
             )
 
 
-def argument(name: str, wanted: str, given: Mapping[str, Any]) -> Any:
+def argument_of_call(name: str, wanted: str, given: Mapping[str, Any]) -> Any:
     """An argument of a node's call; ScheduleError where it was not given."""
     if wanted not in given:
         raise ScheduleError(f"{name} was called without {wanted}, which its contract names; it got {', '.join(given)}")
     return given[wanted]
 
 
-def first(output: Any) -> Tensor:
+def first_tensor(output: Any) -> Tensor:
     """What a denoiser gives back, alone or first in a tuple or a container of diffusers; else a ScheduleError."""
     try:
         found = output if isinstance(output, Tensor) else output[0]
@@ -83,20 +88,21 @@ def first(output: Any) -> Tensor:
         found = None
     if not isinstance(found, Tensor):
         raise ScheduleError(
-            f"the denoiser gives back {described(output)}; a schedule takes a tensor, a tuple that begins with one, or "
+            f"the denoiser gives back {describe_value(output)}; a schedule takes a tensor, a tuple that "
+            "begins with one, or "
             "an output with `sample`"
         )
     return found
 
 
-def described(value: Value) -> str:
+def describe_value(value: Value) -> str:
     """`float32 [2, 16, 48]`, and of a tuple all of it."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if value is None:
         return "None"
     if type(value) in (tuple, list):
-        inner = ", ".join(described(part) for part in value[:5])
+        inner = ", ".join(describe_value(part) for part in value[:5])
         return f"a tuple of {len(value)} ({inner}{', …' if len(value) > 5 else ''})"
     return f"a {type(value).__name__}"
 

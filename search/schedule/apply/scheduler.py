@@ -14,7 +14,7 @@ from search.schedule.apply.clock import Clock
 from search.schedule.apply.injection import Injection
 from search.schedule.errors import ScheduleError
 from search.schedule.parts.start import TRAINING
-from search.schedule.schedulers import GRIDDED, check_order, coordinates, scheduler_class
+from search.schedule.schedulers import GRIDDED, check_order, forecast_coordinates, scheduler_class
 
 
 class LinearSolver:
@@ -42,20 +42,20 @@ class LinearSolver:
         return total.to(sample.dtype)
 
 
-def attributes(scheduler: Any) -> dict[str, Any]:
+def scheduler_attributes(scheduler: Any) -> dict[str, Any]:
     """The attributes that a run may change; lists and dicts are copied, as steps write into them."""
     kept = {k: v for k, v in vars(scheduler).items() if not callable(v) and k != "num_inference_steps"}
     return {k: _copied(v) for k, v in kept.items()}
 
 
-def progress(scheduler: Any, fresh: Mapping[str, Any]) -> dict[str, Any]:
+def solver_progress(scheduler: Any, fresh: Mapping[str, Any]) -> dict[str, Any]:
     """What a run has changed since its attributes were `fresh`: the memory of the solver, without the grid."""
-    return {k: v for k, v in attributes(scheduler).items() if k not in fresh or not _same(v, fresh[k])}
+    return {k: v for k, v in scheduler_attributes(scheduler).items() if k not in fresh or not _same(v, fresh[k])}
 
 
-def resume(scheduler: Any, fresh: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
+def resume_scheduler(scheduler: Any, fresh: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
     """Bring a scheduler whose attributes were `fresh` to where another one has got to."""
-    for name in attributes(scheduler).keys() - fresh.keys():
+    for name in scheduler_attributes(scheduler).keys() - fresh.keys():
         delattr(scheduler, name)
     for name, value in {**fresh, **changed}.items():
         setattr(scheduler, name, _copied(value))
@@ -128,7 +128,9 @@ def plan_scheduler(
             injection.begin(planned.timesteps.tolist(), planned.config.get("num_train_timesteps", TRAINING))
         clock.start(
             len(planned.timesteps),
-            coordinates(planned, axis) if axis != "index" else [float(i) for i in range(len(planned.timesteps))],
+            forecast_coordinates(planned, axis)
+            if axis != "index"
+            else [float(i) for i in range(len(planned.timesteps))],
         )
 
     @functools.wraps(original_step)

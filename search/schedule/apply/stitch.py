@@ -38,7 +38,7 @@ TRAINED = (
 )
 
 
-class Named(Protocol):
+class NamedDenoiser(Protocol):
     """What a schedule says of another denoiser: `ModelsPart.names` in the file."""
 
     @property
@@ -50,7 +50,7 @@ class Named(Protocol):
 
 
 @dataclass
-class Stitch:
+class DenoiserSwitch:
     """The other denoisers at work: `at` [T] is a letter per step, `calls` how often each one of them ran."""
 
     at: str
@@ -59,8 +59,8 @@ class Stitch:
 
     @classmethod
     def of(
-        cls, at: str, names: Mapping[str, Named], given: Mapping[str, Any], pipe: Any, strict: bool = True
-    ) -> "Stitch":
+        cls, at: str, names: Mapping[str, NamedDenoiser], given: Mapping[str, Any], pipe: Any, strict: bool = True
+    ) -> "DenoiserSwitch":
         """From what `apply` was given: pipelines or bare denoisers by letter.
 
         ScheduleError where one is missing, is not what the schedule names, or cannot take the place of the pipeline's
@@ -86,7 +86,7 @@ class Stitch:
             self.calls[letter] += 1
 
 
-def _missing(letter: str, at: str, part: Named, given: Mapping[str, Any]) -> str:
+def _missing(letter: str, at: str, part: NamedDenoiser, given: Mapping[str, Any]) -> str:
     known = f"models has only {', '.join(map(repr, given))}; " if given else ""
     return (
         f"this schedule runs {part.name or 'another'} ({part.class_name}) as {letter} at {at.count(letter)} of "
@@ -94,7 +94,7 @@ def _missing(letter: str, at: str, part: Named, given: Mapping[str, Any]) -> str
     )
 
 
-def _check_named(letter: str, denoiser: nn.Module, part: Named, strict: bool) -> None:
+def _check_named(letter: str, denoiser: nn.Module, part: NamedDenoiser, strict: bool) -> None:
     if (name := type(denoiser).__name__) != part.class_name:
         raise ScheduleError(f"models.names.{letter}.class is {part.class_name!r}, but models[{letter!r}] is a {name}")
     if strict and part.fingerprint and part.fingerprint != (found := fingerprint(denoiser)):

@@ -1,4 +1,4 @@
-"""Kept values of a node, and how much memory they take."""
+"""StoredSteps values of a node, and how much memory they take."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -13,14 +13,14 @@ from search.schedule.errors import ScheduleError
 from search.schedule.model.nodes import ROOT
 from search.schedule.plan.guidance import DIFFERENCE, WITH, WITHOUT, Guidance, last_use
 from search.schedule.plan.plan import Plan
-from search.schedule.plan.tokens import history
-from search.schedule.values import Value, half, joined, mapped, nbytes
+from search.schedule.plan.tokens import values_read
+from search.schedule.values import Value, join_halves, map_tensors, nbytes, take_half
 
 if TYPE_CHECKING:
     pass
 
 
-Kept = tuple[tuple[int, Value], ...]  # steps and what was computed there, oldest first
+StoredSteps = tuple[tuple[int, Value], ...]  # steps and what was computed there, oldest first
 
 
 class Store:
@@ -35,11 +35,11 @@ class Store:
     correction: "Correction | None" = None
     entered: Value = None  # into the node of the running call, where its residual is kept
 
-    def __init__(self, name: str, plan: Plan, memory: "Memory") -> None:
+    def __init__(self, name: str, plan: Plan, memory: "MemoryMeter") -> None:
         self.name, self.last_use = name, plan.last_use(name)
         self.tokens: Sequence[str] | Mapping[int, str] = plan.tokens[name]
         self.memory = memory
-        self.values: dict[int, Kept] = {}  # by branch; never written into, so that others may hold them
+        self.values: dict[int, StoredSteps] = {}  # by branch; never written into, so that others may hold them
         self.weights: dict[tuple[int, int], list[float]] = {}  # (step, branch) -> forecast weights
 
     def clear(self) -> None:
@@ -62,9 +62,9 @@ class Store:
                 "apart (call disable_forward_chunking() if its feed-forward runs in chunks)"
             )
         if self.copies or self.borrowed:
-            value = mapped(copied, value)
+            value = map_tensors(copy_value, value)
         elif torch.is_grad_enabled():
-            value = mapped(Tensor.detach, value)
+            value = map_tensors(Tensor.detach, value)
         self.memory.add(value)
         if self.latest and len(kept) == self.latest:
             self.memory.free(kept[0][1])
@@ -75,7 +75,7 @@ class Store:
         """Whether what is computed at this step is read later."""
         return self.latest > 0 or step in self.last_use
 
-    def restore(self, values: Mapping[int, Kept]) -> None:
+    def restore(self, values: Mapping[int, StoredSteps]) -> None:
         """Take the `values` of another store of this node."""
         self.clear()
         self.weights.clear()
@@ -87,7 +87,7 @@ class Store:
     def read(self, step: int, branch: int, clock: Clock) -> Value:
         """The value that the action of this step stands for."""
         token = self.tokens[step]
-        return self._read(step, branch, clock, 1 if token == "R" else history(token))
+        return self._read(step, branch, clock, 1 if token == "R" else values_read(token))
 
     def _read(self, step: int, branch: int, clock: Clock, needs: int) -> Value:
         kept = self.values.get(branch, ())
@@ -97,14 +97,14 @@ class Store:
                 "guidance may not be switched on during a run"
             )
         if needs == 1:
-            value = mapped(copied, kept[-1][1]) if self.copies else kept[-1][1]
+            value = map_tensors(copy_value, kept[-1][1]) if self.copies else kept[-1][1]
         else:
             kept = kept[-needs:]
             if (step, branch) not in self.weights:
                 places = [clock.places[s] for s, _ in kept]
                 self.weights[step, branch] = newton_weights(places, clock.places[step])
             weights = self.weights[step, branch]
-            value = mapped(lambda *tensors: combine(tensors, weights), *(v for _, v in kept))
+            value = map_tensors(lambda *tensors: combine(tensors, weights), *(v for _, v in kept))
         if not self.latest:
             self._free(step, branch)
         return value
@@ -129,7 +129,7 @@ class HalvedStore(Store):
 
     apart = 2
 
-    def __init__(self, name: str, plan: Plan, memory: "Memory", guidance: Guidance) -> None:
+    def __init__(self, name: str, plan: Plan, memory: "MemoryMeter", guidance: Guidance) -> None:
         super().__init__(name, plan, memory)
         self.guidance = guidance
         halves = last_use(plan, name, guidance.branch)
@@ -149,8 +149,8 @@ class HalvedStore(Store):
         together = self.halves[0].get(step) == self.halves[1].get(step)
         for place in (0, 1):
             if self.wants(step, place):  # halves that are freed apart must not share one piece of memory
-                part = half(value, place)
-                super().keep(step, place, part if together else mapped(copied, part))
+                part = take_half(value, place)
+                super().keep(step, place, part if together else map_tensors(copy_value, part))
         pictures = self.name == ROOT and value.dim() == 4
         if self.halves[self.apart].get(step) or (self.latest and pictures):
             super().keep(step, self.apart, self.guidance.difference(step, value))
@@ -163,14 +163,14 @@ class HalvedStore(Store):
         """The value [B, ...] that the action of a full step stands for, [B/2, ...] at a narrow one."""
         if self.guidance.narrow(step):
             return super().read(step, self.guidance.conditional, clock)
-        needs = history(self.tokens[step])
-        return joined(*(self._read(step, place, clock, needs) for place in (0, 1)))
+        needs = values_read(self.tokens[step])
+        return join_halves(*(self._read(step, place, clock, needs) for place in (0, 1)))
 
-    def restore(self, values: Mapping[int, Kept]) -> None:
+    def restore(self, values: Mapping[int, StoredSteps]) -> None:
         """The same; where another store did not keep it, with the difference of the halves."""
         if self.name == ROOT and self.halves[self.apart] and self.apart not in values:
             other = dict(values.get(1, ()))  # narrow steps kept one half only
-            both = [(step, joined(a, other[step])) for step, a in values.get(0, ()) if step in other]
+            both = [(step, join_halves(a, other[step])) for step, a in values.get(0, ()) if step in other]
             apart = tuple((step, self.guidance.difference(step, value)) for step, value in both)
             values = {**values, self.apart: apart}
         super().restore(values)
@@ -187,18 +187,18 @@ class HalvedStore(Store):
 Correction = Callable[[int, Tensor, Callable[[], Tensor]], Tensor]
 
 
-def halved(values: Mapping[int, Kept]) -> dict[int, Kept]:
+def split_halves(values: Mapping[int, StoredSteps]) -> dict[int, StoredSteps]:
     """Values of a `Store` as a `HalvedStore` has them."""
-    return {place: tuple((step, half(value, place)) for step, value in values.get(0, ())) for place in (0, 1)}
+    return {place: tuple((step, take_half(value, place)) for step, value in values.get(0, ())) for place in (0, 1)}
 
 
-def whole(values: Mapping[int, Kept]) -> dict[int, Kept]:
+def merge_halves(values: Mapping[int, StoredSteps]) -> dict[int, StoredSteps]:
     """Values of a `HalvedStore` that has seen full steps only as a `Store` has them."""
     pairs = zip(values.get(0, ()), values.get(1, ()), strict=True)
-    return {0: tuple((step, joined(a, b)) for (step, a), (_, b) in pairs)}
+    return {0: tuple((step, join_halves(a, b)) for (step, a), (_, b) in pairs)}
 
 
-class Memory:
+class MemoryMeter:
     """Bytes of all kept values, now and at the peak."""
 
     def __init__(self) -> None:
@@ -213,5 +213,5 @@ class Memory:
         self.now -= value.nbytes if isinstance(value, Tensor) else nbytes(value)
 
 
-def copied(tensor: Tensor) -> Tensor:
+def copy_value(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()

@@ -27,7 +27,7 @@ ELIDABLE: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def elidable(model_class: str, layer: str) -> bool:
+def elidable_layers(model_class: str, layer: str) -> bool:
     """Whether a layer's outputs can be tabulated per step."""
     return any(re.fullmatch(pattern, layer) for pattern in ELIDABLE.get(model_class, ()))
 
@@ -35,8 +35,8 @@ def elidable(model_class: str, layer: str) -> bool:
 def check_elided(name: str, denoiser: nn.Module) -> None:
     """ScheduleError where a layer's outputs depend on more than the timestep."""
     model_class = type(denoiser).__name__
-    if not elidable(model_class, name):
-        allowed = [n for n, _ in denoiser.named_modules() if elidable(model_class, n)]
+    if not elidable_layers(model_class, name):
+        allowed = [n for n, _ in denoiser.named_modules() if elidable_layers(model_class, n)]
         raise ScheduleError(
             f"bits.layers.{name} is elided, but its outputs do not depend on the timestep alone; of a {model_class} "
             f"these may be: {', '.join(allowed[:4]) or 'none'}"

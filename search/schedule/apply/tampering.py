@@ -15,7 +15,7 @@ OURS = ("diffusers.hooks", "accelerate", "torch", "search.schedule")  # who may 
 AGAIN = "remove the schedule, then do that, then apply it again"
 
 
-class Intact:
+class ModuleSnapshot:
     """The modules of a denoiser as they were when a schedule was applied to it."""
 
     def __init__(self, denoiser: nn.Module) -> None:

@@ -12,7 +12,7 @@ from search.schedule.exchange.loss import admit, few, gate_words, plain, plan_wo
 from search.schedule.exchange.masks import Parts
 from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.parts.gates import ASK
-from search.schedule.plan.gates import Gate, selector
+from search.schedule.plan.gates import Gate, block_selector
 from search.schedule.plan.tokens import OFF, format_actions
 from search.schedule.reading import MAX_BYTES
 from search.schedule.schedule import Schedule
@@ -67,10 +67,10 @@ def from_scm(data: Any, tree: Tree) -> Parts:
             f"Fn_compute_blocks {first} and Bn_compute_blocks {last} leave no block of {tree.model_class} to reuse; "
             f"it has {', '.join(f'{size} {stack}' for stack, size in tree.stacks.items())}"
         )
-    masks.check_first({selector(inner, tree): actions}, "1")
+    masks.check_first({block_selector(inner, tree): actions}, "1")
     if "R" not in actions:
         return {"steps": len(actions)}
-    gate = {"group": selector(inner, tree), "actions": format_actions(actions), "value": "residual"}
+    gate = {"group": block_selector(inner, tree), "actions": format_actions(actions), "value": "residual"}
     return {"steps": len(actions), "gates": [gate]}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from search.schedule.errors import ScheduleError
-from search.schedule.schedulers import GRIDDED, grid, public_config, scheduler_class
+from search.schedule.schedulers import GRIDDED, public_config, scheduler_class, scheduler_grid
 
 Grid = tuple[list[float], list[float] | None]
 FLOW = ("flow_prediction", "flow")
@@ -114,7 +114,7 @@ def full_sigmas(sampler: Mapping[str, Any], steps: int | None) -> tuple[list[flo
     if timesteps is None:
         if steps is None:
             raise ScheduleError("the schedule is for any number of steps; its timesteps are not known")
-        timesteps, sigmas = grid(scheduler, steps)
+        timesteps, sigmas = scheduler_grid(scheduler, steps)
     if sigmas is None:
         training = training_sigmas(scheduler)
         sigmas = [*(sigma_at(training, t) for t in timesteps), 0.0]

@@ -28,7 +28,7 @@ def shape_of(layer: nn.Module) -> tuple[int, int]:
     return weight.shape[0], math.prod(weight.shape[1:])
 
 
-def seams(layers: Mapping[str, Any]) -> dict[str, int]:
+def input_splits(layers: Mapping[str, Any]) -> dict[str, int]:
     """Of each convolution that reads a UNet's concatenation of deep and skip channels: how many are deep.
 
     A ResNet block of an up block gets what the module before it gave, then what a skip brings. `conv_shortcut`

@@ -7,7 +7,7 @@ from pydantic import Field
 from search.schedule.errors import ScheduleError
 from search.schedule.parts.part import MAX_ENTRIES, Name, Part
 from search.schedule.plan.plan import Plan
-from search.schedule.plan.tokens import MAX_STEPS, history
+from search.schedule.plan.tokens import MAX_STEPS, values_read
 
 
 class CorrectionsPart(Part):
@@ -31,7 +31,7 @@ def check_corrections(corrections: CorrectionsPart, plan: Plan | None) -> None:
         if any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
             raise ScheduleError(f"corrections.steps.{name} must rise strictly")
         for step in steps:
-            if not 0 <= step < len(tokens[name]) or not history(tokens[name][step]):
+            if not 0 <= step < len(tokens[name]) or not values_read(tokens[name][step]):
                 found = tokens[name][step] if 0 <= step < len(tokens[name]) else "no step"
                 raise ScheduleError(
                     f"corrections.steps.{name} has step {step}, which is {found}; only what is reused (R) or forecast "

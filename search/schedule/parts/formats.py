@@ -25,7 +25,7 @@ FORMATS: Mapping[str, FormatPart] = {
 MIN_GROUP = 16  # smaller groups would be mostly scales
 
 
-def fit(name: str, inputs: int, split: int | None = None) -> tuple[str, FormatPart]:
+def formats_that_fit(name: str, inputs: int, split: int | None = None) -> tuple[str, FormatPart]:
     """A format of the table for a layer with so many inputs, or channels before a split: its id and itself.
 
     Its group divides the inputs.

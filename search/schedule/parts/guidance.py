@@ -7,7 +7,7 @@ from pydantic import Field
 from search.schedule.errors import ScheduleError
 from search.schedule.parts.part import Finite, Part
 from search.schedule.plan.guidance import GAIN, RADIUS, Approximation
-from search.schedule.plan.tokens import MAX_STEPS, since, switches
+from search.schedule.plan.tokens import MAX_STEPS, denoiser_switches, steps_since_switch
 
 Weight = Annotated[float, Field(ge=-100, le=100)]
 Weights = Weight | Annotated[list[Weight], Field(max_length=MAX_STEPS)]
@@ -81,12 +81,12 @@ def check_guidance(guidance: GuidancePart, steps: int, at: str) -> None:
     for i, scale in enumerate(guidance.scale or []):
         if not 0 <= scale <= 1000:
             raise ScheduleError(f"guidance.scale is {scale} at step {i}; admissible is 0 to 1000")
-    began, full, barriers = 0, False, switches(at)
+    began, full, barriers = 0, False, denoiser_switches(at)
     for step, kind in enumerate(guidance.branch or ""):
         if step in barriers:
             began, full = step, False
         full |= kind == "C"
         if kind in "RA" and not full:
             raise ScheduleError(
-                f"guidance.branch is {kind} at step {step}, but no C came before it{since(began)} to reuse"
+                f"guidance.branch is {kind} at step {step}, but no C came before it{steps_since_switch(began)} to reuse"
             )

@@ -8,7 +8,7 @@ from search.schedule.errors import ScheduleError
 from search.schedule.model.nodes import Node
 from search.schedule.parts.part import MAX_ENTRIES, Part
 from search.schedule.plan.plan import Plan
-from search.schedule.plan.tokens import MAX_STEPS, history
+from search.schedule.plan.tokens import MAX_STEPS, values_read
 
 
 class PlanPart(Part):
@@ -30,7 +30,7 @@ class PlanPart(Part):
 def kept_whole(plan: Plan) -> list[Node]:
     """The blocks and stacks whose values are reused or forecast."""
     planned = [plan.tree.nodes[name] for name in plan.planned()]
-    return [n for n in planned if n.kind in ("stack", "block") and any(history(t) for t in plan.tokens[n.name])]
+    return [n for n in planned if n.kind in ("stack", "block") and any(values_read(t) for t in plan.tokens[n.name])]
 
 
 def check_residual(plan: Plan) -> None:

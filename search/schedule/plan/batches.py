@@ -11,7 +11,7 @@ from search.schedule.plan.tokens import ABSENT, OFF, OWN
 ENCODERS = {"UNet2DConditionModel": ("conv_in", "down_blocks")}
 
 
-def batches(plan: Plan, most: int, branch: str | None) -> list[range]:
+def batched_steps(plan: Plan, most: int, branch: str | None) -> list[range]:
     """Runs of 2 to `most` steps that one call can take: the encoder reused, the same actions at each of them.
 
     Of a run's steps no node keeps a value that is read later, but for the denoiser; `branch` is of guidance, whose
@@ -38,7 +38,7 @@ def batches(plan: Plan, most: int, branch: str | None) -> list[range]:
     return [run for run in runs if len(run) > 1]
 
 
-def joint(plan: Plan, runs: Sequence[range]) -> Plan:
+def plan_with_batches(plan: Plan, runs: Sequence[range]) -> Plan:
     """The plan as stored values see it: a run of steps reads at its first step, and not at the others."""
     later = {step for run in runs for step in run[1:]}
     tokens = {
@@ -48,6 +48,6 @@ def joint(plan: Plan, runs: Sequence[range]) -> Plan:
     return Plan(plan.tree, plan.steps, tokens, plan.at) if later else plan
 
 
-def waiting(runs: Sequence[range], steps: int) -> list[int]:
+def values_waiting(runs: Sequence[range], steps: int) -> list[int]:
     """How many outputs wait for their step, after each step."""
     return [sum(run.stop - 1 - step for run in runs if step in run) for step in range(steps)]

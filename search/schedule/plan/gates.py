@@ -20,16 +20,16 @@ from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.parts.gates import ASK, OF_BEFORE, GatePart
 from search.schedule.plan.guidance import FULL
 from search.schedule.plan.notation import format_places, shortest_actions
-from search.schedule.plan.plan import Plan, ranges
+from search.schedule.plan.plan import Plan, format_ranges
 from search.schedule.plan.tokens import (
     ABSENT,
     OFF,
     OWN,
     Tokens,
+    denoiser_switches,
     format_actions,
-    history,
     parse_actions,
-    switches,
+    values_read,
 )
 
 
@@ -59,15 +59,15 @@ class Gate:
     @classmethod
     def of(cls, part: GatePart, tree: Tree, plan: Plan | None, steps: int, branch: str | None, where: str) -> "Gate":
         """A part of the file, in its simplest form; ScheduleError names what is wrong. `branch` is of guidance."""
-        blocks = group(part.group, tree, where)
+        blocks = group_of_blocks(part.group, tree, where)
         tokens = parse_actions(part.actions, steps, where + ".actions", "CRG")
         runs = zip(plan.tokens[ROOT], plan.at or OWN * steps, strict=True) if plan else [(OFF, OWN)] * steps
         gate = cls(
             blocks,
-            selector(blocks, tree),
+            block_selector(blocks, tree),
             tuple(t if run == (OFF, OWN) else ABSENT for t, run in zip(tokens, runs, strict=True)),
             part.value == "residual",
-            barriers=switches(plan.at) if plan else frozenset(),
+            barriers=denoiser_switches(plan.at) if plan else frozenset(),
         )
         if ASK in gate.tokens:
             gate = gate._asking(part, tree, steps, where)
@@ -133,10 +133,10 @@ class Gate:
 
         `there` says at which steps a part of the batch is computed: what holds for one half need not for the other.
         """
-        needs = [history(self.then if token == ASK else token) for token in self.tokens]
+        needs = [values_read(self.then if token == ASK else token) for token in self.tokens]
         computed = [token == OFF for token in self.tokens]
         asks = [token == ASK for token in self.tokens]
-        reads = history(self.then) if self.signal == "first_block_forecast" else 1
+        reads = values_read(self.then) if self.signal == "first_block_forecast" else 1
         kept = [c or (self.stepwise and a) for c, a in zip(computed, asks, strict=True)]
         return self._held(computed, needs, there), self._held(kept, [reads * a for a in asks], there)
 
@@ -213,7 +213,7 @@ class Gate:
             if token == ASK:
                 product *= table[step]
                 error += abs(1 - product)
-                enough = computed >= history(then) and (max_run is None or run < max_run)
+                enough = computed >= values_read(then) and (max_run is None or run < max_run)
                 found[step] = then if enough and error < threshold[step] else OFF
             if found[step] == OFF:
                 product, error, run, computed = 1.0, 0.0, 0, computed + 1
@@ -224,16 +224,17 @@ class Gate:
     def _check(self, branch: str | None, where: str) -> None:
         """ScheduleError where an action reads more than was computed before it for certain."""
         for step, token, (least, _) in self._computed(branch):
-            if token == ASK and self.most is not None and least < history(self.then):
+            if token == ASK and self.most is not None and least < values_read(self.then):
                 raise ScheduleError(
                     f"{where}.most is {self.most}, but at step {step} the gate may have fewer than the "
-                    f"{history(self.then)} value(s) that {self.then} reads, and has to compute; put "
-                    f"{history(self.then) - least} more C before it"
+                    f"{values_read(self.then)} value(s) that {self.then} reads, and has to compute; put "
+                    f"{values_read(self.then) - least} more C before it"
                 )
-            if token not in (ASK, OFF, ABSENT) and least < history(token):
+            if token not in (ASK, OFF, ABSENT) and least < values_read(token):
                 raise ScheduleError(
-                    f"{where}: {self.name} at step {step} is {token}, which reads {history(token)} computed value(s), "
-                    f"but {least} came before for certain; put {history(token) - least} more C before it"
+                    f"{where}: {self.name} at step {step} is {token}, which reads {values_read(token)} "
+                    "computed value(s), "
+                    f"but {least} came before for certain; put {values_read(token) - least} more C before it"
                 )
 
     def _simplified(self, branch: str | None) -> "Gate":
@@ -242,10 +243,10 @@ class Gate:
         for step, token, (_, most) in self._computed(branch):
             if token == ASK and self.most == 0:
                 tokens[step] = self.then
-            elif token == ASK and (most < history(self.then) or (self.threshold[step] <= 0 and self.most is None)):
+            elif token == ASK and (most < values_read(self.then) or (self.threshold[step] <= 0 and self.most is None)):
                 tokens[step] = OFF
         if ASK not in tokens:
-            reads = any(history(token) for token in tokens)
+            reads = any(values_read(token) for token in tokens)
             return Gate(self.blocks, self.name, tuple(tokens), self.residual and reads, barriers=self.barriers)
         threshold = tuple(v if t == ASK else 0.0 for v, t in zip(self.threshold, tokens, strict=True))
         return replace(self, tokens=tuple(tokens), threshold=threshold)
@@ -261,13 +262,13 @@ class Gate:
                 least, most = [0, 0], [0, 0]
             full = branch is None or branch[step] == FULL
             yield step, token, (least[not full], most[not full])
-            certain = token == OFF or (token == ASK and least[not full] < history(self.then))
+            certain = token == OFF or (token == ASK and least[not full] < values_read(self.then))
             for half in (0, 1) if full else (1,):
                 least[half] += certain
                 most[half] += token in (OFF, ASK)
 
 
-def group(text: str, tree: Tree, where: str = "group") -> tuple[str, ...]:
+def group_of_blocks(text: str, tree: Tree, where: str = "group") -> tuple[str, ...]:
     """The blocks that `transformer_blocks.[1-3]+single_transformer_blocks.*` means, in the order of execution."""
     names: list[str] = []
     for selector in text.split("+"):
@@ -297,12 +298,12 @@ def group(text: str, tree: Tree, where: str = "group") -> tuple[str, ...]:
     return tuple(names)
 
 
-def undecided(tokens: Mapping[str, Tokens], gates: Iterable[Mapping[str, Any]], tree: Tree) -> dict[str, Tokens]:
+def undecided_tokens(tokens: Mapping[str, Tokens], gates: Iterable[Mapping[str, Any]], tree: Tree) -> dict[str, Tokens]:
     """The actions of those nodes that these gates, as the file has them, neither decide nor read: a gate wins."""
     own: set[str] = set()
     order = _order(tree)
     for part in gates:
-        blocks = group(part["group"], tree)
+        blocks = group_of_blocks(part["group"], tree)
         before = order[order.index(blocks[0]) - 1] if part.get("signal") in OF_BEFORE else blocks[0]
         own |= _inside(blocks, tree) | {before, tree.nodes[before].stack}
     return {name: actions for name, actions in tokens.items() if name not in own}
@@ -351,9 +352,9 @@ def _order(tree: Tree) -> list[str]:
     return [node.name for node in tree if node.kind == "block"]
 
 
-def selector(blocks: Sequence[str], tree: Tree) -> str:
+def block_selector(blocks: Sequence[str], tree: Tree) -> str:
     """The canonical text of a group."""
     found: dict[str, list[int]] = {}
     for block in blocks:
         found.setdefault(tree.nodes[block].stack, []).append(tree.nodes[block].block)
-    return "+".join(f"{stack}.{ranges(indices, tree.stacks[stack])}" for stack, indices in found.items())
+    return "+".join(f"{stack}.{format_ranges(indices, tree.stacks[stack])}" for stack, indices in found.items())

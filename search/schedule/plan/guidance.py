@@ -19,8 +19,8 @@ from search.schedule.errors import ScheduleError
 from search.schedule.model.contracts import CONTRACTS
 from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.plan.plan import Plan
-from search.schedule.plan.tokens import OFF, OWN, history, last_uses, since, switches
-from search.schedule.values import rows
+from search.schedule.plan.tokens import OFF, OWN, denoiser_switches, last_uses, steps_since_switch, values_read
+from search.schedule.values import batch_rows
 
 FULL = "C"
 WITH, WITHOUT, DIFFERENCE = "conditional", "unconditional", "difference"  # the halves, and u - c
@@ -34,45 +34,47 @@ def is_narrow(branch: str | None) -> bool:
     return bool(set(branch or "") - {FULL})
 
 
-def flow(name: str, tokens: Sequence[str], branch: str, half: str) -> tuple[list[bool], list[int]]:
+def branch_reads(name: str, tokens: Sequence[str], branch: str, half: str) -> tuple[list[bool], list[int]]:
     """At which steps a half of a node's value (or DIFFERENCE) is computed, and how many such values each step reads."""
     pairs = list(zip(tokens, branch, strict=True))
     if half == WITH:
-        return [token == OFF for token in tokens], [history(token) for token in tokens]
+        return [token == OFF for token in tokens], [values_read(token) for token in tokens]
     if half == DIFFERENCE:
         needs = [int(name == ROOT and kind == "A") for kind in branch]
         return [token == OFF and kind == FULL for token, kind in pairs], needs
     again = 1 if name == ROOT else 0  # a step R reads the denoiser's last unconditional output
     return (
         [token == OFF and kind == FULL for token, kind in pairs],
-        [history(token) if kind == FULL else again * (kind == "R") for token, kind in pairs],
+        [values_read(token) if kind == FULL else again * (kind == "R") for token, kind in pairs],
     )
 
 
 def last_use(plan: Plan, name: str, branch: str) -> dict[str, dict[int, int]]:
     """`Plan.last_use` of each half and of their difference."""
-    return {half: last_uses(*flow(name, plan.tokens[name], branch, half)) for half in KEPT}
+    return {half: last_uses(*branch_reads(name, plan.tokens[name], branch, half)) for half in KEPT}
 
 
 def check_halves(plan: Plan, branch: str) -> None:
     """ScheduleError where an unconditional half, or what it leaves, is read that no full step has computed."""
-    barriers = switches(plan.at)
+    barriers = denoiser_switches(plan.at)
     for (name, tokens), half in itertools.product(plan.tokens.items(), (WITHOUT, DIFFERENCE)):
         computed = began = 0
-        computes, needs = flow(name, tokens, branch, half)
+        computes, needs = branch_reads(name, tokens, branch, half)
         for step, (computing, count) in enumerate(zip(computes, needs, strict=True)):
             if step in barriers:
                 computed, began = 0, step
             if count > computed:
                 raise ScheduleError(
                     f"plan: {name} at step {step} is {tokens[step]} with guidance.branch {branch[step]}, which reads "
-                    f"{count} {half} value(s), but {computed} came before{since(began)}; put "
+                    f"{count} {half} value(s), but {computed} came before{steps_since_switch(began)}; put "
                     f"{count - computed} more C before it at steps whose guidance.branch is C"
                 )
             computed += computing
 
 
-def settle(tokens: Mapping[str, Sequence[str]], tree: Tree, branch: str | None, at: str = "") -> dict[str, list[str]]:
+def settle_branches(
+    tokens: Mapping[str, Sequence[str]], tree: Tree, branch: str | None, at: str = ""
+) -> dict[str, list[str]]:
     """The actions of some nodes with every R and F lowered to what was computed before: F2, F1, R, C.
 
     Full steps count what was computed in both halves, narrow ones the conditional half; `branch` None is full
@@ -83,7 +85,7 @@ def settle(tokens: Mapping[str, Sequence[str]], tree: Tree, branch: str | None, 
     steps = len(next(iter(tokens.values()), ()))
     settled: dict[str, list[str]] = {name: [] for name in tokens}
     both, one = dict.fromkeys(tokens, 0), dict.fromkeys(tokens, 0)  # computed values in both halves, and in one
-    barriers = switches(at)
+    barriers = denoiser_switches(at)
     for step in range(steps):
         if step in barriers:
             both, one = dict.fromkeys(tokens, 0), dict.fromkeys(tokens, 0)
@@ -105,7 +107,7 @@ def settle(tokens: Mapping[str, Sequence[str]], tree: Tree, branch: str | None, 
 
 
 def _lowered(token: str, computed: int) -> str:
-    if history(token) <= computed:
+    if values_read(token) <= computed:
         return token
     return OFF if computed == 0 else "R" if computed == 1 else f"F{computed - 1}"
 
@@ -197,7 +199,7 @@ class Guidance:
         names = list(inspect.signature(type(module).forward).parameters)[1:]
         given = dict(zip(names, args, strict=False)) | dict(kwargs)
         batch = len(given[self.sample])
-        half = {name: rows(lambda t: self.split(t)[1], value, batch) for name, value in given.items()}
+        half = {name: batch_rows(lambda t: self.split(t)[1], value, batch) for name, value in given.items()}
         if self.branch[step] == "M":
             assert self.text is not None
             if not isinstance(states := given.get(self.text), Tensor) or len(states) != batch:

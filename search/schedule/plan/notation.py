@@ -30,7 +30,7 @@ from functools import lru_cache
 
 from search.schedule.errors import ScheduleError
 from search.schedule.model.nodes import ROOT, Node, Tree
-from search.schedule.plan.plan import ranges
+from search.schedule.plan.plan import format_ranges
 from search.schedule.plan.tokens import ABSENT, OFF, Tokens, parse_actions
 
 ALL_COMPUTED = "off"
@@ -104,7 +104,7 @@ def format_places(names: Sequence[str], tree: Tree) -> str:
             written |= inside
             places.setdefault(place, []).extend([node.block] if place[-1] == "@" else [])
     return " + ".join(
-        place + (ranges(sorted(blocks), tree.stacks.get(place[:-1], 0)).strip("[]") if blocks else "")
+        place + (format_ranges(sorted(blocks), tree.stacks.get(place[:-1], 0)).strip("[]") if blocks else "")
         for place, blocks in places.items()
     )
 
@@ -220,7 +220,7 @@ def _selectors(place: str, start: int, tree: Tree, steps: int) -> list[str]:
             having = sorted({tree.nodes[name].block for name in _named(stacks[0], component, tree)})
             raise ScheduleError(
                 f"{where}: none of these blocks of {stacks[0]} has {component}; the blocks "
-                f"{ranges(having, 0).strip('[]')} have it"
+                f"{format_ranges(having, 0).strip('[]')} have it"
             )
     return [f"{stack}.{chosen if at else '*'}:{component}" for stack in stacks]
 

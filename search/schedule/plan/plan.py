@@ -18,12 +18,12 @@ from search.schedule.plan.tokens import (
     OFF,
     OWN,
     Tokens,
+    denoiser_switches,
     format_actions,
-    history,
     last_uses,
     parse_actions,
-    since,
-    switches,
+    steps_since_switch,
+    values_read,
 )
 
 
@@ -69,7 +69,7 @@ class Plan:
         return plan
 
     def _check(self) -> None:
-        barriers = switches(self.at)
+        barriers = denoiser_switches(self.at)
         for name, tokens in self.tokens.items():
             computed = began = 0
             skippable = "S" not in tokens or self.tree.skipped(self.tree.nodes[name]) is not None
@@ -80,10 +80,10 @@ class Plan:
                     computed += 1
                 elif token == "S" and not skippable:
                     raise ScheduleError(f"plan: {name} cannot be skipped at step {step}; use R or F1")
-                elif (needs := history(token)) > computed:
+                elif (needs := values_read(token)) > computed:
                     raise ScheduleError(
                         f"plan: {name} at step {step} is {token}, which reads {needs} computed value(s), but "
-                        f"{computed} came before{since(began)}; put {needs - computed} more C before it"
+                        f"{computed} came before{steps_since_switch(began)}; put {needs - computed} more C before it"
                     )
 
     @property
@@ -97,7 +97,7 @@ class Plan:
     def last_use(self, name: str) -> dict[int, int]:
         """For each step whose computed value is read later: the last step that reads it."""
         tokens = self.tokens[name]
-        return last_uses([token == OFF for token in tokens], [history(token) for token in tokens])
+        return last_uses([token == OFF for token in tokens], [values_read(token) for token in tokens])
 
     def rules(self) -> list[tuple[str, str]]:
         """The canonical rules: nodes of equal actions share one selector, off is left out."""
@@ -112,7 +112,7 @@ class Plan:
             for (stack, component, tokens), blocks in sorted(groups.items(), key=_order):
                 selector = ROOT if kind == "denoiser" else stack
                 if kind in ("block", "component"):
-                    selector += "." + ranges(blocks, self.tree.stacks[stack])
+                    selector += "." + format_ranges(blocks, self.tree.stacks[stack])
                 if component:
                     selector += f":{component}"
                 rules.append((selector, format_actions(tokens)))
@@ -124,7 +124,7 @@ def _order(item: tuple[tuple[str, str, Tokens], list[int]]) -> tuple:
     return stack, component, blocks, tokens
 
 
-def ranges(blocks: list[int], size: int) -> str:
+def format_ranges(blocks: list[int], size: int) -> str:
     """Blocks as a selector has them: `*`, `3` or `[0-2,5]`."""
     if len(blocks) == size:
         return "*"

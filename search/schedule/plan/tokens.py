@@ -73,17 +73,17 @@ def format_actions(tokens: Iterable[str]) -> str:
     return text
 
 
-def history(token: str) -> int:
+def values_read(token: str) -> int:
     """How many computed values an action reads: 1 for R, k+1 for Fk, 0 for the others."""
     return 1 if token == "R" else int(token[1]) + 1 if token[0] == "F" else 0
 
 
-def switches(at: str) -> frozenset[int]:
+def denoiser_switches(at: str) -> frozenset[int]:
     """The steps at which another denoiser runs than at the step before: behind them nothing from before is read."""
     return frozenset(step for step in range(1, len(at)) if at[step] != at[step - 1])
 
 
-def since(step: int) -> str:
+def steps_since_switch(step: int) -> str:
     """Words for what began with the switch at a step; none where that is the first step."""
     return f" since models.at changed at step {step}" if step else ""
 

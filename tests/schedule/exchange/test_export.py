@@ -407,7 +407,7 @@ def test_every_dialect_says_how_it_is_used(dialect, tmp_path):
     lines = DIALECTS[dialect].use(tmp_path / "file", found)
     assert lines and all(lines)
     try:
-        path, lost = dialects.write(found, dialect, tmp_path / "file", lossy=True)
+        path, lost = dialects.write_dialect(found, dialect, tmp_path / "file", lossy=True)
     except ScheduleError as error:
         assert dialect in ("comfyui", "sdnext", "torchao") and "the schedule" in str(error) or "layer" in str(error)
     else:

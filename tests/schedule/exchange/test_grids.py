@@ -39,7 +39,7 @@ from search.schedule.exchange.ays import levels, timesteps
 from search.schedule.exchange.grid import has_own_grid, sigma_at, timestep_at, training_sigmas
 from search.schedule.model.identity import model_part
 from search.schedule.model.nodes import Tree
-from search.schedule.schedulers import grid, public_config
+from search.schedule.schedulers import public_config, scheduler_grid
 from search.spaces.timesteps import TimestepsSpace
 from tests.helpers import models
 
@@ -68,7 +68,7 @@ def schedule(parts: dict[str, Any], tree: Tree = PIXART) -> Schedule:
 
 def own(scheduler: Any, steps: int, **given: Any) -> Schedule:
     """The scheduler's own steps, written out."""
-    times, sigmas = grid(scheduler, steps, **given)
+    times, sigmas = scheduler_grid(scheduler, steps, **given)
     part = sampler(scheduler) | {"timesteps": times} | ({"sigmas": sigmas} if sigmas else {})
     return schedule({"steps": steps, "sampler": part})
 
