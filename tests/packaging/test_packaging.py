@@ -13,7 +13,7 @@ import pytest
 import search
 
 MAPPED = {"spaces", "objectives", "kernels", "conf"}  # stand at the root, belong to search
-CHECKOUT_ONLY = Path("search/models/training")
+CHECKOUT_ONLY = ("search/models/training/", "search/models/bundled/")
 PACKAGE = "diffusion_schedule_search_models"
 LOOK = (
     "import search.spaces.cache, search.objectives.drift, search.engines.random, search.kernels\n"
@@ -217,10 +217,10 @@ def test_wheel_holds_everything(wheel: Path, clean: Path) -> None:
         names = set(archive.namelist())
     wanted = {"search/py.typed"}
     for top in ("search", *sorted(MAPPED)):
-        kinds = (".py", ".cu", ".yaml", ".txt", ".html", ".css", ".js")
-        files = [p for p in (clean / top).rglob("*") if p.suffix in kinds]
+        kinds = (".py", ".cu", ".yaml", ".txt", ".html", ".css", ".js", ".json")
+        files = [p.relative_to(clean).as_posix() for p in (clean / top).rglob("*") if p.suffix in kinds]
         prefix = "" if top == "search" else "search/"
-        wanted |= {f"{prefix}{p.relative_to(clean)}" for p in files if not p.is_relative_to(clean / CHECKOUT_ONLY)}
+        wanted |= {f"{prefix}{file}" for file in files if not file.startswith(CHECKOUT_ONLY)}
     assert wanted <= names, sorted(wanted - names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"search", "diffusion_schedule_search"}
 
