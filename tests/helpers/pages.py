@@ -56,7 +56,7 @@ class Page:
         """Every command line: of the bash blocks, and those in sentences that begin with python or pip."""
         lines = [line for block in self.of("bash") for line in block.text.replace("\\\n", " ").splitlines()]
         prose = FENCE.sub("", self.text)
-        spans = re.findall(r"`((?:(?:python3?|pip|schedule-search|make) |\.ci/)[^`]*)`", prose)
+        spans = re.findall(r"`((?:(?:python3?|pip|schedule-search|make|mlflow) |\.ci/)[^`]*)`", prose)
         return [line.strip() for line in [*lines, *spans] if line.strip() and not line.strip().startswith("#")]
 
     @property
