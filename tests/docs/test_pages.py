@@ -55,3 +55,11 @@ def test_the_glossary_is_in_alphabetical_order():
     words = re.findall(r"^\| \*\*(.+?)\*\*", Page("docs/glossary.md").text, re.M)
     assert len(words) > 40
     assert words == sorted(words, key=str.lower)
+
+
+def test_messages_on_the_page_for_them_are_those_of_the_code():
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "search").rglob("*.py"))
+    rows = re.findall(r"^\| (`.+?) \|", Page("docs/troubleshooting.md").text, re.M)
+    said = [part.strip(" ,") for row in rows for span in re.findall("`(.+?)`", row) for part in span.split("…")]
+    assert len(said) > 7
+    assert [part for part in said if part not in code] == []
