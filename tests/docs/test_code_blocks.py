@@ -226,5 +226,5 @@ def command_takes(module: str, arguments: list[str], monkeypatch: pytest.MonkeyP
         return 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "run", parsed)
+        patch.setattr(command, "run_command", parsed)
         return importlib.import_module(module).main(arguments) == 0

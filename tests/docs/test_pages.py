@@ -1,6 +1,8 @@
 """The documentation is complete: every command, folder, example and word is where a reader looks for it."""
 
 import re
+import tomllib
+from itertools import pairwise
 
 from tests.helpers.pages import PAGES, Page
 from tests.helpers.repository import ROOT
@@ -41,6 +43,23 @@ def test_every_folder_is_on_the_architecture_page_and_its_picture():
     picture = (ROOT / "docs" / "images" / "architecture.svg").read_text(encoding="utf-8")
     for text in (Page("docs/architecture.md").text, picture):
         assert [name for name in folders() if f"{name.rpartition('/')[2]}/" not in text] == []
+
+
+def test_the_architecture_page_names_no_folder_that_is_not_there():
+    named = re.findall(r"`search/(\w+)/`", Page("docs/architecture.md").text)
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / "search" / name).is_dir()] == []
+
+
+def test_the_picture_has_the_layers_that_imports_are_checked_against():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    (layers,) = [contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers"]
+    picture = (ROOT / "docs" / "images" / "architecture.svg").read_text(encoding="utf-8")
+    rows = [re.findall(r"search\.(\w+)", layer) for layer in layers]
+    places = [{picture.find(f">{name}/<") for name in row if (ROOT / "search" / name).is_dir()} for row in rows]
+    places = [found - {-1} for found in places if found - {-1}]
+    assert len(places) > 8
+    assert all(max(above) < min(below) for above, below in pairwise(places))
 
 
 def test_every_option_of_a_group_is_on_the_page_that_helps_to_choose():
