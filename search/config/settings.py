@@ -128,7 +128,7 @@ class Config(_Strict):
     budget: Budget
     compute: Compute
     tracking: Tracking
-    begin: str = "seeds"  # searches of before this key was there resume
+    initial: str = "proposals"  # of which rows an engine begins with; older runs that lack this key resume
     refit: bool
     correct: bool
     seed: Seed
@@ -166,7 +166,7 @@ class Config(_Strict):
             raise ValueError(f"{path} is not a configuration, or not a whole one: {where}") from None
         if not isinstance(raw, dict):
             raise ValueError(f"{path} is not a configuration; a run folder has one in config.yaml")
-        return Config.check(raw)
+        return Config.check(_with_current_names(raw))
 
     def save(self, path: str | Path) -> None:
         """Whole or not at all: a search that is killed here can be resumed."""
@@ -174,6 +174,15 @@ class Config(_Strict):
         beside = Path(path).with_suffix(".new")
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
+
+
+def _with_current_names(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a config.yaml in today's names. The only place that knows names of earlier versions."""
+    current = dict(saved)
+    if "begin" in current and "initial" not in current:  # "begin: seeds" is today's "initial: proposals"
+        value = current.pop("begin")
+        current["initial"] = "proposals" if value == "seeds" else value
+    return current
 
 
 def known_keys() -> list[str]:

@@ -107,7 +107,7 @@ class Search:
             genes,
             len(self.objectives),
             np.random.default_rng(self.config.seed),
-            proposals.begin(self.config.begin),
+            proposals.begin(self.config.initial),
             np.array([o.minimised(o.worst(costs)) for o in self.objectives.values()]),
             proposals.methods(),
             proposals.table,

@@ -54,7 +54,7 @@ def test_every_experiment_composes_and_passes_the_check(name: str) -> None:
 def test_experiments_are_what_their_works_search(name: str) -> None:
     found = config(f"experiment={name}")
     engine = found.engine["_target_"].rpartition(".")[2]
-    assert (list(found.space), engine, found.begin) == EXPECTED[name]
+    assert (list(found.space), engine, found.initial) == EXPECTED[name]
     assert not found.refit
 
 
@@ -71,9 +71,9 @@ def test_ecad_as_published_and_with_working_mutation_differ_in_mutation_alone() 
 @pytest.mark.parametrize("name", NAMES)
 def test_everything_may_be_overridden(name: str) -> None:
     options = ["engine=random", "budget.evaluations=5", "model=pixart_alpha_256", "objective=[ssim,macs]", "seed=3"]
-    found = config(*options, f"experiment={name}", "begin=none")
+    found = config(*options, f"experiment={name}", "initial=none")
     assert found.engine == {"_target_": "search.engines.random.RandomEngine"}
-    assert (found.budget.evaluations, found.seed, found.begin) == (5, 3, "none")
+    assert (found.budget.evaluations, found.seed, found.initial) == (5, 3, "none")
     assert (found.model["name"], list(found.objective)) == ("pixart_alpha_256", ["ssim", "macs"])
 
 
@@ -124,8 +124,8 @@ def test_the_engine_begins_on_the_experiment_s_space(name: str, probe: Evaluator
     given, objectives = proposals(found, probe)
     genes = given.space.genes(probe.model.target)
     worst = np.array([o.minimised(o.worst(probe.costs)) for o in objectives.values()])
-    seeds = given.begin(found.begin)
-    assert bool(len(seeds)) == (found.begin != "none")
+    seeds = given.begin(found.initial)
+    assert bool(len(seeds)) == (found.initial != "none")
     start = EngineInputs(genes, 2, np.random.default_rng(0), seeds, worst, given.methods(), given.table)
     engine = instantiate(found.engine | {"_partial_": True})(start)
     rows = engine.ask(24)
@@ -194,7 +194,11 @@ def test_distances_are_those_of_the_outputs(probe: Evaluator) -> None:
     [
         ("skip", "intervals", r"intervals reuses components, and skip reuses none; use \+space=cache"),
         ("bits", "cachequant", "cachequant reuses components, and bits reuses none"),
-        ("cache", "smoothcach", "begin=smoothcach is unknown; choose from seeds, none, .*for example begin=presets"),
+        (
+            "cache",
+            "smoothcach",
+            "initial=smoothcach is unknown; choose from proposals, none, .*example initial=presets",
+        ),
     ],
 )
 def test_what_cannot_begin_is_told(space: str, begin: str, told: str, probe: Evaluator) -> None:

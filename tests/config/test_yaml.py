@@ -95,6 +95,17 @@ def test_saved_configuration_is_the_same_when_loaded(defaults: dict[str, Any], t
         Config.load(tmp_path / "other.yaml")
 
 
+@pytest.mark.parametrize(("before", "now"), [("seeds", "proposals"), ("none", "none"), ("intervals", "intervals")])
+def test_configuration_saved_with_the_key_begin_loads(
+    defaults: dict[str, Any], tmp_path: Path, before: str, now: str
+) -> None:
+    config = Config.check(defaults | {"initial": now})
+    config.save(file := tmp_path / "config.yaml")
+    file.write_text(file.read_text().replace(f"initial: {now}\n", f"begin: {before}\n"))
+    assert "begin" in file.read_text()
+    assert Config.load(file) == config
+
+
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [

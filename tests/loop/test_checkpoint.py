@@ -111,7 +111,7 @@ def test_a_write_that_fails_leaves_the_checkpoints_as_they_were(path: Path, monk
 def holder(folder: Path) -> subprocess.Popen:
     """Another process that searches in a folder."""
     code = (
-        "import sys, time; from pathlib import Path; from search import disk\n"
+        "import sys, time; from pathlib import Path; from search.results import disk\n"
         "with disk.alone(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)

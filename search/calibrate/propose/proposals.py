@@ -79,10 +79,10 @@ class Proposals:
         return rows
 
     def begin(self, by: str) -> np.ndarray:
-        """Rows that an engine begins with: `seeds`, `none`, or those of a method by its name."""
-        known = {"seeds": self.seeds, "none": lambda: self._stack([])} | self.methods()
+        """Rows that an engine begins with: `proposals`, `none`, or those of a method by its name."""
+        known = {"proposals": self.seeds, "none": lambda: self._stack([])} | self.methods()
         if by not in known:
-            raise ValueError(f"begin={by} is unknown; choose from {', '.join(known)}, for example begin=presets")
+            raise ValueError(f"initial={by} is unknown; choose from {', '.join(known)}, for example initial=presets")
         return known[by]()
 
     def seeds(self) -> np.ndarray:
