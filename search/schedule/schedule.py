@@ -20,7 +20,7 @@ from search.schedule.parts.gates import ASK
 from search.schedule.parts.guidance import GuidancePart
 from search.schedule.parts.model import ModelsPart
 from search.schedule.plan.gates import Gate
-from search.schedule.plan.notation import ALL_COMPUTED, format_notation, parse_notation
+from search.schedule.plan.notation import ALL_COMPUTED, parse_notation
 from search.schedule.plan.plan import Plan
 from search.schedule.plan.tokens import ABSENT, OFF
 from search.schedule.reading import MAX_BYTES, parse_document, validate_document
@@ -168,7 +168,7 @@ class Schedule:
     @cached_property
     def plan_text(self) -> str:
         """The plan and the gates' actions in the plan notation, `attn1: (C R)*10`, where G asks a gate."""
-        rules = [] if self.plan.is_off else [format_notation(self.plan.tokens, self.tree)]
+        rules = [] if self.plan.is_off else [str(self.plan)]
         return " | ".join([*rules, *(gate.text(self.tree) for gate in self.gates)]) or ALL_COMPUTED
 
     @cached_property

@@ -13,9 +13,9 @@ from search import Schedule, ScheduleError
 from search.schedule.model.contracts import Contract
 from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.plan import notation
-from search.schedule.plan.notation import format_notation, format_places, parse_notation, shortest_actions
+from search.schedule.plan.notation import format_notation, format_places, parse_notation
 from search.schedule.plan.plan import Plan
-from search.schedule.plan.tokens import ABSENT, OFF, parse_actions, values_read
+from search.schedule.plan.tokens import ABSENT, OFF, parse_actions, shortest_actions, values_read
 
 PIXART = Tree("PixArtTransformer2DModel", {"transformer_blocks": 28})
 FLUX = Tree("FluxTransformer2DModel", {"transformer_blocks": 3, "single_transformer_blocks": 4})
@@ -50,11 +50,7 @@ STEPS = 6
 
 
 def plan_of(text: str, tree: Tree = PIXART, steps: int = STEPS) -> Plan:
-    return Plan.resolve(parse_notation(text, tree, steps), tree, steps)
-
-
-def written(plan: Plan) -> str:
-    return format_notation(plan.tokens, plan.tree)
+    return Plan.parse(text, tree, steps)
 
 
 # What texts mean: by hand, in the file's rules
@@ -144,14 +140,14 @@ UNEQUAL = [
 def test_equal_schedules_written_differently(tree, texts):
     plans = [plan_of(text, tree) for text in texts]
     assert all(plan == plans[0] for plan in plans)
-    assert len({written(plan) for plan in plans}) == 1
+    assert len({str(plan) for plan in plans}) == 1
 
 
 @pytest.mark.parametrize(("tree", "texts"), UNEQUAL)
 def test_unequal_schedules(tree, texts):
     plans = [plan_of(text, tree) for text in texts]
     assert all(one != other for i, one in enumerate(plans) for other in plans[:i])
-    assert len({written(plan) for plan in plans}) == len(texts)
+    assert len({str(plan) for plan in plans}) == len(texts)
 
 
 # The text that is written
@@ -178,7 +174,7 @@ def test_unequal_schedules(tree, texts):
     ],
 )  # fmt: skip
 def test_the_canonical_text(tree, text, canonical):
-    assert written(plan_of(text, tree)) == canonical
+    assert str(plan_of(text, tree)) == canonical
 
 
 @pytest.mark.parametrize(
@@ -263,15 +259,15 @@ def plans(draw, tree: Tree) -> Plan:
 def test_what_is_written_is_read_back(name, data):
     tree = TREES[name]
     plan = data.draw(plans(tree))
-    text = written(plan)
+    text = str(plan)
     assert plan_of(text, tree) == plan
-    assert written(plan_of(text, tree)) == text
+    assert str(plan_of(text, tree)) == text
     assert plan_of("".join(text.split()), tree) == plan
     assert (text == "off") == plan.is_off
     one_a_line = format_notation(plan.tokens, tree, " |\n")
     assert plan_of(one_a_line, tree) == plan
     if (other := data.draw(plans(tree))) != plan:
-        assert written(other) != text
+        assert str(other) != text
 
 
 def test_the_presets_are_read_back():
@@ -281,7 +277,7 @@ def test_the_presets_are_read_back():
         if not isinstance(data, dict) or "plan" not in data:
             continue
         schedule = Schedule.from_dict(data)
-        rules = parse_notation(written(schedule.plan), schedule.tree, schedule.plan.steps)
+        rules = parse_notation(str(schedule.plan), schedule.tree, schedule.plan.steps)
         again = Schedule.from_dict(data | {"digest": None, "plan": data["plan"] | {"rules": [list(r) for r in rules]}})
         assert again.digest == schedule.digest
         read += 1
@@ -358,14 +354,14 @@ REAL = {
 def test_the_examples_of_the_page_are_canonical():
     examples = [text.replace("\\|", "|") for text, _ in ROWS if text == "off" or ": " in text][:10]
     for text, tree in zip(examples, [REAL["pixart"]] * 7 + [REAL["flux"]] * 2 + [REAL["unet"]], strict=True):
-        assert written(plan_of(text, tree, 20)) == text
+        assert str(plan_of(text, tree, 20)) == text
 
 
-def test_the_page_shows_what_is_typed_and_what_is_written():
+def test_the_page_shows_what_is_typed_and_what_is_str():
     pairs = [(a.replace("\\|", "|"), b.strip("`")) for a, b in ROWS if b.startswith("`")]
     assert len(pairs) == 4
     for typed, canonical in pairs:
-        assert written(plan_of(typed, PIXART, 20)) == canonical
+        assert str(plan_of(typed, PIXART, 20)) == canonical
 
 
 def test_the_page_has_the_grammar_and_an_error_as_they_are():
@@ -427,6 +423,23 @@ def test_the_page_has_the_grammar_and_an_error_as_they_are():
 def test_errors_name_the_place_and_what_to_type(tree, text, message):
     with pytest.raises(ScheduleError, match=f"^plan notation, .*({message})"):
         parse_notation(text, tree, STEPS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ff@1: C F2 C*4", r"put 2 more C before it; its actions are 'ff@1: C F2 C\*4'$"),
+        (
+            "transformer_blocks@1: C R C*4 | ff@1: S C R S C C",
+            "transformer_blocks.1:ff at step 2 is R, .*; its actions are 'ff@1: S - R S C C'; at the steps - a node "
+            "around it is not computed$",
+        ),
+        ("denoiser: C S C*4", r"denoiser cannot be skipped .*; its actions are 'denoiser: C S C\*4'$"),
+    ],
+)
+def test_errors_of_a_plan_show_the_actions_of_the_node(text, message):
+    with pytest.raises(ScheduleError, match=f"^plan: .*{message}"):
+        plan_of(text)
 
 
 def test_hostile_texts_end_soon():

@@ -19,8 +19,8 @@ from search.schedule.errors import ScheduleError
 from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.parts.gates import ASK, OF_BEFORE, GatePart
 from search.schedule.plan.guidance import FULL
-from search.schedule.plan.notation import format_places, shortest_actions
-from search.schedule.plan.plan import Plan, format_ranges
+from search.schedule.plan.notation import format_places
+from search.schedule.plan.plan import Plan
 from search.schedule.plan.tokens import (
     ABSENT,
     OFF,
@@ -28,7 +28,9 @@ from search.schedule.plan.tokens import (
     Tokens,
     denoiser_switches,
     format_actions,
+    format_ranges,
     parse_actions,
+    shortest_actions,
     values_read,
 )
 

@@ -30,11 +30,9 @@ from functools import lru_cache
 
 from search.schedule.errors import ScheduleError
 from search.schedule.model.nodes import ROOT, Node, Tree
-from search.schedule.plan.plan import format_ranges
-from search.schedule.plan.tokens import ABSENT, OFF, Tokens, parse_actions
+from search.schedule.plan.tokens import ABSENT, OFF, Tokens, format_ranges, parse_actions, shortest_actions
 
 ALL_COMPUTED = "off"
-LONGEST_PERIOD = 16  # actions within one pair of parentheses that are written
 MAX_LISTED = 12  # names that an error lists
 _NUMBERS = re.compile(r"(\d{1,5})\s*(?:-\s*(\d{1,5}))?", re.ASCII)
 
@@ -132,38 +130,6 @@ def _with_stack(component: str, stack: str, tree: Tree) -> str:
 def _hidden(component: str, tree: Tree) -> bool:
     """Whether the name alone means something else."""
     return component == ROOT or component in tree.stacks
-
-
-@lru_cache(maxsize=4096)
-def shortest_actions(tokens: Tokens, longest: int = LONGEST_PERIOD) -> str:
-    """The shortest text of these actions, `C (R R F1 C)*4`, with periods of up to `longest` actions in parentheses.
-
-    The file has a text of its own (`format_actions`), which a schedule's digest is taken from.
-
-    >>> shortest_actions(("C", "R", "R") * 6 + ("C", "F1"))
-    '(C R R)*6 C F1'
-    """
-    size = len(tokens)
-    equal = [[0] * (size + 1) for _ in range(longest + 1)]  # [period][t]: so many actions from t on equal the next ones
-    costs: list[tuple[int, int]] = [(0, 0)] * (size + 1)  # characters, then repetitions, of the rest from t on
-    chosen: list[tuple[str, int]] = [("", size)] * (size + 1)  # what is written at t, and where the rest begins
-    for t in reversed(range(size)):
-        options = []
-        for period in range(1, min(longest, size - t - 1) + 1):
-            if tokens[t] == tokens[t + period]:
-                equal[period][t] = equal[period][t + 1] + 1
-            if (times := equal[period][t] // period + 1) > 1:
-                group = tokens[t] if period == 1 else f"({shortest_actions(tokens[t : t + period], 1)})"
-                options.append((f"{group}*{times}", t + times * period))
-        options.append((tokens[t], t + 1))
-        ranked = [(len(text) + 1 + costs[after][0], ("*" in text) + costs[after][1]) for text, after in options]
-        costs[t] = min(ranked)
-        chosen[t] = options[ranked.index(costs[t])]
-    words, t = [], 0
-    while t < size:
-        word, t = chosen[t]
-        words.append(word)
-    return " ".join(words)
 
 
 def _split(text: str, mark: str) -> Iterator[tuple[int, str]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from search.schedule.errors import ScheduleError
 from search.schedule.model.nodes import ROOT, Tree
+from search.schedule.plan.notation import format_notation, format_places, parse_notation
 from search.schedule.plan.tokens import (
     ABSENT,
     MAX_ACTIONS,
@@ -20,11 +21,15 @@ from search.schedule.plan.tokens import (
     Tokens,
     denoiser_switches,
     format_actions,
+    format_ranges,
     last_uses,
     parse_actions,
+    shortest_actions,
     steps_since_switch,
     values_read,
 )
+
+MAX_ROW = 120  # characters of a node's actions in an error
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,21 @@ class Plan:
     steps: int
     tokens: Mapping[str, Tokens]
     at: str = ""
+
+    @classmethod
+    def parse(cls, text: str, tree: Tree, steps: int, at: str = "") -> "Plan":
+        """The plan that a text in the plan notation means; `str(plan)` writes the shortest such text.
+
+        ScheduleError names the character of the text, or the node and the step, that is wrong.
+
+        >>> tree = Tree("PixArtTransformer2DModel", {"transformer_blocks": 28})
+        >>> str(Plan.parse("ff@0-27: CRCRCRCR | attn1: C*8", tree, 8))
+        'ff: (C R)*4'
+        """
+        return cls.resolve(parse_notation(text, tree, steps), tree, steps, at)
+
+    def __str__(self) -> str:
+        return format_notation(self.tokens, self.tree)
 
     @classmethod
     def resolve(cls, rules: Sequence[tuple[str, str]], tree: Tree, steps: int, at: str = "") -> "Plan":
@@ -79,12 +99,22 @@ class Plan:
                 if token == OFF:
                     computed += 1
                 elif token == "S" and not skippable:
-                    raise ScheduleError(f"plan: {name} cannot be skipped at step {step}; use R or F1")
+                    raise ScheduleError(
+                        f"plan: {name} cannot be skipped at step {step}; use R or F1; {self._row(name)}"
+                    )
                 elif (needs := values_read(token)) > computed:
                     raise ScheduleError(
                         f"plan: {name} at step {step} is {token}, which reads {needs} computed value(s), but "
-                        f"{computed} came before{steps_since_switch(began)}; put {needs - computed} more C before it"
+                        f"{computed} came before{steps_since_switch(began)}; put {needs - computed} more C before it; "
+                        f"{self._row(name)}"
                     )
+
+    def _row(self, name: str) -> str:
+        """For an error: all actions of a node."""
+        tokens = self.tokens[name]
+        hint = "; at the steps - a node around it is not computed" if ABSENT in tokens else ""
+        row = f"{format_places([name], self.tree)}: {shortest_actions(tokens)}"
+        return f"its actions are {row[:MAX_ROW]!r}{hint}"
 
     @property
     def is_off(self) -> bool:
@@ -122,19 +152,3 @@ class Plan:
 def _order(item: tuple[tuple[str, str, Tokens], list[int]]) -> tuple:
     (stack, component, tokens), blocks = item
     return stack, component, blocks, tokens
-
-
-def format_ranges(blocks: list[int], size: int) -> str:
-    """Blocks as a selector has them: `*`, `3` or `[0-2,5]`."""
-    if len(blocks) == size:
-        return "*"
-    if len(blocks) == 1:
-        return str(blocks[0])
-    parts: list[str] = []
-    start = previous = blocks[0]
-    for block in [*blocks[1:], -1]:
-        if block != previous + 1:
-            parts.append(str(start) if start == previous else f"{start}-{previous}")
-            start = block
-        previous = block
-    return f"[{','.join(parts)}]"

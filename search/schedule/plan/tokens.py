@@ -1,7 +1,8 @@
-"""Actions as text: parse, format, and what a row of actions reads and keeps."""
+"""Actions and blocks as text: parse, format, and what a row of actions reads and keeps."""
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from search.schedule.errors import ScheduleError
 
@@ -9,6 +10,7 @@ MAX_STEPS = 10_000
 MAX_ACTIONS = 2_000_000  # steps x nodes; 1000 steps of 28 blocks are 114,000
 OFF, ABSENT = "C", "-"
 OWN = "L"  # the pipeline's own denoiser
+LONGEST_PERIOD = 16  # actions in one pair of parentheses of the shortest text
 Tokens = tuple[str, ...]
 _TERM = re.compile(r"\s*(?:(C|R|S|G|F[1-9])|(\()|(\)))(?:\s*\*\s*(\d+))?", re.ASCII)
 
@@ -73,6 +75,38 @@ def format_actions(tokens: Iterable[str]) -> str:
     return text
 
 
+@lru_cache(maxsize=512)
+def shortest_actions(tokens: Tokens, longest: int = LONGEST_PERIOD) -> str:
+    """The shortest text of these actions, `C (R R F1 C)*4`, with periods of up to `longest` actions in parentheses.
+
+    The file has a text of its own (`format_actions`), which a schedule's digest is taken from.
+
+    >>> shortest_actions(("C", "R", "R") * 6 + ("C", "F1"))
+    '(C R R)*6 C F1'
+    """
+    size = len(tokens)
+    equal = [[0] * (size + 1) for _ in range(longest + 1)]  # [period][t]: so many actions from t on equal the next ones
+    costs: list[tuple[int, int]] = [(0, 0)] * (size + 1)  # characters, then repetitions, of the rest from t on
+    chosen: list[tuple[str, int]] = [("", size)] * (size + 1)  # what is written at t, and where the rest begins
+    for t in reversed(range(size)):
+        options = []
+        for period in range(1, min(longest, size - t - 1) + 1):
+            if tokens[t] == tokens[t + period]:
+                equal[period][t] = equal[period][t + 1] + 1
+            if (times := equal[period][t] // period + 1) > 1:
+                group = tokens[t] if period == 1 else f"({shortest_actions(tokens[t : t + period], 1)})"
+                options.append((f"{group}*{times}", t + times * period))
+        options.append((tokens[t], t + 1))
+        ranked = [(len(text) + 1 + costs[after][0], ("*" in text) + costs[after][1]) for text, after in options]
+        costs[t] = min(ranked)
+        chosen[t] = options[ranked.index(costs[t])]
+    words, t = [], 0
+    while t < size:
+        word, t = chosen[t]
+        words.append(word)
+    return " ".join(words)
+
+
 def values_read(token: str) -> int:
     """How many computed values an action reads: 1 for R, k+1 for Fk, 0 for the others."""
     return 1 if token == "R" else int(token[1]) + 1 if token[0] == "F" else 0
@@ -101,3 +135,19 @@ def last_uses(computes: Sequence[bool], needs: Sequence[int]) -> dict[int, int]:
         for source in computed[len(computed) - count :] if count else ():
             uses[source] = step
     return uses
+
+
+def format_ranges(blocks: list[int], size: int) -> str:
+    """Blocks as a selector has them: `*`, `3` or `[0-2,5]`."""
+    if len(blocks) == size:
+        return "*"
+    if len(blocks) == 1:
+        return str(blocks[0])
+    parts: list[str] = []
+    start = previous = blocks[0]
+    for block in [*blocks[1:], -1]:
+        if block != previous + 1:
+            parts.append(str(start) if start == previous else f"{start}-{previous}")
+            start = block
+        previous = block
+    return f"[{','.join(parts)}]"
