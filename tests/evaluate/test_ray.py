@@ -1,6 +1,5 @@
 """compute=ray: groups of a population, and workers whose results are those of one process, whatever becomes of them."""
 
-import doctest
 import os
 import pickle
 import re
@@ -94,12 +93,6 @@ def test_paths_of_jobs_count_what_the_costs_count():
     gated = Job(to_schedule(model, {"gates": [gate | {"threshold": 0.3, "value": "residual"}]}))
     whole = PrefixPath.of(gated, BATCH, costs)
     assert len(whole.marks) == 1 and whole.macs == (costs.macs(gated.schedule),)
-
-
-@pytest.mark.slow
-def test_the_arithmetic_of_the_cost_model(root):
-    failed, tried = doctest.testfile(str(root / "docs" / "scale.md"), module_relative=False)
-    assert tried > 10 and not failed
 
 
 # What is chosen
