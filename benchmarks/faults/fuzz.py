@@ -27,7 +27,7 @@ from search.config.compose import compose_config, normalise_overrides
 from search.config.settings import CONF, Config, known_keys
 from search.schedule import Schedule, ScheduleError
 from search.schedule.document import Document
-from tests.helpers import tiny
+from tests.helpers import pipelines
 
 SECONDS = 20  # that one file may take, on a busy machine
 ROOM = 512 * 2**20  # bytes of address space beyond what is in use at the beginning
@@ -106,7 +106,7 @@ def alarm(seconds: int = SECONDS) -> Iterator[None]:
 
 def schedules() -> list[dict[str, Any]]:
     """Valid schedule files that have, together, every part of the format."""
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     rules = [
         ["transformer_blocks.*:attn2", "CRCRF1C"],
         ["transformer_blocks.[0,2]:ff", "C*4 R*2"],
@@ -121,12 +121,16 @@ def schedules() -> list[dict[str, Any]]:
     bits = {"formats": formats, "layers": {layer: "w8a8s"}, "ranges": {layer: [[-1.0, 1.0]]}}
     scores = {"drift": {"value": 0.1, "ci": [0.05, 0.2], "split": "held_out", "unit": "ratio"}}
     guidance = {"call": 3.0, "scale": [3.0] * 5 + [2.0], "branch": "CCRACO", "approximate": {"low": 1.1, "radius": 0.2}}
-    other = tiny.content(tiny.pixart(blocks=2))["model"] | {"name": "small"}
+    other = pipelines.content(pipelines.pixart(blocks=2))["model"] | {"name": "small"}
     return [
-        tiny.content(pipe, rules, sampler=solver | {"order": "122321"}, scores=scores, axis="logsnr", made={"seed": 1}),
-        tiny.content(pipe, sampler=solver | {"coefficients": table}, gates=[gate | {"value": "residual"}], bits=bits),
-        tiny.content(pipe, rules[1:2], guidance=guidance, made={"call": {"a": [1, "b"]}}),
-        tiny.content(pipe, rules[1:2], models={"names": {"S": other}, "at": "LLLLSS"}),
+        pipelines.content(
+            pipe, rules, sampler=solver | {"order": "122321"}, scores=scores, axis="logsnr", made={"seed": 1}
+        ),
+        pipelines.content(
+            pipe, sampler=solver | {"coefficients": table}, gates=[gate | {"value": "residual"}], bits=bits
+        ),
+        pipelines.content(pipe, rules[1:2], guidance=guidance, made={"call": {"a": [1, "b"]}}),
+        pipelines.content(pipe, rules[1:2], models={"names": {"S": other}, "at": "LLLLSS"}),
     ]
 
 

@@ -27,7 +27,7 @@ from search.config.compose import compose_config, normalise_overrides
 from search.config.settings import Config
 from search.loop import finish
 from search.loop.run import run
-from tests.helpers.models import tiny_folder
+from search.testing.models import tiny_folder
 
 PROMPTS = ("red apple\nblue boat\nred boat\n", "blue apple\n3d boat\nflat apple\n")
 GIVEN = ("model=pixart", "model.steps=6", "model.max_sequence_length=8", "compute.threads=1", "tracking.enabled=false")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.faults import reliability
 from search import Schedule
-from tests.helpers import tiny
+from tests.helpers import pipelines
 
 LOOKS = 20
 
@@ -56,24 +56,24 @@ def schedules(pipe: Any) -> list[Schedule | None]:
     layers = [f"transformer_blocks.{i}.ff.net.0.proj" for i in range(3)]
     formats = {"w8a8d": {"weight": 8, "activation": 8}}
     gate = {"group": "transformer_blocks.[1-2]", "actions": "C G*5", "signal": "first_block_residual", "threshold": 0.3}
-    corrected = tiny.schedule(pipe, [["transformer_blocks.*:ff", "CRCRCR"]])
-    tensors = {f"transformer_blocks.0:ff.{part}": torch.full((3, tiny.WIDTH), 0.9) for part in ("scale", "shift")}
+    corrected = pipelines.schedule(pipe, [["transformer_blocks.*:ff", "CRCRCR"]])
+    tensors = {f"transformer_blocks.0:ff.{part}": torch.full((3, pipelines.WIDTH), 0.9) for part in ("scale", "shift")}
     return [
         None,
-        tiny.schedule(
+        pipelines.schedule(
             pipe, [["transformer_blocks.*:attn2", "CRCF1CF1"], ["transformer_blocks.1", "CCCCRC"]], axis="sigma"
         ),
-        tiny.schedule(pipe, gates=[gate | {"value": "residual"}]),
-        tiny.schedule(pipe, [["denoiser", "CCCRCR"]], guidance={"call": 3.0, "branch": "CCROOO"}),
-        tiny.schedule(pipe, bits={"formats": formats, "layers": dict.fromkeys(layers, "w8a8d")}),
+        pipelines.schedule(pipe, gates=[gate | {"value": "residual"}]),
+        pipelines.schedule(pipe, [["denoiser", "CCCRCR"]], guidance={"call": 3.0, "branch": "CCROOO"}),
+        pipelines.schedule(pipe, bits={"formats": formats, "layers": dict.fromkeys(layers, "w8a8d")}),
         corrected.with_corrections(tensors),
-        tiny.schedule(pipe, [["transformer_blocks", "CCRCRC"]], sampler={"class": type(pipe.scheduler).__name__}),
+        pipelines.schedule(pipe, [["transformer_blocks", "CCRCRC"]], sampler={"class": type(pipe.scheduler).__name__}),
     ]
 
 
 def generate(count: int) -> Iterator[tuple[int, bool]]:
     """Generations by number, each with whether its output was that of the first one of its schedule."""
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     made = schedules(pipe)
     first: dict[int, Tensor] = {}
     for number in range(count):
@@ -81,9 +81,11 @@ def generate(count: int) -> Iterator[tuple[int, bool]]:
         with ExitStack() as applied:
             if (schedule := made[kind]) is not None:
                 applied.enter_context(schedule.apply(pipe))
-            output = tiny.run(pipe, batch=1)
+            output = pipelines.run(pipe, batch=1)
         yield number, torch.equal(first.setdefault(kind, output), output)
-    assert tiny.traces(pipe.transformer) == [t for t in tiny.traces(pipe.transformer) if t.endswith(".forward")]
+    assert pipelines.traces(pipe.transformer) == [
+        t for t in pipelines.traces(pipe.transformer) if t.endswith(".forward")
+    ]
 
 
 def soak(count: int) -> tuple[int, list[Look]]:

@@ -20,7 +20,7 @@ from search.spaces.guidance import GuidanceSpace
 from search.spaces.joint import JointSpace
 from search.spaces.skip import SkipSpace
 from search.spaces.timesteps import TimestepsSpace
-from tests.helpers.models import lively, tiny_model
+from search.testing.models import lively, tiny_model
 
 STEPS = 6
 SPACE = CacheSpace("step", max_order=0)

@@ -14,7 +14,7 @@ from search.kernels.pairwise import pairwise
 from search.models.base import to_schedule
 from search.profile.count import count_costs
 from search.spaces.cache import CacheSpace
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
 
 MODEL = tiny_model()
 TARGET = MODEL.target

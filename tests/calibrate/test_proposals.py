@@ -20,7 +20,7 @@ from search.spaces.cache import CacheSpace
 from search.spaces.joint import JointSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.timesteps import TimestepsSpace
-from tests.helpers.models import save_tiny, tiny_model
+from search.testing.models import save_tiny, tiny_model
 
 OBJECTIVES = [Drift(), Bops(), Size()]
 BITS = BitsSpace(formats=("w8a8d", "w4a8d"))

@@ -8,8 +8,8 @@ import pytest
 from search import Schedule
 from search.export import export, main
 from search.results.folder import find_run
+from search.testing.models import tiny_model
 from tests.helpers.finished_search import made_result
-from tests.helpers.models import tiny_model
 
 
 @pytest.fixture

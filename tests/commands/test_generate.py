@@ -9,7 +9,7 @@ from PIL import Image
 from search.generate import Generated, _pictures, generate, main
 from search.models.base import to_schedule
 from search.profile.plans import plan_schedule
-from tests.helpers.models import tiny_folder, tiny_model
+from search.testing.models import tiny_folder, tiny_model
 
 
 @pytest.fixture(scope="module")

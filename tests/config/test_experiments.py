@@ -19,7 +19,7 @@ from search.objectives.base import Objective
 from search.objectives.drift import Drift
 from search.profile.count import count_costs
 from search.spaces.joint import JointSpace
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
 
 NAMES = list_options("experiment")
 # What each work searches, and how.

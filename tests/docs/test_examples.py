@@ -11,8 +11,8 @@ from search.config.compose import compose_config, message_of_user_error, normali
 from search.config.settings import Config
 from search.results.folder import read_front
 from search.results.pick import pick_entries
+from search.testing.models import tiny_folder, tiny_model
 from tests.helpers.engine_contract import EvolutionContract
-from tests.helpers.models import tiny_folder, tiny_model
 from tests.helpers.repository import ROOT
 from tests.helpers.space_contract import SpaceContract
 

@@ -26,7 +26,7 @@ from search.spaces.skip import SkipSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.stitch import StitchSpace
 from search.spaces.timesteps import TimestepsSpace
-from tests.helpers.models import save_tiny, tiny_family, tiny_model
+from search.testing.models import save_tiny, tiny_family, tiny_model
 
 PROMPTS = ["red apple", "blue boat"]
 SPACES = {

@@ -10,7 +10,7 @@ from search.evaluate.fit.solver import FittedSolver, Fitter, record_trajectory
 from search.evaluate.memo import Memo
 from search.objectives.drift import Drift
 from search.spaces.timesteps import TimestepsSpace
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
 
 PROMPTS = ["red apple", "blue boat", "red boat"]
 

@@ -19,9 +19,9 @@ from search.objectives.macs import Macs
 from search.objectives.psnr import Psnr
 from search.results.folder import read_front
 from search.results.result import Result
+from search.testing.models import tiny_folder
 from tests.helpers.bad_objectives import Odd, OddCost, Rough
 from tests.helpers.evaluators import evaluator, jobs
-from tests.helpers.models import tiny_folder
 
 ONE, TWO = torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8)
 WORDS = ["red apple", "blue boat"]

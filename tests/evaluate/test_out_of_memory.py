@@ -17,7 +17,7 @@ from search.evaluate.memo import Memo
 from search.models.base import to_schedule
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
-from tests.helpers.models import lively, tiny_model
+from search.testing.models import lively, tiny_model
 
 PROMPTS = ("red apple", "blue boat", "3d boat", "flat apple", "red boat")
 BATCH = Batch(PROMPTS, (0, 1, 2, 3, 4))

@@ -18,8 +18,8 @@ from search.evaluate.memo import Memo
 from search.models.base import to_schedule
 from search.profile.count import count_costs
 from search.schedule.schedulers import public_config, scheduler_grid
-from tests.helpers import tiny
-from tests.helpers.models import lively, tiny_model
+from search.testing.models import lively, tiny_model
+from tests.helpers import pipelines
 
 STEPS = 6
 PROMPTS = ["red apple", "blue boat, flat style"]
@@ -106,7 +106,7 @@ def test_step_by_step_is_the_whole_run(name):
     while states[-1].step < STEPS:
         states.append(run.extend(states[-1], given))
     assert torch.equal(states[-1].latents, expected)
-    assert tiny.traces(parts()[0].denoiser) == []
+    assert pipelines.traces(parts()[0].denoiser) == []
     for state in (states[0], states[3], states[2], states[5]):  # a state that was gone on from is as it was
         assert torch.equal(stepwise(run, given, state).latents, expected)
     assert run.steps == STEPS + 6 + 3 + 4 + 1
@@ -246,7 +246,7 @@ def test_a_state_of_another_path_is_refused():
         partial({"denoiser": 1}).extend(run.begin(), schedule([["denoiser", "CCF1CCC"]]))
     with pytest.raises(ValueError, match="has no path; give it steps"):
         step_keys(Schedule.off(parts()[0].pipe))
-    assert tiny.traces(parts()[0].denoiser) == []
+    assert pipelines.traces(parts()[0].denoiser) == []
 
 
 def test_work_is_counted_as_the_evaluator_counts_it(tmp_path):

@@ -27,7 +27,8 @@ from search.evaluate.execute.subtrees import PrefixPath, split_into_subtrees
 from search.evaluate.execute.worker import SchedulePayload, Worker
 from search.models.base import to_schedule
 from search.models.pixart import PixArt
-from tests.helpers.models import TOKENS, lively, tiny_folder, tiny_model
+from search.testing.models import lively, tiny_folder, tiny_model
+from search.testing.pipelines import TOKENS
 from tests.helpers.repository import ROOT
 from tests.helpers.search_process import command, folder, front, search, wait
 

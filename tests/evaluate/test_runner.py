@@ -19,7 +19,7 @@ from search.models.base import to_schedule
 from search.spaces.cache import CacheSpace
 from search.spaces.joint import JointSpace
 from search.spaces.timesteps import TimestepsSpace
-from tests.helpers.models import lively, tiny_model
+from search.testing.models import lively, tiny_model
 from tests.helpers.population import latents, outcomes
 
 STEPS = 6

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from tests.helpers import tiny
+from tests.helpers import pipelines
 
 
 def bits(*shape: int) -> np.ndarray:
@@ -29,7 +29,7 @@ def by_hand(pipe: Any, given: np.ndarray) -> Tensor:
 
             removers.append(getattr(block, component).register_forward_hook(after))
     try:
-        return tiny.run(pipe)
+        return pipelines.run(pipe)
     finally:
         for remover in removers:
             remover.remove()

@@ -11,7 +11,7 @@ from search.evaluate.memo import Memo
 from search.models.base import to_schedule
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
-from tests.helpers.models import lively, tiny_model
+from search.testing.models import lively, tiny_model
 
 PROMPTS = ["red apple", "blue boat", "flat style", "red boat", "blue apple", "3d boat", "flat red apple"]
 TEXTS = ["CRCRCR", "CRRRRR", "CCCRCC", "CCRRCC", "CCCCCR", "CRCRCC"]

@@ -7,7 +7,7 @@ import numpy as np
 from search import Schedule
 from search.results.result import Entry, Result
 from search.results.scores import Score
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
 
 PROMPTS = ["red apple, 3d style", "blue boat, flat style", "red boat"]
 

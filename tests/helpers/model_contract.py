@@ -7,7 +7,7 @@ import torch
 
 from search import Schedule
 from search.models.pipeline import Pipeline
-from tests.helpers.models import family_folder, tiny_folder
+from search.testing.models import family_folder, tiny_folder
 
 SEEDS = [3, 4]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from search.schedule.model.nodes import ROOT
-from tests.helpers import tiny
+from tests.helpers import pipelines
 
 
 def polynomial(values: list[tuple[float, Tensor]], at: float) -> Tensor:
@@ -86,7 +86,7 @@ class ByHand:
         scheduler.set_timesteps(steps)
         sigmas = scheduler.sigmas.tolist()
         self.places = [-math.log(s) for s in sigmas[:-1]] if self.axis == "logsnr" else list(range(steps))
-        given = self.embeddings or tiny.embeddings(batch)
+        given = self.embeddings or pipelines.embeddings(batch)
         text, mask = given["prompt_embeds"], given["prompt_attention_mask"]
         if guidance > 1:
             text = torch.cat([given["negative_prompt_embeds"], text])

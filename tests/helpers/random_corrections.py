@@ -4,7 +4,7 @@ import torch
 
 from search import Schedule
 from search.schedule.apply.corrections import reused_steps
-from tests.helpers import tiny
+from tests.helpers import pipelines
 
 
 def numbers(schedule: Schedule, root: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -12,7 +12,7 @@ def numbers(schedule: Schedule, root: int = 8, seed: int = 0) -> dict[str, torch
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for name, steps in reused_steps(schedule.plan).items():
-        shape = len(steps), root if name == "denoiser" else tiny.WIDTH
+        shape = len(steps), root if name == "denoiser" else pipelines.WIDTH
         found[f"{name}.scale"] = (1 + 0.3 * torch.randn(shape, generator=generator)).half()
         found[f"{name}.shift"] = (0.1 * torch.randn(shape, generator=generator)).half()
     return found

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.helpers.models import tiny_folder
+from search.testing.models import tiny_folder
 from tests.helpers.repository import ROOT
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from search import Schedule
 from search.profile.target import Target
 from search.spaces.base import Space
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
 
 PROMPTS = ["red apple", "blue boat"]
 

@@ -5,7 +5,7 @@ from tempfile import mkdtemp
 
 from search.models.pixart import PixArt
 from search.models.training.lora import train
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
 
 PROMPTS = ["red apple", "blue boat", "red boat", "blue apple"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from search import Schedule
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
 from tests.helpers.repository import ROOT
 from tests.helpers.search_process import command, folder, front, search, wait
 

@@ -6,8 +6,9 @@ from search.config.prompts import read_prompts
 from search.models.dit import DiT
 from search.models.training.emoji import CONCEPTS, caption
 from search.profile.bundled import bundled_model
+from search.testing.models import saved, tiny_family
+from search.testing.pipelines import dit
 from tests.helpers.model_contract import ModelContract, bundled_loops_agree, bundled_size
-from tests.helpers.models import dit, saved, tiny_family
 
 
 class TestDiT(ModelContract):

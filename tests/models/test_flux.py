@@ -10,8 +10,9 @@ from diffusers import FluxPipeline
 from search.models.flux import Flux
 from search.profile.bundled import bundled_model
 from search.spaces.guidance import GuidanceSpace
+from search.testing.models import saved, tiny_family
+from search.testing.pipelines import flux
 from tests.helpers.model_contract import ModelContract, bundled_loops_agree, bundled_size
-from tests.helpers.models import flux, saved, tiny_family
 
 
 class TestFlux(ModelContract):

@@ -11,7 +11,7 @@ from transformers.utils import logging
 from search.config.settings import CONF
 from search.models.loading import CHOICES, load
 from search.profile.bundled import bundled_model
-from tests.helpers.models import tiny_folder
+from search.testing.models import tiny_folder
 
 CLASSES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
 

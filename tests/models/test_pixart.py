@@ -2,8 +2,8 @@ from diffusers import PixArtAlphaPipeline
 
 from search.models.pixart import PixArt
 from search.profile.bundled import bundled_model
+from search.testing.models import tiny_folder
 from tests.helpers.model_contract import ModelContract, bundled_loops_agree, bundled_size
-from tests.helpers.models import tiny_folder
 
 EMOJI = ["red apple, 3d style, white background", "cat face, flat style, blue background"]
 

@@ -6,8 +6,9 @@ from tempfile import mkdtemp
 import pytest
 
 from search.models.sd3 import StableDiffusion3
+from search.testing.models import saved, tiny_family
+from search.testing.pipelines import stable_diffusion_3
 from tests.helpers.model_contract import ModelContract
-from tests.helpers.models import saved, stable_diffusion_3, tiny_family
 
 
 class TestStableDiffusion3(ModelContract):

@@ -4,8 +4,9 @@ from diffusers import PNDMScheduler, StableDiffusionPipeline
 
 from search.models.stable_diffusion import StableDiffusion
 from search.profile.bundled import bundled_model
+from search.testing.models import saved, tiny_family
+from search.testing.pipelines import stable_diffusion
 from tests.helpers.model_contract import ModelContract, bundled_loops_agree, bundled_size
-from tests.helpers.models import saved, stable_diffusion, tiny_family
 
 
 class TestStableDiffusion(ModelContract):

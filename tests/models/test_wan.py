@@ -7,8 +7,10 @@ import torch
 
 from search.calibrate.drifts import record_drifts
 from search.spaces.guidance import GuidanceSpace
+from search.testing.denoisers import wan as wan_transformer
+from search.testing.models import saved, tiny_family
+from search.testing.pipelines import wan
 from tests.helpers.model_contract import SEEDS, ModelContract
-from tests.helpers.models import saved, tiny_family, wan, wan_transformer
 
 
 class TestWan(ModelContract):

@@ -27,7 +27,7 @@ from search.objectives.reward import Preference
 from search.pareto.intervals import bootstrap_interval
 from search.profile.bundled import bundled_model
 from search.profile.costs import Costs
-from tests.helpers.models import tokenizer
+from search.testing.pipelines import tokenizer
 
 COSTS = Costs(6, {}, 1, {})
 PROMPTS = ["red apple", "tulip, flat style", "sailboat, pink background", "key", "lion, 3d style", "pizza"]

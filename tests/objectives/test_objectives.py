@@ -10,7 +10,7 @@ from search.objectives.memory import Memory
 from search.objectives.psnr import Psnr
 from search.objectives.ssim import Ssim
 from search.profile.costs import Costs
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
 
 QUALITIES = [Drift(), Psnr(), Ssim()]
 BEST = {"drift": 0.0, "psnr": 100.0, "ssim": 1.0}

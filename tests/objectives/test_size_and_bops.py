@@ -19,7 +19,7 @@ from search.profile.costs import Costs
 from search.profile.count import count_costs
 from search.schedule.model.layers import layers_of
 from search.spaces.bits import BitsSpace
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
 
 MODEL = tiny_model()
 TARGET = MODEL.target

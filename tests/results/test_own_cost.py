@@ -19,10 +19,10 @@ from search.results.folder import read_front
 from search.results.pick import pick_entries
 from search.results.result import Result
 from search.results.scores import Score
+from search.testing.models import tiny_folder
 from search.tracking.notes import describe_search
 from search.tracking.views import _charts, _state
 from tests.helpers.finished_search import made_result
-from tests.helpers.models import tiny_folder
 
 CODE = '''
 from search.objectives.base import Cost

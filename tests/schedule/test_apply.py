@@ -15,7 +15,7 @@ from search.schedule.apply.forecast import newton_weights
 from search.schedule.apply.handle import Handle
 from search.schedule.model.identity import denoiser_of, fingerprint, model_part
 from search.schedule.model.nodes import ROOT, Tree
-from tests.helpers import tiny
+from tests.helpers import pipelines
 from tests.helpers.pixart_by_hand import ByHand
 
 PLANS = {
@@ -41,13 +41,13 @@ PLANS = {
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("name", PLANS)
 def test_the_stock_pipeline_does_what_a_loop_by_hand_does(name, guidance, axis):
-    pipe = tiny.pixart()
-    schedule = tiny.schedule(pipe, PLANS[name], axis=axis)
+    pipe = pipelines.pixart()
+    schedule = pipelines.schedule(pipe, PLANS[name], axis=axis)
     hand = ByHand(pipe, schedule.plan.tokens, axis)
     expected = hand(guidance=guidance)
-    bare = tiny.run(pipe, guidance=guidance)
+    bare = pipelines.run(pipe, guidance=guidance)
     with schedule.apply(pipe) as handle:
-        found = tiny.run(pipe, guidance=guidance)
+        found = pipelines.run(pipe, guidance=guidance)
         stats = handle.stats()
     if "forecast" in name:
         assert (found - expected).norm() < 1e-4 * expected.norm()
@@ -64,34 +64,34 @@ def test_the_stock_pipeline_does_what_a_loop_by_hand_does(name, guidance, axis):
 
 def test_random_plans_do_what_a_loop_by_hand_does():
     rng = np.random.default_rng(0)
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     nodes = [n.name for n in Tree.of(pipe.transformer)]
     for _ in range(12):
         rules = []
         for name in rng.permutation(nodes)[:6]:
             rules.append([str(name), "C" + "".join(rng.choice(list("CCRS" if name != ROOT else "CCR"), 5))])
         try:
-            schedule = tiny.schedule(pipe, rules)
+            schedule = pipelines.schedule(pipe, rules)
         except ScheduleError:  # a reader whose only compute fell away below an ancestor
             continue
         expected = ByHand(pipe, schedule.plan.tokens, "index")()
         with schedule.apply(pipe):
-            assert torch.equal(tiny.run(pipe), expected), rules
+            assert torch.equal(pipelines.run(pipe), expected), rules
 
 
 def test_dit_blocks_and_components_follow_a_plan():
-    pipe = tiny.dit()
-    bare = tiny.classes(pipe)
+    pipe = pipelines.dit()
+    bare = pipelines.classes(pipe)
     for rules in (
         [["transformer_blocks.0", "CSSCRR"]],  # the last layer still reads block 0's embedding
         [["transformer_blocks.*:attn1", "CRCRCR"]],
         [["denoiser", "CRCF1CR"]],
     ):
-        with tiny.schedule(pipe, rules).apply(pipe) as handle:
-            once, again = tiny.classes(pipe), tiny.classes(pipe)
+        with pipelines.schedule(pipe, rules).apply(pipe) as handle:
+            once, again = pipelines.classes(pipe), pipelines.classes(pipe)
             assert handle.stats()["runs"] == 2
         assert torch.equal(once, again) and not torch.equal(once, bare)
-    assert torch.equal(tiny.classes(pipe), bare)
+    assert torch.equal(pipelines.classes(pipe), bare)
     assert Tree.of(pipe.transformer).select("transformer_blocks.*:*") == [
         f"transformer_blocks.{i}:{c}" for i in range(2) for c in ("attn1", "ff")
     ]
@@ -101,11 +101,11 @@ def test_dit_blocks_and_components_follow_a_plan():
 
 
 def test_off_is_bit_exact_at_any_number_of_steps():
-    pipe = tiny.pixart()
-    bare = {n: tiny.run(pipe, steps=n) for n in (4, 7)}
+    pipe = pipelines.pixart()
+    bare = {n: pipelines.run(pipe, steps=n) for n in (4, 7)}
     with Schedule.off(pipe).apply(pipe) as handle:
         for n, expected in bare.items():
-            assert torch.equal(tiny.run(pipe, steps=n), expected)
+            assert torch.equal(pipelines.run(pipe, steps=n), expected)
         stats = handle.stats()
     assert stats["denoiser_calls"] == 11 and stats["block_executions"] == 33 and stats["peak_bytes"] == 0
     assert Schedule.off(pipe).steps is None
@@ -113,17 +113,17 @@ def test_off_is_bit_exact_at_any_number_of_steps():
 
 @pytest.mark.parametrize("name", PLANS)
 def test_remove_is_bit_exact_and_leaves_nothing(name):
-    pipe = tiny.pixart()
-    scheduler, config, before = pipe.scheduler, dict(pipe.config), tiny.run(pipe)
+    pipe = pipelines.pixart()
+    scheduler, config, before = pipe.scheduler, dict(pipe.config), pipelines.run(pipe)
     state = copy.deepcopy(scheduler.__dict__)
-    handle = tiny.schedule(pipe, PLANS[name]).apply(pipe)
-    tiny.run(pipe)
+    handle = pipelines.schedule(pipe, PLANS[name]).apply(pipe)
+    pipelines.run(pipe)
     handle.remove()
     handle.remove()  # twice is once
-    assert tiny.traces(pipe.transformer) == []
+    assert pipelines.traces(pipe.transformer) == []
     assert pipe.scheduler is scheduler and dict(pipe.config) == config
     assert scheduler.__dict__.keys() == state.keys()
-    assert torch.equal(tiny.run(pipe), before)
+    assert torch.equal(pipelines.run(pipe), before)
 
 
 class Broken(RuntimeError):
@@ -132,11 +132,11 @@ class Broken(RuntimeError):
 
 @pytest.mark.parametrize("where", ["block", "component", "callback"])
 def test_an_exception_in_mid_call_leaves_nothing(where):
-    pipe = tiny.pixart()
-    before = tiny.run(pipe)
-    schedule = tiny.schedule(pipe, [["transformer_blocks.*:*", "CRCRCR"], ["denoiser", "CCCCCR"]])
+    pipe = pipelines.pixart()
+    before = pipelines.run(pipe)
+    schedule = pipelines.schedule(pipe, [["transformer_blocks.*:*", "CRCRCR"], ["denoiser", "CCCCCR"]])
     with schedule.apply(pipe):
-        expected = tiny.run(pipe)
+        expected = pipelines.run(pipe)
     calls = []
 
     def fail(*_):
@@ -148,35 +148,35 @@ def test_an_exception_in_mid_call_leaves_nothing(where):
     module = {"block": block.norm1, "component": block.ff.net[0]}.get(where)
     hook = module.register_forward_hook(fail) if module else None
     with pytest.raises(Broken), schedule.apply(pipe) as handle:
-        tiny.run(pipe, callback=fail if where == "callback" else None, callback_steps=1)
+        pipelines.run(pipe, callback=fail if where == "callback" else None, callback_steps=1)
     if hook:
         hook.remove()
-    assert tiny.traces(pipe.transformer) == [] and handle.memory.now == 0
-    assert torch.equal(tiny.run(pipe), before)
+    assert pipelines.traces(pipe.transformer) == [] and handle.memory.now == 0
+    assert torch.equal(pipelines.run(pipe), before)
 
     with schedule.apply(pipe) as handle:  # and one handle survives a failed run
         calls.clear()
         hook = module.register_forward_hook(fail) if module else None
         with pytest.raises(Broken):
-            tiny.run(pipe, callback=fail if where == "callback" else None, callback_steps=1)
+            pipelines.run(pipe, callback=fail if where == "callback" else None, callback_steps=1)
         if hook:
             hook.remove()
             assert handle.memory.now == 0  # known at once; after a callback, at the next run
-        assert torch.equal(tiny.run(pipe), expected)
+        assert torch.equal(pipelines.run(pipe), expected)
         assert handle.memory.now == 0
 
 
 def test_runs_of_other_batch_resolution_and_guidance_do_not_meet():
-    pipe = tiny.pixart()
-    schedule = tiny.schedule(pipe, [["transformer_blocks.*:attn1", "CRCRF1R"], ["denoiser", "CCCCCR"]])
+    pipe = pipelines.pixart()
+    schedule = pipelines.schedule(pipe, [["transformer_blocks.*:attn1", "CRCRF1R"], ["denoiser", "CCCCCR"]])
     calls = [{}, {}, {"batch": 1}, {"size": 12}, {"guidance": 1.0}, {}, {"guidance": 1.0, "batch": 3, "size": 4}]
     alone = []
     for arguments in calls:
         with schedule.apply(pipe):
-            alone.append(tiny.run(pipe, **arguments))
+            alone.append(pipelines.run(pipe, **arguments))
     with schedule.apply(pipe) as handle:
         for arguments, expected in zip(calls, alone, strict=True):
-            assert torch.equal(tiny.run(pipe, **arguments), expected)
+            assert torch.equal(pipelines.run(pipe, **arguments), expected)
         assert handle.stats()["runs"] == len(calls) and handle.memory.now == 0
 
 
@@ -184,7 +184,7 @@ def test_runs_of_other_batch_resolution_and_guidance_do_not_meet():
 
 
 def test_what_computes_and_keeps_nothing_is_called_as_if_nothing_was_planned():
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     ff, attn = pipe.transformer.transformer_blocks[1].ff, pipe.transformer.transformer_blocks[1].attn1
     seen: list[list[bool]] = []
 
@@ -193,12 +193,12 @@ def test_what_computes_and_keeps_nothing_is_called_as_if_nothing_was_planned():
         seen.append(own)
 
     rules = [["transformer_blocks.1:ff", "CCRCCC"], ["transformer_blocks.1:attn1", "CCCCSC"]]
-    with tiny.schedule(pipe, rules).apply(pipe):
+    with pipelines.schedule(pipe, rules).apply(pipe):
         between = ff.__dict__["forward"]
         remover = pipe.transformer.transformer_blocks[1].register_forward_pre_hook(look)
-        tiny.run(pipe)
+        pipelines.run(pipe)
         seen.clear()
-        tiny.run(pipe)  # the first time that each is computed it is looked at
+        pipelines.run(pipe)  # the first time that each is computed it is looked at
         remover.remove()
         assert ff.__dict__["forward"] is between  # diffusers' own chain
     assert seen == [[True, True], [False, True], [False, True], [True, True], [True, False], [True, True]]
@@ -209,11 +209,11 @@ def test_what_computes_and_keeps_nothing_is_called_as_if_nothing_was_planned():
 def test_components_that_somebody_else_wraps(first, last):
     """As sequential offloading does: the wrapper stays outside, whatever is taken off first."""
     hooks = pytest.importorskip("accelerate.hooks")
-    pipe = tiny.pixart()
-    bare, components = tiny.run(pipe), [block.ff for block in pipe.transformer.transformer_blocks]
-    made = tiny.schedule(pipe, [["transformer_blocks.*:ff", "CRCCRC"]])
+    pipe = pipelines.pixart()
+    bare, components = pipelines.run(pipe), [block.ff for block in pipe.transformer.transformer_blocks]
+    made = pipelines.schedule(pipe, [["transformer_blocks.*:ff", "CRCCRC"]])
     with made.apply(pipe):
-        expected = tiny.run(pipe)
+        expected = pipelines.run(pipe)
     calls: list[int] = []
 
     class Wrapper(hooks.ModelHook):
@@ -230,26 +230,26 @@ def test_components_that_somebody_else_wraps(first, last):
         handle = made.apply(pipe)
     else:
         handle = made.apply(pipe)
-        tiny.run(pipe)
+        pipelines.run(pipe)
         wrap()
-    assert torch.equal(tiny.run(pipe), expected) and len(calls) == 18
+    assert torch.equal(pipelines.run(pipe), expected) and len(calls) == 18
     if last == "schedule":
         handle.remove()
     for component in components:
         hooks.remove_hook_from_module(component)
     if last == "wrapper":
-        assert torch.equal(tiny.run(pipe), expected)
+        assert torch.equal(pipelines.run(pipe), expected)
         handle.remove()
-    assert torch.equal(tiny.run(pipe), bare) and len(calls) == 18
+    assert torch.equal(pipelines.run(pipe), bare) and len(calls) == 18
 
 
 def test_snapshots_share_what_is_kept():
-    pipe = tiny.pixart()
-    made = tiny.schedule(pipe, [["transformer_blocks.*:*", "CRCRCR"]])
+    pipe = pipelines.pixart()
+    made = pipelines.schedule(pipe, [["transformer_blocks.*:*", "CRCRCR"]])
     keep = {node.name: 1 for node in made.tree}
     taken: list[dict] = []
     with Handle(made._document, pipe, keep=keep) as handle:
-        tiny.run(pipe, callback=lambda *_: taken.append(handle.snapshot()), callback_steps=1)
+        pipelines.run(pipe, callback=lambda *_: taken.append(handle.snapshot()), callback_steps=1)
     first, second = (snapshot["values"]["transformer_blocks.1:ff"] for snapshot in taken[:2])
     assert [step for step, _ in first[0]] == [step for step, _ in second[0]] == [0]
     assert first[0][0][1] is second[0][0][1]
@@ -272,32 +272,32 @@ def test_snapshots_share_what_is_kept():
     ],
 )
 def test_peak_bytes_are_those_of_a_count_by_hand(rules, values):
-    pipe = tiny.pixart()
-    one = 4 * 16 * tiny.WIDTH * 4  # two prompts under guidance, 4x4 tokens, fp32
-    with tiny.schedule(pipe, rules).apply(pipe) as handle:
-        tiny.run(pipe)
+    pipe = pipelines.pixart()
+    one = 4 * 16 * pipelines.WIDTH * 4  # two prompts under guidance, 4x4 tokens, fp32
+    with pipelines.schedule(pipe, rules).apply(pipe) as handle:
+        pipelines.run(pipe)
         assert handle.stats()["peak_bytes"] == values * one
         assert handle.memory.now == 0
-        tiny.run(pipe, guidance=1.0)
+        pipelines.run(pipe, guidance=1.0)
         assert handle.stats()["peak_bytes"] == values * one
 
 
 def test_the_denoisers_value_counts_its_own_shape():
-    pipe = tiny.pixart()
-    with tiny.schedule(pipe, [["denoiser", "CRCRCR"]]).apply(pipe) as handle:
-        tiny.run(pipe)
+    pipe = pipelines.pixart()
+    with pipelines.schedule(pipe, [["denoiser", "CRCRCR"]]).apply(pipe) as handle:
+        pipelines.run(pipe)
     assert handle.stats()["peak_bytes"] == 4 * 8 * 8 * 8 * 4
 
 
 def test_kept_tensors_are_really_freed():
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     kept: list[weakref.ref] = []
-    with tiny.schedule(pipe, [["transformer_blocks.*:ff", "CRCRCR"]]).apply(pipe) as handle:
+    with pipelines.schedule(pipe, [["transformer_blocks.*:ff", "CRCRCR"]]).apply(pipe) as handle:
 
         def look(step, *_):
             kept.extend(weakref.ref(v) for s in handle.stores.values() for b in s.values.values() for _, v in b)
 
-        tiny.run(pipe, callback=look, callback_steps=1)
+        pipelines.run(pipe, callback=look, callback_steps=1)
         gc.collect()
         assert len(kept) == 9 and all(ref() is None for ref in kept)
 
@@ -343,9 +343,9 @@ def test_equal_places_are_refused():
 
 
 def test_a_changed_batch_in_mid_run_is_refused():
-    pipe = tiny.pixart()
-    embeddings, empty = tiny.embeddings(2), tiny.embeddings(1)
-    with torch.no_grad(), tiny.schedule(pipe, [["transformer_blocks.1:ff", "CRCRCR"]]).apply(pipe) as handle:
+    pipe = pipelines.pixart()
+    embeddings, empty = pipelines.embeddings(2), pipelines.embeddings(1)
+    with torch.no_grad(), pipelines.schedule(pipe, [["transformer_blocks.1:ff", "CRCRCR"]]).apply(pipe) as handle:
         pipe.scheduler.set_timesteps(6)
         latents = torch.randn(2, 4, 8, 8)
 
@@ -364,7 +364,7 @@ def test_a_changed_batch_in_mid_run_is_refused():
         ):
             call(latents[:1], empty)
         assert handle.stats()["denoiser_calls"] == 1
-    with torch.no_grad(), tiny.schedule(pipe, [["transformer_blocks.1:ff", "CRCRCR"]]).apply(pipe):
+    with torch.no_grad(), pipelines.schedule(pipe, [["transformer_blocks.1:ff", "CRCRCR"]]).apply(pipe):
         pipe.scheduler.set_timesteps(6)
         out = call(latents, embeddings)
         pipe.scheduler.step(out.chunk(2, 1)[0], pipe.scheduler.timesteps[0], latents)
@@ -385,48 +385,48 @@ def test_a_branch_that_computed_nothing_reads_nothing():
 
 
 def test_a_node_called_twice_in_one_call_is_refused():
-    pipe = tiny.pixart()
-    with tiny.schedule(pipe, [["transformer_blocks.1:ff", "CRCRCR"]]).apply(pipe):
+    pipe = pipelines.pixart()
+    with pipelines.schedule(pipe, [["transformer_blocks.1:ff", "CRCRCR"]]).apply(pipe):
         pipe.transformer.transformer_blocks[1].set_chunk_feed_forward(8, 1)
         with pytest.raises(
             ScheduleError, match="transformer_blocks.1:ff was called twice in one denoiser call at step 0"
         ):
-            tiny.run(pipe)
+            pipelines.run(pipe)
 
 
 def test_another_number_of_steps_is_refused():
-    pipe = tiny.pixart()
-    with tiny.schedule(pipe, [["denoiser", "CRCRCR"]]).apply(pipe):
+    pipe = pipelines.pixart()
+    with pipelines.schedule(pipe, [["denoiser", "CRCRCR"]]).apply(pipe):
         with pytest.raises(
             ScheduleError, match="this schedule has 6 steps, but the pipeline runs 8; call it with num_inf"
         ):
-            tiny.run(pipe, steps=8)
-        tiny.run(pipe)
+            pipelines.run(pipe, steps=8)
+        pipelines.run(pipe)
 
 
 def test_calls_outside_of_a_run_are_refused():
-    pipe = tiny.pixart()
-    given = {"encoder_hidden_states": torch.zeros(1, 5, tiny.CAPTION), "timestep": torch.tensor([5])}
+    pipe = pipelines.pixart()
+    given = {"encoder_hidden_states": torch.zeros(1, 5, pipelines.CAPTION), "timestep": torch.tensor([5])}
     with torch.no_grad(), Schedule.off(pipe).apply(pipe):
         with pytest.raises(ScheduleError, match="the denoiser was called outside of a run"):
             pipe.transformer(torch.zeros(1, 4, 8, 8), **given)
         with pytest.raises(ScheduleError, match="scheduler.step was called more often than there are steps"):
             pipe.scheduler.step(torch.zeros(1, 4, 8, 8), 5, torch.zeros(1, 4, 8, 8))
-        tiny.run(pipe)
+        pipelines.run(pipe)
         with pytest.raises(ScheduleError, match="called outside of a run"):
             pipe.transformer(torch.zeros(1, 4, 8, 8), **given)
 
 
 def test_partial_runs_are_refused():
-    pipe = tiny.pixart()
-    given = {"encoder_hidden_states": torch.zeros(1, 5, tiny.CAPTION), "timestep": torch.tensor([5])}
-    with torch.no_grad(), tiny.schedule(pipe, [["denoiser", "CRCRCR"]]).apply(pipe):
+    pipe = pipelines.pixart()
+    given = {"encoder_hidden_states": torch.zeros(1, 5, pipelines.CAPTION), "timestep": torch.tensor([5])}
+    with torch.no_grad(), pipelines.schedule(pipe, [["denoiser", "CRCRCR"]]).apply(pipe):
         pipe.scheduler.set_timesteps(6)
         pipe.scheduler.set_begin_index(3)
         with pytest.raises(ScheduleError, match="the run starts at step 3; a schedule applies to whole runs"):
             pipe.transformer(torch.zeros(1, 4, 8, 8), **given)
     pipe.scheduler = DDIMScheduler()  # knows no begin index
-    with torch.no_grad(), tiny.schedule(pipe, [["denoiser", "CRCRCR"]]).apply(pipe):
+    with torch.no_grad(), pipelines.schedule(pipe, [["denoiser", "CRCRCR"]]).apply(pipe):
         pipe.scheduler.set_timesteps(6)
         x = torch.zeros(1, 4, 8, 8)
         out = pipe.transformer(x, **given).sample[:, :4]
@@ -435,61 +435,61 @@ def test_partial_runs_are_refused():
 
 
 def test_a_swapped_scheduler_is_refused_and_kept():
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     swapped = EulerDiscreteScheduler()
-    with tiny.schedule(pipe, [["denoiser", "CRCRCR"]]).apply(pipe):
+    with pipelines.schedule(pipe, [["denoiser", "CRCRCR"]]).apply(pipe):
         pipe.scheduler = swapped
         with pytest.raises(ScheduleError, match="scheduler was replaced by EulerDiscreteScheduler after the schedule"):
-            tiny.run(pipe)
+            pipelines.run(pipe)
     assert pipe.scheduler is swapped  # the user's choice stays
-    tiny.run(pipe)
+    pipelines.run(pipe)
 
 
 def test_a_second_schedule_is_refused():
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     with Schedule.off(pipe).apply(pipe), pytest.raises(ScheduleError, match="already applied .*call .remove"):
         Schedule.off(pipe).apply(pipe)
     with Schedule.off(pipe).apply(pipe):
-        tiny.run(pipe)
+        pipelines.run(pipe)
 
 
 def test_copies_are_refused():
-    pipe = tiny.pixart()
-    with tiny.schedule(pipe, [["transformer_blocks.*:ff", "CRCRCR"]]).apply(pipe):
-        before = tiny.run(pipe)
+    pipe = pipelines.pixart()
+    with pipelines.schedule(pipe, [["transformer_blocks.*:ff", "CRCRCR"]]).apply(pipe):
+        before = pipelines.run(pipe)
         for part in (pipe.scheduler, pipe.transformer, pipe.transformer.transformer_blocks[1], pipe):
             with pytest.raises(ScheduleError, match="a schedule is applied here; remove it before copying"):
                 copy.deepcopy(part)
-        assert torch.equal(tiny.run(pipe), before)
+        assert torch.equal(pipelines.run(pipe), before)
     clean = copy.deepcopy(pipe.transformer)
-    assert tiny.traces(clean) == []
+    assert pipelines.traces(clean) == []
 
 
 def test_a_failed_apply_leaves_nothing():
-    pipe = tiny.pixart()
-    before, scheduler = tiny.run(pipe), pipe.scheduler
+    pipe = pipelines.pixart()
+    before, scheduler = pipelines.run(pipe), pipe.scheduler
 
     def broken(forward):
         raise Broken
 
     with pytest.raises(Broken):
-        tiny.schedule(pipe, [["transformer_blocks.*:ff", "CRCRCR"]]).apply(pipe, compile=broken)
-    assert tiny.traces(pipe.transformer) == [] and pipe.scheduler is scheduler
-    assert torch.equal(tiny.run(pipe), before)
+        pipelines.schedule(pipe, [["transformer_blocks.*:ff", "CRCRCR"]]).apply(pipe, compile=broken)
+    assert pipelines.traces(pipe.transformer) == [] and pipe.scheduler is scheduler
+    assert torch.equal(pipelines.run(pipe), before)
 
 
 def test_other_models_are_refused():
-    pipe, other, dit = tiny.pixart(), tiny.pixart(blocks=2), tiny.dit()
-    schedule = tiny.schedule(pipe, [["denoiser", "CRCRCR"]])
+    pipe, other, dit = pipelines.pixart(), pipelines.pixart(blocks=2), pipelines.dit()
+    schedule = pipelines.schedule(pipe, [["denoiser", "CRCRCR"]])
     with pytest.raises(ScheduleError, match="model.class is 'PixArt.*', but the pipeline's denoiser is a DiT"):
         schedule.apply(dit)
     with pytest.raises(ScheduleError, match=r"model.stacks is {'transformer_blocks': 3}, but this .* has .*: 2}"):
         schedule.apply(other)
-    larger = tiny.pixart(sample_size=16)
+    larger = pipelines.pixart(sample_size=16)
     with pytest.raises(ScheduleError, match=r"model.fingerprint is '\w{16}', but this denoiser's is .*strict=False"):
         schedule.apply(larger)
     with schedule.apply(larger, strict=False):
-        tiny.run(larger)
+        pipelines.run(larger)
 
 
 def test_pipelines_without_a_known_denoiser_are_refused():
@@ -510,21 +510,21 @@ def test_pipelines_without_a_known_denoiser_are_refused():
 
 
 def test_a_contract_that_a_model_breaks_is_named():
-    pipe = tiny.pixart(cross_attention_dim=None, caption_channels=None)
+    pipe = pipelines.pixart(cross_attention_dim=None, caption_channels=None)
     with pytest.raises(ScheduleError, match="has no transformer_blocks.0:attn2: BasicTransformerBlock lacks 'attn2'"):
         model_part(pipe.transformer)
 
 
 def test_an_axis_that_the_scheduler_cannot_give_is_refused():
-    pipe = tiny.pixart(scheduler=IPNDMScheduler())
+    pipe = pipelines.pixart(scheduler=IPNDMScheduler())
     refused = pytest.raises(ScheduleError, match="plan.axis .logsnr.: IPNDMScheduler has no sigmas; use .index.")
-    with tiny.schedule(pipe, [["denoiser", "CCF1CCC"]], axis="logsnr").apply(pipe), refused:
-        tiny.run(pipe)
+    with pipelines.schedule(pipe, [["denoiser", "CCF1CCC"]], axis="logsnr").apply(pipe), refused:
+        pipelines.run(pipe)
 
 
 def test_the_fingerprint_is_of_the_architecture_alone():
-    a, b = tiny.pixart(), tiny.pixart()
+    a, b = pipelines.pixart(), pipelines.pixart()
     torch.nn.init.zeros_(b.transformer.proj_out.weight)
     b.transformer.register_to_config(_name_or_path="/somewhere/else")
     assert fingerprint(a.transformer) == fingerprint(b.transformer)
-    assert fingerprint(a.transformer) != fingerprint(tiny.pixart(sample_size=16).transformer)
+    assert fingerprint(a.transformer) != fingerprint(pipelines.pixart(sample_size=16).transformer)

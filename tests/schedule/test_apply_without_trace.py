@@ -9,7 +9,7 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from search import Schedule, ScheduleError
 from search.schedule.apply.forecast import newton_weights
 from search.schedule.plan.tokens import values_read
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
 
 PROMPTS = ["red apple", "blue boat"]
 ALL = "transformer_blocks.*:*"

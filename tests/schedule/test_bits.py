@@ -17,7 +17,7 @@ from search.schedule.apply.rounding import round_activation, round_weight
 from search.schedule.apply.weights import RoundedWeights
 from search.schedule.parts.bits import FormatPart
 from search.schedule.parts.formats import FORMATS, formats_that_fit, packed_bytes
-from tests.helpers import tiny
+from tests.helpers import pipelines
 
 TORCHAO = importlib.util.find_spec("torchao") is not None
 QKV = [f"transformer_blocks.1.attn1.to_{k}" for k in "qkv"]
@@ -35,7 +35,7 @@ FORMS = {
 
 @pytest.fixture(scope="module")
 def pipe():
-    return tiny.pixart()
+    return pipelines.pixart()
 
 
 def part(**layers: list[str]) -> dict:
@@ -151,38 +151,38 @@ def test_packed_bytes_by_hand():
 @pytest.mark.parametrize("form", ["w8", "w8a8d", "w4g8", "w4g8a8d", "w2"])
 def test_a_run_is_that_of_a_pipeline_with_the_same_weights(pipe, form):
     layers = [*QKV, *FF]
-    with tiny.schedule(pipe, bits=part(**{form: layers})).apply(pipe):
-        found = tiny.run(pipe)
-    other = tiny.pixart()
+    with pipelines.schedule(pipe, bits=part(**{form: layers})).apply(pipe):
+        found = pipelines.run(pipe)
+    other = pipelines.pixart()
     for name in layers:
         module, wanted = other.transformer.get_submodule(name), FormatPart(**FORMS[form])
         module.weight.data = round_weight(module.weight, wanted)
         if wanted.activation:
             module.register_forward_pre_hook(lambda m, args: (round_activation(args[0], 8),))
-    assert torch.equal(found, tiny.run(other))
-    assert not torch.equal(found, tiny.run(pipe))
+    assert torch.equal(found, pipelines.run(other))
+    assert not torch.equal(found, pipelines.run(pipe))
 
 
 def test_without_layers_nothing_changes(pipe):
-    bare, before = tiny.run(pipe), parameters(pipe)
-    schedule = tiny.schedule(pipe, bits={"formats": FORMS, "layers": {}})
-    assert schedule == tiny.schedule(pipe)
+    bare, before = pipelines.run(pipe), parameters(pipe)
+    schedule = pipelines.schedule(pipe, bits={"formats": FORMS, "layers": {}})
+    assert schedule == pipelines.schedule(pipe)
     with schedule.apply(pipe):
         assert same_objects(pipe, before)
-        assert torch.equal(tiny.run(pipe), bare)
+        assert torch.equal(pipelines.run(pipe), bare)
 
 
 def test_removal_gives_the_same_parameters_back_also_after_an_error(pipe):
-    bare, before = tiny.run(pipe), parameters(pipe)
-    schedule = tiny.schedule(pipe, bits=part(w8a8d=QKV, w2=FF, elided=TIME))
+    bare, before = pipelines.run(pipe), parameters(pipe)
+    schedule = pipelines.schedule(pipe, bits=part(w8a8d=QKV, w2=FF, elided=TIME))
     with pytest.raises(KeyboardInterrupt), schedule.apply(pipe):
         assert not same_objects(pipe, before)
-        tiny.run(pipe)
+        pipelines.run(pipe)
         raise KeyboardInterrupt
     assert same_objects(pipe, before)
-    assert tiny.traces(pipe.transformer) == []
+    assert pipelines.traces(pipe.transformer) == []
     assert hooks(pipe.transformer) == 0
-    assert torch.equal(tiny.run(pipe), bare)
+    assert torch.equal(pipelines.run(pipe), bare)
 
 
 def test_an_error_on_the_way_in_leaves_nothing(pipe, monkeypatch):
@@ -197,16 +197,16 @@ def test_an_error_on_the_way_in_leaves_nothing(pipe, monkeypatch):
 
     monkeypatch.setattr(RoundedWeights, "get", failing)
     with pytest.raises(MemoryError):
-        tiny.schedule(pipe, bits=part(elided=TIME, w8a8d=[*QKV, *FF])).apply(pipe)
+        pipelines.schedule(pipe, bits=part(elided=TIME, w8a8d=[*QKV, *FF])).apply(pipe)
     assert same_objects(pipe, before)
     assert pipe.scheduler is scheduler
-    assert (tiny.traces(pipe.transformer), hooks(pipe.transformer)) == ([], 0)
+    assert (pipelines.traces(pipe.transformer), hooks(pipe.transformer)) == ([], 0)
 
 
 def test_originals_follow_a_pipeline_that_was_converted_while_rounded():
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     before = parameters(pipe)
-    with tiny.schedule(pipe, bits=part(w8=QKV)).apply(pipe):
+    with pipelines.schedule(pipe, bits=part(w8=QKV)).apply(pipe):
         pipe.transformer.double()
     assert same_objects(pipe, before)
     assert {p.dtype for p in before.values()} == {torch.float64}
@@ -215,49 +215,49 @@ def test_originals_follow_a_pipeline_that_was_converted_while_rounded():
 @pytest.mark.parametrize("rules", [[["denoiser", "CRCRCR"]], [["transformer_blocks.*:*", "CCF1CRR"]]])
 def test_bits_and_a_plan_compose(pipe, rules):
     """Rounding beneath the hooks: the plan on a pipeline that has the rounded weights already."""
-    with tiny.schedule(pipe, rules, bits=part(w4g8=QKV, w2=FF, elided=TIME)).apply(pipe) as handle:
-        first, second = tiny.run(pipe), tiny.run(pipe)
+    with pipelines.schedule(pipe, rules, bits=part(w4g8=QKV, w2=FF, elided=TIME)).apply(pipe) as handle:
+        first, second = pipelines.run(pipe), pipelines.run(pipe)
         assert handle.stats()["runs"] == 2
-    other = tiny.pixart()
+    other = pipelines.pixart()
     for names, form in ((QKV, "w4g8"), (FF, "w2")):
         for name in names:
             module = other.transformer.get_submodule(name)
             module.weight.data = round_weight(module.weight, FormatPart(**FORMS[form]))
-    with tiny.schedule(other, rules, bits=part(elided=TIME)).apply(other):
-        assert torch.equal(tiny.run(other), first)
+    with pipelines.schedule(other, rules, bits=part(elided=TIME)).apply(other):
+        assert torch.equal(pipelines.run(other), first)
     assert torch.equal(first, second)
 
 
 def test_bits_and_guidance_compose(pipe):
     guidance = {"call": 3.0, "branch": "CCORCO"}
-    with tiny.schedule(pipe, guidance=guidance, bits=part(elided=TIME)).apply(pipe):
-        tabulated = tiny.run(pipe)
-        assert torch.equal(tabulated, tiny.run(pipe))
-    with tiny.schedule(pipe, guidance=guidance).apply(pipe):
-        bare = tiny.run(pipe)
+    with pipelines.schedule(pipe, guidance=guidance, bits=part(elided=TIME)).apply(pipe):
+        tabulated = pipelines.run(pipe)
+        assert torch.equal(tabulated, pipelines.run(pipe))
+    with pipelines.schedule(pipe, guidance=guidance).apply(pipe):
+        bare = pipelines.run(pipe)
     assert float((tabulated - bare).norm() / bare.norm()) < 1e-5
-    with tiny.schedule(pipe, guidance=guidance, bits=part(w4g8a8d=[*QKV, *FF], elided=TIME)).apply(pipe):
-        found = tiny.run(pipe)
-        assert torch.equal(found, tiny.run(pipe))
+    with pipelines.schedule(pipe, guidance=guidance, bits=part(w4g8a8d=[*QKV, *FF], elided=TIME)).apply(pipe):
+        found = pipelines.run(pipe)
+        assert torch.equal(found, pipelines.run(pipe))
     assert not torch.equal(found, tabulated)
 
 
 def test_compiled_components_round_too(pipe):
-    schedule = tiny.schedule(pipe, [["transformer_blocks.1:ff", "CRCRCR"]], bits=part(w8a8d=[*QKV, *FF]))
+    schedule = pipelines.schedule(pipe, [["transformer_blocks.1:ff", "CRCRCR"]], bits=part(w8a8d=[*QKV, *FF]))
     with schedule.apply(pipe):
-        eager = tiny.run(pipe)
+        eager = pipelines.run(pipe)
     with schedule.apply(pipe, compile=lambda forward: torch.compile(forward, backend="eager")):
-        assert torch.equal(tiny.run(pipe), eager)
-    assert tiny.traces(pipe.transformer) == []
+        assert torch.equal(pipelines.run(pipe), eager)
+    assert pipelines.traces(pipe.transformer) == []
 
 
 # Tables.
 
 
 def test_elided_layers_equal_the_untouched_run_and_repeat_exactly(pipe):
-    bare = tiny.run(pipe)
-    with tiny.schedule(pipe, bits=part(elided=TIME)).apply(pipe):
-        first, second = tiny.run(pipe), tiny.run(pipe)
+    bare = pipelines.run(pipe)
+    with pipelines.schedule(pipe, bits=part(elided=TIME)).apply(pipe):
+        first, second = pipelines.run(pipe), pipelines.run(pipe)
     assert torch.equal(first, second)
     assert float((first - bare).norm() / bare.norm()) < 1e-5
 
@@ -265,43 +265,45 @@ def test_elided_layers_equal_the_untouched_run_and_repeat_exactly(pipe):
 def test_a_table_is_filled_once_for_any_batch_and_guidance(pipe):
     rows = []
     linear = pipe.transformer.adaln_single.linear
-    schedule = tiny.schedule(pipe, bits=part(elided=TIME))
+    schedule = pipelines.schedule(pipe, bits=part(elided=TIME))
     with schedule.apply(pipe):
         reference = linear._diffusers_hook.get_hook("diffusion-schedule-search").fn_ref
         forward = reference.original_forward
         reference.original_forward = lambda x: rows.append(len(x)) or forward(x)
-        tiny.run(pipe, batch=2)
-        tiny.run(pipe, batch=3)
-        tiny.run(pipe, batch=1, guidance=1.0)
+        pipelines.run(pipe, batch=2)
+        pipelines.run(pipe, batch=3)
+        pipelines.run(pipe, batch=1, guidance=1.0)
         reference.original_forward = forward
     assert rows == [1] * 6
 
 
 def test_a_table_does_not_outlive_its_timesteps(pipe):
-    schedule = tiny.schedule(pipe, steps=None, bits=part(elided=TIME))
+    schedule = pipelines.schedule(pipe, steps=None, bits=part(elided=TIME))
     with schedule.apply(pipe):
-        found = [tiny.run(pipe, steps=n) for n in (6, 4, 6)]
+        found = [pipelines.run(pipe, steps=n) for n in (6, 4, 6)]
     assert torch.equal(found[0], found[2])
     for latents, n in zip(found, (6, 4, 6), strict=True):
-        bare = tiny.run(pipe, steps=n)
+        bare = pipelines.run(pipe, steps=n)
         assert float((latents - bare).norm() / bare.norm()) < 1e-5
 
 
 def test_a_table_does_not_outlive_the_resolution():
-    pipe = tiny.pixart(use_additional_conditions=True, sample_size=128, num_attention_heads=3, cross_attention_dim=24)
-    schedule = tiny.schedule(pipe, bits=part(elided=["adaln_single.linear"]))
+    pipe = pipelines.pixart(
+        use_additional_conditions=True, sample_size=128, num_attention_heads=3, cross_attention_dim=24
+    )
+    schedule = pipelines.schedule(pipe, bits=part(elided=["adaln_single.linear"]))
     with schedule.apply(pipe):
-        small, large, again = (tiny.run(pipe, size=n) for n in (8, 12, 8))
+        small, large, again = (pipelines.run(pipe, size=n) for n in (8, 12, 8))
     assert torch.equal(small, again)
     for latents, n in ((small, 8), (large, 12)):
-        bare = tiny.run(pipe, size=n)
+        bare = pipelines.run(pipe, size=n)
         assert float((latents - bare).norm() / bare.norm()) < 1e-5
 
 
 def test_pictures_of_different_times_are_refused(pipe):
-    with tiny.schedule(pipe, bits=part(elided=TIME)).apply(pipe):
+    with pipelines.schedule(pipe, bits=part(elided=TIME)).apply(pipe):
         pipe.scheduler.set_timesteps(6)
-        given = tiny.embeddings(2)
+        given = pipelines.embeddings(2)
         with pytest.raises(ScheduleError, match="linear_1 is elided, but its input differs between pictures by"):
             pipe.transformer(
                 torch.zeros(2, 4, 8, 8),
@@ -313,14 +315,14 @@ def test_pictures_of_different_times_are_refused(pipe):
 
 
 def test_dit_elides_its_time_embedders():
-    pipe = tiny.dit()
-    bare = tiny.classes(pipe)
+    pipe = pipelines.dit()
+    bare = pipelines.classes(pipe)
     layers = [f"transformer_blocks.{b}.norm1.emb.timestep_embedder.linear_{i}" for b in (0, 1) for i in (1, 2)]
-    with tiny.schedule(pipe, bits=part(elided=layers)).apply(pipe):
-        found = tiny.classes(pipe)
+    with pipelines.schedule(pipe, bits=part(elided=layers)).apply(pipe):
+        found = pipelines.classes(pipe)
     assert float((found - bare).norm() / bare.norm()) < 1e-5
     with pytest.raises(ScheduleError, match="norm1.linear is elided, but its outputs do not depend on the timestep"):
-        tiny.schedule(pipe, bits=part(elided=["transformer_blocks.0.norm1.linear"])).apply(pipe)
+        pipelines.schedule(pipe, bits=part(elided=["transformer_blocks.0.norm1.linear"])).apply(pipe)
 
 
 # The cache of rounded weights.
@@ -356,7 +358,7 @@ def test_rounded_weights_are_bounded():
 @pytest.mark.skipif(not TORCHAO, reason="torchao is not installed")
 @pytest.mark.parametrize("form", ["w8", "w8a8d"])
 def test_torchao_agrees_with_the_simulation_in_every_layer(pipe, form):
-    schedule = tiny.schedule(pipe, bits=part(**{form: [*QKV, *FF]}))
+    schedule = pipelines.schedule(pipe, bits=part(**{form: [*QKV, *FF]}))
     for name in (*QKV, *FF):
         layer = pipe.transformer.get_submodule(name)
         given = torch.randn(2, 7, layer.in_features, generator=torch.Generator().manual_seed(0))
@@ -374,34 +376,34 @@ def test_torchao_agrees_with_the_simulation_in_every_layer(pipe, form):
 @pytest.mark.parametrize("form", ["w8", "w8a8d"])
 def test_torchao_agrees_with_the_simulation_in_a_run(pipe, form):
     """With rounded activations a last bit may move an int8 value, and then all that follows: no tighter than this."""
-    before, bare = parameters(pipe), tiny.run(pipe)
-    schedule = tiny.schedule(pipe, bits=part(**{form: [*QKV, *FF]}, elided=TIME))
+    before, bare = parameters(pipe), pipelines.run(pipe)
+    schedule = pipelines.schedule(pipe, bits=part(**{form: [*QKV, *FF]}, elided=TIME))
     with schedule.apply(pipe):
-        simulated = tiny.run(pipe)
+        simulated = pipelines.run(pipe)
     with schedule.apply(pipe, bits="torchao"):
         assert type(pipe.transformer.get_submodule(QKV[0]).weight.data).__name__ == "Int8Tensor"
-        executed = tiny.run(pipe)
-        assert torch.equal(executed, tiny.run(pipe))
+        executed = pipelines.run(pipe)
+        assert torch.equal(executed, pipelines.run(pipe))
     rounding = float((simulated - bare).norm() / bare.norm())
     assert float((executed - simulated).norm() / bare.norm()) < (1e-5 if form == "w8" else rounding)
     assert same_objects(pipe, before)
-    assert tiny.traces(pipe.transformer) == []
+    assert pipelines.traces(pipe.transformer) == []
     assert not any("extra_repr" in m.__dict__ for m in pipe.transformer.modules())
-    assert torch.equal(tiny.run(pipe), bare)
+    assert torch.equal(pipelines.run(pipe), bare)
 
 
 @pytest.mark.skipif(not TORCHAO, reason="torchao is not installed")
 def test_torchao_says_what_it_cannot_run(pipe):
     with pytest.raises(ScheduleError, match="bits.formats.w4g8 cannot run by torchao on cpu.*bits='simulate'"):
-        tiny.schedule(pipe, bits=part(w4g8=QKV)).apply(pipe, bits="torchao")
+        pipelines.schedule(pipe, bits=part(w4g8=QKV)).apply(pipe, bits="torchao")
 
 
 def test_without_torchao_the_error_says_what_to_install(pipe, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ScheduleError, match=r'pip install "diffusion-schedule-search\[quant\]"'):
-        tiny.schedule(pipe, bits=part(w8=QKV)).apply(pipe, bits="torchao")
-    with tiny.schedule(pipe, bits=part(elided=TIME)).apply(pipe, bits="torchao"):
-        assert torch.isfinite(tiny.run(pipe)).all()  # tables need no library
+        pipelines.schedule(pipe, bits=part(w8=QKV)).apply(pipe, bits="torchao")
+    with pipelines.schedule(pipe, bits=part(elided=TIME)).apply(pipe, bits="torchao"):
+        assert torch.isfinite(pipelines.run(pipe)).all()  # tables need no library
 
 
 # What is refused.
@@ -410,9 +412,9 @@ def test_without_torchao_the_error_says_what_to_install(pipe, monkeypatch):
 def refused(pipe, match: str, **arguments) -> None:
     before = parameters(pipe)
     with pytest.raises(ScheduleError, match=match):
-        tiny.schedule(pipe, **arguments).apply(pipe)
+        pipelines.schedule(pipe, **arguments).apply(pipe)
     assert same_objects(pipe, before)
-    assert tiny.traces(pipe.transformer) == []
+    assert pipelines.traces(pipe.transformer) == []
 
 
 def test_wrong_files_are_refused_by_name(pipe):
@@ -433,11 +435,11 @@ def test_wrong_files_are_refused_by_name(pipe):
         bits=part(elided=QKV[:1]),
     )
     with pytest.raises(ScheduleError, match="bits='fast' is unknown; use .*bits='simulate'"):
-        tiny.schedule(pipe).apply(pipe, bits="fast")
+        pipelines.schedule(pipe).apply(pipe, bits="fast")
 
 
 def test_weights_that_are_not_plain_are_refused():
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     layer = pipe.transformer.get_submodule(QKV[0])
     own = layer.weight
     layer.weight = nn.Parameter(own.data.to("meta"))
@@ -447,35 +449,35 @@ def test_weights_that_are_not_plain_are_refused():
 
 
 def test_group_offloading_is_refused():
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     cpu = torch.device("cpu")
     pipe.transformer.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
     with pytest.raises(ScheduleError, match="is offloaded in groups, .* use pipe.enable_model_cpu_offload"):
-        tiny.schedule(pipe, bits=part(w8=QKV)).apply(pipe)
+        pipelines.schedule(pipe, bits=part(w8=QKV)).apply(pipe)
 
 
 def test_adapters_are_named():
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
 
     class Wrapped(nn.Linear):
         pass
 
     pipe.transformer.transformer_blocks[1].attn1.to_q.__class__ = Wrapped
-    with pytest.raises(ScheduleError, match="to_q is a .*test_schedule_bits.Wrapped, .* fuse and unload adapters"):
-        tiny.schedule(pipe, bits=part(w8=QKV)).apply(pipe)
+    with pytest.raises(ScheduleError, match="to_q is a tests.schedule.test_bits.Wrapped, .* fuse and unload adapters"):
+        pipelines.schedule(pipe, bits=part(w8=QKV)).apply(pipe)
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.dictionaries(st.sampled_from([*QKV, *FF]), st.sampled_from(["w8", "w8a8d", "w4g8", "w4g8a8d", "w2"])))
 def test_every_mix_runs_and_leaves_no_trace(pipe, layers):
     before = parameters(pipe)
-    schedule = tiny.schedule(pipe, steps=2, bits={"formats": FORMS, "layers": layers})
+    schedule = pipelines.schedule(pipe, steps=2, bits={"formats": FORMS, "layers": layers})
     assert Schedule.from_dict(schedule.to_dict()) == schedule
     assert set(schedule.bits) == set(layers)
     with schedule.apply(pipe):
-        assert torch.isfinite(tiny.run(pipe, steps=2, batch=1)).all()
+        assert torch.isfinite(pipelines.run(pipe, steps=2, batch=1)).all()
     assert same_objects(pipe, before)
-    assert (tiny.traces(pipe.transformer), hooks(pipe.transformer)) == ([], 0)
+    assert (pipelines.traces(pipe.transformer), hooks(pipe.transformer)) == ([], 0)
 
 
 def test_the_shared_cache_is_bounded():

@@ -27,7 +27,7 @@ from search.schedule.schedulers import public_config, scheduler_grid
 from search.spaces.bits import TIME, BitsSpace
 from search.spaces.cache import CacheSpace
 from search.spaces.joint import JointSpace
-from tests.helpers import tiny
+from tests.helpers import pipelines
 
 STEPS = 6
 DEEP = {  # of (8, 16) channels and two blocks: what the module before gives
@@ -103,7 +103,7 @@ def toy() -> Toy:
 def schedule(toy: Toy, layers: dict[str, FormatPart], ranges=None) -> Schedule:
     formats = {f"f{i}": form.model_dump(exclude_defaults=True) for i, form in enumerate(layers.values())}
     bits = {"formats": formats, "layers": dict(zip(layers, formats, strict=True))}
-    found = Schedule.from_dict(tiny.content(toy.pipe, steps=STEPS, bits=bits))
+    found = Schedule.from_dict(pipelines.content(toy.pipe, steps=STEPS, bits=bits))
     return found.with_ranges(ranges) if ranges else found
 
 
@@ -279,7 +279,7 @@ def test_without_layers_a_run_is_exact_and_everything_comes_back_after_an_error(
     after = dict(toy.denoiser.named_parameters())
     assert all(after[name] is before[name] for name in before)
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in toy.denoiser.modules())
-    assert tiny.traces(toy.denoiser) == []
+    assert pipelines.traces(toy.denoiser) == []
     assert torch.equal(toy.sample(*given), bare)
 
 
@@ -321,7 +321,7 @@ def test_layers_and_their_shapes(toy):
 
 
 def tiny_transformer() -> dict[str, tuple[int, int]]:
-    return layers_of(tiny.pixart().transformer)
+    return layers_of(pipelines.pixart().transformer)
 
 
 def test_a_group_divides_both_sides_of_a_split():
@@ -420,10 +420,10 @@ def test_calibration_follows_the_schedule_without_its_bits(toy):
     rules = [["down_blocks.0:resnets.0", "CRRCRR"]]
     bits = {"formats": {f"f{i}": f.model_dump(exclude_defaults=True) for i, f in enumerate(forms.values())}}
     bits["layers"] = {name: f"f{i}" for i, name in enumerate(forms)}
-    planned = Schedule.from_dict(tiny.content(toy.pipe, rules, steps=STEPS, bits=bits))
+    planned = Schedule.from_dict(pipelines.content(toy.pipe, rules, steps=STEPS, bits=bits))
     found = measure_ranges(toy, planned, *inputs(1))
     assert {name: len(spans) for name, spans in found.items()} == {CONV: 1, SHORT: 2}
-    off = Schedule.from_dict(tiny.content(toy.pipe, rules, steps=STEPS))
+    off = Schedule.from_dict(pipelines.content(toy.pipe, rules, steps=STEPS))
     assert found == observe_inputs(toy, off, {CONV: None, SHORT: 16}, *inputs(1))
     ready = planned.with_ranges(found)
     assert Schedule.from_dict(ready.to_dict()) == ready != planned
@@ -600,7 +600,7 @@ def test_a_static_format_needs_ranges(toy):
 )
 def test_wrong_parts_are_refused_by_name(toy, bits, match):
     with pytest.raises(ScheduleError, match=match):
-        Schedule.from_dict(tiny.content(toy.pipe, steps=STEPS, bits=bits))
+        Schedule.from_dict(pipelines.content(toy.pipe, steps=STEPS, bits=bits))
 
 
 def test_wrong_layers_are_refused_by_name(toy):
@@ -615,7 +615,7 @@ def test_wrong_layers_are_refused_by_name(toy):
     ):
         with pytest.raises(ScheduleError, match=match):
             schedule(toy, layers).apply(toy.pipe)
-    assert tiny.traces(toy.denoiser) == []
+    assert pipelines.traces(toy.denoiser) == []
 
 
 def test_torchao_runs_no_convolutions(toy):

@@ -11,7 +11,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 from search import Schedule, ScheduleError
 from search.schedule.apply.compiled import MOST, compiler
-from tests.helpers import tiny, unknown_module
+from tests.helpers import pipelines, unknown_module
 from tests.helpers.counting_compiler import Counting
 
 ALL = "transformer_blocks.*:*"
@@ -53,33 +53,33 @@ def rows(schedule: Schedule) -> set[tuple[str, ...]]:
 @pytest.mark.parametrize("name", PLANS)
 def test_compiled_blocks_are_the_same_bit_for_bit(name, value, backend):
     """One graph for each set of components in use, however many blocks and steps have it; none at later runs."""
-    pipe = tiny.pixart()
-    bare = tiny.run(pipe)
-    content = tiny.content(pipe, PLANS[name])
+    pipe = pipelines.pixart()
+    bare = pipelines.run(pipe)
+    content = pipelines.content(pipe, PLANS[name])
     if name != "off":
         content["plan"]["value"] = value
     schedule = Schedule.from_dict(content)
     with schedule.apply(pipe) as handle:
-        expected, stats = tiny.run(pipe), handle.stats()
+        expected, stats = pipelines.run(pipe), handle.stats()
     with schedule.apply(pipe, compile=backend.compile) as handle:
-        assert torch.equal(tiny.run(pipe), expected)
+        assert torch.equal(pipelines.run(pipe), expected)
         graphs = backend.graphs
         assert 1 <= graphs <= len(rows(schedule))
-        assert torch.equal(tiny.run(pipe), expected) and backend.graphs <= len(rows(schedule))
+        assert torch.equal(pipelines.run(pipe), expected) and backend.graphs <= len(rows(schedule))
         found = handle.stats()
     assert found["peak_bytes"] == stats["peak_bytes"] and found["block_executions"] == 2 * stats["block_executions"]
-    assert tiny.traces(pipe.transformer) == [] and torch.equal(tiny.run(pipe), bare)
+    assert pipelines.traces(pipe.transformer) == [] and torch.equal(pipelines.run(pipe), bare)
     graphs = backend.graphs
     with schedule.apply(pipe, compile=backend.compile):  # torch still has them
-        assert torch.equal(tiny.run(pipe), expected) and backend.graphs == graphs
+        assert torch.equal(pipelines.run(pipe), expected) and backend.graphs == graphs
 
 
 def test_a_second_plan_of_the_same_rows_costs_nothing(backend):
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     for text in ("CRCRCR", "CCRRRR", "CRRRRC"):
-        with tiny.schedule(pipe, [[ALL, text]]).apply(pipe, compile=backend.compile):
-            tiny.run(pipe)
-            tiny.run(pipe)
+        with pipelines.schedule(pipe, [[ALL, text]]).apply(pipe, compile=backend.compile):
+            pipelines.run(pipe)
+            pipelines.run(pipe)
         assert backend.graphs == 2
 
 
@@ -91,18 +91,18 @@ def test_what_serves_a_reused_component_alone_is_not_computed(backend):
         return graph.forward
 
     traced = partial(torch.compile, backend=aot_autograd(fw_compiler=look), dynamic=False)
-    pipe = tiny.pixart()
-    with tiny.schedule(pipe, [[ALL, "CRCRCR"]]).apply(pipe, compile=traced):
-        tiny.run(pipe)
+    pipe = pipelines.pixart()
+    with pipelines.schedule(pipe, [[ALL, "CRCRCR"]]).apply(pipe, compile=traced):
+        pipelines.run(pipe)
     counts = sorted(sum("layer_norm" in target for target in graph) for graph in graphs)
     assert counts == [0, 2]  # of the two norms of a block: none where all components are reused
 
 
 def test_values_in_use_are_those_of_the_branch(backend):
     """A pipeline that calls the denoiser once per CFG branch: values of each branch go to its own call."""
-    pipe = tiny.pixart()
-    schedule = tiny.schedule(pipe, PLANS["rows"])
-    given, latents = tiny.embeddings(1), torch.randn(1, 4, 8, 8)
+    pipe = pipelines.pixart()
+    schedule = pipelines.schedule(pipe, PLANS["rows"])
+    given, latents = pipelines.embeddings(1), torch.randn(1, 4, 8, 8)
 
     @torch.no_grad()
     def run():
@@ -123,47 +123,47 @@ def test_values_in_use_are_those_of_the_branch(backend):
 
 
 def test_other_shapes_are_compiled_once_each(backend):
-    pipe = tiny.pixart()
-    with tiny.schedule(pipe, [[ALL, "CRCRCR"]]).apply(pipe, compile=backend.compile):
+    pipe = pipelines.pixart()
+    with pipelines.schedule(pipe, [[ALL, "CRCRCR"]]).apply(pipe, compile=backend.compile):
         for batch, graphs in ((2, 2), (1, 4), (2, 4), (1, 4)):
-            tiny.run(pipe, batch=batch)
+            pipelines.run(pipe, batch=batch)
             assert backend.graphs == graphs
 
 
 def test_guidance_that_computes_half_of_the_batch(backend):
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     guidance = {"call": 3.0, "branch": "CROCOC"}
-    schedule = tiny.schedule(pipe, [["transformer_blocks.*:attn1", "CRCRRC"]], guidance=guidance)
+    schedule = pipelines.schedule(pipe, [["transformer_blocks.*:attn1", "CRCRRC"]], guidance=guidance)
     with schedule.apply(pipe):
-        expected = tiny.run(pipe)
+        expected = pipelines.run(pipe)
     with schedule.apply(pipe, compile=backend.compile):
-        assert torch.equal(tiny.run(pipe), expected)
+        assert torch.equal(pipelines.run(pipe), expected)
 
 
 def test_dit_reads_the_embedding_of_a_block_that_is_skipped(backend):
-    pipe = tiny.dit()
-    schedule = tiny.schedule(pipe, [["transformer_blocks.0", "CSSCRR"], ["transformer_blocks.*:ff", "CCRCCC"]])
+    pipe = pipelines.dit()
+    schedule = pipelines.schedule(pipe, [["transformer_blocks.0", "CSSCRR"], ["transformer_blocks.*:ff", "CCRCCC"]])
     with schedule.apply(pipe):
-        expected = tiny.classes(pipe)
+        expected = pipelines.classes(pipe)
     with schedule.apply(pipe, compile=backend.compile):
-        assert torch.equal(tiny.classes(pipe), expected)
-    assert tiny.traces(pipe.transformer) == []
+        assert torch.equal(pipelines.classes(pipe), expected)
+    assert pipelines.traces(pipe.transformer) == []
 
 
 def test_weights_are_the_blocks_own(backend):
     """Loaded or changed while a schedule is applied, they count at the next run."""
-    pipe = tiny.pixart()
-    schedule = tiny.schedule(pipe, PLANS["rows"])
+    pipe = pipelines.pixart()
+    schedule = pipelines.schedule(pipe, PLANS["rows"])
     with schedule.apply(pipe, compile=backend.compile):
-        before = tiny.run(pipe)
+        before = pipelines.run(pipe)
         block = pipe.transformer.transformer_blocks[1]
         with torch.no_grad():
             block.ff.net[2].weight.mul_(2)
-        block.attn1.to_q.load_state_dict(torch.nn.Linear(tiny.WIDTH, tiny.WIDTH, bias=True).state_dict())
+        block.attn1.to_q.load_state_dict(torch.nn.Linear(pipelines.WIDTH, pipelines.WIDTH, bias=True).state_dict())
         block.scale_shift_table = torch.nn.Parameter(block.scale_shift_table.detach() * 0.5)
-        after = tiny.run(pipe)
+        after = pipelines.run(pipe)
     with schedule.apply(pipe):
-        assert torch.equal(tiny.run(pipe), after) and not torch.equal(after, before)
+        assert torch.equal(pipelines.run(pipe), after) and not torch.equal(after, before)
 
 
 # Where whole blocks do not fit
@@ -177,16 +177,16 @@ def compiled_names(pipe, schedule, **options) -> list[str]:
         return function
 
     with schedule.apply(pipe) as handle:
-        expected = tiny.run(pipe)
+        expected = pipelines.run(pipe)
     with schedule.apply(pipe, compile=compile, **options) as handle:
-        assert torch.equal(tiny.run(pipe), expected)
+        assert torch.equal(pipelines.run(pipe), expected)
         assert handle.memory.now == 0
     return names
 
 
 def test_whole_blocks_are_compiled_where_the_plan_is_all_that_is_at_work():
-    pipe = tiny.pixart()
-    names = compiled_names(pipe, tiny.schedule(pipe, PLANS["fora"]))
+    pipe = pipelines.pixart()
+    names = compiled_names(pipe, pipelines.schedule(pipe, PLANS["fora"]))
     assert set(names) == {"BasicTransformerBlock_CCC", "BasicTransformerBlock_RRR"}
 
 
@@ -194,13 +194,13 @@ COMPONENTS = {"Attention.forward", "FeedForward.forward"}
 
 
 def test_too_many_variants_are_not_compiled(monkeypatch):
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     rules = [[f"transformer_blocks.{i}:{kind}", text] for i, kind, text in (
         (0, "attn1", "CRRRRC"), (0, "attn2", "CCRRCC"), (0, "ff", "CRSCCR"),
         (1, "attn1", "CCRRRR"), (1, "attn2", "CRCSRC"), (1, "ff", "CCCRSR"),
         (2, "attn2", "CSCSCS"), (2, "attn1", "CCCCRC"),
     )]  # fmt: skip
-    schedule = tiny.schedule(pipe, rules)
+    schedule = pipelines.schedule(pipe, rules)
     assert len(rows(schedule)) > MOST
     names = compiled_names(pipe, schedule)
     assert set(names) == COMPONENTS and len(names) == 9
@@ -209,15 +209,15 @@ def test_too_many_variants_are_not_compiled(monkeypatch):
 
 
 def test_gates_corrections_and_simulated_bits_leave_blocks_as_they_are():
-    pipe = tiny.pixart()
-    plan = tiny.schedule(pipe, PLANS["fora"])
+    pipe = pipelines.pixart()
+    plan = pipelines.schedule(pipe, PLANS["fora"])
     gate = {"group": "transformer_blocks.[1-2]", "actions": "C G*5", "signal": "first_block_residual"}
-    gated = tiny.schedule(pipe, gates=[gate | {"threshold": 0.1, "value": "residual"}])
+    gated = pipelines.schedule(pipe, gates=[gate | {"threshold": 0.1, "value": "residual"}])
     tensors = {
-        f"transformer_blocks.1:ff.{k}": torch.full((3, tiny.WIDTH), v) for k, v in (("scale", 1.1), ("shift", 0))
+        f"transformer_blocks.1:ff.{k}": torch.full((3, pipelines.WIDTH), v) for k, v in (("scale", 1.1), ("shift", 0))
     }
     corrected = plan.with_corrections(tensors)
-    bits = tiny.schedule(pipe, PLANS["fora"], bits={
+    bits = pipelines.schedule(pipe, PLANS["fora"], bits={
         "formats": {"w8": {"weight": 8}}, "layers": {"transformer_blocks.0.ff.net.2": "w8"},
     })  # fmt: skip
     for schedule in (gated, corrected, bits):
@@ -225,10 +225,10 @@ def test_gates_corrections_and_simulated_bits_leave_blocks_as_they_are():
 
 
 def test_modules_that_somebody_listens_to_are_left_as_they_are():
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     seen = []
     remover = pipe.transformer.transformer_blocks[1].attn1.register_forward_hook(lambda *_: seen.append(1))
-    names = compiled_names(pipe, tiny.schedule(pipe, [["transformer_blocks.0:ff", "CRCRCR"]]))
+    names = compiled_names(pipe, pipelines.schedule(pipe, [["transformer_blocks.0:ff", "CRCRCR"]]))
     assert set(names) == COMPONENTS and len(seen) == 12
     remover.remove()
 
@@ -291,10 +291,10 @@ def test_what_true_means():
 
 def test_cuda_graphs_get_copies_and_are_told_of_every_call(monkeypatch):
     """No GPU: a stand-in whose graphs write into the same output at every call, as CUDA graphs do."""
-    pipe = tiny.pixart()
-    schedule = tiny.schedule(pipe, [["transformer_blocks.*:ff", "CCF1CF1R"], ["transformer_blocks.1", "CCRCCF1"]])
+    pipe = pipelines.pixart()
+    schedule = pipelines.schedule(pipe, [["transformer_blocks.*:ff", "CCF1CF1R"], ["transformer_blocks.1", "CCRCCF1"]])
     with schedule.apply(pipe):
-        expected = tiny.run(pipe)
+        expected = pipelines.run(pipe)
     calls: list[int] = []
     memory: dict[tuple, torch.Tensor] = {}  # of a call: its outputs, wherever it is called
 
@@ -313,12 +313,12 @@ def test_cuda_graphs_get_copies_and_are_told_of_every_call(monkeypatch):
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: calls.append(1))
     with schedule.apply(pipe, compile=True):
         for _ in range(2):
-            assert torch.equal(tiny.run(pipe), expected)
+            assert torch.equal(pipelines.run(pipe), expected)
     assert len(calls) == 12 and len(memory) > 0
     monkeypatch.setattr("search.schedule.apply.handle.compiler", lambda *_: (replayed, False))
     with schedule.apply(pipe, compile=True):
-        tiny.run(pipe)
-        assert not torch.equal(tiny.run(pipe), expected)  # the stand-in bites
+        pipelines.run(pipe)
+        assert not torch.equal(pipelines.run(pipe), expected)  # the stand-in bites
 
 
 @pytest.mark.slow
@@ -326,13 +326,13 @@ def test_cuda_graphs_get_copies_and_are_told_of_every_call(monkeypatch):
 def test_inductor(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
-    pipe = tiny.pixart()
-    schedule = tiny.schedule(pipe, PLANS[name])
+    pipe = pipelines.pixart()
+    schedule = pipelines.schedule(pipe, PLANS[name])
     with schedule.apply(pipe):
-        expected = tiny.run(pipe)
+        expected = pipelines.run(pipe)
     torch._dynamo.utils.counters.clear()
     with schedule.apply(pipe, compile=True):
-        found = [tiny.run(pipe) for _ in range(2)]
+        found = [pipelines.run(pipe) for _ in range(2)]
     assert torch.equal(*found) and (found[0] - expected).norm() < 1e-3 * expected.norm()
     counters = torch._dynamo.utils.counters
     assert 1 <= counters["stats"]["unique_graphs"] <= len(rows(schedule)) and not counters["graph_break"]

@@ -19,9 +19,9 @@ from search.results.result import Result
 from search.schedule.apply import corrections
 from search.schedule.apply.corrections import reused_steps
 from search.schedule.apply.handle import Handle
-from tests.helpers import tiny
+from search.testing.models import tiny_model
+from tests.helpers import pipelines
 from tests.helpers.finished_search import made_result
-from tests.helpers.models import tiny_model
 from tests.helpers.pixart_by_hand import ByHand
 from tests.helpers.random_corrections import numbers
 
@@ -62,33 +62,33 @@ class CorrectedByHand(ByHand):
 
 @pytest.mark.parametrize("name", PLANS)
 def test_a_corrected_run_is_what_a_loop_by_hand_does(name):
-    pipe = tiny.pixart()
-    plain = tiny.schedule(pipe, PLANS[name])
+    pipe = pipelines.pixart()
+    plain = pipelines.schedule(pipe, PLANS[name])
     corrected = plain.with_corrections(numbers(plain))
     expected = CorrectedByHand(pipe, plain, numbers(plain))()
     with plain.apply(pipe) as handle:
-        uncorrected, bytes_ = tiny.run(pipe), handle.stats()["peak_bytes"]
+        uncorrected, bytes_ = pipelines.run(pipe), handle.stats()["peak_bytes"]
     with corrected.apply(pipe) as handle:
-        found, again = tiny.run(pipe), tiny.run(pipe)
+        found, again = pipelines.run(pipe), pipelines.run(pipe)
         assert handle.stats()["peak_bytes"] == bytes_ and handle.memory.now == 0
     assert torch.equal(found, again) and not torch.allclose(found, uncorrected, rtol=1e-3)
     if name == "forecasts":
         assert (found - expected).norm() < 1e-4 * expected.norm()
     else:
         assert torch.equal(found, expected)
-    assert tiny.traces(pipe.transformer) == []
+    assert pipelines.traces(pipe.transformer) == []
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_ones_and_zeros_are_no_correction(name):
-    pipe = tiny.pixart()
-    before, plain = tiny.run(pipe), tiny.schedule(pipe, PLANS[name])
+    pipe = pipelines.pixart()
+    before, plain = pipelines.run(pipe), pipelines.schedule(pipe, PLANS[name])
     neutral = {k: torch.full_like(v, k.endswith("scale")) for k, v in numbers(plain).items()}
     found = []
     for schedule in (plain, plain.with_corrections(neutral)):
         with schedule.apply(pipe):
-            found.append(tiny.run(pipe))
-    assert torch.equal(*found) and torch.equal(tiny.run(pipe), before)
+            found.append(pipelines.run(pipe))
+    assert torch.equal(*found) and torch.equal(pipelines.run(pipe), before)
     assert not plain.corrections and plain.with_corrections(neutral).with_corrections({}) == plain
 
 
@@ -100,8 +100,8 @@ def test_a_step_without_correction_is_the_very_value():
 
 
 def test_some_steps_of_some_nodes():
-    pipe = tiny.pixart()
-    plain = tiny.schedule(pipe, PLANS["components"])
+    pipe = pipelines.pixart()
+    plain = pipelines.schedule(pipe, PLANS["components"])
     name = "transformer_blocks.1:ff"
     tensors = {k: v[1:2] for k, v in numbers(plain).items() if k.startswith(name)}
     schedule = plain.with_corrections(tensors, {name: [3]})
@@ -110,14 +110,14 @@ def test_some_steps_of_some_nodes():
     hand.steps = {name: [3]}
     expected = hand()
     with schedule.apply(pipe):
-        assert torch.equal(tiny.run(pipe), expected)
+        assert torch.equal(pipelines.run(pipe), expected)
 
 
 def test_halves_of_guidance_are_corrected_alike():
     """A narrow step reads one half; its correction is that of a full one."""
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     rules, guidance = [["transformer_blocks.*:ff", "CRCRCR"], ["denoiser", "CCCCCR"]], {"call": 3.0, "branch": "CCCOCR"}
-    plain = tiny.schedule(pipe, rules, guidance=guidance)
+    plain = pipelines.schedule(pipe, rules, guidance=guidance)
     corrected = plain.with_corrections(numbers(plain))
     seen = {}
     nodes = corrected.corrections
@@ -130,9 +130,9 @@ def test_halves_of_guidance_are_corrected_alike():
         return correct
 
     with Handle(corrected._document, pipe, corrections={name: look(name) for name in nodes}):
-        watched = tiny.run(pipe)
+        watched = pipelines.run(pipe)
     with corrected.apply(pipe):
-        assert torch.equal(tiny.run(pipe), watched)
+        assert torch.equal(pipelines.run(pipe), watched)
     for (name, step), (value, after) in seen.items():
         assert len(value) == (2 if step in (3, 5) else 4)  # two pictures; O and R compute the conditional half alone
         row = reused_steps(plain.plan)[name].index(step)
@@ -144,19 +144,19 @@ def test_halves_of_guidance_are_corrected_alike():
 
 
 def test_runs_in_parts_are_corrected_too():
-    plain = tiny.schedule(tiny.pixart(), PLANS["components"])
+    plain = pipelines.schedule(pipelines.pixart(), PLANS["components"])
     assert step_keys(plain.with_corrections(numbers(plain))) != step_keys(plain)
 
 
 def test_dit_is_corrected():
-    pipe = tiny.dit()
-    bare = tiny.classes(pipe)
-    plain = tiny.schedule(pipe, [["transformer_blocks.*:attn1", "CRCRCR"], ["denoiser", "CCCCCR"]])
+    pipe = pipelines.dit()
+    bare = pipelines.classes(pipe)
+    plain = pipelines.schedule(pipe, [["transformer_blocks.*:attn1", "CRCRCR"], ["denoiser", "CCCCCR"]])
     with plain.apply(pipe):
-        uncorrected = tiny.classes(pipe)
+        uncorrected = pipelines.classes(pipe)
     with plain.with_corrections(numbers(plain)).apply(pipe):
-        assert not torch.equal(tiny.classes(pipe), uncorrected)
-    assert torch.equal(tiny.classes(pipe), bare)
+        assert not torch.equal(pipelines.classes(pipe), uncorrected)
+    assert torch.equal(pipelines.classes(pipe), bare)
 
 
 # The file
@@ -164,8 +164,8 @@ def test_dit_is_corrected():
 
 @pytest.fixture
 def made():
-    pipe = tiny.pixart()
-    plain = tiny.schedule(pipe, PLANS["nested"])
+    pipe = pipelines.pixart()
+    plain = pipelines.schedule(pipe, PLANS["nested"])
     return pipe, plain, plain.with_corrections(numbers(plain))
 
 
@@ -182,7 +182,7 @@ def test_save_and_load(made, tmp_path):
     results = []
     for each in (schedule, loaded, Schedule.load(tmp_path / "again.json")):
         with each.apply(pipe):
-            results.append(tiny.run(pipe))
+            results.append(pipelines.run(pipe))
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
@@ -194,12 +194,12 @@ def test_the_content_alone_can_be_read_but_not_applied(made, tmp_path):
         alone.apply(pipe)
     with pytest.raises(ScheduleError, match=r"x.json: this schedule's corrections were not read, so they cannot be"):
         alone.save(tmp_path / "x.json")
-    assert tiny.traces(pipe.transformer) == []
+    assert pipelines.traces(pipe.transformer) == []
     schedule.save(tmp_path / "x.json")
     whole = alone.with_corrections(load_file(tmp_path / "x.safetensors"))
     assert whole == schedule and whole.scores == alone.scores
     with whole.apply(pipe):
-        tiny.run(pipe)
+        pipelines.run(pipe)
 
 
 def test_a_missing_or_another_file_is_refused(made, tmp_path):
@@ -249,7 +249,7 @@ NODE = "transformer_blocks.0:ff"
 )
 def test_tensors_that_do_not_fit_are_refused(tmp_path, change, text):
     """Also where the schedule names the file by its right digest."""
-    plain = tiny.schedule(tiny.pixart(), [[NODE, "CRCRCR"]])
+    plain = pipelines.schedule(pipelines.pixart(), [[NODE, "CRCRCR"]])
     tensors = numbers(plain)
     change(tensors)
     save_file(tensors, tmp_path / "s.safetensors")
@@ -264,7 +264,7 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path, change, text):
 def test_what_is_no_tensors_file_is_refused(tmp_path):
     data = b"x" * 40
     part = {"digest": "sha256:" + hashlib.sha256(data).hexdigest(), "steps": {NODE: [1, 3, 5]}}
-    content = tiny.content(tiny.pixart(), [[NODE, "CRCRCR"]], corrections=part)
+    content = pipelines.content(pipelines.pixart(), [[NODE, "CRCRCR"]], corrections=part)
     (tmp_path / "s.json").write_text(json.dumps(content))
     (tmp_path / "s.safetensors").write_bytes(data)
     with pytest.raises(ScheduleError, match="s.safetensors: this is no .safetensors file"):
@@ -287,28 +287,28 @@ def test_what_is_no_tensors_file_is_refused(tmp_path):
 def test_steps_that_are_not_reused_are_refused(steps, text):
     part = {"digest": "sha256:" + "0" * 64, "steps": steps}
     with pytest.raises(ScheduleError, match=text):
-        tiny.schedule(tiny.pixart(), [[NODE, "CRCRCR"], ["denoiser", "CCCCCR"]], corrections=part)
+        pipelines.schedule(pipelines.pixart(), [[NODE, "CRCRCR"], ["denoiser", "CCCCCR"]], corrections=part)
 
 
 def test_no_plan_no_corrections():
     part = {"digest": "sha256:" + "0" * 64, "steps": {NODE: [1]}}
     with pytest.raises(ScheduleError, match="no node of the plan"):
-        tiny.schedule(tiny.pixart(), corrections=part)
+        pipelines.schedule(pipelines.pixart(), corrections=part)
     with pytest.raises(ScheduleError, match="corrections.digest is '../other'"):
-        tiny.schedule(tiny.pixart(), [[NODE, "CRCRCR"]], corrections=part | {"digest": "../other"})
+        pipelines.schedule(pipelines.pixart(), [[NODE, "CRCRCR"]], corrections=part | {"digest": "../other"})
     with pytest.raises(ScheduleError, match="given for 'nowhere'.*these nodes may be corrected: none"):
-        tiny.schedule(tiny.pixart()).with_corrections({"nowhere.scale": torch.ones(1, 1)})
+        pipelines.schedule(pipelines.pixart()).with_corrections({"nowhere.scale": torch.ones(1, 1)})
 
 
 def test_another_models_channels_are_refused_in_the_run():
-    pipe = tiny.pixart()
-    schedule = tiny.schedule(pipe, [[NODE, "CRCRCR"]])
+    pipe = pipelines.pixart()
+    schedule = pipelines.schedule(pipe, [[NODE, "CRCRCR"]])
     tensors = {f"{NODE}.{kind}": torch.ones(3, 5) for kind in ("scale", "shift")}
     with (
         schedule.with_corrections(tensors).apply(pipe),
         pytest.raises(ScheduleError, match="5 channels, but .* has 16"),
     ):
-        tiny.run(pipe)
+        pipelines.run(pipe)
 
 
 # The fit
@@ -379,7 +379,7 @@ def test_no_channels_error_rises_and_the_file_does_what_was_fitted(model, correc
         assert any((after < before).any() for before, after in fits[node].errors.values())
     with corrected.apply(model.pipe):
         assert torch.equal(model.sample(corrector.conditions, corrector.noise), fitted)
-    assert tiny.traces(model.denoiser) == []
+    assert pipelines.traces(model.denoiser) == []
 
 
 @pytest.mark.parametrize("name", ["components", "block", "stack", "denoiser"])
@@ -443,7 +443,7 @@ def test_equal_schedules_are_fitted_once_and_what_reuses_nothing_not_at_all(mode
 def test_a_fit_leaves_no_trace(model):
     bare = model.stock(PROMPTS, [0, 1, 2], output_type="latent")
     Corrector(model, model.encode(PROMPTS), model.noise([0, 1, 2])).fit(planned(model, PLANS["nested"]))
-    assert tiny.traces(model.denoiser) == []
+    assert pipelines.traces(model.denoiser) == []
     assert torch.equal(model.stock(PROMPTS, [0, 1, 2], output_type="latent"), bare)
 
 

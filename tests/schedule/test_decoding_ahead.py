@@ -10,8 +10,8 @@ from search.schedule.values import batch_rows
 from search.spaces.cache import CacheSpace
 from search.spaces.depth import DepthSpace
 from search.spaces.joint import JointSpace
-from tests.helpers.denoisers import BATCH, TINY, pipeline, run
-from tests.helpers.models import tiny_family, tiny_model
+from search.testing.models import tiny_family, tiny_model
+from tests.helpers.denoiser_loops import BATCH, TINY, pipeline, run
 
 STEPS = 8
 UNET = "UNet2DConditionModel"

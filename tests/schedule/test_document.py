@@ -13,7 +13,7 @@ from search import Schedule, ScheduleError
 from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.plan.plan import Plan
 from search.schedule.plan.tokens import format_actions, parse_actions
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
 
 MODEL = tiny_model()
 TREE = MODEL.target.tree

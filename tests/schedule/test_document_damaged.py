@@ -13,10 +13,10 @@ from search import Schedule, ScheduleError
 from search.schedule.parts.part import MAX_ENTRIES
 from search.schedule.plan.tokens import MAX_STEPS
 from search.schedule.reading import MAX_BYTES
-from tests.helpers import tiny
+from tests.helpers import pipelines
 
-PIPE = tiny.pixart()
-VALID = tiny.content(
+PIPE = pipelines.pixart()
+VALID = pipelines.content(
     PIPE,
     [["transformer_blocks.*:attn2", "CRCRF1C"], ["transformer_blocks.[0,2]:ff", "C*4 R*2"], ["denoiser", "C*5 R"]],
     sampler={
@@ -53,10 +53,10 @@ def test_the_valid_file_is_valid(tmp_path):
     schedule = Schedule.from_dict(VALID)
     again = read(schedule.to_dict(), tmp_path)
     assert again == schedule and again.to_dict() == schedule.to_dict()
-    with tiny.schedule(PIPE, [["denoiser", "CR*5"]]).apply(PIPE):
+    with pipelines.schedule(PIPE, [["denoiser", "CR*5"]]).apply(PIPE):
         pass
     with schedule.apply(PIPE):
-        assert tiny.run(PIPE).isfinite().all()
+        assert pipelines.run(PIPE).isfinite().all()
 
 
 @pytest.mark.parametrize(

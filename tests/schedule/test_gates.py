@@ -21,8 +21,8 @@ from search.objectives.macs import Macs
 from search.profile.count import count_costs
 from search.schedule.apply.handle import Handle
 from search.schedule.model.nodes import Tree
-from tests.helpers import denoisers, tiny
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
+from tests.helpers import denoiser_loops, pipelines
 
 PIXART, DIT, FLUX = "PixArtTransformer2DModel", "DiTTransformer2DModel", "FluxTransformer2DModel"
 STEPS = 6
@@ -43,7 +43,7 @@ def gate(group: str, actions: str = "CCGGGC", **rule: Any) -> dict[str, Any]:
 
 
 def gated(pipe: Any, *gates: dict[str, Any], steps: int = STEPS, rules: Any = (), **parts: Any) -> Schedule:
-    return tiny.schedule(pipe, rules, steps, gates=list(gates), **parts)
+    return pipelines.schedule(pipe, rules, steps, gates=list(gates), **parts)
 
 
 def change(actual: Tensor, expected: Tensor, base: Tensor) -> float:
@@ -164,15 +164,15 @@ RULES = [
 
 
 def by_hand(name: str, rest: bool, actions: str, rule: dict[str, Any]) -> tuple[Tensor, ByHand]:
-    pipe = denoisers.pipeline(name)
+    pipe = denoiser_loops.pipeline(name)
     hand = ByHand(pipe.denoiser, rest, actions, rule)
-    return denoisers.run(pipe, len(actions)), hand
+    return denoiser_loops.run(pipe, len(actions)), hand
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: "-".join(str(v) for v in r.values()))
 @pytest.mark.parametrize("name", [PIXART, DIT, FLUX])
 def test_decisions_and_outputs_are_those_of_a_loop_by_hand(name: str, rule: dict[str, Any]) -> None:
-    actions, pipe = "CCGGGGGC", denoisers.pipeline(name)
+    actions, pipe = "CCGGGGGC", denoiser_loops.pipeline(name)
     rest = rule["signal"] != "modulated_input"
     _, every = by_hand(name, rest, actions, rule | {"threshold": 0.0})
     middle = sorted(every.changes)[len(every.changes) // 2]
@@ -181,7 +181,7 @@ def test_decisions_and_outputs_are_those_of_a_loop_by_hand(name: str, rule: dict
     assert {"C", "-"} <= set(hand.decided[2:7])  # some pass and some do not
     schedule = gated(pipe, gate((REST if rest else ALL)[name], actions, threshold=threshold, **rule), steps=8)
     with schedule.apply(pipe) as handle:
-        found = denoisers.run(pipe, 8)
+        found = denoiser_loops.run(pipe, 8)
         (decided,) = handle.stats()["gates"]
     assert "".join("C" if share else "-" for share in decided["computed"]) == hand.decided
     assert torch.equal(found, expected) or (rule["then"] == "F1" and torch.allclose(found, expected, atol=1e-4))
@@ -202,34 +202,34 @@ def one(pipe: Any) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("threshold", [0.05, 0.3, 0.6, 1.0])
 def test_first_block_cache_is_that_of_diffusers(threshold: float) -> None:
-    pipe = denoisers.pipeline(FLUX)
+    pipe = denoiser_loops.pipeline(FLUX)
     pipe.denoiser.enable_cache(FirstBlockCacheConfig(threshold))
-    expected = denoisers.run(pipe, 8, one(pipe))
-    pipe = denoisers.pipeline(FLUX)
+    expected = denoiser_loops.run(pipe, 8, one(pipe))
+    pipe = denoiser_loops.pipeline(FLUX)
     rule = {"signal": "first_block_residual", "value": "residual", "threshold": threshold}
     with gated(pipe, gate(REST[FLUX], "C G*7", **rule), steps=8).apply(pipe):
-        assert torch.allclose(denoisers.run(pipe, 8, one(pipe)), expected, atol=1e-5)
+        assert torch.allclose(denoiser_loops.run(pipe, 8, one(pipe)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("longest", [1, 2, 4])
 def test_a_table_is_mag_cache_of_diffusers_and_static(longest: int) -> None:
     ratios = [1.0, 1.02, 0.97, 0.99, 1.01, 0.95, 0.98, 1.05]
-    pipe = denoisers.pipeline(PIXART)
+    pipe = denoiser_loops.pipeline(PIXART)
     from diffusers.hooks import apply_mag_cache
 
     config = MagCacheConfig(
         threshold=0.06, max_skip_steps=longest, retention_ratio=0.25, num_inference_steps=8, mag_ratios=ratios
     )
     apply_mag_cache(pipe.denoiser, config)
-    expected = denoisers.run(pipe, 8)
-    pipe = denoisers.pipeline(PIXART)
+    expected = denoiser_loops.run(pipe, 8)
+    pipe = denoiser_loops.pipeline(PIXART)
     rule = {"signal": "table", "table": ratios, "threshold": 0.06, "max_run": longest, "value": "residual"}
     schedule = gated(pipe, gate(ALL[PIXART], "CC G*6", **rule), steps=8)
     (found,) = schedule.gates
     assert found.is_static and "R" in found.tokens and "table" not in schedule.to_dict()["gates"][0]
     assert Schedule.from_dict(schedule.to_dict()) == schedule
     with schedule.apply(pipe) as handle:
-        assert torch.allclose(denoisers.run(pipe, 8), expected, atol=1e-5)
+        assert torch.allclose(denoiser_loops.run(pipe, 8), expected, atol=1e-5)
         assert handle.stats()["nodes"]["transformer_blocks.*"]["C"] == found.tokens.count("C")
 
 
@@ -238,40 +238,40 @@ def test_a_table_is_mag_cache_of_diffusers_and_static(longest: int) -> None:
 
 @pytest.mark.parametrize("name", [PIXART, DIT, FLUX])
 def test_off_is_off(name: str) -> None:
-    pipe = denoisers.pipeline(name)
-    off, bare = tiny.schedule(pipe), denoisers.run(pipe)
+    pipe = denoiser_loops.pipeline(name)
+    off, bare = pipelines.schedule(pipe), denoiser_loops.run(pipe)
     for rule in ({"threshold": 0.0}, {"threshold": [9, 9, 0, 0, 0, 9.0]}, {"threshold": 0.0, "max_run": 2}):
         schedule = gated(pipe, gate(REST[name], signal="first_block_residual", **rule))
         assert schedule == off and schedule.gates == () and "gates" not in schedule.to_dict()
     near = gated(pipe, gate(REST[name], signal="first_block_residual", threshold=1e-9))
     assert near != off
     with near.apply(pipe) as handle:
-        assert torch.equal(denoisers.run(pipe), bare)
+        assert torch.equal(denoiser_loops.run(pipe), bare)
         assert handle.stats()["gates"][0]["refused"] == 3
 
 
 @pytest.mark.parametrize("value", ["out", "residual"])
 @pytest.mark.parametrize("actions", ["CRCRRC", "CCF1 R F1C", "CRRRRR"])
 def test_a_static_group_is_a_plan_of_its_stack(actions: str, value: str) -> None:
-    pipe = denoisers.pipeline(PIXART)
+    pipe = denoiser_loops.pipeline(PIXART)
     group = gated(pipe, gate(ALL[PIXART], actions, value=value))
-    rules = tiny.content(pipe, [["transformer_blocks", actions]])
+    rules = pipelines.content(pipe, [["transformer_blocks", actions]])
     rules["plan"]["value"] = value
     with group.apply(pipe) as handle:
-        first, bytes_ = denoisers.run(pipe), handle.stats()["peak_bytes"]
+        first, bytes_ = denoiser_loops.run(pipe), handle.stats()["peak_bytes"]
     with Schedule.from_dict(rules).apply(pipe) as handle:
-        assert torch.equal(first, denoisers.run(pipe))
+        assert torch.equal(first, denoiser_loops.run(pipe))
         assert handle.stats()["peak_bytes"] == bytes_
 
 
 @pytest.mark.parametrize("name", [PIXART, FLUX, "SD3Transformer2DModel"])
 def test_the_residual_of_a_block_is_added_to_what_enters_it(name: str) -> None:
-    pipe, steps = denoisers.pipeline(name), 4
-    content = tiny.content(pipe, [["transformer_blocks.1", "CRCF1"]], steps)
+    pipe, steps = denoiser_loops.pipeline(name), 4
+    content = pipelines.content(pipe, [["transformer_blocks.1", "CRCF1"]], steps)
     content["plan"]["value"] = "residual"
-    assert Schedule.from_dict(content) != tiny.schedule(pipe, [["transformer_blocks.1", "CRCF1"]], steps)
+    assert Schedule.from_dict(content) != pipelines.schedule(pipe, [["transformer_blocks.1", "CRCF1"]], steps)
     with Schedule.from_dict(content).apply(pipe):
-        found = denoisers.run(pipe, steps)
+        found = denoiser_loops.run(pipe, steps)
     block, kept = pipe.denoiser.transformer_blocks[1], []
     original, calls = block.forward, iter(range(steps))
 
@@ -287,20 +287,20 @@ def test_the_residual_of_a_block_is_added_to_what_enters_it(name: str) -> None:
         return tuple(out) if two else out[0]
 
     block.forward = forward
-    assert torch.allclose(found, denoisers.run(pipe, steps), atol=1e-5)
+    assert torch.allclose(found, denoiser_loops.run(pipe, steps), atol=1e-5)
 
 
 def test_the_value_of_a_plan_matters_for_blocks_alone() -> None:
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     components = [["transformer_blocks.*:ff", "CRRRRR"], ["denoiser", "CCCRCC"]]
     for rules, same in ((components, True), ([["transformer_blocks.1", "CRCCCC"]], False)):
-        content = tiny.content(pipe, rules)
+        content = pipelines.content(pipe, rules)
         residual = content | {"plan": content["plan"] | {"value": "residual"}}
         assert (Schedule.from_dict(content) == Schedule.from_dict(residual)) == same
 
 
 def test_what_is_spent_passes_and_what_is_certain_is_static() -> None:
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     rule = {"signal": "first_block_residual", "threshold": 0.1}
     (none,) = gated(pipe, gate("transformer_blocks.[1-2]", "CCGGGC", most=0, **rule)).gates
     assert "".join(none.tokens) == "CCRRRC"
@@ -321,16 +321,16 @@ def test_what_is_spent_passes_and_what_is_certain_is_static() -> None:
 
 @pytest.mark.parametrize("signal", ["first_block_forecast", "first_block_residual", "modulated_input", "model_input"])
 def test_a_higher_threshold_never_computes_more_on_a_fixed_seed(signal: str) -> None:
-    pipe, computed = denoisers.pipeline(DIT), []
+    pipe, computed = denoiser_loops.pipeline(DIT), []
     for threshold in (1e-6, 0.02, 0.1, 0.3, 0.6, 1.0, 5.0, 100.0):
         with gated(pipe, gate(REST[DIT], "C G*9", signal=signal, threshold=threshold), steps=10).apply(pipe) as handle:
-            denoisers.run(pipe, 10)
+            denoiser_loops.run(pipe, 10)
             computed.append(handle.stats()["nodes"][REST[DIT]]["C"])
     assert computed == sorted(computed, reverse=True)
     assert (computed[0], computed[-1]) == (10, 1) and len(set(computed)) > 2
 
 
-PIPE = denoisers.pipeline(PIXART)
+PIPE = denoiser_loops.pipeline(PIXART)
 
 
 @settings(max_examples=40, deadline=None)
@@ -353,7 +353,7 @@ def test_no_run_computes_more_than_the_bound(
     worst = COSTS.macs(schedule)
     with schedule.apply(PIPE) as handle:
         for _ in range(2):  # the bound is of a run
-            denoisers.run(PIPE, 10)
+            denoiser_loops.run(PIPE, 10)
         stats = handle.stats()
     computed = 10 if not schedule.gates else stats["nodes"][REST[PIXART]]["C"] / 2
     assert computed <= 3 + most
@@ -374,7 +374,7 @@ def test_no_run_computes_more_than_the_bound(
 
 def costs(pipe: Any, steps: int = 10) -> Any:
     def once() -> None:
-        denoisers.run(pipe, 1)
+        denoiser_loops.run(pipe, 1)
 
     return count_costs(pipe.denoiser, Tree.of(pipe.denoiser), steps, once)
 
@@ -386,34 +386,34 @@ COSTS = costs(PIPE)
 def test_memory_does_not_grow_with_depth(order: int) -> None:
     peaks = []
     for blocks in (3, 7):
-        pipe = tiny.pixart(blocks)
+        pipe = pipelines.pixart(blocks)
         rule = {"signal": "first_block_forecast", "then": f"F{order}" if order else "R", "threshold": 1e-9}
         schedule = gated(pipe, gate(f"transformer_blocks.[1-{blocks - 1}]", "C*3 G*3", **rule))
         with schedule.apply(pipe) as handle:
-            tiny.run(pipe, batch=1)
+            pipelines.run(pipe, batch=1)
             peaks.append(handle.stats()["peak_bytes"])
-    one = 2 * 16 * tiny.WIDTH * 4  # both halves, 16 tokens, float32
+    one = 2 * 16 * pipelines.WIDTH * 4  # both halves, 16 tokens, float32
     assert peaks == [2 * (order + 1) * one] * 2
 
 
 @pytest.mark.parametrize("signal", ["first_block_forecast", "modulated_input"])
 @pytest.mark.parametrize("name", [PIXART, DIT])
 def test_peak_bytes_are_the_bound_where_the_gate_always_computes(name: str, signal: str) -> None:
-    pipe = denoisers.pipeline(name)
+    pipe = denoiser_loops.pipeline(name)
     table = costs(pipe)
     schedule = gated(pipe, gate(REST[name], "C*2 G*3 C", signal=signal, then="F1", threshold=1e-9))
     with schedule.apply(pipe) as handle:
-        denoisers.run(pipe)
+        denoiser_loops.run(pipe)
         assert handle.stats()["peak_bytes"] == table.peak_bytes(schedule) > 0
         assert handle.memory.now == 0
 
 
 def test_a_passing_gate_adds_up_with_the_plan_around_it() -> None:
-    pipe = denoisers.pipeline(PIXART)
+    pipe = denoiser_loops.pipeline(PIXART)
     rules = [["denoiser", "CCCRCC"], ["transformer_blocks.0:ff", "CRCCRC"]]
     static = gated(pipe, gate(REST[PIXART], "CRCCF1R", value="residual"), rules=rules)
     with static.apply(pipe) as handle:
-        denoisers.run(pipe)
+        denoiser_loops.run(pipe)
         stats = handle.stats()
     assert stats["peak_bytes"] == COSTS.peak_bytes(static)
     assert stats["nodes"]["denoiser"] == {"C": 5, "R": 1}
@@ -429,8 +429,8 @@ def test_a_passing_gate_adds_up_with_the_plan_around_it() -> None:
 
 
 def test_branches_of_guidance_are_kept_apart() -> None:
-    pipe = denoisers.pipeline("WanTransformer3DModel")
-    rule = {"signal": "first_block_residual", "threshold": 0.3, "value": "residual"}
+    pipe = denoiser_loops.pipeline("WanTransformer3DModel")
+    rule = {"signal": "first_block_residual", "threshold": 0.5, "value": "residual"}
 
     def twice(step: int, sample: Tensor, **given: Any) -> Any:
         first = pipe.denoiser(sample, **given)
@@ -440,8 +440,8 @@ def test_branches_of_guidance_are_kept_apart() -> None:
         return first
 
     with gated(pipe, gate("blocks.[1-2]", "C G*5", **rule)).apply(pipe) as handle:
-        alone, before = denoisers.run(pipe), handle.stats()["gates"][0]
-        assert torch.equal(denoisers.run(pipe, call=twice), alone)
+        alone, before = denoiser_loops.run(pipe), handle.stats()["gates"][0]
+        assert torch.equal(denoiser_loops.run(pipe, call=twice), alone)
         after = handle.stats()["gates"][0]
     assert before["passed"] and before["refused"]
     assert after["passed"] + after["refused"] == 4 * 5
@@ -450,33 +450,36 @@ def test_branches_of_guidance_are_kept_apart() -> None:
 @pytest.mark.parametrize("value", ["out", "residual"])
 @pytest.mark.parametrize("branch", ["CCOCRC", "COCCCO", "CCMOOC"])
 def test_halves_of_guidance_are_kept_apart(branch: str, value: str) -> None:
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     parts = {"guidance": {"call": 3.0, "branch": branch}}
     group = gated(pipe, gate("transformer_blocks.*", "CRCCRR", value=value), **parts)
-    rules = tiny.content(pipe, [["transformer_blocks", "CRCCRR"]], **parts)
+    rules = pipelines.content(pipe, [["transformer_blocks", "CRCCRR"]], **parts)
     rules["plan"]["value"] = value
     with group.apply(pipe) as handle:
-        found = tiny.run(pipe, batch=1)
+        found = pipelines.run(pipe, batch=1)
         assert handle.stats()["peak_bytes"] <= TINY.peak_bytes(group)
         assert handle.memory.now == 0
     with Schedule.from_dict(rules).apply(pipe):
-        assert torch.equal(found, tiny.run(pipe, batch=1))
+        assert torch.equal(found, pipelines.run(pipe, batch=1))
 
 
 TINY = count_costs(
-    (_pipe := tiny.pixart()).transformer, Tree.of(_pipe.transformer), 6, lambda: tiny.run(_pipe, steps=2, batch=1)
+    (_pipe := pipelines.pixart()).transformer,
+    Tree.of(_pipe.transformer),
+    6,
+    lambda: pipelines.run(_pipe, steps=2, batch=1),
 )
 
 
 @pytest.mark.parametrize("signal", ["first_block_forecast", "first_block_residual", "modulated_input", "model_input"])
 def test_gates_and_narrow_guidance(signal: str) -> None:
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     parts = {"guidance": {"call": 3.0, "branch": "COCCOC"}}
     outcomes = []
     for threshold in (1e-9, 1e9):
         schedule = gated(pipe, gate("transformer_blocks.[1-2]", "C G*5", signal=signal, threshold=threshold), **parts)
         with schedule.apply(pipe) as handle:
-            outcomes.append(tiny.run(pipe, batch=1))
+            outcomes.append(pipelines.run(pipe, batch=1))
             stats = handle.stats()
             assert stats["peak_bytes"] <= TINY.peak_bytes(schedule) and handle.memory.now == 0
             computed = stats["nodes"]["transformer_blocks.[1-2]"]["C"]
@@ -486,31 +489,31 @@ def test_gates_and_narrow_guidance(signal: str) -> None:
             m for n, m in TINY.component_macs.items() if ".0" not in n
         )
         assert computed == (6 if threshold < 1 else 1)
-    with tiny.schedule(pipe, **parts).apply(pipe):
-        assert torch.equal(outcomes[0], tiny.run(pipe, batch=1))
+    with pipelines.schedule(pipe, **parts).apply(pipe):
+        assert torch.equal(outcomes[0], pipelines.run(pipe, batch=1))
     assert not torch.equal(*outcomes)
 
 
 def test_a_batch_passes_only_if_every_sample_does() -> None:
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     rule = {"signal": "first_block_residual", "threshold": 0.25}
     passed = []
     for batch in (1, 2, 3):
         with gated(pipe, gate("transformer_blocks.[1-2]", "C G*9", **rule), steps=10).apply(pipe) as handle:
-            tiny.run(pipe, steps=10, batch=batch)
+            pipelines.run(pipe, steps=10, batch=batch)
             passed.append(handle.stats()["gates"][0]["passed"])
     assert passed[0] >= passed[1] >= passed[2]
 
 
 @pytest.mark.parametrize("signal", ["first_block_forecast", "first_block_residual", "modulated_input", "model_input"])
 def test_runs_are_alike_exceptions_forget_and_nothing_is_left(signal: str) -> None:
-    pipe = tiny.pixart()
-    bare = tiny.run(pipe)
+    pipe = pipelines.pixart()
+    bare = pipelines.run(pipe)
     hooks = [len(m._forward_pre_hooks) for m in pipe.transformer.modules()]
     rule = {"signal": signal, "threshold": 0.5, "accumulate": True, "value": "residual"}
     with gated(pipe, gate("transformer_blocks.[1-2]", **rule)).apply(pipe) as handle:
-        first = tiny.run(pipe)
-        assert torch.equal(tiny.run(pipe), first)
+        first = pipelines.run(pipe)
+        assert torch.equal(pipelines.run(pipe), first)
         ff, calls = pipe.transformer.transformer_blocks[2].ff, []
 
         def fail(*_: Any) -> None:
@@ -520,26 +523,26 @@ def test_runs_are_alike_exceptions_forget_and_nothing_is_left(signal: str) -> No
 
         remover = ff.register_forward_pre_hook(fail)
         with pytest.raises(RuntimeError, match="on purpose"):
-            tiny.run(pipe)
+            pipelines.run(pipe)
         remover.remove()
         (group,) = handle.groups
         assert handle.memory.now == 0 and group.inputs is None and group.seen is None and not group.probing
-        assert torch.equal(tiny.run(pipe), first)
-        tiny.run(pipe, batch=3)
-    assert tiny.traces(pipe.transformer) == []
+        assert torch.equal(pipelines.run(pipe), first)
+        pipelines.run(pipe, batch=3)
+    assert pipelines.traces(pipe.transformer) == []
     assert [len(m._forward_pre_hooks) for m in pipe.transformer.modules()] == hooks
-    assert torch.equal(tiny.run(pipe), bare)
+    assert torch.equal(pipelines.run(pipe), bare)
 
 
 def test_a_switch_of_models_is_a_barrier() -> None:
-    pipe, other = tiny.pixart(), tiny.pixart()
-    part = tiny.content(pipe)["model"]
+    pipe, other = pipelines.pixart(), pipelines.pixart()
+    part = pipelines.content(pipe)["model"]
     models = {"names": {"S": part}, "at": "LLSSLL"}
     rule = {"signal": "first_block_residual", "threshold": 1e9, "value": "residual"}
     schedule = gated(pipe, gate("transformer_blocks.[1-2]", "C G*5", **rule), models=models)
     assert "".join(schedule.gates[0].tokens) == "CG--CG"  # the first step behind it has nothing to read
     with schedule.apply(pipe, models={"S": other}) as handle:
-        tiny.run(pipe)
+        pipelines.run(pipe)
         assert handle.stats()["gates"][0]["computed"] == [1, 0, 0, 0, 1, 0]
         assert handle.memory.now == 0
     with pytest.raises(ScheduleError, match=r"at step 4 is R, which reads 1 computed value\(s\), but 0 came before"):
@@ -547,26 +550,26 @@ def test_a_switch_of_models_is_a_barrier() -> None:
 
 
 def test_compiled_components_are_the_same() -> None:
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     rule = {"signal": "modulated_input", "threshold": 0.5, "value": "residual"}
     schedule = gated(pipe, gate("transformer_blocks.*", **rule))
     with schedule.apply(pipe):
-        expected = tiny.run(pipe)
+        expected = pipelines.run(pipe)
     compiled: list[Any] = []
     with schedule.apply(pipe, compile=lambda forward: compiled.append(forward) or forward):
-        assert torch.equal(tiny.run(pipe), expected)
+        assert torch.equal(pipelines.run(pipe), expected)
     assert len(compiled) == 9
 
 
 def test_a_controlnet_is_refused() -> None:
-    pipe = denoisers.pipeline(FLUX)
-    added = torch.zeros(denoisers.BATCH, 16, 16)
+    pipe = denoiser_loops.pipeline(FLUX)
+    added = torch.zeros(denoiser_loops.BATCH, 16, 16)
     schedule = gated(pipe, gate(REST[FLUX], signal="first_block_residual", threshold=0.1))
     with (
         schedule.apply(pipe),
         pytest.raises(ScheduleError, match="transformer_blocks.1.* drop controlnet_block_samples"),
     ):
-        denoisers.run(pipe, call=lambda i, x, **g: pipe.denoiser(x, **g, controlnet_block_samples=[added] * 2))
+        denoiser_loops.run(pipe, call=lambda i, x, **g: pipe.denoiser(x, **g, controlnet_block_samples=[added] * 2))
 
 
 # Searching
@@ -612,13 +615,13 @@ def test_solvers_are_fitted_under_gates() -> None:
 
 
 def test_what_cannot_be_shared_is_refused() -> None:
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     schedule = gated(pipe, gate("transformer_blocks.[1-2]", signal="first_block_residual", threshold=0.1))
     with pytest.raises(ValueError, match=r"transformer_blocks.\[1-2\] is a group, whose gate decides"):
         step_keys(schedule)
     with pytest.raises(ScheduleError, match="step by step .* know no groups"):
         Handle(schedule._document, pipe, keep={})
-    assert tiny.traces(pipe.transformer) == []
+    assert pipelines.traces(pipe.transformer) == []
 
 
 # Mistakes
@@ -663,7 +666,7 @@ RESIDUAL = {"signal": "first_block_residual", "threshold": 0.1}
 )
 def test_mistakes_are_named(gates: list[dict[str, Any]], told: str) -> None:
     with pytest.raises(ScheduleError, match=told):
-        gated(tiny.pixart(), *gates)
+        gated(pipelines.pixart(), *gates)
 
 
 @pytest.mark.parametrize(
@@ -680,53 +683,55 @@ def test_mistakes_are_named(gates: list[dict[str, Any]], told: str) -> None:
 )
 def test_conflicts_with_the_plan_are_named(rules: list[list[str]], told: str) -> None:
     with pytest.raises(ScheduleError, match=told):
-        gated(tiny.pixart(), gate("transformer_blocks.[1-2]", **RESIDUAL), rules=rules)
-    gated(tiny.pixart(), gate("transformer_blocks.[1-2]", **RESIDUAL), rules=[["transformer_blocks.0:ff", "CRCRCR"]])
+        gated(pipelines.pixart(), gate("transformer_blocks.[1-2]", **RESIDUAL), rules=rules)
+    gated(
+        pipelines.pixart(), gate("transformer_blocks.[1-2]", **RESIDUAL), rules=[["transformer_blocks.0:ff", "CRCRCR"]]
+    )
 
 
 def test_blocks_of_a_unet_make_no_group() -> None:
-    pipe = denoisers.pipeline("UNet2DConditionModel")
+    pipe = denoiser_loops.pipeline("UNet2DConditionModel")
     with pytest.raises(ScheduleError, match="the blocks of down_blocks are no chain"):
         gated(pipe, gate("down_blocks.0", "CRCRCR"))
-    content = tiny.content(pipe, [["down_blocks.0", "CRCRCR"]])
+    content = pipelines.content(pipe, [["down_blocks.0", "CRCRCR"]])
     content["plan"]["value"] = "residual"
     with pytest.raises(ScheduleError, match="plan.value is 'residual', but what enters down_blocks.0 is not what it"):
         Schedule.from_dict(content)
 
 
 def test_steps_are_needed() -> None:
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     with pytest.raises(ScheduleError, match="steps is missing; plan, gates"):
         gated(pipe, gate("transformer_blocks.1", "CRCRCR"), steps=None)
 
 
 def test_a_forecast_of_a_gate_is_on_the_plan_s_axis() -> None:
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     results = []
     for axis in ("index", "logsnr"):
-        content = tiny.content(pipe, gates=[gate("transformer_blocks.[1-2]", "CCCF2F2C")])
+        content = pipelines.content(pipe, gates=[gate("transformer_blocks.[1-2]", "CCCF2F2C")])
         schedule = Schedule.from_dict(content | {"plan": {"axis": axis, "rules": []}})
         assert Schedule.from_dict(schedule.to_dict()) == schedule
         with schedule.apply(pipe):
-            results.append((tiny.run(pipe), schedule.digest))
+            results.append((pipelines.run(pipe), schedule.digest))
     assert not torch.equal(results[0][0], results[1][0]) and results[0][1] != results[1][1]
 
 
 def test_a_polynomial_rescales_highest_power_first() -> None:
-    pipe = denoisers.pipeline(PIXART)
+    pipe = denoiser_loops.pipeline(PIXART)
     rule = {"signal": "model_input"}
     _, every = by_hand(PIXART, True, "CGGGGG", rule | {"threshold": 0.0})
     squares = sorted(2 * c * c + 3 for c in every.changes)
     for at, passed in ((squares[0] - 1e-4, 0), (squares[0] + 1e-4, 1)):
         rules = gate(REST[PIXART], "C G*5", **rule, poly=[2.0, 0.0, 3.0], threshold=at)
         with gated(pipe, rules).apply(pipe) as handle:
-            denoisers.run(pipe)
+            denoiser_loops.run(pipe)
             assert bool(handle.stats()["gates"][0]["passed"]) == bool(passed)
 
 
 def test_no_more_than_max_run_steps_in_a_row_pass() -> None:
-    pipe = denoisers.pipeline(FLUX)
+    pipe = denoiser_loops.pipeline(FLUX)
     rule = {"signal": "modulated_input", "threshold": 1e9, "max_run": 2}
     with gated(pipe, gate(ALL[FLUX], "C G*8", **rule), steps=9).apply(pipe) as handle:
-        denoisers.run(pipe, 9)
+        denoiser_loops.run(pipe, 9)
         assert handle.stats()["gates"][0]["computed"] == [1, 0, 0, 1, 0, 0, 1, 0, 0]

@@ -22,9 +22,9 @@ from search.profile.count import count_costs
 from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.plan.guidance import Approximation, Guidance, settle_branches
 from search.spaces.cache import CacheSpace
-from tests.helpers import tiny
+from search.testing.models import tiny_model
+from tests.helpers import pipelines
 from tests.helpers.guidance_by_hand import approximated
-from tests.helpers.models import tiny_model
 from tests.helpers.pixart_by_hand import ByHand
 from tests.helpers.population import latents
 
@@ -44,7 +44,7 @@ CACHES = {
 
 def planned(pipe, branch: str | None = None, scale: list[float] | None = None, rules=(), call=CALL, **more) -> Schedule:
     part = {"call": call, "scale": scale, "branch": branch} | more
-    return tiny.schedule(pipe, rules, guidance={k: v for k, v in part.items() if v is not None})
+    return pipelines.schedule(pipe, rules, guidance={k: v for k, v in part.items() if v is not None})
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def by_hand(
     scheduler, model = copy.deepcopy(pipe.scheduler), pipe.transformer
     scheduler.set_timesteps(6)
     text, empty, mask, empty_mask = (
-        tiny.embeddings(2)[f"{sign}prompt_{kind}"]
+        pipelines.embeddings(2)[f"{sign}prompt_{kind}"]
         for kind in ("embeds", "attention_mask")
         for sign in ("", "negative_")
     )
@@ -86,23 +86,23 @@ def by_hand(
 
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_the_stock_pipeline_does_what_a_loop_by_hand_does(branch):
-    pipe = tiny.pixart()
-    bare = tiny.run(pipe)
+    pipe = pipelines.pixart()
+    bare = pipelines.run(pipe)
     with planned(pipe, branch).apply(pipe) as handle:
-        found, again = tiny.run(pipe), tiny.run(pipe)
+        found, again = pipelines.run(pipe), pipelines.run(pipe)
         assert handle.memory.now == 0
     assert torch.equal(found, by_hand(pipe, branch)) and torch.equal(found, again)
     assert not torch.allclose(found, bare, rtol=1e-3)
-    assert tiny.traces(pipe.transformer) == [] and torch.equal(tiny.run(pipe), bare)
+    assert pipelines.traces(pipe.transformer) == [] and torch.equal(pipelines.run(pipe), bare)
 
 
 @pytest.mark.parametrize("scale", [None, SCALES])
 @pytest.mark.parametrize("branch", ["CAAAAA", "CACACA", "OCRAMA", "CCAOCA"])
 def test_approximated_steps_are_those_of_a_loop_by_hand(branch, scale):
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     expected = by_hand(pipe, branch, scale)
     with planned(pipe, branch, scale, approximate=WEIGHTS).apply(pipe) as handle:
-        found, again = tiny.run(pipe), tiny.run(pipe)
+        found, again = pipelines.run(pipe), pipelines.run(pipe)
         assert handle.memory.now == 0
     assert (found - expected).norm() < 1e-5 * expected.norm() and torch.equal(found, again)
     for other in (branch.replace("A", "R"), branch.replace("A", "O"), branch.replace("A", "C")):
@@ -110,14 +110,14 @@ def test_approximated_steps_are_those_of_a_loop_by_hand(branch, scale):
 
 
 def test_weights_of_one_add_the_difference_and_of_zero_nothing():
-    pipe, ones = tiny.pixart(), {"low": [1.0] * 6, "high": [1.0] * 6, "radius": 0.2}
+    pipe, ones = pipelines.pixart(), {"low": [1.0] * 6, "high": [1.0] * 6, "radius": 0.2}
     with planned(pipe, "CCAACA", approximate={"low": 1.0, "high": 1.0}).apply(pipe):
-        found = tiny.run(pipe)
+        found = pipelines.run(pipe)
     expected = by_hand(pipe, "CCAACA", weights=ones)
     assert (found - expected).norm() < 1e-5 * expected.norm()
     expected = by_hand(pipe, "CCOOCO")
     with planned(pipe, "CCAACA", approximate={"low": 0.0, "high": 0.0}).apply(pipe):
-        assert torch.equal(tiny.run(pipe), expected)  # u = c
+        assert torch.equal(pipelines.run(pipe), expected)  # u = c
 
 
 @pytest.mark.parametrize("sides", [(8, 8), (10, 15), (7, 16), (3, 3)])
@@ -145,10 +145,10 @@ def test_the_whole_spectrum_is_low_at_a_large_radius_and_its_mean_alone_at_none(
 
 
 def test_t_gate_is_cross_attention_reused_and_guidance_off_from_one_step_on():
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     expected = by_hand_gated(pipe, gate=2)
     with planned(pipe, "CCOOOO", rules=[["transformer_blocks.*:attn2", "CC R*4"]]).apply(pipe):
-        found = tiny.run(pipe)
+        found = pipelines.run(pipe)
     assert (found - expected).norm() < 1e-5 * expected.norm()
     assert not torch.allclose(found, by_hand(pipe, "CCOOOO"), rtol=1e-3)
 
@@ -174,37 +174,37 @@ def by_hand_gated(pipe, gate: int) -> Tensor:
 
 @pytest.mark.parametrize("branch", ["CCCCCC", "CRCRCR", "OCMRCR"])
 def test_a_scale_schedule_is_that_of_a_loop_by_hand(branch):
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     expected = by_hand(pipe, branch, SCALES)
     with planned(pipe, branch, SCALES).apply(pipe):
-        found = tiny.run(pipe)
+        found = pipelines.run(pipe)
     assert (found - expected).norm() < 1e-5 * expected.norm()
     assert not torch.allclose(found, by_hand(pipe, branch), rtol=1e-2)
 
 
 def test_the_own_scale_is_bit_exact():
-    pipe = tiny.pixart()
-    bare = tiny.run(pipe)
+    pipe = pipelines.pixart()
+    bare = pipelines.run(pipe)
     for parts in ({}, {"scale": [CALL] * 6}, {"branch": "CCCCCC"}):
         schedule = planned(pipe, **parts)
-        assert schedule.guidance.is_off and schedule == tiny.schedule(pipe)
+        assert schedule.guidance.is_off and schedule == pipelines.schedule(pipe)
         with schedule.apply(pipe):
-            assert torch.equal(tiny.run(pipe), bare)
-            tiny.run(pipe, guidance=1.0)  # off asks for nothing
+            assert torch.equal(pipelines.run(pipe), bare)
+            pipelines.run(pipe, guidance=1.0)  # off asks for nothing
     with planned(pipe, scale=[CALL] * 5 + [2.0]).apply(pipe) as handle:  # the steps before are untouched
         seen = []
-        tiny.run(pipe, callback=lambda i, t, x: seen.append(x.clone()), callback_steps=1)
+        pipelines.run(pipe, callback=lambda i, t, x: seen.append(x.clone()), callback_steps=1)
         assert handle.stats()["peak_bytes"] == 0
     plain = []
-    tiny.run(pipe, callback=lambda i, t, x: plain.append(x.clone()), callback_steps=1)
+    pipelines.run(pipe, callback=lambda i, t, x: plain.append(x.clone()), callback_steps=1)
     assert [torch.equal(a, b) for a, b in zip(seen, plain, strict=True)] == [True] * 5 + [False]
 
 
 @pytest.mark.parametrize("branch", ["CCOOCO", "CRCRRC", "COCROO"])
 def test_the_first_half_is_the_conditional_one_of_dit(branch):
-    pipe = tiny.dit()
+    pipe = pipelines.dit()
     with planned(pipe, branch).apply(pipe):
-        found = tiny.classes(pipe)
+        found = pipelines.classes(pipe)
     model, scheduler = pipe.transformer, copy.deepcopy(pipe.scheduler)
     scheduler.set_timesteps(6)
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -230,7 +230,7 @@ class HalvesByHand(ByHand):
         scheduler = copy.deepcopy(self.pipe.scheduler)
         scheduler.set_timesteps(6)
         self.places = list(range(6))
-        given = tiny.embeddings(2)
+        given = pipelines.embeddings(2)
         text, empty, mask = given["prompt_embeds"], given["negative_prompt_embeds"], given["prompt_attention_mask"]
         x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         kept: dict[str, dict] = {"u": {}, "c": {}}
@@ -255,7 +255,7 @@ class HalvesByHand(ByHand):
 @pytest.mark.parametrize("branch", ["CCCCCC", "CCOCRO", "CCRRMC", "CCCOOO", "CCMROC", "CCACAA", "CCAROA"])
 @pytest.mark.parametrize("name", CACHES)
 def test_with_caches_it_does_what_a_loop_by_hand_does(name, branch):
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     schedule = planned(pipe, branch, SCALES, CACHES[name], approximate={"low": 1.25, "high": 1.25})
     hand = HalvesByHand(pipe, schedule.plan.tokens, "index")
     expected = hand.guided(branch, SCALES)
@@ -266,7 +266,7 @@ def test_with_caches_it_does_what_a_loop_by_hand_does(name, branch):
         .register_forward_hook(lambda m, a, out: executed.append(len(out)))
     )
     with schedule.apply(pipe) as handle:
-        found = tiny.run(pipe)
+        found = pipelines.run(pipe)
         assert handle.memory.now == 0
     hook.remove()
     assert (found - expected).norm() < 1e-4 * expected.norm()
@@ -352,18 +352,18 @@ def test_kept_bytes_are_those_of_the_memory_behind_them(seed):
 
 
 def test_the_last_unconditional_output_is_all_that_reuse_keeps():
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     with planned(pipe, "CRCRCO").apply(pipe) as handle:
-        tiny.run(pipe)
+        pipelines.run(pipe)
         assert handle.stats()["peak_bytes"] == 2 * 8 * 8 * 8 * 4  # u of two prompts
     with planned(pipe, "CACACO").apply(pipe) as handle:
-        tiny.run(pipe)
+        pipelines.run(pipe)
         assert handle.stats()["peak_bytes"] == 2 * 8 * 8 * 8 * 4  # u - c
     with planned(pipe, "CRACAO").apply(pipe) as handle:
-        tiny.run(pipe)
+        pipelines.run(pipe)
         assert handle.stats()["peak_bytes"] == 2 * 2 * 8 * 8 * 8 * 4
     with planned(pipe, "COCOCO").apply(pipe) as handle:
-        tiny.run(pipe)
+        pipelines.run(pipe)
         assert handle.stats()["peak_bytes"] == 0
 
 
@@ -442,7 +442,7 @@ def test_settling_by_hand():
 
 
 def test_a_full_step_cannot_read_what_only_narrow_steps_computed():
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     rules = [["transformer_blocks.1:ff", "CCF1CRC"]]
     planned(pipe, "CCCOOO", rules=rules)
     planned(pipe, "OOOCCC", rules=rules)
@@ -460,7 +460,7 @@ def test_a_full_step_cannot_read_what_only_narrow_steps_computed():
 
 
 def test_weights_that_do_not_fit_are_refused():
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     with pytest.raises(ScheduleError, match="guidance.approximate.high has 2 entries; 6 steps need 6"):
         planned(pipe, "CACACA", approximate={"high": [1.0, 2.0]})
     with pytest.raises(ScheduleError, match=r"guidance.approximate.radius is '2.0'"):
@@ -479,17 +479,17 @@ def test_only_pictures_have_frequencies():
 
 @pytest.mark.parametrize("branch", ["CCCCCO", "CCCCCC"])
 def test_a_pipeline_without_guidance_is_refused(branch):
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     with planned(pipe, branch, scale=SCALES).apply(pipe) as handle:
         for batch in (1, 2, 3):
             with pytest.raises(ScheduleError, match=f"batch of {batch} is not two equal .* guidance_scale=3"):
-                tiny.run(pipe, guidance=1.0, batch=batch)
-        assert torch.isfinite(tiny.run(pipe)).all() and handle.memory.now == 0
+                pipelines.run(pipe, guidance=1.0, batch=batch)
+        assert torch.isfinite(pipelines.run(pipe)).all() and handle.memory.now == 0
 
 
 def test_one_call_per_half_is_refused():
-    pipe = tiny.pixart()
-    given = tiny.embeddings(2)["prompt_embeds"]
+    pipe = pipelines.pixart()
+    given = pipelines.embeddings(2)["prompt_embeds"]
     with torch.no_grad(), planned(pipe, "CCCCCO").apply(pipe):
         pipe.scheduler.set_timesteps(6)
         x = torch.zeros(2, 4, 8, 8)  # equal pictures, which the first check lets pass
@@ -500,7 +500,7 @@ def test_one_call_per_half_is_refused():
 
 def test_classes_that_are_not_known_to_guide_are_refused_by_name():
     with pytest.raises(ScheduleError, match="branch is M, but DiTTransformer2DModel has no text states to merge"):
-        planned(tiny.dit(), "CCCCCM")
+        planned(pipelines.dit(), "CCCCCM")
     flux = {
         "format": "schedule/1",
         "model": {
@@ -515,7 +515,7 @@ def test_classes_that_are_not_known_to_guide_are_refused_by_name():
 
 
 def test_a_merged_step_needs_text_states():
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     with torch.no_grad(), planned(pipe, "MCCCCC").apply(pipe):
         pipe.scheduler.set_timesteps(6)
         with pytest.raises(ScheduleError, match="branch is M at step 0, but the denoiser was given no encoder_hidden"):
@@ -527,9 +527,9 @@ def test_a_merged_step_needs_text_states():
 
 @pytest.mark.parametrize("kind", ["O", "M"])
 def test_all_arguments_are_halved_where_they_have_the_batch(kind):
-    pipe = tiny.pixart(attention_head_dim=6, cross_attention_dim=12, use_additional_conditions=True)
+    pipe = pipelines.pixart(attention_head_dim=6, cross_attention_dim=12, use_additional_conditions=True)
     generator = torch.Generator().manual_seed(0)
-    x, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(4, 5, tiny.CAPTION, generator=generator)
+    x, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(4, 5, pipelines.CAPTION, generator=generator)
     sizes = {"resolution": torch.rand(4, 2, generator=generator), "aspect_ratio": torch.rand(4, 1, generator=generator)}
     mask = torch.ones(4, 5)
     mask[2:, -1] = 0
@@ -550,11 +550,11 @@ def test_all_arguments_are_halved_where_they_have_the_batch(kind):
 
 
 def test_an_exception_in_mid_run_leaves_nothing():
-    pipe = tiny.pixart()
-    before = tiny.run(pipe)
+    pipe = pipelines.pixart()
+    before = pipelines.run(pipe)
     schedule = planned(pipe, "CRCRCO", SCALES, [["transformer_blocks.*:ff", "CRCRCR"]])
     with schedule.apply(pipe) as handle:
-        expected = tiny.run(pipe)
+        expected = pipelines.run(pipe)
         calls = []
 
         def fail(*_):
@@ -564,26 +564,26 @@ def test_an_exception_in_mid_run_leaves_nothing():
 
         hook = pipe.transformer.transformer_blocks[1].norm1.register_forward_hook(fail)
         with pytest.raises(RuntimeError, match="broken"):
-            tiny.run(pipe)
+            pipelines.run(pipe)
         hook.remove()
         assert handle.memory.now == 0
-        assert torch.equal(tiny.run(pipe), expected)
-        assert torch.equal(tiny.run(pipe, batch=2), expected)
-        tiny.run(pipe, batch=1, size=4)
-    assert tiny.traces(pipe.transformer) == [] and torch.equal(tiny.run(pipe), before)
+        assert torch.equal(pipelines.run(pipe), expected)
+        assert torch.equal(pipelines.run(pipe, batch=2), expected)
+        pipelines.run(pipe, batch=1, size=4)
+    assert pipelines.traces(pipe.transformer) == [] and torch.equal(pipelines.run(pipe), before)
 
 
 def test_equal_behaviour_has_one_digest():
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     a = planned(pipe, "CCCCOO", [3.0, 3.0, 3.0, 3.0, 1.0, 2.0])  # scales below O are dead
     assert a == planned(pipe, "CCCCOO") != planned(pipe, "CCCOOO")
     assert Schedule.from_dict(a.to_dict()) == a and a.to_dict()["guidance"] == {"call": 3.0, "branch": "CCCCOO"}
 
 
 def test_weights_that_nothing_uses_leave_no_trace():
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     assert planned(pipe, "CCCCOO", approximate=WEIGHTS) == planned(pipe, "CCCCOO")
-    assert planned(pipe, "CCCCCC", approximate=WEIGHTS) == tiny.schedule(pipe)
+    assert planned(pipe, "CCCCCC", approximate=WEIGHTS) == pipelines.schedule(pipe)
     a = planned(pipe, "CCCACA", approximate={"low": [0.0, 1.0, 2.0, 1.5, 3.0, 1.5], "high": 1.5, "radius": 0.3})
     assert a == planned(pipe, "CCCACA", approximate={"low": 1.5, "high": 1.5}) != planned(pipe, "CCCACA")
     assert a.to_dict()["guidance"] == {

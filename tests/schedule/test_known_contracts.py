@@ -13,7 +13,7 @@ from search.schedule.model.contracts import CONTRACTS, Contract
 from search.schedule.model.identity import model_part
 from search.schedule.model.nodes import Tree, blocks_of
 from search.schedule.values import leaves, map_tensors
-from tests.helpers.denoisers import BATCH, TINY, pipeline, run
+from tests.helpers.denoiser_loops import BATCH, TINY, pipeline, run
 
 EVERY = pytest.mark.parametrize("name", sorted(CONTRACTS))
 STEPS = 6

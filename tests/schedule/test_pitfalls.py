@@ -23,7 +23,7 @@ from diffusers.hooks import apply_group_offloading
 from search import Schedule, ScheduleError
 from search.kernels.forecast import combine
 from search.schedule.apply.forecast import newton_weights
-from tests.helpers import tiny
+from tests.helpers import pipelines
 from tests.helpers.counting_compiler import Counting
 
 RULES = [["transformer_blocks.*:attn2", "CRCRCR"], ["transformer_blocks.1", "CCRCRC"]]
@@ -31,15 +31,15 @@ RULES = [["transformer_blocks.*:attn2", "CRCRCR"], ["transformer_blocks.1", "CCR
 
 @pytest.fixture
 def pipe():
-    return tiny.pixart()
+    return pipelines.pixart()
 
 
 def applied(pipe, rules=RULES, steps=6, **parts):
-    return tiny.schedule(pipe, rules, steps, **parts).apply(pipe)
+    return pipelines.schedule(pipe, rules, steps, **parts).apply(pipe)
 
 
 def call(pipe, latents, t, **arguments):
-    given = tiny.embeddings(len(latents))
+    given = pipelines.embeddings(len(latents))
     return pipe.transformer(
         latents,
         encoder_hidden_states=given["prompt_embeds"],
@@ -65,24 +65,24 @@ def test_b01_steps_are_counted_by_the_scheduler_not_by_calls(pipe):
         pipe.scheduler = scheduler
         with applied(pipe, [["denoiser", "C*5" + "R" * (evaluations - 5)]], steps=evaluations) as handle:
             with pytest.raises(ScheduleError, match=f"this schedule has {evaluations} steps, but the pipeline runs"):
-                tiny.run(pipe, steps=evaluations)
-            tiny.run(pipe, steps=6)
+                pipelines.run(pipe, steps=evaluations)
+            pipelines.run(pipe, steps=6)
             assert handle.stats()["nodes"]["denoiser"] == {"C": 5, "R": evaluations - 5}
 
 
 def test_b02_no_state_reaches_the_next_picture(pipe):
     with applied(pipe):
-        first = tiny.run(pipe)
+        first = pipelines.run(pipe)
         with pytest.raises(ZeroDivisionError):
-            tiny.run(pipe, batch=3, callback=lambda *_: 1 / 0, callback_steps=1)
-        assert torch.equal(tiny.run(pipe), first)
+            pipelines.run(pipe, batch=3, callback=lambda *_: 1 / 0, callback_steps=1)
+        assert torch.equal(pipelines.run(pipe), first)
 
 
 def test_b03_another_batch_or_resolution_meets_no_stale_value(pipe):
     with applied(pipe) as handle, torch.no_grad():
-        tiny.run(pipe, batch=2)
-        small = tiny.run(pipe, batch=1, guidance=1.0)
-        large = tiny.run(pipe, size=12)
+        pipelines.run(pipe, batch=2)
+        small = pipelines.run(pipe, batch=1, guidance=1.0)
+        large = pipelines.run(pipe, size=12)
         pipe.scheduler.set_timesteps(6)  # within a run: a batch of 1 must not broadcast against the kept 2
         t = pipe.scheduler.timesteps[0]
         latents = torch.randn(2, 4, 8, 8)
@@ -93,9 +93,9 @@ def test_b03_another_batch_or_resolution_meets_no_stale_value(pipe):
             call(pipe, latents.half(), t)
         assert handle.stats()["runs"] == 4
     with applied(pipe):
-        assert torch.equal(tiny.run(pipe, batch=1, guidance=1.0), small)
+        assert torch.equal(pipelines.run(pipe, batch=1, guidance=1.0), small)
     with applied(pipe):
-        assert torch.equal(tiny.run(pipe, size=12), large)
+        assert torch.equal(pipelines.run(pipe, size=12), large)
 
 
 def test_b04_branches_are_kept_apart_whatever_their_order(pipe):
@@ -122,9 +122,9 @@ def test_b04_branches_are_kept_apart_whatever_their_order(pipe):
                 pipe.scheduler.step(latents, t, latents)
         runs.append({scale: torch.stack(found) for scale, found in outputs.items()})
     assert torch.equal(runs[2][1.0], runs[0][1.0]) and torch.equal(runs[2][2.0], runs[1][2.0])
-    dit = tiny.dit()  # one call, conditioned half first
+    dit = pipelines.dit()  # one call, conditioned half first
     with applied(dit, [["transformer_blocks.*:attn1", "CRCRCR"]]):
-        assert torch.equal(tiny.classes(dit), tiny.classes(dit))
+        assert torch.equal(pipelines.classes(dit), pipelines.classes(dit))
 
 
 def test_b05_guidance_that_ends_in_mid_run_is_refused(pipe):
@@ -140,27 +140,27 @@ def test_b05_guidance_that_ends_in_mid_run_is_refused(pipe):
 
 def test_b06_compilation_goes_beneath_the_hooks(pipe):
     """One graph for each set of components that is computed in a block, whatever the number of blocks and steps."""
-    before = tiny.run(pipe)
+    before = pipelines.run(pipe)
     with applied(pipe):
-        expected = tiny.run(pipe)
+        expected = pipelines.run(pipe)
     torch._dynamo.reset()
     backend = Counting()
     try:
-        schedule = tiny.schedule(pipe, RULES)
+        schedule = pipelines.schedule(pipe, RULES)
         with schedule.apply(pipe, compile=backend.compile):
-            assert torch.allclose(tiny.run(pipe), expected, rtol=1e-4, atol=1e-2)
+            assert torch.allclose(pipelines.run(pipe), expected, rtol=1e-4, atol=1e-2)
             graphs = backend.graphs
-            tiny.run(pipe)
+            pipelines.run(pipe)
             assert backend.graphs == graphs  # nothing new at later steps and runs
         assert graphs == 2  # attn2 computed, attn2 reused
-        assert tiny.traces(pipe.transformer) == []  # the compiled forwards are gone too
-        assert torch.equal(tiny.run(pipe), before) and backend.graphs == graphs
-        other = tiny.schedule(pipe, [["transformer_blocks.*:*", "CRRCRC"], ["denoiser", "CCCCCR"]])
+        assert pipelines.traces(pipe.transformer) == []  # the compiled forwards are gone too
+        assert torch.equal(pipelines.run(pipe), before) and backend.graphs == graphs
+        other = pipelines.schedule(pipe, [["transformer_blocks.*:*", "CRRCRC"], ["denoiser", "CCCCCR"]])
         with other.apply(pipe, compile=backend.compile):
-            tiny.run(pipe)
+            pipelines.run(pipe)
         assert backend.graphs == 4  # no storm: all computed, all reused
         for compiled in ("whole", "in place", "block", "forward"):
-            bare = tiny.pixart()
+            bare = pipelines.pixart()
             denoiser = bare.transformer
             if compiled == "whole":
                 bare.transformer = torch.compile(denoiser, backend=backend)
@@ -177,7 +177,7 @@ def test_b06_compilation_goes_beneath_the_hooks(pipe):
             with pytest.raises(
                 ScheduleError, match="denoiser was replaced by a OptimizedModule after the schedule was"
             ):
-                tiny.run(pipe)
+                pipelines.run(pipe)
     finally:
         torch._dynamo.reset()
 
@@ -187,9 +187,9 @@ def test_b06_compilation_goes_beneath_the_hooks(pipe):
 def test_b07_offloading_works_in_every_order(pipe, first, last):
     """Accelerate adds and removes its hooks anew at the end of each call; the CPU stands in for a GPU."""
     pytest.importorskip("accelerate")
-    before = tiny.run(pipe)
+    before = pipelines.run(pipe)
     with applied(pipe):
-        expected = tiny.run(pipe)
+        expected = pipelines.run(pipe)
     if first == "offload":
         pipe.enable_model_cpu_offload(device="cpu")
         handle = applied(pipe)
@@ -197,54 +197,54 @@ def test_b07_offloading_works_in_every_order(pipe, first, last):
         handle = applied(pipe)
         pipe.enable_model_cpu_offload(device="cpu")
     for _ in range(3):
-        assert torch.equal(tiny.run(pipe), expected)
+        assert torch.equal(pipelines.run(pipe), expected)
     assert handle.stats()["runs"] == 3 and handle.stats()["nodes"]["transformer_blocks.1"] == {"C": 12, "R": 6}
     if last == "offload":
         pipe.remove_all_hooks()
-        assert torch.equal(tiny.run(pipe), expected)
+        assert torch.equal(pipelines.run(pipe), expected)
         handle.remove()
     else:
         handle.remove()
-        assert torch.equal(tiny.run(pipe), before)
+        assert torch.equal(pipelines.run(pipe), before)
         assert hasattr(pipe.transformer, "_hf_hook")
         pipe.remove_all_hooks()
-    assert torch.equal(tiny.run(pipe), before)
-    assert [t for t in tiny.traces(pipe.transformer) if not t.endswith(".forward")] == []
+    assert torch.equal(pipelines.run(pipe), before)
+    assert [t for t in pipelines.traces(pipe.transformer) if not t.endswith(".forward")] == []
     with applied(pipe):
-        assert torch.equal(tiny.run(pipe), expected)
+        assert torch.equal(pipelines.run(pipe), expected)
 
 
 @pytest.mark.parametrize("first", ["offload", "schedule"])
 def test_b07_offloading_module_by_module_works_too(pipe, first):
     accelerate = pytest.importorskip("accelerate")
-    before = tiny.run(pipe)
+    before = pipelines.run(pipe)
     rules = [*RULES, ["transformer_blocks.*:ff", "CCF1CF1C"], ["transformer_blocks", "CCCCCR"]]
     with applied(pipe, rules):
-        expected = tiny.run(pipe)
+        expected = pipelines.run(pipe)
     if first == "schedule":
         handle = applied(pipe, rules)
     accelerate.cpu_offload(pipe.transformer, execution_device=torch.device("cpu"))
     if first == "offload":
         handle = applied(pipe, rules)
-    assert torch.equal(tiny.run(pipe), expected) and torch.equal(tiny.run(pipe), expected)
+    assert torch.equal(pipelines.run(pipe), expected) and torch.equal(pipelines.run(pipe), expected)
     handle.remove()
-    assert torch.equal(tiny.run(pipe), before)
+    assert torch.equal(pipelines.run(pipe), before)
     accelerate.hooks.remove_hook_from_module(pipe.transformer, recurse=True)
-    assert torch.equal(tiny.run(pipe), before)
+    assert torch.equal(pipelines.run(pipe), before)
 
 
 def test_b08_group_offloading_sees_every_node_at_the_first_step(pipe):
     """A plan starts with C for whatever it reads, and S at step 0 is a plan's own choice; streams need a GPU."""
     with pytest.raises(ScheduleError, match="at step 0 is R"):
-        tiny.schedule(pipe, [["transformer_blocks.1", "RCCCCC"]])
-    before = tiny.run(pipe)
+        pipelines.schedule(pipe, [["transformer_blocks.1", "RCCCCC"]])
+    before = pipelines.run(pipe)
     with applied(pipe):
-        expected = tiny.run(pipe)
+        expected = pipelines.run(pipe)
     cpu = torch.device("cpu")
     apply_group_offloading(pipe.transformer, cpu, offload_type="leaf_level")
     with applied(pipe):
-        assert torch.equal(tiny.run(pipe), expected)
-    assert torch.equal(tiny.run(pipe), before)
+        assert torch.equal(pipelines.run(pipe), expected)
+    assert torch.equal(pipelines.run(pipe), before)
     assert pipe.transformer.transformer_blocks[1].attn2.to_q._diffusers_hook.hooks  # theirs stay
 
 
@@ -269,14 +269,14 @@ def test_b09_what_a_pipeline_writes_into_is_not_what_is_kept(pipe):
 def test_b12_names_that_match_nothing_are_errors(pipe):
     for name in ("transformer_blocks.*:attn", "transformer_blocks.*:ffn", "blocks.*", "transformer_blocks.*:ff.net"):
         with pytest.raises(ScheduleError, match="matches no node of PixArt.*for example 'transformer_blocks.*:ff'"):
-            tiny.schedule(pipe, [[name, "CRCRCR"]])
+            pipelines.schedule(pipe, [[name, "CRCRCR"]])
 
 
 def test_b13_chunked_feed_forward_is_refused(pipe):
     pipe.transformer.transformer_blocks[1].set_chunk_feed_forward(4, 1)
     with pytest.raises(ScheduleError, match=r"transformer_blocks.1 runs its feed-forward in chunks; call disable_for"):
         applied(pipe)
-    assert tiny.traces(pipe.transformer) == []
+    assert pipelines.traces(pipe.transformer) == []
 
 
 def test_b14_fused_projections_and_other_processors_keep_the_hooks(pipe):
@@ -284,25 +284,25 @@ def test_b14_fused_projections_and_other_processors_keep_the_hooks(pipe):
     from diffusers.models.attention_processor import AttnProcessor
 
     with applied(pipe) as handle:
-        expected = tiny.run(pipe)
+        expected = pipelines.run(pipe)
         pipe.transformer.set_attn_processor(AttnProcessor())
-        found = tiny.run(pipe)
+        found = pipelines.run(pipe)
         assert (found - expected).norm() < 1e-3 * expected.norm()
         pipe.transformer.fuse_qkv_projections()
-        tiny.run(pipe)
+        pipelines.run(pipe)
         pipe.transformer.unfuse_qkv_projections()
         assert handle.stats()["nodes"]["transformer_blocks.1"] == {"C": 12, "R": 6}
 
 
 def test_b15_a_reused_stack_would_drop_what_a_controlnet_adds_between_its_blocks():
-    from tests.helpers.denoisers import TINY, pipeline
+    from tests.helpers.denoiser_loops import TINY, pipeline
 
     pipe = pipeline("FluxTransformer2DModel")
     given = TINY["FluxTransformer2DModel"].given() | {"timestep": torch.full((2,), 0.5)}
     latents = torch.zeros(TINY["FluxTransformer2DModel"].sample)
     added = [torch.zeros(2, 16, 16)] * 2
     for selector, refused in (("transformer_blocks", True), ("transformer_blocks.*:ff", False)):
-        with torch.no_grad(), tiny.schedule(pipe, [[selector, "CRCRCR"]]).apply(pipe):
+        with torch.no_grad(), pipelines.schedule(pipe, [[selector, "CRCRCR"]]).apply(pipe):
             pipe.scheduler.set_timesteps(6)
             if refused:
                 with pytest.raises(ScheduleError, match="reuses the whole of transformer_blocks, .*ControlNet adds"):
@@ -312,13 +312,13 @@ def test_b15_a_reused_stack_would_drop_what_a_controlnet_adds_between_its_blocks
 
 
 def test_b16_blocks_stay_in_place_for_code_that_reads_them():
-    dit = tiny.dit()  # its last layer reads transformer_blocks[0].norm1.emb
+    dit = pipelines.dit()  # its last layer reads transformer_blocks[0].norm1.emb
     names = [name for name, _ in dit.transformer.named_parameters()]
     block = dit.transformer.transformer_blocks[0]
     with applied(dit, [["transformer_blocks.0", "CSRSRS"]]):
         assert dit.transformer.transformer_blocks[0] is block and block.norm1.emb is not None
         assert [name for name, _ in dit.transformer.named_parameters()] == names
-        assert tiny.classes(dit).isfinite().all()
+        assert pipelines.classes(dit).isfinite().all()
 
 
 def test_b17_the_grid_that_runs_is_the_grid_that_was_written(pipe):
@@ -329,12 +329,12 @@ def test_b17_the_grid_that_runs_is_the_grid_that_was_written(pipe):
         "timesteps": [990.5, 800.25, 500.0, 10.5],
         "sigmas": [0.9, 0.75, 0.5, 0.25, 0.0],
     }
-    with tiny.schedule(pipe, steps=4, sampler=part).apply(pipe):
+    with pipelines.schedule(pipe, steps=4, sampler=part).apply(pipe):
         pipe.scheduler.set_timesteps(4)
         assert pipe.scheduler.timesteps.tolist() == part["timesteps"]
         assert torch.equal(pipe.scheduler.sigmas, torch.tensor(part["sigmas"]))
     with pytest.raises(ScheduleError, match="sampler.timesteps must fall strictly"):
-        tiny.schedule(pipe, steps=4, sampler=part | {"timesteps": [9, 9, 8, 7]})
+        pipelines.schedule(pipe, steps=4, sampler=part | {"timesteps": [9, 9, 8, 7]})
 
 
 def test_b18_signatures_stay_visible(pipe):
@@ -351,7 +351,7 @@ def test_b19_replaced_schedulers_and_copies_are_noticed(pipe):
     with applied(pipe):
         pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
         with pytest.raises(ScheduleError, match="the pipeline's scheduler was replaced by EulerDiscreteScheduler"):
-            tiny.run(pipe)
+            pipelines.run(pipe)
     with applied(pipe), pytest.raises(ScheduleError, match="a schedule is applied here; remove it before copying"):
         copy.deepcopy(pipe.transformer)
 
@@ -367,26 +367,26 @@ def test_b20_partial_runs_are_refused(pipe):
         pipe.scheduler.set_timesteps(6)
         for t in pipe.scheduler.timesteps[:3]:  # interrupted, as denoising_end does: the next run is a whole one
             pipe.scheduler.step(call(pipe, latents, t).sample[:, :4], t, latents)
-        expected = tiny.run(pipe)
+        expected = pipelines.run(pipe)
     with applied(pipe):
-        assert torch.equal(tiny.run(pipe), expected)
+        assert torch.equal(pipelines.run(pipe), expected)
 
 
 def test_b21_stochastic_solvers_draw_the_same_noise(pipe):
     pipe.scheduler = EulerAncestralDiscreteScheduler()
-    bare = tiny.run(pipe)
+    bare = pipelines.run(pipe)
     with Schedule.off(pipe).apply(pipe):
-        assert torch.equal(tiny.run(pipe), bare)
+        assert torch.equal(pipelines.run(pipe), bare)
     with applied(pipe):
-        assert torch.equal(tiny.run(pipe), tiny.run(pipe))
+        assert torch.equal(pipelines.run(pipe), pipelines.run(pipe))
 
 
 def test_b22_the_order_may_drop_where_values_are_reused(pipe):
     part = {"class": "DPMSolverMultistepScheduler", "order": "121211"}
     with applied(pipe, [["denoiser", "CCRCRC"]], sampler=part):
-        lowered = tiny.run(pipe)
+        lowered = pipelines.run(pipe)
     with applied(pipe, [["denoiser", "CCRCRC"]], sampler=part | {"order": "122221"}):
-        assert not torch.equal(tiny.run(pipe), lowered)
+        assert not torch.equal(pipelines.run(pipe), lowered)
 
 
 def test_b23_forecasts_know_uneven_steps_types_and_history(pipe):
@@ -394,11 +394,11 @@ def test_b23_forecasts_know_uneven_steps_types_and_history(pipe):
     assert newton_weights([0.0, 4.0], 6.0) == [-0.5, 1.5]
     assert combine(values, [-0.5, 1.5]).dtype == torch.bfloat16 and combine(values, [-0.5, 1.5]).item() == 2.5
     with pytest.raises(ScheduleError, match="transformer_blocks.0:ff at step 2 is F2, which reads 3"):
-        tiny.schedule(pipe, [["transformer_blocks.*:ff", "CCF2CCC"]])
+        pipelines.schedule(pipe, [["transformer_blocks.*:ff", "CCF2CCC"]])
     runs = []
     for axis in ("index", "timestep", "sigma", "logsnr"):
         with applied(pipe, [["denoiser", "CCF1CF2C"]], axis=axis):
-            runs.append(tiny.run(pipe))
+            runs.append(pipelines.run(pipe))
     assert all(not torch.equal(a, b) for i, a in enumerate(runs) for b in runs[:i])
 
 
@@ -442,14 +442,14 @@ def test_b27_kept_values_hold_no_graph(pipe):
 
 def test_b28_one_handle_drives_one_denoiser(pipe):
     """Pipelines of two denoisers have no contract yet; two pipelines at work do not meet."""
-    other = tiny.pixart(blocks=2)
+    other = pipelines.pixart(blocks=2)
     with applied(pipe), applied(other, [["denoiser", "CRRRRR"]]) as handle:
-        expected = tiny.run(pipe), tiny.run(other)
+        expected = pipelines.run(pipe), pipelines.run(other)
         assert handle.stats()["runs"] == 1
     with applied(other, [["denoiser", "CRRRRR"]]):
-        assert torch.equal(tiny.run(other), expected[1])
+        assert torch.equal(pipelines.run(other), expected[1])
     with applied(pipe):
-        assert torch.equal(tiny.run(pipe), expected[0])
+        assert torch.equal(pipelines.run(pipe), expected[0])
 
 
 def test_b29_patched_classes_are_refused(pipe, monkeypatch):
@@ -472,16 +472,16 @@ def test_b29_patched_classes_are_refused(pipe, monkeypatch):
 
 def test_b30_models_that_hide_their_parts_are_refused(pipe):
     """Quantised layers keep their places; a denoiser without the contract's modules is named before anything runs."""
-    schedule = tiny.schedule(pipe, RULES)
+    schedule = pipelines.schedule(pipe, RULES)
     del pipe.transformer.transformer_blocks[2].ff
     with pytest.raises(ScheduleError, match="has no transformer_blocks.2:ff: BasicTransformerBlock lacks 'ff'"):
         schedule.apply(pipe)
-    assert tiny.traces(pipe.transformer) == []
+    assert pipelines.traces(pipe.transformer) == []
 
 
 def test_b31_resolution_is_part_of_the_fingerprint_and_shifts_are_those_of_the_file(pipe):
-    schedule = tiny.schedule(pipe, RULES)
-    larger = tiny.pixart(sample_size=16)
+    schedule = pipelines.schedule(pipe, RULES)
+    larger = pipelines.pixart(sample_size=16)
     with pytest.raises(ScheduleError, match="another architecture or resolution"):
         schedule.apply(larger)
     base = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
@@ -490,7 +490,7 @@ def test_b31_resolution_is_part_of_the_fingerprint_and_shifts_are_those_of_the_f
     part = {"class": "FlowMatchEulerDiscreteScheduler", "config": {"use_dynamic_shifting": True}}
     pipe.scheduler = base
     sampler = part | {"timesteps": timesteps, "sigmas": sigmas}
-    with tiny.schedule(pipe, steps=4, sampler=sampler).apply(pipe):
+    with pipelines.schedule(pipe, steps=4, sampler=sampler).apply(pipe):
         pipe.scheduler.set_timesteps(4, mu=1.5)  # another resolution's shift does not move the schedule
         assert pipe.scheduler.sigmas.tolist() == sigmas
 
@@ -514,7 +514,7 @@ def test_b33_other_caches_are_refused(pipe):
     apply_first_block_cache(pipe.transformer, FirstBlockCacheConfig(threshold=0.1))
     with pytest.raises(ScheduleError, match="transformer_blocks.0 carries the cache hook '.*'; remove the other cache"):
         applied(pipe)
-    fresh = tiny.pixart()
+    fresh = pipelines.pixart()
     fresh.transformer.is_cache_enabled = True
     with pytest.raises(ScheduleError, match="another cache is enabled on this denoiser"):
         applied(fresh)

@@ -29,7 +29,7 @@ from search.schedule.schedulers import (
     scheduler_class,
     scheduler_grid,
 )
-from tests.helpers import tiny
+from tests.helpers import pipelines
 
 flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0}
 STOCK = {
@@ -333,7 +333,7 @@ def test_wrapped_methods_show_their_own_signatures():
 
 
 def test_a_pipeline_runs_the_schedules_sampler():
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     euler = EulerDiscreteScheduler(use_karras_sigmas=True)
     timesteps, sigmas = scheduler_grid(euler, 4)
     part = {
@@ -341,10 +341,12 @@ def test_a_pipeline_runs_the_schedules_sampler():
         "config": public_config(EulerDiscreteScheduler()),
         "timesteps": timesteps,
     }
-    expected = tiny.run(tiny.pixart(scheduler=euler), steps=4)
-    with tiny.schedule(pipe, steps=4, sampler=part | {"sigmas": sigmas}).apply(pipe):
-        assert torch.equal(tiny.run(pipe, steps=4), expected)
-        assert torch.equal(tiny.run(pipe, steps=30), expected)  # the schedule's grid, whatever is asked for
-    dpm = tiny.pixart(scheduler=DPMSolverMultistepScheduler(solver_order=3))
-    with tiny.schedule(pipe, steps=6, sampler={"class": "DPMSolverMultistepScheduler", "order": "123321"}).apply(pipe):
-        assert torch.equal(tiny.run(pipe), tiny.run(dpm))
+    expected = pipelines.run(pipelines.pixart(scheduler=euler), steps=4)
+    with pipelines.schedule(pipe, steps=4, sampler=part | {"sigmas": sigmas}).apply(pipe):
+        assert torch.equal(pipelines.run(pipe, steps=4), expected)
+        assert torch.equal(pipelines.run(pipe, steps=30), expected)  # the schedule's grid, whatever is asked for
+    dpm = pipelines.pixart(scheduler=DPMSolverMultistepScheduler(solver_order=3))
+    with pipelines.schedule(pipe, steps=6, sampler={"class": "DPMSolverMultistepScheduler", "order": "123321"}).apply(
+        pipe
+    ):
+        assert torch.equal(pipelines.run(pipe), pipelines.run(dpm))

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import tiny
+from tests.helpers import pipelines
 
 CHILD = r"""
 import json, os, resource, sys, time, warnings
@@ -24,7 +24,7 @@ warnings.simplefilter("ignore")
 import torch, diffusers
 from pathlib import Path
 from search import Schedule, ScheduleError
-from tests.helpers import tiny
+from tests.helpers import pipelines
 
 torch.set_num_threads(1)
 folder, order = Path(sys.argv[1]), json.loads(sys.argv[2])
@@ -39,7 +39,7 @@ def watch(event, arguments):
         if not (event == "open" and name.startswith(allowed) and arguments[1] in ("r", "rb", None)):
             events.append([event, name[:200]])
 
-pipe = tiny.pixart()
+pipe = pipelines.pixart()
 def attempt(name):
     began = time.process_time()
     try:
@@ -47,7 +47,7 @@ def attempt(name):
         told = "valid"
         try:
             with schedule.apply(pipe):
-                tiny.run(pipe, steps=schedule.steps or 6, batch=1)
+                pipelines.run(pipe, steps=schedule.steps or 6, batch=1)
         except ScheduleError as error:
             told = f"refused when applied: {error}"
     except ScheduleError as error:
@@ -92,8 +92,8 @@ def tensors(header: dict[str, Any], data: bytes = b"") -> bytes:
 
 def hostile(folder: Path) -> dict[str, str]:
     """Files by name, and what each has to end in: a part of the message, or `valid`."""
-    pipe = tiny.pixart()
-    good = tiny.content(pipe, [["transformer_blocks.*:ff", "CRCRCR"]], made={"by": "test"})
+    pipe = pipelines.pixart()
+    good = pipelines.content(pipe, [["transformer_blocks.*:ff", "CRCRCR"]], made={"by": "test"})
     sampler = {"class": "DPMSolverMultistepScheduler", "config": {}}
     steps = {"transformer_blocks.0:ff": [1, 3, 5]}
     wanted: dict[str, str] = {}

@@ -19,8 +19,8 @@ from search.evaluate.fit.solver import Fitter
 from search.profile.count import count_costs
 from search.schedule.model.identity import model_part
 from search.schedule.schedulers import public_config, scheduler_grid
-from tests.helpers.denoisers import BATCH, TINY, Pipeline, pipeline, run
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
+from tests.helpers.denoiser_loops import BATCH, TINY, Pipeline, pipeline, run
 
 STEPS = 6
 UNET = "UNet2DConditionModel"

@@ -17,7 +17,7 @@ from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.plan.guidance import settle_branches
 from search.schedule.plan.plan import Plan
 from search.schedule.plan.tokens import denoiser_switches
-from tests.helpers import tiny
+from tests.helpers import pipelines
 from tests.helpers.guidance_by_hand import approximated
 from tests.helpers.pixart_by_hand import ByHand
 
@@ -26,7 +26,7 @@ LARGE, SMALL = 3, 1  # blocks
 
 def pair(**config: Any) -> tuple[Any, Any]:
     """A large and a small pipeline of the same latents and text states."""
-    return tiny.pixart(LARGE), tiny.pixart(SMALL, **config)
+    return pipelines.pixart(LARGE), pipelines.pixart(SMALL, **config)
 
 
 def part(small: Any, at: str, **more: Any) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def part(small: Any, at: str, **more: Any) -> dict[str, Any]:
 
 
 def stitched(large: Any, small: Any, at: str, rules: Any = (), **parts: Any) -> Schedule:
-    return tiny.schedule(large, rules, steps=len(at), **part(small, at), **parts)
+    return pipelines.schedule(large, rules, steps=len(at), **part(small, at), **parts)
 
 
 class StitchedByHand(ByHand):
@@ -69,15 +69,15 @@ PLANS = {
 @pytest.mark.parametrize("name", PLANS)
 def test_the_stock_pipeline_does_what_a_loop_by_hand_does(name, at):
     large, small = pair()
-    bare = tiny.run(large, steps=8)
+    bare = pipelines.run(large, steps=8)
     schedule = stitched(large, small, at, PLANS[name])
     with schedule.apply(large, models={"S": small}) as handle:
-        found, again = tiny.run(large, steps=8), tiny.run(large, steps=8)
+        found, again = pipelines.run(large, steps=8), pipelines.run(large, steps=8)
         assert handle.memory.now == 0
     expected = StitchedByHand(large, small, at, schedule.plan.tokens)(steps=8)
     assert torch.equal(found, again)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert torch.equal(tiny.run(large, steps=8), bare)
+    assert torch.equal(pipelines.run(large, steps=8), bare)
     if "S" in at:
         assert not torch.allclose(found, bare, rtol=1e-3)
 
@@ -87,7 +87,7 @@ def test_models_may_change_back_and_forth():
     at, rules = "SLLSSLLL", [["denoiser", "CCRCRCRC"], ["transformer_blocks.*:ff", "CCCCCCCR"]]
     schedule = stitched(large, small, at, rules[:1])
     with schedule.apply(large, models={"S": small}) as handle:
-        found = tiny.run(large, steps=8)
+        found = pipelines.run(large, steps=8)
         stats = handle.stats()
     torch.testing.assert_close(found, StitchedByHand(large, small, at, schedule.plan.tokens)(steps=8))
     assert stats["models"] == {"L": 3, "S": 2} and stats["denoiser_calls"] == 8
@@ -97,23 +97,23 @@ def test_models_may_change_back_and_forth():
 
 def test_own_at_every_step_is_bit_exact_and_needs_no_other():
     large, small = pair()
-    bare = tiny.run(large)
+    bare = pipelines.run(large)
     schedule = stitched(large, small, "LLLLLL")
     with schedule.apply(large) as handle:
-        assert torch.equal(tiny.run(large), bare)
+        assert torch.equal(pipelines.run(large), bare)
         assert handle.stats()["models"] == {"L": 6}
-    assert schedule == tiny.schedule(large) and schedule.models is None
+    assert schedule == pipelines.schedule(large) and schedule.models is None
 
 
 @pytest.mark.parametrize("bare", [True, False])
 def test_small_at_every_step_is_the_small_pipeline_bit_for_bit(bare):
     large, small = pair()
-    own, given = tiny.run(small), {"S": small.transformer if bare else small}
+    own, given = pipelines.run(small), {"S": small.transformer if bare else small}
     with stitched(large, small, "SSSSSS").apply(large, models=given) as handle:
-        assert torch.equal(tiny.run(large), own)
+        assert torch.equal(pipelines.run(large), own)
         stats = handle.stats()
         assert stats["models"] == {"L": 0, "S": 6} and stats["block_executions"] == 0
-    assert tiny.traces(large.transformer) == tiny.traces(small.transformer) == []
+    assert pipelines.traces(large.transformer) == pipelines.traces(small.transformer) == []
 
 
 def test_the_small_denoiser_keeps_the_hooks_that_it_has():
@@ -121,13 +121,13 @@ def test_the_small_denoiser_keeps_the_hooks_that_it_has():
     seen = []
     small.transformer.register_forward_hook(lambda *_: seen.append(1))
     with stitched(large, small, "SSSLLL").apply(large, models={"S": small}):
-        tiny.run(large)
+        pipelines.run(large)
     assert len(seen) == 3 and len(small.transformer._forward_hooks) == 1
 
 
 def test_the_solver_goes_on_across_a_switch():
     large, small = pair()
-    scheduler, text = copy.deepcopy(large.scheduler), tiny.embeddings(2)
+    scheduler, text = copy.deepcopy(large.scheduler), pipelines.embeddings(2)
     states = torch.cat([text["negative_prompt_embeds"], text["prompt_embeds"]])
     mask = torch.cat([text["negative_prompt_attention_mask"], text["prompt_attention_mask"]])
     scheduler.set_timesteps(6)
@@ -140,14 +140,14 @@ def test_the_solver_goes_on_across_a_switch():
             u, c = network(torch.cat([x, x]), timestep=t.expand(4), **given, return_dict=False)[0].chunk(2)
             x = scheduler.step((u + 3.0 * (c - u)).chunk(2, dim=1)[0], t, x).prev_sample
     with stitched(large, small, "SSLLLL").apply(large, models={"S": small}):
-        assert torch.equal(tiny.run(large), x)
+        assert torch.equal(pipelines.run(large), x)
 
 
 @pytest.mark.parametrize("branch", ["CROCAM", "CAOCRA"])
 def test_guidance_reads_nothing_from_before_a_switch(branch):
     large, small = pair()
     at, weights = "SSSLLL", {"low": 1.1, "high": 0.8, "radius": 0.3}
-    scheduler, embeds = copy.deepcopy(large.scheduler), tiny.embeddings(2)
+    scheduler, embeds = copy.deepcopy(large.scheduler), pipelines.embeddings(2)
     scheduler.set_timesteps(6)
     text, empty = embeds["prompt_embeds"], embeds["negative_prompt_embeds"]
     mask = embeds["prompt_attention_mask"]
@@ -173,7 +173,7 @@ def test_guidance_reads_nothing_from_before_a_switch(branch):
         x = scheduler.step(output.chunk(2, dim=1)[0], t, x).prev_sample
     schedule = stitched(large, small, at, guidance={"call": 3.0, "branch": branch, "approximate": weights})
     with schedule.apply(large, models={"S": small}):
-        torch.testing.assert_close(tiny.run(large), x, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(pipelines.run(large), x, rtol=1e-5, atol=1e-5)
 
 
 # Barriers
@@ -278,8 +278,8 @@ def test_equal_behaviour_has_one_digest():
     large, small = pair()
     whole = part(small, "SSSLLL")
     whole["models"]["names"]["M"] = whole["models"]["names"]["S"]
-    assert tiny.schedule(large, **whole) == stitched(large, small, "SSSLLL")
-    others = [stitched(large, small, "SSLLLL"), tiny.schedule(large, **part(small, "SSSLLL", name="another"))]
+    assert pipelines.schedule(large, **whole) == stitched(large, small, "SSSLLL")
+    others = [stitched(large, small, "SSLLLL"), pipelines.schedule(large, **part(small, "SSSLLL", name="another"))]
     assert len({stitched(large, small, "SSSLLL"), *others}) == 3
     bits = {"formats": {"w8": {"weight": 8}}, "layers": {"proj_out": "w8"}}
     assert stitched(large, small, "SSSSSS", bits=bits) == stitched(large, small, "SSSSSS")  # nothing runs them
@@ -299,13 +299,13 @@ def test_equal_behaviour_has_one_digest():
 def test_a_part_that_makes_no_sense_is_refused(change, words):
     large, small = pair()
     with pytest.raises(ScheduleError, match=words):
-        tiny.schedule(large, models=part(small, "SSSLLL")["models"] | change)
+        pipelines.schedule(large, models=part(small, "SSSLLL")["models"] | change)
 
 
 def test_models_need_steps():
     large, small = pair()
     with pytest.raises(ScheduleError, match="steps is missing; .* models, .* need it"):
-        tiny.schedule(large, steps=None, **part(small, "SSSLLL"))
+        pipelines.schedule(large, steps=None, **part(small, "SSSLLL"))
 
 
 # What is brought along
@@ -321,19 +321,19 @@ def test_what_is_missing_says_what_to_type():
         schedule.apply(large)
     with pytest.raises(ScheduleError, match=r"models has only 'small'; load its pipeline"):
         schedule.apply(large, models={"small": small})
-    assert tiny.traces(large.transformer) == []
+    assert pipelines.traces(large.transformer) == []
 
 
 def test_another_denoiser_than_the_schedule_names_is_refused():
     large, small = pair()
     schedule = stitched(large, small, "SSSLLL")
     with pytest.raises(ScheduleError, match=r"models.names.S.class is 'PixArt.*', but models\['S'\] is a DiT"):
-        schedule.apply(large, models={"S": tiny.dit()})
-    other = tiny.pixart(2)
+        schedule.apply(large, models={"S": pipelines.dit()})
+    other = pipelines.pixart(2)
     with pytest.raises(ScheduleError, match=r"models.names.S.fingerprint is .* strict=False"):
         schedule.apply(large, models={"S": other})
     with schedule.apply(large, models={"S": other}, strict=False) as handle:
-        tiny.run(large)
+        pipelines.run(large)
         assert handle.stats()["models"] == {"L": 3, "S": 3}
     with pytest.raises(ScheduleError, match="object has neither a transformer, a unet nor a denoiser"):
         schedule.apply(large, models={"S": object()})
@@ -358,13 +358,13 @@ def test_what_cannot_take_the_place_of_the_own_denoiser_is_refused(config, words
     large, small = pair(**config)
     with pytest.raises(ScheduleError, match=rf"models\['S'\].*{words}"):
         stitched(large, small, "SSSLLL").apply(large, models={"S": small})
-    assert tiny.traces(large.transformer) == tiny.traces(small.transformer) == []
+    assert pipelines.traces(large.transformer) == pipelines.traces(small.transformer) == []
 
 
 def test_another_resolution_is_accepted_where_that_is_asked_for():
     large, small = pair(sample_size=16)
     with stitched(large, small, "SSSLLL").apply(large, models={"S": small}, strict=False):
-        assert torch.isfinite(tiny.run(large)).all()
+        assert torch.isfinite(pipelines.run(large)).all()
 
 
 def test_another_type_is_refused():
@@ -385,7 +385,7 @@ def test_the_own_denoiser_is_no_other_one():
 def test_a_denoiser_with_a_schedule_of_its_own_is_refused():
     large, small = pair()
     with (
-        tiny.schedule(small).apply(small),
+        pipelines.schedule(small).apply(small),
         pytest.raises(ScheduleError, match=r"a schedule is already applied to this denoiser"),
     ):
         stitched(large, small, "SSSLLL").apply(large, models={"S": small})
@@ -416,7 +416,7 @@ def test_a_denoiser_that_is_called_in_another_way_is_refused():
 
 def test_an_exception_in_mid_run_leaves_nothing():
     large, small = pair()
-    bare = tiny.run(large)
+    bare = pipelines.run(large)
 
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
@@ -424,8 +424,8 @@ def test_an_exception_in_mid_run_leaves_nothing():
     with stitched(large, small, "SSSLLL").apply(large, models={"S": small}):
         hook = small.transformer.register_forward_hook(fail)
         with pytest.raises(RuntimeError, match="out of memory"):
-            tiny.run(large)
+            pipelines.run(large)
         hook.remove()
-        assert torch.isfinite(tiny.run(large)).all()
-    assert tiny.traces(large.transformer) == tiny.traces(small.transformer) == []
-    assert torch.equal(tiny.run(large), bare)
+        assert torch.isfinite(pipelines.run(large)).all()
+    assert pipelines.traces(large.transformer) == pipelines.traces(small.transformer) == []
+    assert torch.equal(pipelines.run(large), bare)

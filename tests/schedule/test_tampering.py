@@ -10,8 +10,8 @@ from diffusers.hooks import apply_first_block_cache
 
 from search import ScheduleError
 from search.schedule.apply.tampering import ModuleSnapshot
-from tests.helpers import tiny
-from tests.helpers.models import stable_diffusion
+from search.testing.pipelines import stable_diffusion
+from tests.helpers import pipelines
 
 RULES = [["transformer_blocks.*:attn1", "CRCRCR"], ["transformer_blocks.1", "CRCCCC"]]
 LATE = "after the schedule was applied"
@@ -19,21 +19,21 @@ LATE = "after the schedule was applied"
 
 @pytest.fixture
 def pipe() -> Any:
-    return tiny.pixart()
+    return pipelines.pixart()
 
 
 def refuse(pipe: Any, change: Any, text: str) -> None:
     """A change behind the schedule's back is refused at the next run, and forgotten with the schedule."""
-    before = tiny.run(pipe)
-    handle = tiny.schedule(pipe, RULES).apply(pipe)
-    expected = tiny.run(pipe)
+    before = pipelines.run(pipe)
+    handle = pipelines.schedule(pipe, RULES).apply(pipe)
+    expected = pipelines.run(pipe)
     undo = change(pipe)
     with pytest.raises(ScheduleError, match=text):
-        tiny.run(pipe)
+        pipelines.run(pipe)
     undo()
-    assert torch.equal(tiny.run(pipe), expected)
+    assert torch.equal(pipelines.run(pipe), expected)
     handle.remove()
-    assert torch.equal(tiny.run(pipe), before)
+    assert torch.equal(pipelines.run(pipe), before)
 
 
 def lora(pipe: Any) -> Any:
@@ -71,12 +71,12 @@ def test_a_lora_fused_after_apply_is_refused(pipe: Any) -> None:
 
 
 def test_a_lora_loaded_before_is_what_the_schedule_runs_on(pipe: Any) -> None:
-    bare = tiny.run(pipe)
+    bare = pipelines.run(pipe)
     undo = lora(pipe)
-    loaded = tiny.run(pipe)
-    with tiny.schedule(pipe, RULES).apply(pipe):
-        assert not torch.equal(tiny.run(pipe), loaded)
-    assert torch.equal(tiny.run(pipe), loaded) and not torch.equal(loaded, bare)
+    loaded = pipelines.run(pipe)
+    with pipelines.schedule(pipe, RULES).apply(pipe):
+        assert not torch.equal(pipelines.run(pipe), loaded)
+    assert torch.equal(pipelines.run(pipe), loaded) and not torch.equal(loaded, bare)
     undo()
 
 
@@ -103,12 +103,12 @@ def test_enable_cache_after_apply_is_refused() -> None:
     """By its flag, whatever hooks it takes: pyramid attention broadcast on a Flux."""
     from diffusers import PyramidAttentionBroadcastConfig
 
-    from tests.helpers.denoisers import TINY, pipeline
+    from tests.helpers.denoiser_loops import TINY, pipeline
 
     flux = pipeline("FluxTransformer2DModel")
     given = TINY["FluxTransformer2DModel"].given() | {"timestep": torch.full((2,), 0.5)}
     assert given
-    with tiny.schedule(flux, [["transformer_blocks.*:ff", "CRCRCR"]]).apply(flux):
+    with pipelines.schedule(flux, [["transformer_blocks.*:ff", "CRCRCR"]]).apply(flux):
         flux.scheduler.set_timesteps(6)
         config = PyramidAttentionBroadcastConfig(
             spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
@@ -135,20 +135,20 @@ def cache_dit(pipe: Any):
 
 def test_cache_dit_before_and_after_apply_is_refused(pipe: Any) -> None:
     with cache_dit(pipe) as enable:
-        handle = tiny.schedule(pipe, RULES).apply(pipe)
-        tiny.run(pipe)
+        handle = pipelines.schedule(pipe, RULES).apply(pipe)
+        pipelines.run(pipe)
         enable()
         with pytest.raises(ScheduleError, match=rf"another cache is enabled on this denoiser; .*turned on {LATE}"):
-            tiny.run(pipe)
+            pipelines.run(pipe)
         handle.remove()
-    other = tiny.pixart()
+    other = pipelines.pixart()
     with cache_dit(other) as enable:
         enable()
         with pytest.raises(ScheduleError, match="another cache is enabled on this denoiser; .* fights with a schedule"):
-            tiny.schedule(other, RULES).apply(other)
-    fresh = tiny.pixart()
-    with tiny.schedule(fresh, RULES).apply(fresh):  # its class is as it was
-        assert tiny.run(fresh).isfinite().all()
+            pipelines.schedule(other, RULES).apply(other)
+    fresh = pipelines.pixart()
+    with pipelines.schedule(fresh, RULES).apply(fresh):  # its class is as it was
+        assert pipelines.run(fresh).isfinite().all()
 
 
 def test_deep_cache_before_and_after_apply_is_refused() -> None:
@@ -156,7 +156,7 @@ def test_deep_cache_before_and_after_apply_is_refused() -> None:
     pipe = stable_diffusion()
     helper = helpers.DeepCacheSDHelper(pipe=pipe)
     helper.set_params(cache_interval=2, cache_branch_id=0)
-    schedule = tiny.schedule(pipe, [["mid_block.*", "CRCRCR"]])
+    schedule = pipelines.schedule(pipe, [["mid_block.*", "CRCRCR"]])
     with schedule.apply(pipe):
         pipe.scheduler.set_timesteps(6)
         helper.enable()
@@ -188,10 +188,10 @@ def test_a_module_that_is_replaced_or_taken_away_is_named(pipe: Any) -> None:
 
 def test_another_type_between_runs_is_the_schedule_on_that_type(pipe: Any) -> None:
     """Nothing of one run is kept for the next; within a run a change is refused (test_schedule_apply.py)."""
-    handle = tiny.schedule(pipe, RULES).apply(pipe)
-    tiny.run(pipe)
+    handle = pipelines.schedule(pipe, RULES).apply(pipe)
+    pipelines.run(pipe)
     pipe.transformer.to(torch.float64)
-    given = tiny.embeddings(2)
+    given = pipelines.embeddings(2)
 
     def run() -> torch.Tensor:
         double = {name: value.double() for name, value in given.items()} | {"negative_prompt": None}
@@ -202,6 +202,6 @@ def test_another_type_between_runs_is_the_schedule_on_that_type(pipe: Any) -> No
 
     changed = run()
     handle.remove()
-    with tiny.schedule(pipe, RULES).apply(pipe):
+    with pipelines.schedule(pipe, RULES).apply(pipe):
         assert torch.equal(run(), changed)
     assert changed.dtype == torch.float64

@@ -8,8 +8,8 @@ from search.profile.count import count_costs
 from search.schedule.model.identity import model_part
 from search.schedule.model.nodes import Tree
 from search.schedule.values import join_halves, map_tensors, take_half
-from tests.helpers.denoisers import TINY, pipeline, run
-from tests.helpers.models import tiny_family
+from search.testing.models import tiny_family
+from tests.helpers.denoiser_loops import TINY, pipeline, run
 
 STEPS = 6
 UNET = "UNet2DConditionModel"

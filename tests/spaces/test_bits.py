@@ -7,7 +7,7 @@ from search import Schedule
 from search.profile.target import Target
 from search.schedule.model.nodes import Tree
 from search.spaces.bits import TIME, BitsSpace
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
 from tests.helpers.space_contract import SpaceContract
 
 

@@ -8,7 +8,7 @@ from search import Schedule
 from search.profile.target import Target
 from search.schedule.model.nodes import ROOT, Tree
 from search.spaces.cache import STEP_MASKS, CacheSpace
-from tests.helpers.models import tiny_family, tiny_model
+from search.testing.models import tiny_family, tiny_model
 from tests.helpers.space_contract import SpaceContract
 
 

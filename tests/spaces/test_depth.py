@@ -22,8 +22,8 @@ from search.spaces.depth import DepthSpace
 from search.spaces.joint import JointSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.timesteps import TimestepsSpace
-from tests.helpers.denoisers import pipeline, run
-from tests.helpers.models import tiny_family, tiny_model
+from search.testing.models import tiny_family, tiny_model
+from tests.helpers.denoiser_loops import TINY, pipeline, run
 from tests.helpers.space_contract import SpaceContract
 
 STEPS = 6
@@ -175,7 +175,7 @@ def test_cuts_of_a_unet_of_two_resolutions():
 
 def test_deeper_cuts_cost_more():
     pipe = pipeline("UNet2DConditionModel")
-    given = {"encoder_hidden_states": torch.zeros(2, 5, 12), "timestep": torch.ones(2)}
+    given = TINY["UNet2DConditionModel"].given() | {"timestep": torch.ones(2)}
     tree = Tree.of(pipe.denoiser)
     costs = count_costs(pipe.denoiser, tree, STEPS, lambda: pipe.denoiser(torch.zeros(2, 4, 8, 8), **given))
     macs = [costs.macs(decoded(pipe, [0, level, 0, 0, 0, 0])) for level in range(WHOLE + 1)]

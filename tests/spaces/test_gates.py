@@ -23,7 +23,7 @@ from search.spaces.joint import JointSpace
 from search.spaces.skip import SkipSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.timesteps import TimestepsSpace
-from tests.helpers.models import tiny_family, tiny_model
+from search.testing.models import tiny_family, tiny_model
 from tests.helpers.space_contract import SpaceContract
 
 TARGET = tiny_model().target  # 3 blocks of 3 components, 6 steps

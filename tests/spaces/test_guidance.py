@@ -9,7 +9,7 @@ from search.schedule.model.nodes import Tree
 from search.spaces.cache import CacheSpace
 from search.spaces.guidance import GuidanceSpace
 from search.spaces.joint import JointSpace
-from tests.helpers.models import tiny_family, tiny_model
+from search.testing.models import tiny_family, tiny_model
 from tests.helpers.space_contract import SpaceContract
 
 

@@ -12,7 +12,7 @@ from search.spaces.joint import JointSpace
 from search.spaces.skip import SkipSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.timesteps import TimestepsSpace
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
 from tests.helpers.space_contract import PROMPTS, SpaceContract
 
 SPACES = {

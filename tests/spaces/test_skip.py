@@ -3,7 +3,7 @@ import pytest
 
 from search import Schedule
 from search.spaces.skip import SkipSpace
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
 from tests.helpers.space_contract import SpaceContract
 
 TARGET = tiny_model().target  # 3 blocks of 3 components, 6 steps

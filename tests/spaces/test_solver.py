@@ -20,7 +20,7 @@ from search import Schedule
 from search.profile.target import Target
 from search.schedule.schedulers import public_config, scheduler_grid
 from search.spaces.solver import LARGEST, SolverSpace
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
 from tests.helpers.space_contract import PROMPTS, SpaceContract
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' DEIS

@@ -42,9 +42,9 @@ from search.spaces.skip import SkipSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.stitch import StitchSpace
 from search.spaces.timesteps import TimestepsSpace
+from search.testing.models import save_tiny, tiny_model
 from search.tracking.notes import describe_search
 from tests.helpers.finished_search import made_result
-from tests.helpers.models import save_tiny, tiny_model
 from tests.helpers.population import latents
 from tests.helpers.space_contract import PROMPTS, SpaceContract
 

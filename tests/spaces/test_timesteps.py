@@ -7,7 +7,7 @@ from search.profile.target import Target
 from search.schedule.noise import Noise
 from search.schedule.schedulers import public_config, scheduler_grid
 from search.spaces.timesteps import TimestepsSpace, spacings
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
 from tests.helpers.space_contract import SpaceContract
 
 TARGET = tiny_model(steps=6).target

@@ -9,8 +9,8 @@ from PIL import Image
 from search.config.load import config_for_schedule
 from search.explain import main
 from search.models.base import to_schedule
+from search.testing.models import tiny_folder, tiny_model
 from search.validate.ablation import Effect, Explanation, evaluator_for, measure_effects
-from tests.helpers.models import tiny_folder, tiny_model
 
 PLAN = {"transformer_blocks.0:attn1": "CRCCRC", "transformer_blocks.2": "CCRRCC"}
 

@@ -17,8 +17,8 @@ from search.spaces.guidance import GuidanceSpace
 from search.spaces.joint import JointSpace
 from search.spaces.skip import SkipSpace
 from search.spaces.solver import SolverSpace
+from search.testing.models import tiny_model
 from search.validate.reindex import nearest_steps, reindex, saving_steps, with_steps_computed
-from tests.helpers.models import tiny_model
 
 MODEL = tiny_model()
 TARGET = MODEL.target

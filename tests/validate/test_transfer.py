@@ -16,6 +16,7 @@ from search.spaces.guidance import GuidanceSpace
 from search.spaces.joint import JointSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.timesteps import TimestepsSpace
+from search.testing.models import tiny_family, tiny_folder, tiny_model
 from search.transfer import main
 from search.validate.criteria import criteria_for
 from search.validate.reindex import saving_steps
@@ -23,7 +24,6 @@ from search.validate.repair import RepairSearch, carry_over, teacher_schedule
 from search.validate.transfer import transfer
 from search.validate.verifier import verify
 from tests.helpers.claims import claiming, made
-from tests.helpers.models import tiny_family, tiny_folder, tiny_model
 from tests.helpers.trained_lora import PROMPTS, tiny_lora
 
 SPLITS = (["red apple, 3d style", "blue boat, flat style"], PROMPTS)

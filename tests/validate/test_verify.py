@@ -13,13 +13,13 @@ from search.objectives.drift import Drift
 from search.pareto.intervals import bootstrap_interval
 from search.results.pick import Condition
 from search.results.scores import Score
+from search.testing.models import tiny_family, tiny_folder, tiny_model
 from search.validate.criteria import claimed_criteria, criteria_for, decide
 from search.validate.environment import environment_differences
 from search.validate.verdict import Verdict
 from search.validate.verifier import Verifier, verify
 from search.verify import main
 from tests.helpers.claims import by_hand, claiming, made
-from tests.helpers.models import tiny_family, tiny_folder, tiny_model
 from tests.helpers.trained_lora import PROMPTS, tiny_lora
 
 ATTENTION = "transformer_blocks.*:attn1"

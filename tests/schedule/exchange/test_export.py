@@ -31,10 +31,10 @@ from search.schedule.exchange import (
 from search.schedule.model.identity import model_part
 from search.schedule.model.nodes import Tree
 from search.schedule.parts.formats import FORMATS
-from tests.helpers import tiny
+from search.testing.denoisers import unet
+from tests.helpers import pipelines
 from tests.helpers.component_bits import bits, by_hand
 from tests.helpers.finished_search import made_result
-from tests.helpers.models import unet
 
 PIXART = Tree("PixArtTransformer2DModel", {"transformer_blocks": 4})
 DIT = Tree("DiTTransformer2DModel", {"transformer_blocks": 3})
@@ -143,7 +143,7 @@ def test_a_plan_that_does_nothing_comes_back(tmp_path):
 
 def test_a_written_ecad_file_means_what_hooks_by_hand_do():
     """ECAD has no package: its rule, every component of every block by its bit."""
-    pipe, given_bits = tiny.pixart(), bits(6, 3, 3)
+    pipe, given_bits = pipelines.pixart(), bits(6, 3, 3)
     names = ("attn1", "attn2", "ff")
     rules = [
         [f"transformer_blocks.{i}:{name}", "".join("C" if bit else "R" for bit in given_bits[:, i, j])]
@@ -155,7 +155,7 @@ def test_a_written_ecad_file_means_what_hooks_by_hand_do():
     table = json.loads(export(found, "ecad"))["cache_schedule"]["schedule"]
     told = np.array([[[table[f"{t:03}"][str(i)][name] for name in names] for i in range(3)] for t in range(6)])
     with found.apply(pipe):
-        applied = tiny.run(pipe)
+        applied = pipelines.run(pipe)
     assert torch.equal(by_hand(pipe, told), applied)
 
 
@@ -319,14 +319,14 @@ def test_torchao_quantises_the_same_layers_to_the_same_bits(tmp_path):
     pytest.importorskip("torchao")
     from diffusers import PixArtTransformer2DModel, TorchAoConfig
 
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     names = [f"transformer_blocks.{i}.{layer}" for i in range(3) for layer in ("attn1.to_q", "ff.net.0.proj")]
     found = quantised(pipe, {name: ("w8", "w8a8d")[i % 2] for i, name in enumerate(names)})
     config = TorchAoConfig.from_dict(json.loads(export(found, "torchao")))
     pipe.transformer.save_pretrained(tmp_path)
     loaded = PixArtTransformer2DModel.from_pretrained(tmp_path, quantization_config=config, torch_dtype=torch.float32)
     with found.apply(pipe, bits="torchao"):
-        expected = tiny.run(pipe)
+        expected = pipelines.run(pipe)
         for name, module in pipe.transformer.named_modules():
             if isinstance(module, torch.nn.Linear):
                 weight = loaded.get_submodule(name).weight
@@ -334,14 +334,14 @@ def test_torchao_quantises_the_same_layers_to_the_same_bits(tmp_path):
                     name not in names
                 )
     original, pipe.transformer = pipe.transformer, loaded.eval()
-    assert torch.equal(tiny.run(pipe), expected)
+    assert torch.equal(pipelines.run(pipe), expected)
     pipe.transformer = original
-    assert not torch.equal(tiny.run(pipe), expected)
+    assert not torch.equal(pipelines.run(pipe), expected)
 
 
 def test_formats_that_torchao_does_not_run_are_lost():
     pytest.importorskip("torchao")
-    pipe = tiny.pixart()
+    pipe = pipelines.pixart()
     found = quantised(pipe, {"transformer_blocks.0.attn1.to_q": "w8", "transformer_blocks.1.attn1.to_q": "w4"})
     with pytest.raises(
         ScheduleError, match=r"bits: transformer_blocks.1.attn1.to_q stays at full precision \(weight 4"

@@ -41,7 +41,7 @@ from search.schedule.model.identity import model_part
 from search.schedule.model.nodes import Tree
 from search.schedule.schedulers import public_config, scheduler_grid
 from search.spaces.timesteps import TimestepsSpace
-from tests.helpers import models
+from search.testing import denoisers, pipelines
 
 STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULERS = {
@@ -49,11 +49,11 @@ SCHEDULERS = {
     "dpm": DPMSolverMultistepScheduler(**STABLE),
     "ddim": DDIMScheduler(**STABLE),
     "flow euler": FlowMatchEulerDiscreteScheduler(shift=3.0),
-    "flow dpm": models.flow_solver(),
+    "flow dpm": pipelines.flow_solver(),
 }
 PIXART = Tree("PixArtTransformer2DModel", {"transformer_blocks": 2})
 FLUX = Tree("FluxTransformer2DModel", {"transformer_blocks": 2, "single_transformer_blocks": 3})
-UNET = Tree.of(models.unet())
+UNET = Tree.of(denoisers.unet())
 
 
 def sampler(scheduler: Any) -> dict[str, Any]:
@@ -313,7 +313,7 @@ def as_arguments(found: Schedule, pipe: Any, **call: Any) -> None:
 
 def test_timesteps_as_arguments_of_a_unet():
     torch.manual_seed(0)
-    pipe = models.stable_diffusion(DPMSolverMultistepScheduler(**STABLE))
+    pipe = pipelines.stable_diffusion(DPMSolverMultistepScheduler(**STABLE))
     parts = from_ays({"ays": "StableDiffusionTimesteps"}, sampler(pipe.scheduler))
     found = Schedule.from_dict({"format": "schedule/1", "model": model_part(pipe.unet)} | parts)
     as_arguments(found, pipe)
@@ -322,7 +322,7 @@ def test_timesteps_as_arguments_of_a_unet():
 
 def test_sigmas_as_arguments_of_a_unet(tmp_path):
     torch.manual_seed(0)
-    pipe = models.stable_diffusion(EulerDiscreteScheduler(**STABLE))
+    pipe = pipelines.stable_diffusion(EulerDiscreteScheduler(**STABLE))
     path = tmp_path / "sigmas.txt"
     path.write_text("14.6, 5.1, 1.2, 0.0")
     found = load(path, pipe)
@@ -333,7 +333,7 @@ def test_sigmas_as_arguments_of_a_unet(tmp_path):
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_sigmas_as_arguments_of_flux(dynamic):
     torch.manual_seed(0)
-    pipe = models.flux(dynamic=dynamic)
+    pipe = pipelines.flux(dynamic=dynamic)
     wanted = [float(s) for s in torch.tensor([1.0, 0.9, 0.5, 0.3, 0.0])]  # as a float32 scheduler holds them
     parts = from_sigmas(wanted, sampler(pipe.scheduler))
     as_arguments(Schedule.from_dict({"format": "schedule/1", "model": model_part(pipe.transformer)} | parts), pipe)

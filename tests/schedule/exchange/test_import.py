@@ -29,9 +29,10 @@ from search.schedule.exchange import (
 from search.schedule.exchange.files import KEYS
 from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.plan.plan import Plan
-from tests.helpers import tiny
+from search.testing.denoisers import unet
+from search.testing.pipelines import stable_diffusion
+from tests.helpers import pipelines
 from tests.helpers.component_bits import bits, by_hand
-from tests.helpers.models import stable_diffusion, unet
 
 PIXART = Tree("PixArtTransformer2DModel", {"transformer_blocks": 2})
 DIT = Tree("DiTTransformer2DModel", {"transformer_blocks": 2})
@@ -131,13 +132,13 @@ def test_all_computed_is_no_plan():
 
 
 def test_an_ecad_file_runs_as_hooks_by_hand_do(tmp_path):
-    pipe, given = tiny.pixart(), bits(6, 3, 3)
-    bare = tiny.run(pipe)
+    pipe, given = pipelines.pixart(), bits(6, 3, 3)
+    bare = pipelines.run(pipe)
     expected = by_hand(pipe, given)
     path = tmp_path / "ecad.json"
     path.write_text(json.dumps(ecad(given)))
     with load(path, pipe).apply(pipe):
-        found = tiny.run(pipe)
+        found = pipelines.run(pipe)
     assert torch.equal(found, expected) and not torch.allclose(found, bare, rtol=1e-2)
 
 
@@ -471,10 +472,10 @@ def test_magcache_computes_where_diffusers_does(steps, threshold, longest, retai
 
     settings = {"threshold": threshold, "max_skip_steps": longest, "retention_ratio": retained}
     settings |= {"num_inference_steps": steps, "mag_ratios": [round(float(r), 5) for r in FLUX_MAG_RATIOS]}
-    model, ran = tiny.pixart(blocks=2).transformer, []
+    model, ran = pipelines.pixart(blocks=2).transformer, []
     model.transformer_blocks[1].ff.register_forward_hook(lambda *_: ran.append(1))
     apply_mag_cache(model, MagCacheConfig(**settings))
-    text, expected = tiny.embeddings(1)["prompt_embeds"], ""
+    text, expected = pipelines.embeddings(1)["prompt_embeds"], ""
     with torch.no_grad():
         for _ in range(steps):
             before = len(ran)

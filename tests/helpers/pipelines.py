@@ -1,46 +1,35 @@
-"""Pipelines of random weights, built in memory in a tenth of a second: 8x8 latents, blocks of width 16."""
+"""Stock pipelines that run to latents in a tenth of a second, and schedules for them."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DiTPipeline,
-    DiTTransformer2DModel,
-    DPMSolverMultistepScheduler,
-    PixArtAlphaPipeline,
-    PixArtTransformer2DModel,
-)
+from diffusers import DiTPipeline, DPMSolverMultistepScheduler, PixArtAlphaPipeline
 from torch import Tensor
 
 from search import Schedule
 from search.schedule.model.identity import denoiser_of, model_part
+from search.testing import denoisers
+from search.testing import pipelines as whole
 
-WIDTH, TOKENS, CAPTION = 16, 5, 12
+WIDTH, TOKENS, CAPTION = denoisers.WIDTH, 5, 12
 
 
 def pixart(blocks: int = 3, scheduler: Any = None, **config: Any) -> PixArtAlphaPipeline:
     """Without text encoder and VAE: `run` gives it embeddings and takes latents."""
     torch.manual_seed(0)
-    transformer = PixArtTransformer2DModel(
-        **{
-            "num_attention_heads": 2,
-            "attention_head_dim": WIDTH // 2,
-            "num_layers": blocks,
-            "cross_attention_dim": WIDTH,
-            "caption_channels": CAPTION,
-            "sample_size": 8,
-            "norm_num_groups": 1,
-            **config,
-        }
-    )
-    for parameter in transformer.parameters():  # lively gates: every action shows in the latents
-        torch.nn.init.normal_(parameter, std=0.3)
+    wide = {"num_layers": blocks, "caption_channels": CAPTION, "out_channels": 8}
+    transformer = lively(denoisers.pixart(**wide | config), 0.3)
     pipe = PixArtAlphaPipeline(None, None, None, transformer.eval(), scheduler or DPMSolverMultistepScheduler())
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def lively(module: torch.nn.Module, deviation: float) -> torch.nn.Module:
+    """Weights so large that every action shows in the latents."""
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=deviation)
+    return module
 
 
 def embeddings(batch: int) -> dict[str, Tensor]:
@@ -74,23 +63,11 @@ def run(pipe: Any, steps: int = 6, batch: int = 2, guidance: float = 3.0, size: 
     ).images
 
 
-def dit(blocks: int = 2) -> DiTPipeline:
+def dit() -> DiTPipeline:
     torch.manual_seed(0)
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=WIDTH // 2,
-        in_channels=4,
-        out_channels=8,
-        num_layers=blocks,
-        sample_size=8,
-        patch_size=2,
-        num_embeds_ada_norm=1000,
-        norm_num_groups=1,
-    )
-    for parameter in transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    vae = AutoencoderKL(block_out_channels=(4,), latent_channels=4, norm_num_groups=2, mid_block_add_attention=False)
-    pipe = DiTPipeline(transformer.eval(), vae.eval(), DDIMScheduler())
+    pipe = whole.dit()
+    lively(pipe.transformer, 0.2).eval()
+    pipe.vae.eval()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

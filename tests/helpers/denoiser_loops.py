@@ -1,23 +1,17 @@
-"""One tiny denoiser of random weights for every class with a contract, and a plain loop that runs it."""
+"""A plain loop that runs a tiny denoiser of every class with a contract."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import (
-    DiTTransformer2DModel,
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FluxTransformer2DModel,
-    PixArtTransformer2DModel,
-    SD3Transformer2DModel,
-    UNet2DConditionModel,
-    WanTransformer3DModel,
-)
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import Tensor, nn
 
-BATCH, TOKENS, WIDTH = 2, 5, 16
+from search.testing import denoisers
+from search.testing.denoisers import WIDTH
+
+BATCH, TOKENS = 2, 5
 
 
 @dataclass(frozen=True)
@@ -30,34 +24,17 @@ class Tiny:
     flow: bool = True
 
 
-def _text(width: int = 12) -> Tensor:
-    return torch.randn(BATCH, TOKENS, width, generator=torch.Generator().manual_seed(7))
+def _text() -> Tensor:
+    return torch.randn(BATCH, TOKENS, WIDTH, generator=torch.Generator().manual_seed(7))
 
 
-def _pooled(width: int = 8) -> Tensor:
-    return torch.randn(BATCH, width, generator=torch.Generator().manual_seed(8))
+def _pooled() -> Tensor:
+    return torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(8))
 
-
-HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}
-UNET = {
-    "sample_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "block_out_channels": (8, 16),
-    "norm_num_groups": 4,
-    "cross_attention_dim": 12,
-    "attention_head_dim": 2,
-    "layers_per_block": 2,
-}
 
 TINY: dict[str, Tiny] = {
     "PixArtTransformer2DModel": Tiny(
-        lambda: PixArtTransformer2DModel(
-            **HEADS, in_channels=4, out_channels=4, num_layers=3, cross_attention_dim=16, caption_channels=12,
-            sample_size=8, norm_num_groups=1, use_additional_conditions=False,
-        ),
+        denoisers.pixart,
         (BATCH, 4, 8, 8),
         lambda: {
             "encoder_hidden_states": _text(),
@@ -66,17 +43,12 @@ TINY: dict[str, Tiny] = {
         },
     ),
     "DiTTransformer2DModel": Tiny(
-        lambda: DiTTransformer2DModel(
-            **HEADS, in_channels=4, out_channels=4, num_layers=3, sample_size=8, num_embeds_ada_norm=10
-        ),
+        lambda: denoisers.dit(out_channels=4, num_layers=3, num_embeds_ada_norm=10),
         (BATCH, 4, 8, 8),
         lambda: {"class_labels": torch.tensor([3, 10])},
     ),
     "FluxTransformer2DModel": Tiny(
-        lambda: FluxTransformer2DModel(
-            **HEADS, in_channels=16, num_layers=2, num_single_layers=3, joint_attention_dim=12,
-            pooled_projection_dim=8, guidance_embeds=True, axes_dims_rope=(2, 2, 4),
-        ),
+        lambda: denoisers.flux(num_layers=2, num_single_layers=3),
         (BATCH, 16, 16),
         lambda: {
             "encoder_hidden_states": _text(),
@@ -87,28 +59,22 @@ TINY: dict[str, Tiny] = {
         },
     ),
     "SD3Transformer2DModel": Tiny(
-        lambda: SD3Transformer2DModel(
-            **HEADS, sample_size=8, in_channels=4, out_channels=4, num_layers=3, joint_attention_dim=12,
-            caption_projection_dim=16, pooled_projection_dim=8, pos_embed_max_size=8, dual_attention_layers=(0,),
-        ),
+        lambda: denoisers.sd3(num_layers=3),
         (BATCH, 4, 8, 8),
         lambda: {"encoder_hidden_states": _text(), "pooled_projections": _pooled()},
     ),
     "WanTransformer3DModel": Tiny(
-        lambda: WanTransformer3DModel(
-            **HEADS, patch_size=(1, 2, 2), in_channels=4, out_channels=4, text_dim=12, freq_dim=16, ffn_dim=32,
-            num_layers=3, rope_max_seq_len=32,
-        ),
+        lambda: denoisers.wan(num_layers=3),
         (BATCH, 4, 2, 8, 8),
         lambda: {"encoder_hidden_states": _text()},
     ),
     "UNet2DConditionModel": Tiny(
-        lambda: UNet2DConditionModel(**UNET),
+        lambda: denoisers.unet(layers_per_block=2, block_out_channels=(8, 16), norm_num_groups=4),
         (BATCH, 4, 8, 8),
         lambda: {"encoder_hidden_states": _text()},
         flow=False,
     ),
-}  # fmt: skip
+}
 
 
 class Pipeline:
