@@ -25,7 +25,6 @@ from search.figures.heatmap import ACTIONS, BRANCHES, FULL, Layout, row_label
 from search.results.result import Entry, Result
 from search.results.scores import Score
 from search.results.usage import usage_snippet
-from search.schedule.plan.notation import format_notation
 from search.schedule.plan.tokens import OWN
 
 WIDEST = 256  # pixels of a picture in the page
@@ -184,7 +183,7 @@ def _plan(entry: Entry) -> dict[str, Any]:
         "timesteps": (schedule.sampler or {}).get("timesteps"),
         "at": schedule.plan.at if set(schedule.plan.at) - {OWN} else "",
         "words": f"Heat-map of the plan, {len(layout.actions)} nodes by {steps} steps: {', '.join(shares)}.",
-        "notation": "" if schedule.plan.is_off else format_notation(schedule.plan.tokens, schedule.tree, " |\n"),
+        "notation": "" if schedule.plan.is_off else str(schedule.plan).replace(" | ", " |\n"),
     }
     guidance = schedule.guidance
     if guidance is not None and not guidance.is_off:

@@ -64,7 +64,7 @@ def parse_notation(text: str, tree: Tree, steps: int) -> list[tuple[str, str]]:
     return rules
 
 
-def format_notation(tokens: Mapping[str, Sequence[str]], tree: Tree, between: str = " | ") -> str:
+def format_notation(tokens: Mapping[str, Sequence[str]], tree: Tree) -> str:
     """The shortest text, the same for equal plans, of what each node does: `tokens[name][t]` of `Plan`.
 
     Nodes that are computed at all steps are left out.
@@ -74,7 +74,7 @@ def format_notation(tokens: Mapping[str, Sequence[str]], tree: Tree, between: st
     >>> format_notation({f"transformer_blocks.{i}:ff": ("C", "R", "R", "R") for i in range(4)}, tree)
     'ff@0-3: C R*3'
     """
-    return between.join(f"{place}: {actions}" for place, actions in notation_rules(tokens, tree)) or ALL_COMPUTED
+    return " | ".join(f"{place}: {actions}" for place, actions in notation_rules(tokens, tree)) or ALL_COMPUTED
 
 
 def notation_rules(tokens: Mapping[str, Sequence[str]], tree: Tree) -> list[tuple[str, str]]:
