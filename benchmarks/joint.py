@@ -85,13 +85,13 @@ class Prepared:
         search.state = pickle.loads(self.state)
         start = replace(search.state.engine.start, rng=np.random.default_rng(seed))  # type: ignore[attr-defined]
         search.state.engine = instantiate(search.config.engine | {"_partial_": True})(start)
-        kept, search.space = search.space, space or search.space
+        kept, search.candidates.space = search.space, space or search.space
         try:
             search.loop()
             archive = list(search.state.archive.values())
-            return [a | {"schedule": search.schedule(a["x"])} for a in archive]
+            return [a | {"schedule": search.candidates.plain_schedule(a["x"])} for a in archive]
         finally:
-            search.space = kept
+            search.candidates.space = kept
 
 
 class Together:
@@ -135,7 +135,7 @@ class HeldOut:
         from search.profile.count import count_costs
 
         if self.evaluator is None:
-            model, target = self.search.model, self.search.target
+            model, target = self.search.model, self.search.model.target
             costs = count_costs(model.denoiser, target.tree, target.steps, model.once)
             prompts = self.search.held_out[:8]
             seeds = [HELD_OUT_SEED + i for i in range(len(prompts))]

@@ -64,7 +64,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         search.prepare(Path(folder))
         search.loop()
-        rules = {name: search.plain(row) for name, row in search.state.presets.items()}
+        rules = {name: search.candidates.plain_schedule(row) for name, row in search.state.presets.items()}
         front, presets = points(search, rules)
     folder = DOCS / "presets" / given.model
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def points(search: Search, rules: dict[str, Schedule]) -> tuple[list[Point], lis
 
     archive = list(search.state.archive.values())
     kept = non_dominated(np.array([entry["scores"] for entry in archive]))
-    found = [point("", search.chosen(entry)) for entry, good in zip(archive, kept, strict=True) if good]
+    found = [point("", search.candidates.schedule_of(entry)) for entry, good in zip(archive, kept, strict=True) if good]
     return sorted(found, key=lambda p: p.macs), [point(name, schedule) for name, schedule in rules.items()]
 
 

@@ -43,7 +43,7 @@ CLOCKED = {
     ],
     "schedules: decoding, digests, keys": [
         "search.spaces.base:Space.decode encode presets",
-        "search.evaluate.evaluator:to_schedule",
+        "search.loop.candidates:to_schedule",
         "search.schedule.schedule:Schedule.from_dict to_dict digest plan with_sampler _replace",
         "search.evaluate.fit.solver:Fitter.prior fitted",
         "search.evaluate.execute.prefix:path marks needs",
@@ -64,7 +64,7 @@ CLOCKED = {
         "search.evaluate.evaluator:Evaluator._measure",
         "search.pareto.domination:bootstrap_interval hypervolume non_dominated",
     ],
-    "files and figures": ["search.loop.finish:write"],
+    "files and figures": ["search.loop.finish:write_result"],
     "MLflow": ["search.tracking.writing:log"],
     "loading the pipeline": ["search.models.loading:load"],
 }
@@ -229,7 +229,7 @@ class Profile:
             return found
 
         Evaluator._scored = stamped  # type: ignore[method-assign]
-        finish.collect = meter.phased(finish.collect, "held-out")
+        finish.collect_result = meter.phased(finish.collect_result, "held-out")
         _replace(timing.time_schedules, meter.phased(timing.time_schedules, "timing"))
         finish.write_result = meter.phased(finish.write_result, "report")
         writing.log_result = meter.phased(writing.log_result, "report")
@@ -251,7 +251,11 @@ class Profile:
         return {"candidates": count + 1, "wall": wall, "cpu": cpu, "hypervolume": self._hypervolume(count + 1)}
 
     def _hypervolume(self, count: int) -> float:
-        return self.search.hypervolume([told for _, _, told in self.told[:count]])
+        from search.loop.history import scaled_hypervolume
+
+        return scaled_hypervolume(
+            [told for _, _, told in self.told[:count]], self.search.objectives, self.search.state.costs
+        )
 
 
 def now() -> tuple[float, float]:

@@ -238,9 +238,9 @@ class OnModel:
         search.state = before
         found: dict[str, Any] = {"values": {}, "calibration": {}, "steps": {}}
         for nfe in NFES:
-            within = [a for a in archive if round(a["values"]["macs"][0] * search.target.steps) <= nfe]
+            within = [a for a in archive if round(a["values"]["macs"][0] * search.model.target.steps) <= nfe]
             best = min(within, key=lambda a: a["scores"][0])
-            schedule = search.schedule(best["x"])
+            schedule = search.candidates.plain_schedule(best["x"])
             found["values"][str(nfe)] = float(np.mean(self.held_out.values(schedule)["drift"]))
             found["calibration"][str(nfe)], found["steps"][str(nfe)] = best["scores"][0], schedule.steps
         counts = {"evaluations": state.asked, "block_executions": state.block_executions}

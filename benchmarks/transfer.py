@@ -171,7 +171,7 @@ def native(name: str, steps: int, runs: Path, most: float) -> Schedule | None:
     search.loop()
     known = [entry for entry in search.state.archive.values() if entry["values"]["macs"][0] <= most * 1.02]
     best = min(known, key=lambda entry: np.mean(entry["values"]["drift"]), default=None)
-    return search.chosen(best) if best else None
+    return search.candidates.schedule_of(best) if best else None
 
 
 def _quick(name: str, steps: int, runs: Path) -> Config:

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 import search.conf
 from search.config.hints import closest_name_hint
 from search.config.limits import ClassPath, Limit, Pixels, Seed, _is_address, _rule, integer, real_number
+from search.results.disk import write_atomically
 
 MAX_BYTES = 2**18  # of a configuration file; ours have some KB
 CONF = Path(search.conf.__path__[0])  # the folder of YAML files, in a checkout and when installed
@@ -169,11 +170,9 @@ class Config(_Strict):
         return Config.check(_with_current_names(raw))
 
     def save(self, path: str | Path) -> None:
-        """Whole or not at all: a search that is killed here can be resumed."""
+        """Write the configuration as YAML; a search that is killed here can be resumed."""
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        beside = Path(path).with_suffix(".new")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
+        write_atomically(Path(path), text)
 
 
 def _with_current_names(saved: Mapping[str, Any]) -> dict[str, Any]:

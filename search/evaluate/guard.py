@@ -21,6 +21,7 @@ from torch import Tensor
 
 from search.objectives.base import Cost, Objective, Quality
 from search.profile.costs import Costs
+from search.results.disk import write_atomically
 from search.schedule import Schedule
 
 ALIKE = 1e-4  # two calls of a deterministic objective differ by less, relative to the larger of 1 and the value
@@ -119,9 +120,7 @@ class Guard:
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         found = known + [row for failure in self.failures if (row := asdict(failure)) not in known]
         if found:
-            beside = path.with_suffix(".new")
-            beside.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            beside.replace(path)
+            write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
     def _call(self, name: str, digest: str, work: Callable[[], Any]) -> Any:
         if self.exhausted:

@@ -17,19 +17,23 @@ from search.tracking.tracker import Tracker
 
 
 def search(*overrides: str) -> Result:
-    """The search of a command line, for notebooks: `search("+space=cache", "model=pixart", "budget=quick")`."""
+    """The search of a command line, for notebooks: `search("+space=cache", "model=pixart", "budget=quick")`.
+
+    Raises:
+        ValueError: An option is wrong; the message says what to type.
+    """
     return run(Config.check(compose_config(normalise_overrides(list(overrides)))))
 
 
 def run(config: Config) -> Result:
-    """Search, report, and print where the result is."""
+    """Search, or resume a search, write the result into its run folder, and print where it is."""
     console = Console(soft_wrap=True)
     disk.check_writable(root := Path(config.runs))
     resumed = find_run(config.resume, root) if config.resume else None
-    with ExitStack() as held:
-        if resumed:  # everything as it was; only the budget, the tracking and the machine may be others
-            held.enter_context(disk.explain_disk_errors(resumed, f"python -m search resume={resumed.name}"))
-            held.enter_context(disk.locked_run_folder(resumed))
+    with ExitStack() as contexts:
+        if resumed:  # the search as it was saved; only the budget, the tracking and the machine may differ
+            contexts.enter_context(disk.explain_disk_errors(resumed, f"python -m search resume={resumed.name}"))
+            contexts.enter_context(disk.locked_run_folder(resumed))
             changed = {name: getattr(config, name) for name in ("budget", "tracking", "compute", "runs")}
             config = Config.load(resumed / "config.yaml").model_copy(update=changed)
         with console.status(f"loading {config.model['name']}"):
@@ -37,25 +41,25 @@ def run(config: Config) -> Result:
         with disk.explain_disk_errors(root, "the same command again"):
             folder = resumed or new_run_folder(root, "+".join(config.space), config.model["name"])
         if not resumed:
-            held.enter_context(disk.explain_disk_errors(folder, f"python -m search resume={folder.name}"))
-            held.enter_context(disk.locked_run_folder(folder))
+            contexts.enter_context(disk.explain_disk_errors(folder, f"python -m search resume={folder.name}"))
+            contexts.enter_context(disk.locked_run_folder(folder))
         return _run(search, folder)
 
 
 def _run(search: Search, folder: Path) -> Result:
-    """From the configuration to the result, in a folder that is this process's own."""
+    """Run a loaded search in a folder that is locked for this process."""
     config, console = search.config, search.console
     config.save(folder / "config.yaml")
     console.print(f"[bold]search[/bold] {'+'.join(config.space)} on {config.model['name']} → {folder}")
     if config.tracking.enabled:
-        search.tracker = Tracker(config, folder, search.tell)
+        search.tracker = Tracker(config, folder, search.warn)
     with disk.log_to_file(folder / "search.log"), closing(search), search.tracker or nullcontext():
         try:
             with console.status("preparing: teacher and cost tables") as status:
-                search.note = lambda text: status.update(f"preparing: {text}")
+                search.on_prepare = lambda text: status.update(f"preparing: {text}")
                 search.prepare(folder)
             stopped = search.loop()
         except KeyboardInterrupt:
             console.print(f"stopped before the first generation; go on with: python -m search resume={folder.name}")
             raise SystemExit(130) from None
-        return finish_search(search, stopped)
+        return finish_search(search.finished(stopped), console, search.tracker)

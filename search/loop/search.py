@@ -1,8 +1,7 @@
-"""One search: prepare, then ask, decode, evaluate and tell until the budget is spent."""
+"""One search: prepare, then ask, decode, evaluate and tell the engine until the budget is spent."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,20 @@ from search.config.settings import Config
 from search.engines.base import EngineInputs
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.execute.executors import Workers, check_compute, start_workers
-from search.evaluate.execute.jobs import Job
 from search.evaluate.execute.runner import Runner
 from search.evaluate.execute.states import StateCache
-from search.evaluate.fit.corrections import Corrector
 from search.evaluate.guard import Failure, Guard, SafeCost
 from search.evaluate.memo import Memo
 from search.loop import checkpoint
+from search.loop.candidates import CandidateBuilder
+from search.loop.finished import FinishedSearch
+from search.loop.history import archive_scores, generation_record
 from search.loop.progress import progress_bar
 from search.loop.state import SearchState, log
-from search.models.base import Model, to_schedule
+from search.models.base import Model
 from search.objectives.base import Cost, Objective, Quality
 from search.objectives.drift import Drift
-from search.pareto.domination import hypervolume, non_dominated
+from search.pareto.domination import non_dominated
 from search.profile.costs import Costs
 from search.schedule import Schedule
 from search.spaces.base import Space
@@ -45,7 +45,7 @@ RANGED = 8  # prompts that activation ranges are measured on
 
 
 class Search:
-    """One search on one model: `prepare`, then `loop` until the budget is spent."""
+    """One search on one model: `prepare`, then `loop` until the budget is spent, then `finished`."""
 
     def __init__(self, config: Config, console: Console) -> None:
         self.config, self.console = config, console
@@ -55,33 +55,42 @@ class Search:
         torch.set_grad_enabled(False)
         self.space: Space = space_of(config)
         self.objectives: dict[str, Objective] = {k: instantiate(v) for k, v in config.objective.items()}
-        self.unused = {k: instantiate(v) for k, v in config.guard.items() if k not in config.objective}
-        self.guard = Guard(config.budget.patience, config.budget.failures, self.tell)
+        self.reported = {k: instantiate(v) for k, v in config.guard.items() if k not in config.objective}
+        self.guard = Guard(config.budget.patience, config.budget.failures, self.warn)
         self.calibration, self.held_out = prompts_from_config(config.prompts)
-        self.note: Callable[[str], None] = lambda text: None  # told what is being prepared
+        self.on_prepare: Callable[[str], None] = lambda text: None  # what is being measured
         self.workers: Workers | None = None
         self.tracker: Tracker | None = None
         self.model: Model = model_from_config(config)
-        self.target = self.model.target
 
     def prepare(self, folder: Path) -> None:
-        """Cost tables, the teacher, and either the folder's checkpoint or a new engine with its seeds."""
+        """Cost tables, the teacher, and either the folder's checkpoint or a new engine with its first rows."""
         self.folder, self.checkpoint, self.quarantine = folder, folder / "checkpoint.pkl", folder / "quarantine.json"
-        memo = Path(self.config.runs) / "memo.sqlite"  # of all searches: what one has measured, the next one knows
+        memo = Path(self.config.runs) / "memo.sqlite"  # shared by all searches, which measure nothing twice
         if needs_ranges(self.space):  # ranges of activations are measured before anything is decoded
-            self.target = self.model.target = target_with_ranges(self.model, *self._first(RANGED))
-        target = self.target
-        self.memo = Memo(memo, spare=folder / "memo.sqlite", told=self.tell)
+            self.model.target = target_with_ranges(self.model, *self._first_inputs(RANGED))
+        self.memo = Memo(memo, spare=folder / "memo.sqlite", told=self.warn)
         if checkpoint.checkpoint_exists(self.checkpoint):
-            self.state = SearchState.load(self.checkpoint, self.tell)
-            self.evaluator = self._evaluator(self.state.costs)
-            evaluator, state = self.evaluator, self.state
-            self.before = state.block_executions - evaluator.block_executions, state.unshared - evaluator.unshared
-            self.evaluator.counted |= state.counted
-            self.evaluator.halved |= state.halved
-            self._try()
-            return
-        genes = self.space.genes(target)  # a space that does not apply says so before anything is measured
+            self._resume()
+        else:
+            self._start()
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint."""
+        self.state = state = SearchState.load(self.checkpoint, self.warn)
+        self._make_evaluator(state.costs)
+        self.before = (
+            state.block_executions - self.evaluator.block_executions,
+            state.unshared - self.evaluator.unshared,
+        )
+        self.evaluator.counted |= state.counted
+        self.evaluator.halved |= state.halved
+        self._try_objectives()
+
+    def _start(self) -> None:
+        """Measure what calibration needs, and make the engine."""
+        target = self.model.target
+        genes = self.space.genes(target)  # a space that does not apply raises before anything is measured
         costs = self.model.costs()
         self.console.print(
             f"{target.tree.model_class}: {describe_blocks(target.tree.stacks)}, {target.steps} steps, "
@@ -89,8 +98,8 @@ class Search:
             f"{costs.all_bytes / 2**20:.1f} MiB a picture"
         )
         costs = add_latency(self.model, costs)
-        self.evaluator = self._evaluator(costs)
-        self._try()
+        self._make_evaluator(costs)
+        self._try_objectives()
         probe = Evaluator(
             self.model,
             self.calibration[:PROBED],
@@ -100,10 +109,10 @@ class Search:
             self.memo,
             runner=self.local,
         )
-        careful = Guard(self.config.budget.patience)  # what is proposed is no candidate yet
-        objectives = [SafeCost(n, o, careful) if isinstance(o, Cost) else o for n, o in self.objectives.items()]
-        proposals = Proposals(self.space, target, self.model, probe, costs, objectives, self.note)
-        start = EngineInputs(
+        guard = Guard(self.config.budget.patience)  # of its own: what is proposed is not a candidate yet
+        objectives = [SafeCost(n, o, guard) if isinstance(o, Cost) else o for n, o in self.objectives.items()]
+        proposals = Proposals(self.space, target, self.model, probe, costs, objectives, self.on_prepare)
+        inputs = EngineInputs(
             genes,
             len(self.objectives),
             np.random.default_rng(self.config.seed),
@@ -113,31 +122,31 @@ class Search:
             proposals.table,
             proposals.prior(),
         )
-        engine = instantiate(self.config.engine | {"_partial_": True})(start)
+        engine = instantiate(self.config.engine | {"_partial_": True})(inputs)
         presets = proposals.presets()
-        self.before, own = (probe.block_executions, probe.unshared), self.evaluator
-        spent = probe.block_executions + own.block_executions, probe.unshared + own.unshared
+        self.before, calibration = (probe.block_executions, probe.unshared), self.evaluator
+        spent = probe.block_executions + calibration.block_executions, probe.unshared + calibration.unshared
         self.state = SearchState(engine, costs, presets, *spent)
         self._save()
 
     def loop(self) -> str:
-        """Evaluate generations until the budget is spent; returns why it stopped early, or nothing."""
+        """Evaluate generations until the budget is spent; returns why it stopped early, or an empty string."""
         began = time.monotonic() - self.state.seconds
         try:
             with progress_bar(self.console) as progress:
                 task = progress.add_task("search", total=self.config.budget.evaluations, note="")
-                while not self._spent(time.monotonic() - began):
-                    rows = self.state.engine.ask(self._room())
+                while not self._budget_is_spent(time.monotonic() - began):
+                    rows = self.state.engine.ask(self._next_generation_size())
                     if not len(rows):
                         return "the engine has nothing left to try"
 
-                    def tell(count: int) -> None:
+                    def on_done(count: int) -> None:
                         done = self.state.asked + count
                         rate = done / max(time.monotonic() - began, 1e-9)
-                        progress.update(task, completed=done, note=f"{rate:.1f}/s  {self._best()}")
+                        progress.update(task, completed=done, note=f"{rate:.1f}/s  {self._describe_front()}")
 
-                    self.state.engine.tell(rows, self._evaluate(rows, done=tell))
-                    if not self.state.generation:  # so that the front is nowhere behind them on these prompts
+                    self.state.engine.tell(rows, self._evaluate(rows, on_done=on_done))
+                    if not self.state.generation:  # so that the front is nowhere behind the presets on these prompts
                         self._evaluate(self.state.presets.values(), plain=True)
                     self._close_generation(len(rows), time.monotonic() - began)
                     if self.guard.exhausted:
@@ -146,96 +155,77 @@ class Search:
             return "stopped by Ctrl-C"
         return ""
 
-    def plain(self, row: np.ndarray) -> Schedule:
-        """The schedule of a row as its genes say it, its solver not fitted."""
-        return self._job(row, plain=True).schedule
-
-    def chosen(self, entry: Mapping[str, Any]) -> Schedule:
-        """The schedule of an entry of the archive."""
-        job = self._job(entry["x"], entry["plain"])
-        return self.evaluator.fit(job.schedule) if job.fit else job.schedule
-
-    @cached_property
-    def corrector(self) -> Corrector:
-        """Fits corrections of reused values on the first calibration prompts and their noise."""
-        return Corrector(self.model, *self.evaluator.inputs[0])
-
-    @cached_property
-    def fits(self) -> bool:
-        """Whether solvers can be fitted: not where the scheduler runs no tables."""
-        if reason := self.evaluator.fits():
-            self.console.print(f"[yellow]solvers are not fitted: {reason}[/yellow]")
-        return not reason
-
-    def _job(self, row: np.ndarray, plain: bool = False) -> Job:
-        """What is run for a row: with `refit`, or where its genes ask for it, its solver is fitted."""
-        parts = dict(self.space.decode(row, self.target))
-        wanted = parts.pop("fit", False) or self.config.refit
-        return Job(to_schedule(self.model, parts), bool(parts and wanted and not plain and self.fits))
+    def finished(self, stopped: str = "") -> FinishedSearch:
+        """The record that results are made of; `stopped` is what `loop` returned."""
+        return FinishedSearch(
+            self.config,
+            self.folder,
+            self.quarantine,
+            self.model,
+            self.state,
+            self.evaluator,
+            self.candidates,
+            self.reported,
+            self.unusable,
+            tuple(self.held_out),
+            self.warn,
+            stopped,
+        )
 
     def _evaluate(
-        self, rows: Iterable[np.ndarray], plain: bool = False, done: Callable[[int], None] = lambda count: None
+        self, rows: Iterable[np.ndarray], plain: bool = False, on_done: Callable[[int], None] = lambda count: None
     ) -> np.ndarray:
         """Scores [N, M] of rows; what was run on all prompts goes to the archive."""
         rows = list(rows)
-        scored = self.evaluator.evaluate([self._job(row, plain) for row in rows], self._rivals(), done)
-        for row, found in zip(rows, scored, strict=True):
-            if not found.values:
-                self.state.lost += not found.failed
-                self.state.failed += bool(found.failed)
-            elif found.schedule.digest not in self.state.archive:
-                self.state.archive[found.schedule.digest] = {
+        jobs = [self.candidates.job(row, plain) for row in rows]
+        results = self.evaluator.evaluate(jobs, self._rivals(), on_done)
+        for row, scored in zip(rows, results, strict=True):
+            if not scored.values:
+                self.state.lost += not scored.failed
+                self.state.failed += bool(scored.failed)
+            elif scored.schedule.digest not in self.state.archive:
+                self.state.archive[scored.schedule.digest] = {
                     "x": row.copy(),
-                    "values": found.values,
-                    "scores": found.told,
+                    "values": scored.values,
+                    "scores": scored.told,
                     "generation": self.state.generation,
                     "plain": plain,
                 }
         self.state.block_executions = self.before[0] + self.evaluator.block_executions
         self.state.unshared = self.before[1] + self.evaluator.unshared
-        return np.array([found.told for found in scored])
+        return np.array([scored.told for scored in results])
 
     def _rivals(self) -> list[Schedule]:
-        """The front so far, which candidates have to be near to be run on all prompts."""
+        """The front so far: candidates run on all prompts only if they are near it."""
         entries = list(self.state.archive.values())
-        if len(self.evaluator.batches) == 1 and not self.evaluator.decodes:
+        if not entries or (len(self.evaluator.batches) == 1 and not self.evaluator.decodes):
             return []
-        return [self.chosen(entries[i]) for i in np.flatnonzero(non_dominated(self._scores()))] if entries else []
+        scores = archive_scores(self.state, self.objectives)
+        return [self.candidates.schedule_of(entries[i]) for i in np.flatnonzero(non_dominated(scores))]
 
     def _close_generation(self, rows: int, seconds: float) -> None:
+        """Put the generation down in the history, the log, the checkpoint and MLflow."""
         state = self.state
         state.asked += rows
         state.seconds = seconds
-        state.history.append(
-            {
-                "generation": state.generation,
-                "evaluations": state.asked,
-                "distinct": len(state.archive),
-                "lost": state.lost,
-                "failed": state.failed,
-                "halved": len(self.evaluator.halved),
-                "block_executions": round(state.block_executions),
-                "unshared": round(state.unshared),
-                "hypervolume": self.hypervolume([a["scores"] for a in state.archive.values()]),
-                "front": int(non_dominated(self._scores()).sum()),
-                "seconds": round(seconds, 1),
-                **state.engine.report,
-            }
-        )
+        state.history.append(generation_record(state, self.objectives, len(self.evaluator.halved)))
         state.generation += 1
         log.info("generation %s", state.history[-1])
         self._save()
         if self.tracker is not None:
             self.tracker.generation(state.history[-1])
 
-    def _try(self) -> None:
-        """Every objective on the teacher's own results: what cannot work is told before anything is spent."""
-        for name, apart in self.evaluator.trial().items():
-            reason = f"is not deterministic: two calls on the same {{}} differ by {apart:.3g}; the first one is kept"
+    def _try_objectives(self) -> None:
+        """Score the teacher's own results, so that an objective that cannot work fails before anything is spent."""
+        for name, difference in self.evaluator.trial().items():
             quality = self.objectives[name]
             assert isinstance(quality, Quality)
-            self.guard.note(Failure(name, "the teacher", reason.format(quality.of)))
-        self.unused, self.unusable = self.evaluator.usable(self.unused)
+            reason = (
+                f"is not deterministic: two calls on the same {quality.of} differ by {difference:.3g}; "
+                "the first one is kept"
+            )
+            self.guard.note(Failure(name, "the teacher", reason))
+        self.reported, self.unusable = self.evaluator.usable(self.reported)
         for name, reason in self.unusable.items():
             log.warning("guard %s: %s", name, reason)
 
@@ -244,31 +234,18 @@ class Search:
         self.state.counted, self.state.halved = self.evaluator.counted, self.evaluator.halved
         self.state.save(self.checkpoint)
 
-    def hypervolume(self, scores: Sequence[Sequence[float]]) -> float:
-        """Against the worst values worth having, each objective scaled so that this point is 1."""
-        if not len(scores):
-            return 0.0
-        worst = np.array([o.minimised(o.worst(self.state.costs)) for o in self.objectives.values()])
-        best = np.array([0.0 if o.better == "lower" else -o.ceiling for o in self.objectives.values()])
-        scaled = (np.array(scores) - best) / (worst - best)
-        return hypervolume(scaled, np.ones(len(worst)))
-
-    def _scores(self) -> np.ndarray:
-        return np.array([a["scores"] for a in self.state.archive.values()]).reshape(-1, len(self.objectives))
-
-    def _best(self) -> str:
+    def _describe_front(self) -> str:
         if not self.state.history:
             return ""
         last = self.state.history[-1]
         return f"front {last['front']:.0f}, hypervolume {last['hypervolume']:.4f}"
 
-    def _room(self) -> int:
-        """How many rows the next generation may have."""
+    def _next_generation_size(self) -> int:
         budget = self.config.budget
         left = budget.generation if budget.evaluations is None else budget.evaluations - self.state.asked
         return min(budget.generation, left)
 
-    def _spent(self, seconds: float) -> bool:
+    def _budget_is_spent(self, seconds: float) -> bool:
         budget = self.config.budget
         return (
             (budget.evaluations is not None and self.state.asked >= budget.evaluations)
@@ -281,15 +258,16 @@ class Search:
         if self.workers:
             self.workers.close()
 
-    def tell(self, text: str) -> None:
-        """What a user should know of, and the log too."""
+    def warn(self, text: str) -> None:
+        """Print a message that the user should read, and log it."""
         log.warning("%s", text)
         self.console.print(f"[yellow]{escape(text)}[/yellow]")
 
-    def _evaluator(self, costs: Costs) -> Evaluator:
+    def _make_evaluator(self, costs: Costs) -> None:
+        """The evaluator of the calibration prompts, what runs its jobs, and what makes its candidates."""
         self.local = Runner(self.model, costs, StateCache(round(self.config.compute.states * 2**30)))
         self.workers = start_workers(self.config, self.model, costs)
-        return Evaluator(
+        self.evaluator = Evaluator(
             self.model,
             self.calibration,
             self._seeds(len(self.calibration)),
@@ -300,9 +278,11 @@ class Search:
             self.workers or self.local,
             self.guard,
         )
+        self.candidates = CandidateBuilder(
+            self.space, self.model, self.evaluator, self.config.refit, self.config.correct, self.warn
+        )
 
-    def _first(self, count: int) -> tuple[Any, Tensor]:
-        """Conditions and noise of the first calibration prompts."""
+    def _first_inputs(self, count: int) -> tuple[Any, Tensor]:
         prompts = self.calibration[:count]
         return self.model.encode(prompts), self.model.noise(self._seeds(len(prompts)))
 
@@ -311,7 +291,7 @@ class Search:
 
 
 def space_of(config: Config) -> Space:
-    """The space, or several as one."""
+    """The space of a configuration; several are joined to one."""
     spaces = [instantiate(part) for part in config.space.values()]
     return spaces[0] if len(spaces) == 1 else JointSpace(spaces)
 

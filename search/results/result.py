@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.results.disk import write_atomically
 from search.results.folder import TENSORS, read_front, read_row, slug, write_row
 from search.results.scores import Score
 
@@ -114,9 +115,7 @@ class Result:
             row = {"name": entry.name, "role": entry.role, "file": self.file(entry), "behind": entry.behind}
             rows.append(row | scores)
         data = {name: getattr(self, name) for name in KEPT} | {"entries": rows}
-        beside = self.folder / "front.json.new"
-        beside.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
-        beside.replace(self.folder / "front.json")
+        write_atomically(self.folder / "front.json", json.dumps(data, indent=1, ensure_ascii=False))
 
     @classmethod
     def load(cls, folder: Path, pictures: bool = True) -> "Result":

@@ -112,7 +112,7 @@ def holder(folder: Path) -> subprocess.Popen:
     """Another process that searches in a folder."""
     code = (
         "import sys, time; from pathlib import Path; from search.results import disk\n"
-        "with disk.alone(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+        "with disk.locked_run_folder(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "in\n"

@@ -13,7 +13,7 @@ from search.evaluate.execute.prefix import step_keys
 from search.evaluate.fit.corrections import CorrectionFit, Corrector, fit_affine
 from search.evaluate.fit.solver import Fitter
 from search.export import export
-from search.loop.held_out import _corrected
+from search.loop.candidates import CandidateBuilder
 from search.results.folder import find_run
 from search.results.result import Result
 from search.schedule.apply import corrections
@@ -450,15 +450,13 @@ def test_a_fit_leaves_no_trace(model):
 # Where it goes
 
 
-class Searched:
-    """What `_corrected` asks of a search."""
+class Candidates(CandidateBuilder):
+    """The builder of a search that corrects or not, with an evaluator that runs schedules one by one."""
 
     def __init__(self, model, corrector, correct: bool) -> None:
-        from search.config.settings import Config
         from search.evaluate.evaluator import Evaluator
 
-        self.corrector, self.fits = corrector, True
-        self.config = Config.model_construct(refit=True, correct=correct)
+        self.corrector, self.solvers_can_be_fitted, self.refit, self.correct = corrector, True, True, correct
         self.evaluator = Evaluator.__new__(Evaluator)
         self.evaluator.model, self.evaluator.inputs = model, [(corrector.conditions, corrector.noise)]
         self.evaluator.teacher = model.sample(corrector.conditions, corrector.noise)
@@ -472,13 +470,13 @@ class Searched:
 
 def test_a_finished_search_keeps_what_drifts_least(model, corrector):
     plain = planned(model, PLANS["components"])
-    searches = [Searched(model, corrector, correct) for correct in (False, True)]
-    without, either = (_corrected(search, search.evaluator.fit(plain), plain) for search in searches)
+    searches = [Candidates(model, corrector, correct) for correct in (False, True)]
+    without, either = (search.corrected(search.evaluator.fit(plain), plain) for search in searches)
     assert not without.corrections and without.sampler["coefficients"]
     best = min(drift(model, corrector, s) for s in (without, either))
     assert drift(model, corrector, either) == best
     off = Schedule.from_dict(model.target.schedule({"plan": {"rules": [["transformer_blocks.*:ff", "CSCSCC"]]}}))
-    assert not _corrected(Searched(model, corrector, True), off, off).corrections
+    assert not Candidates(model, corrector, True).corrected(off, off).corrections
 
 
 @pytest.fixture
