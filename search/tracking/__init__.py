@@ -1,1 +1,1 @@
-"""What MLflow gets: runs while a search goes on and at its end, charts, registered schedules, what has to wait."""
+"""MLflow: runs during a search and at its end, charts, registered schedules, and results that wait to be sent."""

@@ -1,4 +1,4 @@
-"""What the pages of a search and of its schedules say in MLflow, as Markdown."""
+"""Descriptions of a search and of its schedules for their pages in MLflow, as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,13 @@ ALWAYS = ("macs", "drift", "psnr", "ssim")  # measured by every search, whatever
 
 
 def describe_search(result: Result, run: str = "", pages: Mapping[str, str] | None = None) -> str:
-    """The search's page: what was found, the front, how to apply it, how to deploy it. `run` has the picture."""
+    """Text for the search's page: the recommended schedule, the front, how to apply and deploy it.
+
+    Args:
+        result: The finished search.
+        run: Id of the MLflow run that has the picture of the front; without it the page has no picture.
+        pages: Addresses by name: `view` of the charts, `version` of the registered schedule.
+    """
     best = result.best
     searched = sorted(result.objectives, key=lambda name: result.kinds.get(name) != "cost")  # costs first
     shown = dict.fromkeys((Speedup.key, *searched, *ALWAYS))
@@ -23,7 +29,7 @@ def describe_search(result: Result, run: str = "", pages: Mapping[str, str] | No
         for e in result.entries
         if set(shown) <= set(e.held_out)
     ]
-    drawn = run and (result.folder / "figures" / "pareto.png").exists()
+    has_picture = run and (result.folder / "figures" / "pareto.png").exists()
     model, pages = f"{result.model}-{result.space}", pages or {}
     charts = f" [All schedules as charts.]({pages['view']})" if "view" in pages else ""
     registered = f" ([registered]({pages['version']}))" if "version" in pages else ""
@@ -36,10 +42,10 @@ def describe_search(result: Result, run: str = "", pages: Mapping[str, str] | No
             + charts
             + (f" _{result.stopped}_" if result.stopped else ""),
             "",
-            *([_picture("front and presets", "figures/pareto.png", run), ""] if drawn else []),
+            *([_picture("front and presets", "figures/pareto.png", run), ""] if has_picture else []),
             *_snippet(best, f"python -m search.export run={result.search_id} out={registry.FILE}"),
             "",
-            f"Let deployments follow it{registered}: `python -m search.promote run={result.search_id} "
+            f"Make deployments use it{registered}: `python -m search.promote run={result.search_id} "
             f"alias=production`, and there `python -m search.export model={model} alias=production "
             f"out={registry.FILE}`",
             "",
@@ -51,7 +57,7 @@ def describe_search(result: Result, run: str = "", pages: Mapping[str, str] | No
 
 
 def describe_schedule(result: Result, entry: Entry, run: str, figures: Sequence[str]) -> str:
-    """A schedule's page."""
+    """Text for a schedule's page; `figures` are files of the MLflow run `run`."""
     words = {"front": "on the front", "preset": "a published rule", "teacher": "the pipeline as it is"}
     return "\n".join(
         [
@@ -83,5 +89,5 @@ def _snippet(entry: Entry, export: str) -> list[str]:
 
 
 def _picture(text: str, file: str, run: str) -> str:
-    """Relative to MLflow's own page, so it is there whatever the server's address is."""
+    """An image by an address relative to MLflow's page, so that it works at any server address."""
     return f"![{text}](get-artifact?path={file}&run_uuid={run})"

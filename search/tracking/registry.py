@@ -1,4 +1,4 @@
-"""Schedules as versions of a registered model: an alias such as `production` is moved, and deployments follow it.
+"""Schedules as versions of a registered model: deployments load the version that has an alias such as `production`.
 
 The registered model is named after the pipeline and the space (`pixart-cache`). Every search adds its recommended
 schedule as a version and moves the alias `newest`; all other aliases are the user's.
@@ -31,40 +31,52 @@ def registered_model_of(folder: Path, root: Path, uri: str | None = None) -> tup
 
 
 def register(client: "MlflowClient", name: str, run: str) -> "ModelVersion":
-    """The version of the schedule that an MLflow run holds; made where there is none yet."""
+    """The version of the schedule of an MLflow run; it is created if there is none yet."""
     from mlflow.exceptions import MlflowException
 
-    if known := client.search_model_versions(f"name = '{name}' and run_id = '{run}'"):
-        return known[0]
+    if versions := client.search_model_versions(f"name = '{name}' and run_id = '{run}'"):
+        return versions[0]
     try:
         client.get_registered_model(name)
     except MlflowException:
         _create(client, name)
-    found = client.get_run(run)
-    tags, scores = found.data.tags, found.data.metrics
-    told = {key: f"{scores[key]:.4g}" for key in scores if "/" not in key}
-    told |= {key: tags[key] for key in ("search_id", "role", "digest") if key in tags} | {"name": found.info.run_name}
+    logged = client.get_run(run)
+    tags, scores = logged.data.tags, logged.data.metrics
+    version_tags = {key: f"{scores[key]:.4g}" for key in scores if "/" not in key}
+    version_tags |= {key: tags[key] for key in ("search_id", "role", "digest") if key in tags}
+    version_tags["name"] = logged.info.run_name
     return client.create_model_version(
         name,
-        f"{found.info.artifact_uri}/{FOLDER}",
+        f"{logged.info.artifact_uri}/{FOLDER}",
         run,
-        tags=told,
-        description=f"{found.info.run_name}, found by {tags['search_id']}",
+        tags=version_tags,
+        description=f"{logged.info.run_name}, from search {tags['search_id']}",
         await_creation_for=0,
     )
 
 
 def registry_key(role: str, name: str, digest: str) -> str:
-    """What tells the schedules of a search apart: names on the front hold measured times, and may change."""
+    """The key of a schedule within its search. On the front it is the digest: names there hold measured times."""
     return f"{role} {digest if role == 'front' else name}"
 
 
 def promote(address: str, name: str, schedule: str, search_id: str, alias: str) -> tuple[str, str | None]:
-    """Let the alias name the schedule with this key; returns its version, and the one that had the alias before.
+    """Move an alias to the schedule with this key.
 
-    ValueError says what to type.
+    Args:
+        address: The MLflow store.
+        name: The registered model, such as `pixart-cache`.
+        schedule: The schedule's `registry_key`.
+        search_id: Name of the run folder of its search.
+        alias: Such as `production`.
+
+    Returns:
+        The version that has the alias now, and the version that had it before, or None.
+
+    Raises:
+        ValueError: The store cannot be reached or does not have the schedule; the message says what to type.
     """
-    with _asking(address, name) as client:
+    with _client(address, name) as client:
         experiment = client.get_experiment_by_name(name)
         query = f"tags.search_id = '{search_id}'"
         runs = client.search_runs([experiment.experiment_id], query) if experiment else []
@@ -82,40 +94,44 @@ def promote(address: str, name: str, schedule: str, search_id: str, alias: str) 
 
 
 def fetch_by_alias(address: str, name: str, alias: str, out: Path) -> Path:
-    """Download the schedule that an alias names, check it, and write it; tensors go beside it. ValueError as above."""
-    with _asking(address, name) as client, tempfile.TemporaryDirectory() as folder:
-        got = Path(client.download_artifacts(_aliased(client, name, alias).run_id, FOLDER, folder))
-        return _checked(got / FILE, out, f"{name}@{alias}")
+    """Download the schedule that an alias names, check it, and write it to `out`, its tensors next to it.
+
+    Raises:
+        ValueError: There is no such alias, or its file cannot be applied; the message says what to type.
+    """
+    with _client(address, name) as client, tempfile.TemporaryDirectory() as folder:
+        downloaded = Path(client.download_artifacts(_aliased_version(client, name, alias).run_id, FOLDER, folder))
+        return _copy_checked(downloaded / FILE, out, f"{name}@{alias}")
 
 
-def _checked(file: Path, out: Path, what: str) -> Path:
-    """A schedule file that is one, and the tensors that belong to it."""
+def _copy_checked(file: Path, out: Path, what: str) -> Path:
+    """Copy a schedule file that loads, and the tensors that belong to it; returns the new path."""
     from search.schedule import Schedule
 
     if out.suffix == TENSORS:
-        raise ValueError(f"out={str(out)!r} is the name of the file beside a schedule; type out=schedule.json")
+        raise ValueError(f"out={str(out)!r} is the name of a schedule's file of tensors; type out=schedule.json")
     try:
         Schedule.load(file)
     except ValueError as error:
-        raise ValueError(f"{what} is no schedule that can be applied, so nothing is written: {error}") from None
+        raise ValueError(f"{what} is not a schedule that can be applied, so nothing is written: {error}") from None
     out.parent.mkdir(parents=True, exist_ok=True)
     if (tensors := file.with_suffix(TENSORS)).exists():
         shutil.copy(tensors, out.with_suffix(TENSORS))
     return Path(shutil.copy(file, out))
 
 
-def _aliased(client: "MlflowClient", name: str, alias: str) -> "ModelVersion":
+def _aliased_version(client: "MlflowClient", name: str, alias: str) -> "ModelVersion":
     from mlflow.exceptions import MlflowException
 
     try:
         aliases = client.get_registered_model(name).aliases
     except MlflowException:
-        known = ", ".join(sorted(model.name for model in client.search_registered_models())) or "none yet"
-        raise ValueError(f"there is no registered model {name!r}; there are: {known}") from None
+        names = ", ".join(sorted(model.name for model in client.search_registered_models())) or "none yet"
+        raise ValueError(f"there is no registered model {name!r}; there are: {names}") from None
     if alias not in aliases:
-        known = ", ".join(f"{key} (version {version})" for key, version in sorted(aliases.items())) or "none"
+        existing = ", ".join(f"{key} (version {version})" for key, version in sorted(aliases.items())) or "none"
         raise ValueError(
-            f"no version of {name} has the alias {alias!r}; there are: {known}. Set it with: "
+            f"no version of {name} has the alias {alias!r}; there are: {existing}. Set it with: "
             f"python -m search.promote run=<search> alias={alias}"
         )
     return client.get_model_version_by_alias(name, alias)
@@ -125,19 +141,19 @@ def _create(client: "MlflowClient", name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     text = (
-        "Schedules that were searched. The newest search has the alias newest; move production with "
-        f"python -m search.promote alias=production, and follow it with python -m search.export model={name} "
+        "Schedules of searches. That of the newest search has the alias newest; move production with "
+        f"python -m search.promote alias=production, and load it with python -m search.export model={name} "
         "alias=production out=schedule.json"
     )
     try:
         client.create_registered_model(name, description=text)
-    except MlflowException:  # another search was faster
+    except MlflowException:  # another search has just created it
         client.get_registered_model(name)
 
 
 @contextmanager
-def _asking(address: str, name: str) -> Iterator[Any]:
-    """A client; what the store refuses is a ValueError of one line."""
+def _client(address: str, name: str) -> Iterator[Any]:
+    """A client of the store; its errors become a ValueError of one line."""
     from mlflow.exceptions import MlflowException
 
     file = Path(address.removeprefix("sqlite:///"))

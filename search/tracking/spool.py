@@ -1,20 +1,20 @@
-"""What MLflow has not got yet: a mark in the run folder, with the store that it should go to."""
+"""Run folders that were not sent to MLflow yet: a file in each names the store that it should go to."""
 
 from pathlib import Path
 
-MARK = "unsent"
+UNSENT = "unsent"
 
 
 def add_to_spool(folder: Path, address: str) -> None:
-    """Mark a run folder as waiting for a store; all that is to be sent is in it."""
-    (folder / MARK).write_text(address + "\n", encoding="utf-8")
+    """Note in a run folder that it waits to be sent to a store; everything to send is in the folder."""
+    (folder / UNSENT).write_text(address + "\n", encoding="utf-8")
 
 
 def mark_sent(folder: Path) -> None:
-    """It is in the store."""
-    (folder / MARK).unlink(missing_ok=True)
+    """Remove the file that says that the run folder waits."""
+    (folder / UNSENT).unlink(missing_ok=True)
 
 
 def unsent_folders(root: Path) -> dict[Path, str]:
-    """The folders that wait, the oldest first, and their stores."""
-    return {mark.parent: mark.read_text(encoding="utf-8").strip() for mark in sorted(root.glob(f"*/{MARK}"))}
+    """The folders that wait, the oldest first, with the addresses of their stores."""
+    return {file.parent: file.read_text(encoding="utf-8").strip() for file in sorted(root.glob(f"*/{UNSENT}"))}

@@ -1,4 +1,4 @@
-"""Where MLflow keeps what was searched: the store's address, a client that gives up soon, what to type to look."""
+"""The MLflow store: its address, a client with short timeouts, and the command that opens it."""
 
 import logging
 import os
@@ -15,10 +15,10 @@ from urllib.parse import urlsplit, urlunsplit
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PORT = 5000  # MLflow's own choice
+PORT = 5000  # MLflow's default
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 PATIENCE = 5  # seconds for a database to answer
-# MLflow's own patience is minutes. What the environment says already stays.
+# MLflow's own timeouts are minutes. Variables that are set already stay as they are.
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -29,7 +29,7 @@ SETTINGS = {
 
 
 def store_address(root: Path, uri: str | None = None) -> str:
-    """The store that is meant: `uri`, or else the SQLite file of a runs folder."""
+    """The address of the store: `uri`, or else the SQLite file in the folder of runs."""
     return uri or f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
@@ -44,7 +44,7 @@ def connect_store(address: str) -> "MlflowClient":
 
     if not address.startswith("sqlite:"):
         return MlflowClient(address, registry_uri=address)
-    with _one_at_a_time(_file(address).parent):  # MLflow's tables are made now, and not twice
+    with _folder_lock(_file(address).parent):  # MLflow creates its tables now; two processes must not do it at once
         client = MlflowClient(address, registry_uri=address)
         client.search_experiments(max_results=1)
         client.search_registered_models(max_results=1)
@@ -52,23 +52,23 @@ def connect_store(address: str) -> "MlflowClient":
 
 
 def experiment_id(client: "MlflowClient", name: str, root: Path) -> str:
-    """Id of the experiment, which is made or restored where it is not there. A server keeps the files itself."""
+    """Id of the experiment; it is created, or restored if it was deleted. A server stores the files itself."""
     from mlflow.exceptions import MlflowException
 
-    if (found := client.get_experiment_by_name(name)) is None:
-        kept = None if _is_server(client.tracking_uri) else (_files(client.tracking_uri, root) / name).as_uri()
+    if (experiment := client.get_experiment_by_name(name)) is None:
+        location = None if _is_server(client.tracking_uri) else (_files(client.tracking_uri, root) / name).as_uri()
         try:
-            return client.create_experiment(name, artifact_location=kept)
-        except MlflowException:  # another search was faster
-            if (found := client.get_experiment_by_name(name)) is None:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException:  # another search has just created it
+            if (experiment := client.get_experiment_by_name(name)) is None:
                 raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return found.experiment_id
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def ui_command(root: Path, uri: str | None = None) -> str:
-    """What to type to look at the store."""
+    """The command that opens the store."""
     if uri and _is_server(uri):
         return f"open {address_without_password(uri)}"
     where = address_without_password(uri) if uri else f"sqlite:///{root / 'mlflow.db'}"
@@ -76,13 +76,13 @@ def ui_command(root: Path, uri: str | None = None) -> str:
 
 
 def page_url(page: str, uri: str | None = None) -> str:
-    """Address of a page, once the UI is up."""
+    """Address of a page, once MLflow's UI runs."""
     server = address_without_password(uri).rstrip("/") if uri and _is_server(uri) else f"http://127.0.0.1:{PORT}"
     return f"{server}/{page}"
 
 
 def address_without_password(uri: str) -> str:
-    """The address without what a terminal should not show: `user:password@`."""
+    """The address with `user:password@` replaced by `***@`, so that it can be printed."""
     parts = urlsplit(uri)
     if "@" not in parts.netloc:
         return uri
@@ -90,17 +90,20 @@ def address_without_password(uri: str) -> str:
 
 
 def failure_reason(error: Exception) -> str:
-    """What went wrong in a few words, and not in five screens."""
+    """The reason of a failure in one line."""
     text = str(error).strip() or type(error).__name__
     if "Max retries exceeded" in text or "timed out" in text or isinstance(error, ConnectionError):
         return "it does not answer"
-    if found := re.search(r"failed with error code (\d+)", text):
-        return f"it answers with HTTP error {found[1]}"
+    if match := re.search(r"failed with error code (\d+)", text):
+        return f"it answers with HTTP error {match[1]}"
     return text.splitlines()[0][:300]
 
 
 def _probe(address: str) -> None:
-    """Ask a database once, for MLflow itself would ask for minutes. A new SQLite file is read while it is written."""
+    """Connect to a database once, because MLflow itself would retry for minutes; OSError or sqlite3.Error if it fails.
+
+    A new SQLite file is put into WAL mode, in which it can be read while it is written.
+    """
     parts = urlsplit(address)
     if parts.scheme == "sqlite":
         file = _file(address)
@@ -113,8 +116,8 @@ def _probe(address: str) -> None:
 
 
 @contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Processes of this machine one after the other, where the system has locks."""
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """Only one process of this machine at a time is in the block, where the system has locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(ImportError, OSError):
@@ -135,6 +138,6 @@ def _is_server(uri: str) -> bool:
 
 
 def _files(uri: str, root: Path) -> Path:
-    """Where the files of a database go: beside an SQLite file, else into the runs folder."""
+    """Folder of the artifacts of a database: next to an SQLite file, else in the folder of runs."""
     base = _file(uri).parent if uri.startswith("sqlite:") else root
     return base.resolve() / "artifacts"

@@ -1,4 +1,4 @@
-"""The search's run in MLflow while it goes on, and the sending of results, of those too that had to wait."""
+"""Log a search to MLflow while it runs; send its result, and earlier results that were not sent yet."""
 
 import logging
 import shlex
@@ -20,45 +20,46 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 log = logging.getLogger("search")
-PATIENCE = 60  # seconds that a finished search waits for what is still on its way
-Row = Mapping[str, float]  # a generation
+PATIENCE = 60  # seconds that a finished search waits for its last generations to be logged
+Row = Mapping[str, float]  # the record of a generation
 
 
 class Tracker:
-    """Writes a row a generation, from a thread of its own: no store slows a search, and none ends it.
+    """Logs one row per generation from a thread of its own, so that a store can neither slow a search nor end it.
 
-    What the store refuses is told once, and tried again with the next generation; `finish` sends all there is.
+    An error of the store is reported once to `on_message`; its rows are sent again with the next generation. `finish`
+    sends the result.
     """
 
-    def __init__(self, config: Config, folder: Path, told: Callable[[str], None]) -> None:
-        self.config, self.folder, self.told = config, folder, told
+    def __init__(self, config: Config, folder: Path, on_message: Callable[[str], None]) -> None:
+        self.config, self.folder, self.on_message = config, folder, on_message
         self.store = store.store_address(Path(config.runs), config.tracking.uri)
-        self.rows: SimpleQueue[Row | str] = SimpleQueue()  # a word is the last: the status that the run gets, if any
+        self.rows: SimpleQueue[Row | str] = SimpleQueue()  # a string is the last item: the status of the run
         self.thread = Thread(target=self._write, name="MLflow", daemon=True)
-        self.silent = False
+        self.reported = False  # whether an error was reported
 
     def __enter__(self) -> "Tracker":
         self.thread.start()
         return self
 
     def generation(self, row: Row) -> None:
-        """A generation is closed."""
+        """Queue the record of a generation."""
         self.rows.put(dict(row))
 
     def finish(self, result: Result) -> dict[str, str]:
-        """Send the result, then what earlier searches could not. Ids and pages, or what went wrong as `error`."""
+        """Send the result, then earlier results that wait; returns ids and pages, or the reason as `error`."""
         runs = Path(self.config.runs)
-        spool.add_to_spool(result.folder, self.store)  # until it is sent, whatever happens now
+        spool.add_to_spool(result.folder, self.store)  # until it is sent
         try:
             self._end("")
             if self.thread.is_alive():
                 return {"error": f"MLflow at {store.address_without_password(self.store)}: it does not answer in time"}
-            found = deliver_result(result, runs, self.store)
-            if "error" not in found:
+            pages = deliver_result(result, runs, self.store)
+            if "error" not in pages:
                 deliver_waiting_results(runs, self.store)
         except KeyboardInterrupt:
             return {"error": "stopped by Ctrl-C"}
-        return found
+        return pages
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if kind is not None:
@@ -79,8 +80,8 @@ class Tracker:
                 run = run or writing.begin_run(client, self.config, self.folder)
                 writing.log_generations(client, run, waiting)
                 waiting = []
-            except Exception as error:  # whatever it is, the search goes on
-                self._refused(error)
+            except Exception as error:  # of any kind: the search goes on
+                self._report(error)
             item = self.rows.get()
             if not isinstance(item, str):
                 waiting.append(item)
@@ -88,57 +89,63 @@ class Tracker:
             try:
                 client.set_terminated(run.info.run_id, item)
             except Exception as error:
-                self._refused(error)
+                self._report(error)
 
-    def _refused(self, error: Exception) -> None:
-        log.info("MLflow: %s", error, exc_info=not self.silent)
-        if not self.silent:
-            self.silent = True
-            self.told(
+    def _report(self, error: Exception) -> None:
+        log.info("MLflow: %s", error, exc_info=not self.reported)
+        if not self.reported:
+            self.reported = True
+            self.on_message(
                 f"MLflow at {store.address_without_password(self.store)}: {store.failure_reason(error)}; "
                 "the search goes on without it"
             )
 
 
 def deliver_result(result: Result, root: Path, uri: str | None = None) -> dict[str, str]:
-    """Log a result; until that has gone well, a mark in its folder says that it waits."""
+    """Log a result to the store at `uri`, by default SQLite in `root`; returns ids and pages, or `error`.
+
+    Until that has succeeded a file in the run folder says that it waits.
+    """
     address = store.store_address(root, uri)
     spool.add_to_spool(result.folder, address)
-    found = writing.log_result(result, root, address)
-    if "error" not in found:
+    pages = writing.log_result(result, root, address)
+    if "error" not in pages:
         spool.mark_sent(result.folder)
-    return found
+    return pages
 
 
 def deliver_waiting_results(root: Path, address: str) -> list[str]:
-    """Send what waits for this store, as far as it takes it; returns the names of the searches that were sent."""
+    """Send the results that wait for this store, until one fails; returns the names of the searches that were sent."""
     sent = []
-    for folder, where in spool.unsent_folders(root).items():
-        if where != address:
+    for folder, store_of_folder in spool.unsent_folders(root).items():
+        if store_of_folder != address:
             continue
         try:
-            with disk.locked_run_folder(folder):  # a search that goes on there sends its own
-                found = deliver_result(Result.load(folder), root, address)
+            with disk.locked_run_folder(folder):  # a search that still runs there sends its own result
+                pages = deliver_result(Result.load(folder), root, address)
         except ValueError as error:
             log.info("%s waits: %s", folder.name, error)
             continue
-        if "error" in found:
+        if "error" in pages:
             break
         sent.append(folder.name)
     return sent
 
 
-def last_lines(found: Mapping[str, str], config: Config, folder: Path) -> list[str]:
-    """What a finished search says of MLflow: where to look, or how to send what could not be sent."""
-    if error := found.get("error"):
+def last_lines(pages: Mapping[str, str], config: Config, folder: Path) -> list[str]:
+    """The lines about MLflow that end a search: where to look, or how to send what was not sent.
+
+    `pages` is what `Tracker.finish` returned.
+    """
+    if error := pages.get("error"):
         where = "" if config.runs == "runs" else f" runs={shlex.quote(config.runs)}"
         return [
             f"[yellow]MLflow was not written: {escape(error)}[/yellow]",
             f"send       python -m search.send run={folder.name}{where}",
         ]
     runs, uri = Path(config.runs), config.tracking.uri
-    pages = [store.page_url(found[page], uri) for page in ("page", "view") if page in found]
+    addresses = [store.page_url(pages[page], uri) for page in ("page", "view") if page in pages]
     return [
         f"review     {escape(store.ui_command(runs, uri))}",
-        *(f"{'then open' if not i else '':>20}  {escape(page)}" for i, page in enumerate(pages)),
+        *(f"{'then open' if not i else '':>20}  {escape(page)}" for i, page in enumerate(addresses)),
     ]

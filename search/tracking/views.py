@@ -1,6 +1,6 @@
-"""The chart view of a search, as MLflow's own UI saves it: scatter, parallel coordinates and pictures.
+"""The chart view of a search in the format of MLflow's UI: scatter, parallel coordinates and pictures.
 
-The format is MLflow's own affair, read off 3.17: nice to have, never in the way.
+The format is not documented; it is that of MLflow 3.17. A search does not depend on it.
 """
 
 import base64
@@ -14,12 +14,12 @@ from search.results.result import Result
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PICTURES = "before and after"  # the key of the image grid: a held-out prompt a step
-TRAINING = "workflowType=machine_learning"  # else MLflow opens its pages about language models
+PICTURES = "before and after"  # the key of the image grid: one held-out prompt per step
+TRAINING = "workflowType=machine_learning"  # otherwise MLflow opens its pages for language models
 
 
 def save_chart_view(client: "MlflowClient", experiment: str, result: Result) -> str:
-    """Save the view on the experiment, and return its page."""
+    """Save the view as a tag of the experiment; returns the address of its page."""
     now = int(time.time() * 1000)
     key = "".join(c for c in result.search_id if c.isalnum())
     packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(_state(result)).encode())).decode()
@@ -57,7 +57,7 @@ def _state(result: Result) -> dict[str, Any]:
 
 def _charts(result: Result) -> list[dict[str, Any]]:
     x, y = result.axes
-    others = [name for name in result.best.held_out if name not in (x, y)]
+    more_scores = [name for name in result.best.held_out if name not in (x, y)]
     shared = {"runsCountToCompare": 100, "deleted": False, "isGenerated": False}
     return [
         {
@@ -76,7 +76,7 @@ def _charts(result: Result) -> list[dict[str, Any]]:
             "displayName": "all scores",
             "showAllRuns": True,
             "selectedParams": [],
-            "selectedMetrics": [x, *others, y],  # the last one colours
+            "selectedMetrics": [x, *more_scores, y],  # the last one gives the colour
             **shared,
         },
         {
@@ -92,9 +92,9 @@ def _charts(result: Result) -> list[dict[str, Any]]:
 
 
 def _sections(result: Result) -> list[dict[str, Any]]:
-    """Ours first; the UI makes one for every prefix of metrics, and those are folded."""
-    told = [kind for kind in ("gap", "change") if getattr(result.best, kind)]
-    prefixes = ["calibration", "interval", *told, "Model metrics"]
+    """Our sections first; the UI adds one for every prefix of metrics, and those are closed at first."""
+    differences = [kind for kind in ("gap", "change") if getattr(result.best, kind)]
+    prefixes = ["calibration", "interval", *differences, "Model metrics"]
     rows = [
         ("front", "front and presets", True, 2, 520),
         ("pictures", "held-out pictures, before and after", True, 1, 420),

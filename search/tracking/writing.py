@@ -1,6 +1,6 @@
-"""What MLflow gets: one run for the search, and one flat run for every schedule of the front and every preset.
+"""Log a search to MLflow: one run for the search, one for every schedule of the front and every preset.
 
-Nested runs are left out of MLflow's charts, so the schedules are not children; a tag joins them to the search.
+MLflow leaves nested runs out of its charts, so the schedules are not children; a tag joins them to the search.
 """
 
 import logging
@@ -23,27 +23,30 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-log_ = logging.getLogger("search")
+log = logging.getLogger("search")
 LONGEST = 500  # characters of a parameter
-GENERATION = "generation/"  # a section of its own among the charts
+GENERATION = "generation/"  # prefix of metrics, which gives them a section of their own
 
 
 def log_result(result: Result, root: Path, uri: str | None = None) -> dict[str, str]:
-    """Write the result to the store at `uri`, by default SQLite in `root`; return ids and pages.
+    """Write the result to the store at `uri`, by default SQLite in `root`.
 
-    A search that is logged again (after a resume) keeps its runs: what is new is added, what has left the front
-    is deleted, and parameters stay. A store that refuses is an `error` in what is returned, never the end of a search.
+    A search that is logged again (after a resume) keeps its runs: new schedules are added, those that have left the
+    front are deleted, and parameters stay.
+
+    Returns:
+        `experiment_id`, `run_id` and pages of the UI; only `error`, with the reason, if the store failed.
     """
     address = store.store_address(root, uri)
     try:
-        return _log(result, root, address)
+        return _log_result(result, root, address)
     except Exception as error:  # the run folder is complete; a locked or unreachable store must not hide it
-        log_.warning("nothing, or not everything, is in MLflow: %s", error, exc_info=True)
+        log.warning("nothing, or not everything, is in MLflow: %s", error, exc_info=True)
         return {"error": f"MLflow at {store.address_without_password(address)}: {store.failure_reason(error)}"}
 
 
 def begin_run(client: "MlflowClient", config: Config, folder: Path) -> "Run":
-    """The run of a search that goes on: a new one, or after a resume the one there is."""
+    """The run of a search that is starting: a new one, or after a resume the existing one."""
     experiment = store.experiment_id(client, f"{config.model['name']}-{'+'.join(config.space)}", Path(config.runs))
     if (run := _runs(client, experiment, folder.name).get("search")) is None:
         return _create_search(client, experiment, folder.name, config.model_dump(mode="json"))
@@ -52,7 +55,7 @@ def begin_run(client: "MlflowClient", config: Config, folder: Path) -> "Run":
 
 
 def log_generations(client: "MlflowClient", run: "Run", rows: Sequence[Mapping[str, float]]) -> None:
-    """At the time they belong to, so that a generation that is logged again is the same point, not a second one."""
+    """Log generations at the time when they ended, so that one that is logged again is not a second point."""
     from mlflow.entities import Metric
 
     metrics = [
@@ -70,42 +73,42 @@ def log_generations(client: "MlflowClient", run: "Run", rows: Sequence[Mapping[s
         client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
 
 
-def _log(result: Result, root: Path, address: str) -> dict[str, str]:
+def _log_result(result: Result, root: Path, address: str) -> dict[str, str]:
     client = store.connect_store(address)
     name = f"{result.model}-{result.space}"
     experiment = store.experiment_id(client, name, root)
-    known = _runs(client, experiment, result.search_id)
-    search = known.pop("search", None) or _create_search(client, experiment, result.search_id, result.config)
+    existing = _runs(client, experiment, result.search_id)
+    search = existing.pop("search", None) or _create_search(client, experiment, result.search_id, result.config)
     best = None
     for entry in result.entries:
         key = registry.registry_key(entry.role, entry.name, entry.schedule.digest)
         tags = {"role": entry.role, "search_id": result.search_id, "schedule": key, "digest": entry.schedule.digest}
-        run = known.pop(key, None) or client.create_run(experiment, run_name=entry.name, tags=tags)
+        run = existing.pop(key, None) or client.create_run(experiment, run_name=entry.name, tags=tags)
         _log_entry(client, run, result, entry)
         if entry is result.best and entry.role == "front":
             best = run.info.run_id
-    for run in known.values():  # schedules that a resumed search has pushed off the front
-        _leave(client, run)
+    for run in existing.values():  # schedules that a resumed search has pushed off the front
+        _remove_run(client, run)
     identity = search.info.run_id
     pages = {"page": f"#/experiments/{experiment}/runs/{identity}?{views.TRAINING}"}
-    try:  # nice to have: a registry may not be for everybody, and the view's format is MLflow's own affair
+    try:  # optional: a store may have no registry, and the format of the view is not documented
         pages["view"] = views.save_chart_view(client, experiment, result)
         if best:
-            pages["version"] = _registered(client, name, best)
+            pages["version"] = _register_newest(client, name, best)
     except Exception as error:
-        log_.warning("not all pages: %s", error)
+        log.warning("not all pages: %s", error)
     _log_search(client, search, result, pages)
     return {"experiment_id": experiment, "run_id": identity} | pages
 
 
 def _runs(client: "MlflowClient", experiment: str, search_id: str) -> dict[str, "Run"]:
-    """What the store has of a search: the search itself, and schedules by their keys."""
-    found = client.search_runs([experiment], f"tags.search_id = '{search_id}'", max_results=1000)
-    return {run.data.tags.get("schedule", "search"): run for run in found}
+    """The runs of a search in the store: `search` is its own, those of schedules are by their keys."""
+    runs = client.search_runs([experiment], f"tags.search_id = '{search_id}'", max_results=1000)
+    return {run.data.tags.get("schedule", "search"): run for run in runs}
 
 
 def _create_search(client: "MlflowClient", experiment: str, search_id: str, config: Mapping[str, Any]) -> "Run":
-    """A run that begins when the search began, with all that never changes."""
+    """A run that starts when the search started, with its configuration."""
     from mlflow.entities import Param
 
     tags = {
@@ -113,17 +116,17 @@ def _create_search(client: "MlflowClient", experiment: str, search_id: str, conf
         "search_id": search_id,
         "mlflow.source.name": "python -m search",
         "mlflow.source.type": "LOCAL",
-        "mlflow.note.content": "The search goes on; **Model metrics** shows it generation by generation.",
+        "mlflow.note.content": "The search is running; **Model metrics** has its generations.",
     }
-    run = client.create_run(experiment, start_time=_began(search_id), run_name=search_id, tags=tags)
+    run = client.create_run(experiment, start_time=_start_time(search_id), run_name=search_id, tags=tags)
     params = [Param(k, str(v)[:LONGEST]) for k, v in _flat(config)]
     for start in range(0, len(params), 100):  # the most that a store takes at once
         client.log_batch(run.info.run_id, params=params[start : start + 100])
     return run
 
 
-def _began(search_id: str) -> int:
-    """Milliseconds at which a search began, from its name; the present for a folder that was given another."""
+def _start_time(search_id: str) -> int:
+    """Milliseconds at which a search started, from its name; now if the folder was renamed."""
     try:
         return int(1000 * datetime.strptime(search_id[:17], "%Y-%m-%d_%H%M%S").timestamp())
     except ValueError:
@@ -166,13 +169,13 @@ def _log_entry(client: "MlflowClient", run: "Run", result: Result, entry: Entry)
     for name, score in entry.held_out.items():
         if score.low is not None and score.high is not None:
             scores |= {f"interval/{name}_low": score.low, f"interval/{name}_high": score.high}
-    for kind, found in (("gap", entry.gap), ("change", entry.change)):  # to calibration, to the teacher
-        for name, score in found.items():
+    for kind, differences in (("gap", entry.gap), ("change", entry.change)):  # to calibration, to the teacher
+        for name, score in differences.items():
             ends = {f"{kind}/{name}_low": score.low, f"{kind}/{name}_high": score.high}
             scores |= {f"{kind}/{name}": score.value} | {end: v for end, v in ends.items() if v is not None}
     _log_scores(client, run, scores)
-    with tempfile.TemporaryDirectory() as folder:  # under names that stay, whatever a resumed search numbers them
-        figures = _gather(result, entry, Path(folder))
+    with tempfile.TemporaryDirectory() as folder:  # under fixed names: a resumed search numbers them anew
+        figures = _copy_files(result, entry, Path(folder))
         client.log_artifacts(identity, folder)
     tags = {
         "recommended": str(entry is result.best).lower(),
@@ -185,26 +188,26 @@ def _log_entry(client: "MlflowClient", run: "Run", result: Result, entry: Entry)
     client.set_terminated(identity)
 
 
-def _gather(result: Result, entry: Entry, folder: Path) -> list[str]:
-    """Copy an entry's schedule and figures together; returns the names of the figures."""
+def _copy_files(result: Result, entry: Entry, folder: Path) -> list[str]:
+    """Copy an entry's schedule and figures into a folder; returns the names of the figures."""
     (folder / registry.FOLDER).mkdir()
-    file, kept = result.folder / result.file(entry), folder / registry.FOLDER / registry.FILE
+    file, copy = result.folder / result.file(entry), folder / registry.FOLDER / registry.FILE
     for ending in (".json", TENSORS):
         if file.with_suffix(ending).exists():
-            shutil.copy(file.with_suffix(ending), kept.with_suffix(ending))
+            shutil.copy(file.with_suffix(ending), copy.with_suffix(ending))
     figures = []
     for kind, name in (("grids", "pictures.png"), ("heatmaps", "plan.png")):
-        if (drawn := result.folder / "figures" / kind / f"{result.number(entry):02d}.png").exists():
-            figures.append(Path(shutil.copy(drawn, folder / name)).name)
+        if (picture := result.folder / "figures" / kind / f"{result.number(entry):02d}.png").exists():
+            figures.append(Path(shutil.copy(picture, folder / name)).name)
     return figures
 
 
 def _log_scores(client: "MlflowClient", run: "Run", scores: Mapping[str, float]) -> None:
-    """What has changed since."""
+    """Log the scores that differ from those in the store."""
     from mlflow.entities import Metric
 
-    now, known = int(time.time() * 1000), run.data.metrics
-    metrics = [Metric(name, value, now, 0) for name, value in scores.items() if known.get(name) != value]
+    now, logged = int(time.time() * 1000), run.data.metrics
+    metrics = [Metric(name, value, now, 0) for name, value in scores.items() if logged.get(name) != value]
     client.log_batch(run.info.run_id, metrics=metrics)
 
 
@@ -220,23 +223,23 @@ def _log_prompts(client: "MlflowClient", run: str, result: Result) -> None:
     client.log_inputs(run, inputs)
 
 
-def _leave(client: "MlflowClient", run: "Run") -> None:
-    """Delete a run, but never the files that a registered version needs."""
+def _remove_run(client: "MlflowClient", run: "Run") -> None:
+    """Delete a run, unless a registered version needs its files."""
     if client.search_model_versions(f"run_id = '{run.info.run_id}'"):
         client.set_tag(run.info.run_id, "role", "earlier")
     else:
         client.delete_run(run.info.run_id)
 
 
-def _registered(client: "MlflowClient", name: str, run: str) -> str:
-    """The page of the version that the recommended schedule is."""
+def _register_newest(client: "MlflowClient", name: str, run: str) -> str:
+    """Register the recommended schedule and move the alias `newest` to it; returns the page of its version."""
     version = registry.register(client, name, run).version
     client.set_registered_model_alias(name, registry.NEWEST, version)
     return f"#/models/{name}/versions/{version}?{views.TRAINING}"
 
 
 def _pairs(result: Result, entry: Entry) -> "Iterator[np.ndarray]":
-    """Before and after [H, 2 W + gap, 3], a prompt each."""
+    """The teacher's and the schedule's picture [H, 2 W + gap, 3] of each prompt."""
     import numpy as np
 
     for before, after in zip(result.entries[-1].images or [], entry.images or [], strict=False):

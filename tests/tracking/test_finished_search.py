@@ -58,8 +58,11 @@ def test_a_search_begins_when_its_name_says(logged):
     result, _, found, client = logged
     began = client.get_run(found["run_id"]).info.start_time
     assert str(np.datetime64(began, "ms").astype("datetime64[D]")) in ("2026-01-01", "2026-01-02", "2026-01-03")
-    assert writing._began("2026-01-02_030405_cache_tiny") - writing._began("2026-01-02_030400_cache_tiny") == 5000
-    assert writing._began("mine") > writing._began("2026-01-02_030405_cache_tiny")
+    assert (
+        writing._start_time("2026-01-02_030405_cache_tiny") - writing._start_time("2026-01-02_030400_cache_tiny")
+        == 5000
+    )
+    assert writing._start_time("mine") > writing._start_time("2026-01-02_030405_cache_tiny")
 
 
 def test_the_page_shows_the_front_and_says_what_to_type(logged):

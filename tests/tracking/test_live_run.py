@@ -33,7 +33,7 @@ def refusing(monkeypatch):
         asked.append(address)
         raise ConnectionRefusedError(111, "Connection refused")
 
-    monkeypatch.setattr(store, "connect", connect)
+    monkeypatch.setattr(store, "connect_store", connect)
     return asked
 
 
@@ -58,8 +58,8 @@ def test_what_was_refused_is_logged_when_the_store_is_back(tmp_path, monkeypatch
             raise ConnectionRefusedError
         return object()
 
-    monkeypatch.setattr(store, "connect", connect)
-    monkeypatch.setattr(writing, "begin", lambda *_: object())
+    monkeypatch.setattr(store, "connect_store", connect)
+    monkeypatch.setattr(writing, "begin_run", lambda *_: object())
     monkeypatch.setattr(writing, "log_generations", lambda client, run, rows: logged.append(list(rows)))
     with Tracker(config(tmp_path), tmp_path / NAME, lambda text: None) as live:
         for row in ROWS:
@@ -70,7 +70,7 @@ def test_what_was_refused_is_logged_when_the_store_is_back(tmp_path, monkeypatch
 
 def test_a_store_that_hangs_holds_up_neither_the_search_nor_its_result(tmp_path, monkeypatch):
     answer = threading.Event()
-    monkeypatch.setattr(store, "connect", lambda address: answer.wait())
+    monkeypatch.setattr(store, "connect_store", lambda address: answer.wait())
     monkeypatch.setattr(tracker, "PATIENCE", 0.05)
     result = made_result(tmp_path, NAME)
     with Tracker(config(tmp_path), result.folder, lambda text: None) as live:
@@ -87,7 +87,7 @@ def test_ctrl_c_while_it_is_sent_leaves_it_waiting(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tracker, "deliver", interrupted)
+    monkeypatch.setattr(tracker, "deliver_result", interrupted)
     result = made_result(tmp_path, NAME)
     live = Tracker(config(tmp_path), result.folder, lambda text: None)
     monkeypatch.setattr(live, "_end", lambda status: None)
@@ -133,7 +133,7 @@ def test_what_waits_for_another_store_or_is_still_searched_is_left_alone(tmp_pat
     for result, address in zip(results, ("sqlite:///a", "sqlite:///a", "http://b", "sqlite:///a"), strict=True):
         spool.add_to_spool(result.folder, address)
     logged = []
-    monkeypatch.setattr(writing, "log", lambda result, *_: logged.append(result.search_id) or {})
+    monkeypatch.setattr(writing, "log_result", lambda result, *_: logged.append(result.search_id) or {})
     with disk.locked_run_folder(results[1].folder):
         sent = deliver_waiting_results(tmp_path, "sqlite:///a")
     assert sent == logged == [results[0].search_id, results[3].search_id]

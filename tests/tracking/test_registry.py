@@ -31,7 +31,7 @@ def test_a_search_registers_what_it_recommends(stored):
     assert [v.tags["search_id"] for v in (first, second)] == [FIRST, SECOND]
     expected = {"name": "2.0× · drift 0.040", "role": "front", "speedup": "2", "psnr": "44", "drift": "0.04"}
     assert expected.items() <= first.tags.items()
-    assert first.description == f"2.0× · drift 0.040, found by {FIRST}"
+    assert first.description == f"2.0× · drift 0.040, from search {FIRST}"
     assert client.get_model_version_by_alias("tiny-cache", "newest").version == second.version
 
 
@@ -65,7 +65,7 @@ def test_what_an_alias_names_is_checked_before_it_is_written(stored, tmp_path):
     version = client.get_model_version_by_alias("tiny-cache", "broken")
     (tmp_path / "schedule.json").write_text('{"format": "schedule/1", "plan": {"rules": []}}')
     client.log_artifact(version.run_id, str(tmp_path / "schedule.json"), registry.FOLDER)
-    with pytest.raises(ValueError, match="tiny-cache@broken is no schedule that can be applied, so nothing is written"):
+    with pytest.raises(ValueError, match="tiny-cache@broken is not a schedule that can be applied, so nothing"):
         export(alias="broken", runs=runs, out=tmp_path / "out" / "schedule.json")
     assert not (tmp_path / "out").exists()
 
@@ -85,7 +85,7 @@ def test_mistakes_say_what_to_type(stored, tmp_path):
     with pytest.raises(ValueError, match=f"send the search there with: python -m search.send run={FIRST}x"):
         shutil.copytree(runs / FIRST, runs / f"{FIRST}x")
         promote.promote(f"{FIRST}x", runs=runs)
-    with pytest.raises(ValueError, match="is the name of the file beside a schedule"):
+    with pytest.raises(ValueError, match="is the name of a schedule.s file of tensors"):
         export(alias="newest", runs=runs, out=tmp_path / "x.safetensors")
 
 
