@@ -13,28 +13,24 @@ model=      the pipeline, by default the one that the schedule was searched on; 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from search.config import options as command
-from search.validate.ablation import GROUPS, evaluator_for, measure_effects
+from search.config.options import Options, run_command, whole_number_option
 
-if TYPE_CHECKING:
-    pass
-
-
-DEFAULTS = {"schedule": "", "by": ",".join(GROUPS), "samples": "8", "out": "explain.png"}
+DEFAULTS = {"schedule": "", "by": "mechanism,nodes,step", "samples": "8", "out": "explain.png"}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the table, write the figure and say where it is."""
-    return command.run_command(arguments, __doc__, _work, DEFAULTS, first="schedule", configurable=True)
+    return run_command(arguments, __doc__, _work, DEFAULTS, first="schedule", configurable=True)
 
 
-def _work(options: command.Options) -> None:
+def _work(options: Options) -> None:
+    from search.validate.ablation import GROUPS, evaluator_for, measure_effects
+
     by = [word for word in options["by"].split(",") if word]
     if unknown := [word for word in by if word not in GROUPS] or ([] if by else [options["by"]]):
         raise ValueError(f"by={unknown[0]}: choose from {', '.join(GROUPS)}, joined by commas")
-    samples = command.whole_number_option(options, "samples", 2, 10_000)
+    samples = whole_number_option(options, "samples", 2, 10_000)
     if not options["schedule"]:
         raise ValueError("type python -m search.explain schedule.json")
     from rich.console import Console

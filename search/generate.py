@@ -13,130 +13,31 @@ model=       the pipeline, by default the one that the schedule was searched on;
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from search.config import options as command
+import search
+from search.config.options import Options, run_command, whole_number_option
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from search.models.base import Model
-    from search.schedule import Schedule
+    pass
 
 DEFAULTS = {
     "schedule": "", "prompt": "", "prompts": "", "seed": "0", "repeats": "3", "out": "before_after.png",
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Generated:
-    """Pictures uint8 [H, W, 3] of the same prompts and noise, and milliseconds of each timed round of all of them."""
-
-    prompts: Sequence[str]
-    before: "Sequence[np.ndarray]"
-    after: "Sequence[np.ndarray]"
-    milliseconds_before: Sequence[float]
-    milliseconds_after: Sequence[float]
-    name: str = "schedule"
-
-    @cached_property
-    def speedup(self) -> float:
-        """Median over rounds of how many times as fast the pipeline is with the schedule."""
-        pairs = zip(self.milliseconds_before, self.milliseconds_after, strict=True)
-        return statistics.median(before / after for before, after in pairs)
-
-    @cached_property
-    def psnr(self) -> list[float]:
-        """PSNR in dB of every picture against the one before."""
-        import numpy as np
-
-        errors = [
-            np.square(a.astype(float) - b.astype(float)).mean() / 255**2
-            for a, b in zip(self.before, self.after, strict=True)
-        ]
-        return [100.0 if not error else min(100.0, -10 * float(np.log10(error))) for error in errors]
-
-    def png(self) -> bytes:
-        """Before, after, and four times their difference."""
-        from search.figures.charts import difference, rows_png
-
-        apart = [difference(a, b) for a, b in zip(self.before, self.after, strict=True)]
-        before, after = map(statistics.median, (self.milliseconds_before, self.milliseconds_after))
-        count = len(self.prompts)
-        rows = [
-            (f"before\n{before / count:.0f} ms a picture", self.before, False),
-            (f"after\n{after / count:.0f} ms a picture\nPSNR {statistics.mean(self.psnr):.1f} dB", self.after, False),
-            ("difference ×4", apart, False),
-        ]
-        return rows_png(rows, self.prompts, f"{self.name}\n{self.speedup:.2f}× as fast, same noise")
-
-    _repr_png_ = png  # a notebook shows it
-
-
-def generate(
-    schedule: "Schedule | str | Path",
-    prompts: str | Sequence[str],
-    model: "Model | str | None" = None,
-    seed: int = 0,
-    repeats: int = 3,
-    name: str = "",
-) -> Generated:
-    """Draw the prompts with the untouched pipeline and under the schedule; whole pipeline calls are timed.
-
-    `model` is a loaded one, the name of its option, or None for the one that the schedule was searched on.
-    """
-    from rich.progress import track
-
-    from search.calibrate.timing import time_call
-    from search.config.load import open_schedule_and_model, title_of_schedule
-
-    name = name or title_of_schedule(schedule)
-    schedule, model, _ = open_schedule_and_model(schedule, model)
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    seeds = [seed + i for i in range(len(prompts))]
-    times: tuple[list[float], list[float]] = ([], [])
-    pictures: list[Any] = [None, None]
-
-    def once(which: int) -> None:
-        def draw() -> None:
-            pictures[which] = model.stock(prompts, seeds, output_type="np")
-
-        times[which].append(time_call(model, draw))
-
-    for _ in track(range(repeats + 1), description="before and after", transient=True):
-        once(0)
-        with model.apply(schedule):
-            once(1)
-    before, after = map(_pictures, pictures)
-    return Generated(prompts, before, after, times[0][1:], times[1][1:], name)  # the first round warms up
-
-
-def _pictures(images: Any) -> "list[np.ndarray]":
-    """uint8 [H, W, 3] of pictures [B, H, W, 3] in [0, 1]; of a film [B, F, H, W, 3] its middle frame."""
-    import numpy as np
-
-    array = np.asarray(images)
-    if array.ndim == 5:
-        array = array[:, array.shape[1] // 2]
-    if array.ndim != 4 or array.shape[-1] != 3:
-        raise ValueError(f"this model gives arrays of shape {list(array.shape)}, which are no pictures to look at")
-    return list((array * 255).round().clip(0, 255).astype(np.uint8))
-
-
 def main(arguments: Sequence[str]) -> int:
     """Draw, time, write the picture and say where it is."""
-    return command.run_command(arguments, __doc__, _work, DEFAULTS, first="schedule", configurable=True)
+    return run_command(arguments, __doc__, _work, DEFAULTS, first="schedule", configurable=True)
 
 
-def _work(options: command.Options) -> None:
+def _work(options: Options) -> None:
     if not options["schedule"] or not (options["prompt"] or options["prompts"]):
         raise ValueError('type python -m search.generate schedule.json prompt="what to draw"')
     seed, repeats = (
-        command.whole_number_option(options, "seed", 0, 2**32 - 1),
-        command.whole_number_option(options, "repeats", 1, 1000),
+        whole_number_option(options, "seed", 0, 2**32 - 1),
+        whole_number_option(options, "repeats", 1, 1000),
     )
     from search.config.prompts import read_prompts
 
@@ -146,16 +47,26 @@ def _work(options: command.Options) -> None:
 
     schedule = Schedule.load(options["schedule"])
     model = model_from_config(config_for_schedule(schedule, options.overrides))
-    found = generate(schedule, prompts, model, seed, repeats, Path(options["schedule"]).stem)
+    from rich.console import Console
+
+    from search.loop.progress import phase_bars
+
+    with phase_bars(Console(stderr=True)) as on_progress:
+        generated = search.generate(
+            schedule, model, prompts=prompts, seed=seed, repeats=repeats, name=Path(options["schedule"]).stem,
+            on_progress=on_progress,
+        )  # fmt: skip
     out = Path(options["out"])
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(found.png())
+    out.write_bytes(generated.png())
     before, after = (
         f"{statistics.median(t) / len(prompts):.1f} ms [{min(t) / len(prompts):.1f}, {max(t) / len(prompts):.1f}]"
-        for t in (found.milliseconds_before, found.milliseconds_after)
+        for t in (generated.milliseconds_before, generated.milliseconds_after)
     )
     print(f"before     {before} a picture")
-    print(f"after      {after} a picture: {found.speedup:.2f}× as fast, PSNR {statistics.mean(found.psnr):.1f} dB")
+    print(
+        f"after      {after} a picture: {generated.speedup:.2f}× as fast, PSNR {statistics.mean(generated.psnr):.1f} dB"
+    )
     print(f"pictures   {out}")
 
 

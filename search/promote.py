@@ -11,60 +11,22 @@ uri=              the MLflow server, http://...; by default the one that the sea
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-from search.config import options as command
-from search.results.folder import find_run, read_front
-from search.results.pick import pick_entries
-from search.tracking import registry, store
+import search
+from search.config.options import Options, run_command
+from search.tracking import store
 
 DEFAULTS = {"run": "latest", "pick": "recommended", "alias": "production", "runs": "runs", "uri": ""}
 
 
-@dataclass(frozen=True)
-class Promoted:
-    """Where an alias points now; `before` is the version that had it."""
-
-    model: str
-    alias: str
-    version: str
-    before: str | None
-    schedule: str
-    store: str
-
-    def __str__(self) -> str:
-        was = {None: "new", self.version: "as before"}.get(self.before, f"was version {self.before}")
-        return f"{self.alias} of {self.model} is version {self.version} ({was}): {self.schedule}"
-
-
-def promote(
-    run: str = "latest",
-    pick: str = "recommended",
-    alias: str = "production",
-    runs: str | Path = "runs",
-    uri: str | None = None,
-) -> Promoted:
-    """Move the alias to the picked schedule, which becomes a version where it is none; ValueError says what to type."""
-    from search.schedule import Schedule
-
-    if pick == "all":
-        raise ValueError("pick=all: an alias names one schedule; type pick=recommended, or a condition")
-    folder = find_run(run, Path(runs))
-    entry = pick_entries(read_front(folder), pick)[0]
-    name, address = registry.registered_model_of(folder, Path(runs), uri)
-    key = registry.registry_key(entry["role"], entry["name"], Schedule.load(folder / entry["file"]).digest)
-    version, before = registry.promote(address, name, key, folder.name, alias)
-    return Promoted(name, alias, version, before, f"{entry['name']} of {folder.name}", address)
-
-
 def main(arguments: list[str]) -> int:
     """Parse `key=value`, move the alias, say how to follow it."""
-    return command.run_command(arguments, __doc__, _work, DEFAULTS)
+    return run_command(arguments, __doc__, _work, DEFAULTS)
 
 
-def _work(options: command.Options) -> None:
-    done = promote(**options.given)
+def _work(options: Options) -> None:
+    done = search.promote(**options.given)
     print(done)
     local = "" if options["runs"] == DEFAULTS["runs"] else f" runs={options['runs']}"
     where = (

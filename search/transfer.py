@@ -19,30 +19,23 @@ and the exit code is 1.
 """
 
 import sys
-from typing import TYPE_CHECKING
 
-from search.config import options as command
-from search.config.load import held_out_prompts, load_from_options
-from search.config.options import number_option
-from search.validate.transfer import transfer
+from search.config.options import Options, number_option, run_command
 from search.verify import DEFAULTS as VERIFYING
-
-if TYPE_CHECKING:
-    pass
-
 
 DEFAULTS = VERIFYING | {"samples": "64", "steps": "", "out": "transferred.json", "runs": "64", "refit": "true"}
 
 
 def main(arguments: list[str]) -> int:
     """Parse `key=value`, transfer, write what passes the gate; the exit code is that of verify."""
-    return command.run_command(arguments, __doc__, _work, DEFAULTS, first="schedule", configurable=True)
+    return run_command(arguments, __doc__, _work, DEFAULTS, first="schedule", configurable=True)
 
 
-def _work(options: command.Options) -> int:
+def _work(options: Options) -> int:
     from rich.console import Console
 
-    from search.config.load import prompts_from_config
+    from search.config.load import held_out_prompts, load_from_options, prompts_from_config
+    from search.validate.transfer import transfer
 
     given = {name: number_option(name, options, DEFAULTS) for name in ("tolerance", "seconds", "samples", "runs")}
     if options["refit"] not in ("true", "false"):

@@ -22,17 +22,8 @@ interval their range. Exit code: 0 it holds, 1 it does not, 2 a mistake in what 
 """
 
 import sys
-from typing import TYPE_CHECKING
 
-from search.config import options as command
-from search.config.load import held_out_prompts, load_from_options
-from search.config.options import number_option
-from search.validate.criteria import criteria_for
-from search.validate.verifier import Verifier
-
-if TYPE_CHECKING:
-    pass
-
+from search.config.options import Options, number_option, run_command
 
 DEFAULTS = {
     "schedule": "", "criterion": "", "tolerance": "1.25", "seconds": "60", "samples": "256", "lora": "",
@@ -42,13 +33,16 @@ DEFAULTS = {
 
 def main(arguments: list[str]) -> int:
     """Parse `key=value`, verify, print the verdict; the exit code says it too."""
-    return command.run_command(arguments, __doc__, _work, DEFAULTS, first="schedule", configurable=True)
+    return run_command(arguments, __doc__, _work, DEFAULTS, first="schedule", configurable=True)
 
 
-def _work(options: command.Options) -> int:
+def _work(options: Options) -> int:
     from rich.console import Console
 
+    from search.config.load import held_out_prompts, load_from_options
     from search.schedule import Schedule
+    from search.validate.criteria import criteria_for
+    from search.validate.verifier import Verifier
 
     given = {name: number_option(name, options, DEFAULTS) for name in ("tolerance", "seconds", "samples")}
     if options["schedule"]:  # what there is nothing to hold to need not be loaded

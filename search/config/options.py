@@ -4,15 +4,10 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from search.config import options as command
 from search.config.compose import GROUPS, message_of_user_error, silence_libraries
 from search.config.hints import closest_name_hint
 from search.config.settings import Config
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ def whole_number_option(options: Options, name: str, low: int, high: int) -> int
     return int(text)
 
 
-def number_option(name: str, options: command.Options, defaults: Mapping[str, str]) -> float:
+def number_option(name: str, options: Options, defaults: Mapping[str, str]) -> float:
     """A number that was typed; ValueError names it."""
     try:
         return float(options[name])

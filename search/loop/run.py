@@ -5,9 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from search.config.compose import compose_config, normalise_overrides
 from search.config.settings import Config
 from search.loop.finish import finish_search
+from search.loop.progress import OnProgress, ignore_progress
 from search.loop.search import Search
 from search.results import disk
 from search.results.disk import new_run_folder
@@ -16,17 +16,11 @@ from search.results.result import Result
 from search.tracking.tracker import Tracker
 
 
-def search(*overrides: str) -> Result:
-    """The search of a command line, for notebooks: `search("+space=cache", "model=pixart", "budget=quick")`.
+def run(config: Config, on_progress: OnProgress = ignore_progress) -> Result:
+    """Search, or resume a search, write the result into its run folder, and print where it is.
 
-    Raises:
-        ValueError: An option is wrong; the message says what to type.
+    `on_progress` is called with how many candidates are evaluated, of how many.
     """
-    return run(Config.check(compose_config(normalise_overrides(list(overrides)))))
-
-
-def run(config: Config) -> Result:
-    """Search, or resume a search, write the result into its run folder, and print where it is."""
     console = Console(soft_wrap=True)
     disk.check_writable(root := Path(config.runs))
     resumed = find_run(config.resume, root) if config.resume else None
@@ -43,6 +37,7 @@ def run(config: Config) -> Result:
         if not resumed:
             contexts.enter_context(disk.explain_disk_errors(folder, f"python -m search resume={folder.name}"))
             contexts.enter_context(disk.locked_run_folder(folder))
+        search.on_progress = on_progress
         return _run(search, folder)
 
 

@@ -28,7 +28,7 @@ from search.loop import checkpoint
 from search.loop.candidates import CandidateBuilder
 from search.loop.finished import FinishedSearch
 from search.loop.history import archive_scores, generation_record
-from search.loop.progress import progress_bar
+from search.loop.progress import OnProgress, ignore_progress, progress_bar
 from search.loop.state import SearchState, log
 from search.models.base import Model
 from search.objectives.base import Cost, Objective, Quality
@@ -59,6 +59,7 @@ class Search:
         self.guard = Guard(config.budget.patience, config.budget.failures, self.warn)
         self.calibration, self.held_out = prompts_from_config(config.prompts)
         self.on_prepare: Callable[[str], None] = lambda text: None  # what is being measured
+        self.on_progress: OnProgress = ignore_progress
         self.workers: Workers | None = None
         self.tracker: Tracker | None = None
         self.model: Model = model_from_config(config)
@@ -144,6 +145,7 @@ class Search:
                         done = self.state.asked + count
                         rate = done / max(time.monotonic() - began, 1e-9)
                         progress.update(task, completed=done, note=f"{rate:.1f}/s  {self._describe_front()}")
+                        self.on_progress("search", done, self.config.budget.evaluations or 0)
 
                     self.state.engine.tell(rows, self._evaluate(rows, on_done=on_done))
                     if not self.state.generation:  # so that the front is nowhere behind the presets on these prompts

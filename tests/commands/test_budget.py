@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 
-from search import Schedule
-from search.budget import budget, main
+from search import Schedule, best_within
+from search.budget import main
 from search.export import main as export
 from search.results.folder import find_run
 from tests.helpers.finished_search import made_result
@@ -19,7 +19,7 @@ def runs(tmp_path):
 
 
 def test_the_truest_within_a_limit_on_cost(runs):
-    choice = budget("speedup>=1.5 and macs<=90%", runs=runs)
+    choice = best_within("speedup>=1.5 and macs<=90%", runs=runs)
     assert [row["held_out"]["speedup"]["value"] for row in choice.rows] == pytest.approx([2, 3], rel=0.01)
     assert choice.schedule == Schedule.load(choice.folder / choice.rows[0]["file"])
     assert choice.doubtful == []
@@ -31,7 +31,7 @@ def test_what_it_prints_exports_the_same_schedule(runs, tmp_path, capsys, monkey
     line = next(line for line in said.splitlines() if line.startswith("export"))
     monkeypatch.chdir(tmp_path)
     assert export(shlex.split(line)[4:]) == 0
-    assert Schedule.load("schedule.json") == budget("speedup>=1.5 and macs<=0.9", runs=runs).schedule
+    assert Schedule.load("schedule.json") == best_within("speedup>=1.5 and macs<=0.9", runs=runs).schedule
 
 
 def test_a_limit_within_the_interval_is_doubtful(runs, capsys):
@@ -40,7 +40,7 @@ def test_a_limit_within_the_interval_is_doubtful(runs, capsys):
     for row in front["entries"]:
         row["held_out"]["latency"] = {"value": 100.0, "low": 90.0, "high": 110.0}
     file.write_text(json.dumps(front | {"units": front["units"] | {"latency": "ms"}}))
-    assert budget("latency<=0.105s", runs=runs).doubtful == ["latency"]
+    assert best_within("latency<=0.105s", runs=runs).doubtful == ["latency"]
     assert main(["latency<=0.105s", f"runs={runs}"]) == 0
     assert "latency is not sure: it was 90 to 110" in capsys.readouterr().out
 
@@ -63,4 +63,4 @@ def test_an_empty_front(runs):
     file = find_run("latest", runs) / "front.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"entries": []}))
     with pytest.raises(ValueError, match="empty front"):
-        budget("speedup>=1", runs=runs)
+        best_within("speedup>=1", runs=runs)

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from search import Schedule
-from search.export import export, main
+from search import Schedule, export
+from search.export import main
 from search.results.folder import find_run
 from search.testing.models import tiny_model
 from tests.helpers.finished_search import made_result
@@ -32,7 +32,7 @@ def runs(tmp_path):
     ],
 )
 def test_pick(runs, tmp_path, pick, speedup):
-    (path,) = export("latest", pick, tmp_path / "out" / "schedule.json", runs)
+    (path,) = export("latest", pick, out=tmp_path / "out" / "schedule.json", runs=runs)
     front = json.loads((find_run("latest", runs) / "front.json").read_text())
     (entry,) = [
         e

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.generate import Generated, _pictures, generate, main
+from search import generate
+from search.generate import main
 from search.models.base import to_schedule
 from search.profile.plans import plan_schedule
 from search.testing.models import tiny_folder, tiny_model
+from search.validate.before_after import Generated, _pictures
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def schedule(model):
 
 def test_the_pictures_are_those_of_the_stock_pipeline(model, schedule):
     prompts = ["red apple", "blue fish"]
-    found = generate(schedule, prompts, model, seed=3, repeats=1)
+    found = generate(schedule, model, prompts=prompts, seed=3, repeats=1)
     bare = model.stock(prompts, [3, 4], output_type="np")
     with model.apply(schedule):
         applied = model.stock(prompts, [3, 4], output_type="np")
@@ -34,7 +36,7 @@ def test_the_pictures_are_those_of_the_stock_pipeline(model, schedule):
 
 
 def test_off_changes_no_picture(model):
-    found = generate(to_schedule(model, {}), "red apple", model, repeats=2)
+    found = generate(to_schedule(model, {}), model, prompts="red apple", repeats=2)
     assert np.array_equal(found.before, found.after) and found.psnr == [100.0]
     assert len(found.milliseconds_after) == 2
 

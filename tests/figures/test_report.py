@@ -13,14 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from search import Schedule
-from search import report as command
+from search import Schedule, report
 from search.export import main as export_main
 from search.figures import charts
 from search.figures.heatmap import Layout
 from search.figures.report.page import MOST, report_content, report_page
 from search.loop import finish
-from search.report import report
+from search.report import main
 from search.results.result import Entry, Result
 from search.results.scores import Score
 from search.results.usage import usage_snippet
@@ -197,10 +196,10 @@ def test_the_python_that_is_shown_is_python_whatever_a_denoiser_is_called():
 
 def test_the_command_writes_one_file(result, tmp_path, capsys):
     out = tmp_path / "new" / "page.html"
-    assert command.main([f"run={result.search_id}", f"out={out}", f"runs={result.folder.parent}"]) == 0
+    assert main([f"run={result.search_id}", f"out={out}", f"runs={result.folder.parent}"]) == 0
     assert capsys.readouterr().out.strip().endswith(str(out))
     assert data_of(out.read_text(encoding="utf-8"))["search"] == result.search_id
-    assert command.main(["run=nope", f"runs={result.folder.parent}"]) == 2
+    assert main(["run=nope", f"runs={result.folder.parent}"]) == 2
     assert "there are: 2026-01-02" in capsys.readouterr().err
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from search import Schedule
-from search.budget import budget
+from search import Schedule, best_within
 from search.config.compose import compose_config, normalise_overrides
 from search.config.settings import Config
 from search.export import main as export
@@ -64,7 +63,7 @@ def result(tmp_path):
 
 
 def test_limits_on_it_give_the_least_drift(result, tmp_path):
-    choice = budget("nfe<=3", runs=tmp_path)
+    choice = best_within("nfe<=3", runs=tmp_path)
     assert [row["held_out"]["drift"]["value"] for row in choice.rows] == [0.04, 0.12]
     assert choice.name == "2.0× · drift 0.040"
     columns = [column.header for column in choice.table().columns]
@@ -103,7 +102,7 @@ def test_an_older_front_says_what_was_known_then(tmp_path):
     file.write_text(json.dumps(data), encoding="utf-8")
     old = Result.load(result.folder)
     assert old.kinds == result.kinds and old.shares == ["macs"] and old.axes == result.axes
-    assert budget("macs<=90%", runs=tmp_path).name == "1.2× · drift 0.010"
+    assert best_within("macs<=90%", runs=tmp_path).name == "1.2× · drift 0.010"
     assert report_content(old)["costs"] == report_content(result)["costs"]
 
 
@@ -145,7 +144,7 @@ def test_a_search_with_it_exports_the_least_drift_within_a_limit(tmp_path, monke
         "tracking.enabled=false",
     ]
     run(Config.check(compose_config(normalise_overrides(given), str(own))))
-    choice = budget("nfe<=5", runs=Path(tmp_path / "runs"))
+    choice = best_within("nfe<=5", runs=Path(tmp_path / "runs"))
     front = read_front(choice.folder)
     assert front["kinds"]["nfe"] == front["kinds"]["speedup"] == "cost" and front["kinds"]["drift"] == "quality"
     assert front["labels"]["nfe"] == "network evaluations" and front["shares"] == ["macs"]

@@ -8,11 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from search import Schedule, ScheduleError
+from search import Schedule, ScheduleError, export
 from search.evaluate.execute.prefix import step_keys
 from search.evaluate.fit.corrections import CorrectionFit, Corrector, fit_affine
 from search.evaluate.fit.solver import Fitter
-from search.export import export
 from search.loop.candidates import CandidateBuilder
 from search.results.folder import find_run
 from search.results.result import Result

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from search import promote
 from search.figures.charts import grid_png, pareto_png
 from search.figures.report.page import report_page
-from search.promote import promote
 from search.tracking import store, writing
 from tests.helpers.browser import CHROMIUM, opened
 from tests.helpers.finished_search import made_result

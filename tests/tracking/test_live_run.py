@@ -5,9 +5,10 @@ import threading
 
 import pytest
 
-from search import send
 from search.results import disk
+from search.send import main as send
 from search.tracking import spool, store, tracker, writing
+from search.tracking.sending import send_searches
 from search.tracking.tracker import Tracker, deliver_result, deliver_waiting_results, last_lines
 from tests.helpers.configuration import config
 from tests.helpers.finished_search import made_result
@@ -113,18 +114,18 @@ def test_the_last_lines_say_where_to_look_or_how_to_send(tmp_path):
 
 
 def test_nothing_waits(tmp_path, capsys):
-    assert send.main([f"runs={tmp_path}"]) == 0
+    assert send([f"runs={tmp_path}"]) == 0
     assert capsys.readouterr().out == "nothing waits\n"
 
 
 def test_sending_says_what_to_type(tmp_path, refusing, capsys):
     result = made_result(tmp_path, NAME)
-    assert send.main([f"runs={tmp_path}", "run=latest"]) == 2
+    assert send([f"runs={tmp_path}", "run=latest"]) == 2
     told = capsys.readouterr().err
     assert f"error: {NAME} was not sent: MLflow at sqlite:///" in told and "it does not answer" in told
     assert list(spool.unsent_folders(tmp_path)) == [result.folder]
     with disk.locked_run_folder(result.folder):
-        assert send.main([f"runs={tmp_path}"]) == 2
+        assert send([f"runs={tmp_path}"]) == 2
     assert "another search goes on in" in capsys.readouterr().err
 
 
@@ -187,13 +188,13 @@ def test_what_could_not_be_sent_is_sent_by_the_next_search(tmp_path, nobody, cap
     first, second, third = (made_result(tmp_path, f"2026-01-0{day}_000000_cache_tiny") for day in (1, 2, 3))
     assert "it does not answer" in deliver_result(first, tmp_path, nobody)["error"]
     assert spool.unsent_folders(tmp_path) == {first.folder: nobody}
-    assert send.main([f"runs={tmp_path}"]) == 2  # still nobody there
+    assert send([f"runs={tmp_path}"]) == 2  # still nobody there
     assert "try again with: python -m search.send" in capsys.readouterr().err
     spool.add_to_spool(second.folder, store.store_address(tmp_path))  # killed, say
     with Tracker(config(tmp_path), third.folder, print) as live:
         assert "error" not in live.finish(third)
     assert spool.unsent_folders(tmp_path) == {first.folder: nobody}
-    pages = send.send(runs=tmp_path, uri=store.store_address(tmp_path))
+    pages = send_searches(runs=tmp_path, uri=store.store_address(tmp_path))
     assert list(pages) == [first.search_id] and not spool.unsent_folders(tmp_path)
     client = MlflowClient(store.store_address(tmp_path))
     experiment = client.get_experiment_by_name("tiny-cache").experiment_id

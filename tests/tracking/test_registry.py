@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
-from search import Schedule, promote
-from search.export import export, main
-from search.promote import Promoted
+from search import Schedule, export, promote
+from search.export import main
 from search.tracking import registry, store, writing
+from search.tracking.promotion import Promoted
 from tests.helpers.finished_search import made_result
 
 FIRST, SECOND = "2026-01-02_030405_cache_tiny", "2026-01-03_000000_cache_tiny"
@@ -38,14 +38,14 @@ def test_a_search_registers_what_it_recommends(stored):
 @pytest.mark.slow
 def test_an_alias_is_moved_and_followed(stored, tmp_path, capsys):
     runs, (first, second) = stored
-    moved = promote.promote(FIRST, runs=runs, alias="live")
+    moved = promote(FIRST, runs=runs, alias="live")
     assert (moved.model, moved.version, moved.before) == ("tiny-cache", "1", None)
     (file,) = export(FIRST, alias="live", runs=runs, out=tmp_path / "a" / "schedule.json")
     assert Schedule.load(file) == first.best.schedule
-    assert promote.promote(SECOND, "speedup>=2.5", "live", runs).before == "1"
+    assert promote(SECOND, "speedup>=2.5", "live", runs=runs).before == "1"
     (file,) = export(model="tiny-cache", alias="live", runs=runs, out=tmp_path / "schedule.json")
     assert Schedule.load(file) == second.entries[0].schedule != first.best.schedule
-    again = promote.promote(FIRST, runs=runs, alias="live")  # back, and no second version of the same schedule
+    again = promote(FIRST, runs=runs, alias="live")  # back, and no second version of the same schedule
     assert again.version == "1" and str(again).startswith("live of tiny-cache is version 1 (was version 3)")
     assert promote.main([f"run={FIRST}", f"runs={runs}", "pick=FORA N=2"]) == 0
     told = capsys.readouterr().out
@@ -61,7 +61,7 @@ def test_an_alias_is_moved_and_followed(stored, tmp_path, capsys):
 def test_what_an_alias_names_is_checked_before_it_is_written(stored, tmp_path):
     runs, _ = stored
     client = store.connect_store(store.store_address(runs))
-    promote.promote(FIRST, "speedup>=1.1", "broken", runs)
+    promote(FIRST, "speedup>=1.1", "broken", runs=runs)
     version = client.get_model_version_by_alias("tiny-cache", "broken")
     (tmp_path / "schedule.json").write_text('{"format": "schedule/1", "plan": {"rules": []}}')
     client.log_artifact(version.run_id, str(tmp_path / "schedule.json"), registry.FOLDER)
@@ -81,10 +81,10 @@ def test_mistakes_say_what_to_type(stored, tmp_path):
     with pytest.raises(ValueError, match="there is no registered model 'tiny'; there are: tiny-cache"):
         export(model="tiny", runs=runs, out=out)
     with pytest.raises(ValueError, match="alias name .* is reserved"):
-        promote.promote(FIRST, runs=runs, alias="latest")
+        promote(FIRST, runs=runs, alias="latest")
     with pytest.raises(ValueError, match=f"send the search there with: python -m search.send run={FIRST}x"):
         shutil.copytree(runs / FIRST, runs / f"{FIRST}x")
-        promote.promote(f"{FIRST}x", runs=runs)
+        promote(f"{FIRST}x", runs=runs)
     with pytest.raises(ValueError, match="is the name of a schedule.s file of tensors"):
         export(alias="newest", runs=runs, out=tmp_path / "x.safetensors")
 
@@ -94,13 +94,13 @@ def test_mistakes_that_need_no_store(tmp_path):
     with pytest.raises(ValueError, match=r"there is no MLflow database .*mlflow\.db; type runs=.* or uri="):
         export(alias="production", runs=tmp_path)
     with pytest.raises(ValueError, match=r"there is no MLflow database"):
-        promote.promote(runs=tmp_path)
+        promote(runs=tmp_path)
     with pytest.raises(ValueError, match="alias=production says which schedule; leave out pick="):
         export(pick="knee", alias="production", runs=tmp_path)
     with pytest.raises(ValueError, match="uri=http://x is where an alias is looked up; type alias=production"):
         export(uri="http://x", runs=tmp_path)
     with pytest.raises(ValueError, match="an alias names one schedule"):
-        promote.promote(pick="all", runs=tmp_path)
+        promote(pick="all", runs=tmp_path)
     (tmp_path / "mlflow.db").write_text("this is no database")
     with pytest.raises(ValueError, match="tiny-cache: MLflow at sqlite:///.*: file is not a database"):
         export(alias="production", runs=tmp_path)

@@ -7,10 +7,10 @@ import urllib.request
 
 import pytest
 
-from search import Schedule, promote, send
-from search.export import export
+from search import Schedule, export, promote
 from search.figures.charts import pareto_png
 from search.tracking import spool, store
+from search.tracking.sending import send_searches
 from search.tracking.tracker import deliver_result
 from tests.helpers.finished_search import made_result
 from tests.helpers.mlflow_server import served
@@ -40,12 +40,12 @@ def test_a_server_gets_a_search_and_hands_its_schedule_out(tmp_path):
         with urllib.request.urlopen(f"{uri}/{picture}") as answer:
             assert answer.read() == (first.folder / "figures" / "pareto.png").read_bytes()
 
-        assert promote.promote(FIRST, runs=runs, uri=uri).store == uri
+        assert promote(FIRST, runs=runs, uri=uri).store == uri
         (file,) = export(model="tiny-cache", alias="production", runs=elsewhere, uri=uri, out=elsewhere / "s.json")
         assert Schedule.load(file) == best.schedule
         assert sorted(p.name for p in elsewhere.iterdir()) == ["s.json", "s.safetensors"]
         spool.add_to_spool(second.folder, "http://127.0.0.1:9")
-        assert list(send.send(SECOND, runs, uri)) == [SECOND] and not spool.unsent_folders(runs)
+        assert list(send_searches(SECOND, runs, uri)) == [SECOND] and not spool.unsent_folders(runs)
 
     with pytest.raises(ValueError, match=rf"tiny-cache: MLflow at {uri}: it does not answer"):
         export(model="tiny-cache", alias="production", uri=uri, out=elsewhere / "t.json")
