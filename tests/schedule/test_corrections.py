@@ -501,7 +501,7 @@ def test_results_and_exports_have_both_files(run_folder, tmp_path):
     files = export(pick="all", out=tmp_path / "all", runs=runs)
     assert len(files) == 3 and len(list((tmp_path / "all").glob("*.safetensors"))) == 1
     assert [Schedule.load(f) for f in files] == [e.schedule for e in result.of("front")]
-    with pytest.raises(ValueError, match="is the name of the file beside a schedule; type out=schedule.json"):
+    with pytest.raises(ValueError, match="is the name of a schedule's file of tensors; type out=schedule.json"):
         export(pick=result.entries[1].name, out=tmp_path / "x.safetensors", runs=runs)
 
 
