@@ -115,26 +115,26 @@ def measure(name: str, chosen: str, case: Case, runs: Path) -> dict[str, Any]:
     source = claimed(source, name)
     limits = criteria_for(source)
     moved = carry_over(source, model)
-    workshop = RepairSearch(source, moved, model, calibration, limits, True, 0)
+    repair = RepairSearch(source, moved, model, calibration, limits, True, 0)
 
     def cell(schedule: Schedule) -> dict[str, Any]:
         score = mean_interval(verifier.measure(schedule, PICTURES)["drift"])
-        drift, macs = [score.value, score.low, score.high], workshop.share(schedule)
+        drift, macs = [score.value, score.low, score.high], repair.share(schedule)
         return {"drift": drift, "macs": macs, "passed": decide(limits[0], score)}
 
     found |= {"limit": limits[0].limit, "carried": cell(moved.schedule)}
-    if workshop.fits:
-        found["refitted"] = cell(workshop.made([]))
+    if repair.fits:
+        found["refitted"] = cell(repair.fitted([]))
     last = found.get("refitted", found["carried"])
     if not last["passed"]:
-        for steps in workshop.repairs(RUNS, lambda text: None):
+        for steps in repair.repairs(RUNS, lambda text: None):
             if steps:
-                found["repaired"] = cell(workshop.made(steps)) | {"steps": sorted(steps), "runs": workshop.runs}
+                found["repaired"] = cell(repair.fitted(steps)) | {"steps": sorted(steps), "runs": repair.runs}
                 last = found["repaired"]
                 if last["passed"]:
                     break
     rules = published(model)
-    nearest = min(rules, key=lambda rule: abs(workshop.share(rules[rule]) - last["macs"]))
+    nearest = min(rules, key=lambda rule: abs(repair.share(rules[rule]) - last["macs"]))
     found["published"] = {"name": nearest} | cell(rules[nearest])
     steps = model.target.steps
     own = native(name, steps, runs, last["macs"]) if chosen == "searched" and steps in NATIVE else None

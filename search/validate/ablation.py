@@ -1,4 +1,4 @@
-"""What each decision of a schedule does to drift and cost, left out and taken alone."""
+"""The effect of each decision of a schedule on drift and cost: without it, and with it alone."""
 
 import textwrap
 from collections.abc import Callable, Sequence
@@ -25,10 +25,16 @@ GROUPS = ("mechanism", "nodes", "step")
 
 @dataclass(frozen=True)
 class Effect:
-    """What a decision does. `saved` is its share of the teacher's MACs; `added` the drift that it adds to the others.
+    """The effect of one decision; numbers that are not defined are NaN.
 
-    `low` and `high` are the paired 95 % interval of `added`. `alone` is the drift of this decision without others.
-    Quantities that are not defined are NaN.
+    Attributes:
+        group: mechanism, nodes or step.
+        name: The decision in words.
+        saved: MACs that it saves, as a share of the teacher's.
+        added: Drift that it adds to that of the other decisions.
+        low: Lower end of the paired 95 % interval of `added`.
+        high: Upper end of it.
+        alone: Drift of a schedule with this decision only.
     """
 
     group: str
@@ -41,13 +47,13 @@ class Effect:
 
     @property
     def sure(self) -> bool:
-        """Whether the interval separates what it adds from nothing."""
+        """Whether the interval of `added` excludes 0."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The effects of all decisions of a schedule, on so many prompts; solvers are fitted anew for each of them."""
+    """The effects of all decisions of a schedule on a number of prompts; solvers are fitted again for each of them."""
 
     name: str
     drift: float
@@ -57,16 +63,17 @@ class Explanation:
     plan: str = ""  # in the plan notation
 
     def of(self, group: str) -> list[Effect]:
+        """The effects of a group: mechanism, nodes or step."""
         return [effect for effect in self.effects if effect.group == group]
 
     @cached_property
     def dearest(self) -> Effect | None:
-        """The step that adds most drift for what it saves: the first one to compute again."""
+        """The step that adds most drift per saved MAC, which is the first one to compute again."""
         steps = [e for e in self.of("step") if e.saved > 0 and e.sure and e.added > 0]
         return max(steps, key=lambda e: e.added / e.saved, default=None)
 
     def table(self) -> "Table":
-        """For a terminal, or as the last expression of a notebook's cell."""
+        """A table for a terminal or a notebook."""
         from rich.table import Table
 
         title = f"{self.name}: drift {self.drift:.4f} at {self.macs:.1%} of the MACs, {self.prompts} held-out prompts"
@@ -84,7 +91,7 @@ class Explanation:
         return table
 
     def png(self) -> bytes:
-        """Bars: drift that each decision adds, over what it saves, one panel a group."""
+        """A figure: the drift that each decision adds and the MACs that it saves, one panel per group."""
         from search.figures.effects import bars_png
 
         panels = {g: [(e.name, e.added, e.low, e.high, e.saved) for e in self.of(g)] for g in GROUPS if self.of(g)}
@@ -92,7 +99,7 @@ class Explanation:
         plan = textwrap.shorten(self.plan, 90, placeholder=" …")
         return bars_png(panels, title, f"drift {self.drift:.4f} at {self.macs:.0%} of the MACs · {plan}")
 
-    _repr_png_ = png  # a notebook shows it
+    _repr_png_ = png  # for notebooks
 
 
 def explain(
@@ -103,10 +110,15 @@ def explain(
     name: str = "",
     done: Callable[[int, int], None] = lambda count, total: None,
 ) -> Explanation:
-    """What the decisions of a schedule do on the first held-out prompts.
+    """Measure what the decisions of a schedule do on held-out prompts.
 
-    `model` is a loaded one, the name of its option, or None for the one that the schedule was searched on. `done` is
-    told how many runs of how many are over.
+    Args:
+        schedule: A schedule or its file.
+        model: A loaded model, the name of its option, or None for the one that the schedule was searched on.
+        samples: Number of prompts.
+        by: Groups of decisions: mechanism, nodes, step.
+        name: Title of tables and figures; by default the name of the file.
+        done: Called with the number of runs that are over, and of all.
     """
     from search.config.load import open_schedule_and_model, title_of_schedule
 
@@ -124,28 +136,28 @@ def measure_effects(
 ) -> Explanation:
     """Run the schedule without each of its decisions and with each alone, on an evaluator of drift and MACs.
 
-    Undoing means computing what was reused, forecast or skipped. Where the schedule has a fitted solver, that of every
-    other one is fitted as well: what is shown is what a decision does at its best.
+    A decision is undone by computing what it reuses, forecasts or skips. If the schedule has a fitted solver, the
+    solvers of all these runs are fitted too, so that every decision is shown at its best.
     """
     from search.evaluate.execute.jobs import Job
     from search.pareto.intervals import paired_difference_interval
 
-    found = [d for d in list_decisions(schedule, evaluator) if d.group in by]
+    decisions = [d for d in list_decisions(schedule, evaluator) if d.group in by]
     fit = bool((schedule.sampler or {}).get("coefficients")) and not evaluator.fits()
     jobs = [Job(schedule)]
     numbers: list[tuple[int | None, int | None]] = []
-    for decision in found:
+    for decision in decisions:
         pair = []
-        for other in (decision.without, decision.alone):
-            pair.append(None if other is None else len(jobs))
-            if other is not None:
-                jobs.append(Job(other, fit and decision.name != "fitted solver"))
+        for variant in (decision.without, decision.alone):
+            pair.append(None if variant is None else len(jobs))
+            if variant is not None:
+                jobs.append(Job(variant, fit and decision.name != "fitted solver"))
         numbers.append((pair[0], pair[1]))
     scored = evaluator.evaluate(jobs, done=lambda count: done(count, len(jobs)))
     drifts = [np.array(s.values["drift"]) for s in scored]
     macs = [s.values["macs"][0] for s in scored]
     rows, rng = [], np.random.default_rng(0)
-    for decision, (without, alone) in zip(found, numbers, strict=True):
+    for decision, (without, alone) in zip(decisions, numbers, strict=True):
         saved = added = low = high = float("nan")
         if without is not None:
             saved, added = macs[without] - macs[0], float((drifts[0] - drifts[without]).mean())
@@ -160,7 +172,7 @@ def measure_effects(
 
 
 def evaluator_for(config: "Config", model: "Model", samples: int | None = None) -> "Evaluator":
-    """An evaluator of drift and MACs on the first held-out prompts; nothing is remembered beyond it."""
+    """An evaluator of drift and MACs on the first `samples` held-out prompts, with a memo in memory only."""
     from search.config.load import HELD_OUT_SEED, prompts_from_config
     from search.evaluate.evaluator import Evaluator
     from search.evaluate.memo import Memo
@@ -174,4 +186,5 @@ def evaluator_for(config: "Config", model: "Model", samples: int | None = None) 
 
 
 def number_text(value: float, form: str) -> str:
+    """A number in a format, or nothing for NaN."""
     return "" if np.isnan(value) else format(value, form)

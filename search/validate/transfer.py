@@ -1,4 +1,4 @@
-"""Carry a schedule over to another model, number of steps or size, and keep it only if it holds."""
+"""Carry a schedule over to another model, number of steps or size, and keep it only if it meets its criteria."""
 
 import html
 from collections.abc import Callable, Sequence
@@ -15,16 +15,20 @@ if TYPE_CHECKING:
     from search.schedule import Schedule
 
 
-Told = Callable[[str], None]
-
-
 @dataclass(frozen=True)
 class Transfer:
-    """A schedule carried over; `schedule` is None where the gate refuses it, for the verdict's reason.
+    """A schedule that was carried over.
 
-    `carry_over` is what the rule gave, refitted, and `first` its verdict; `repaired` are the steps that were computed
-    again after that. `macs` are shares of a full run's, of the old schedule and of the last one tried. `notes` say what
-    did not carry over, `runs` how many schedules were run for repairs.
+    Attributes:
+        source: The old schedule.
+        schedule: The new one, or None if it does not meet its criteria; `verdict` has the reason.
+        carried: What the rule gave, refitted, before repairs.
+        verdict: The verdict on the last schedule that was tried.
+        first: The verdict on `carried`.
+        macs: Shares of a full run's MACs: of the old schedule, and of the last one that was tried.
+        notes: What could not be carried over.
+        repaired: Steps that a repair computes again.
+        runs: Schedules that were run for repairs.
     """
 
     source: "Schedule"
@@ -39,6 +43,7 @@ class Transfer:
 
     @property
     def exit_code(self) -> int:
+        """0 if the new schedule passed, 1 if it did not, 3 if it was not decided."""
         return self.verdict.exit_code
 
     def __str__(self) -> str:
@@ -68,12 +73,26 @@ def transfer(
     samples: int = 64,
     batch: int = 8,
     seed: int = 0,
-    told: Told = lambda text: None,
+    on_message: Callable[[str], None] = lambda text: None,
 ) -> Transfer:
     """Carry a schedule over to a model as it is loaded: its steps, size, guidance scale, LoRA and scheduler.
 
-    `prompts` are calibration and held-out prompts, by default those of the model that the file names. ValueError says
-    what to type where there is nothing to hold it to, or what of it does not carry over.
+    Args:
+        schedule: A schedule or its file.
+        model: The loaded model.
+        prompts: Calibration and held-out prompts; by default those of the model that the file names.
+        tolerance: Factor on the drift that the file claims, used if there is no criterion.
+        criterion: Such as `"drift<=0.1"`.
+        refit: Fit a fitted solver, and corrections, again; otherwise they are dropped.
+        runs: Schedules that are run at most to find a repair; 0 repairs nothing.
+        seconds: Time after which a verification starts no further batch.
+        samples: Pictures of a verification at most.
+        batch: Pictures that are denoised together.
+        seed: Of the calibration noise.
+        on_message: Called with a line as work goes on.
+
+    Raises:
+        ValueError: There is nothing to verify against, or the schedule cannot be carried over.
     """
     from search.config.load import config_for_schedule, prompts_from_config
     from search.schedule import Schedule
@@ -81,28 +100,28 @@ def transfer(
 
     schedule = schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
     limits = criteria_for(schedule, tolerance, criterion)
-    calibration, other = prompts or prompts_from_config(config_for_schedule(schedule).prompts)
+    calibration, held_out = prompts or prompts_from_config(config_for_schedule(schedule).prompts)
     moved = carry_over(schedule, model)
-    verifier = Verifier(model, other, batch=batch, seed=seed, keep=True)
-    told("calibration prompts")
-    workshop = RepairSearch(schedule, moved, model, calibration[:batch], limits, refit, seed)
-    last = workshop.made()
-    first = verdict = verifier.verify(last, limits, seconds, samples, told)
+    verifier = Verifier(model, held_out, batch=batch, seed=seed, keep=True)
+    on_message("calibration prompts")
+    repair = RepairSearch(schedule, moved, model, calibration[:batch], limits, refit, seed)
+    last = repair.fitted()
+    first = verdict = verifier.verify(last, limits, seconds, samples, on_message)
     repaired: Sequence[int] = ()
     if not first.passed and first.values and runs:
-        for steps in workshop.repairs(runs, told):
-            last, repaired = workshop.made(steps), steps
-            verdict = verifier.verify(last, limits, seconds, samples, told)
+        for steps in repair.repairs(runs, on_message):
+            last, repaired = repair.fitted(steps), steps
+            verdict = verifier.verify(last, limits, seconds, samples, on_message)
             if verdict.passed:
                 break
     return Transfer(
         schedule,
-        last.with_scores(workshop.scores(last, verdict)) if verdict.passed else None,
-        workshop.made(),
+        last.with_scores(repair.scores(last, verdict)) if verdict.passed else None,
+        repair.fitted(),
         verdict,
         first,
-        (workshop.before, workshop.share(last)),
-        workshop.notes,
+        (repair.before, repair.share(last)),
+        repair.notes,
         sorted(repaired),
-        workshop.runs,
+        repair.runs,
     )

@@ -1,4 +1,4 @@
-"""Measure a schedule beside the teacher until its criteria are decided."""
+"""Measure a schedule against the teacher until its criteria are decided."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -33,13 +33,26 @@ def verify(
     seconds: float = 60.0,
     samples: int = 256,
     batch: int = 8,
-    told: Callable[[str], None] = lambda text: None,
+    on_message: Callable[[str], None] = lambda text: None,
 ) -> Verdict:
-    """Whether a schedule holds on a model, see the module. ValueError says what to type where nothing can be held.
+    """Test whether a schedule meets its criteria on a model.
 
-    `model` is an adapter, as it is loaded (with a LoRA, other steps, another size), or an option such as "pixart"; by
-    default the one that the file names. Prompts are by default its held-out ones; where there are fewer than pictures
-    they come again with other noise. `told` gets a line after every batch.
+    Args:
+        schedule: A schedule or its file.
+        model: A loaded model (with a LoRA, other steps, another size), an option such as "pixart", or None for the one
+            that the file names.
+        prompts: By default the model's held-out prompts. If there are fewer prompts than pictures they are repeated
+            with other noise.
+        seeds: Of the noise, one per picture.
+        tolerance: Factor on the drift that the file claims, used if there is no criterion.
+        criterion: Such as `"drift<=0.1 and psnr>=30"`.
+        seconds: Time after which no further batch is started.
+        samples: Pictures at most.
+        batch: Pictures that are denoised together.
+        on_message: Called with a line after every batch.
+
+    Raises:
+        ValueError: There is nothing to verify against, or an argument is out of range.
     """
     from search.config.load import config_for_schedule, model_from_config
     from search.schedule import Schedule
@@ -52,7 +65,7 @@ def verify(
         config = config_for_schedule(schedule, named)
         prompts, seed = (held_out_prompts(config), config.prompts.seed) if prompts is None else (prompts, 0)
         model = model_from_config(config) if model is None or isinstance(model, str) else model
-    return Verifier(model, prompts, seeds, batch, seed).verify(schedule, limits, seconds, samples, told)
+    return Verifier(model, prompts, seeds, batch, seed).verify(schedule, limits, seconds, samples, on_message)
 
 
 class Verifier:
@@ -67,17 +80,17 @@ class Verifier:
         seed: int = 0,
         keep: bool = False,
     ) -> None:
-        """`seeds` of the noise by picture: there are as many pictures. Without them `seed` is that of a search.
+        """`seeds` are those of the noise, one per picture; without them they are derived from the seed of a search.
 
         With `keep` the teacher's results stay in memory for the next schedule.
         """
         if not prompts or (seeds is not None and not seeds):
-            raise ValueError("there is nothing to verify on; give at least one prompt, and one seed or None")
+            raise ValueError("prompts and seeds must not be empty; give at least one prompt, and one seed or None")
         if batch < 1:
             raise ValueError(f"prompts.batch={batch}: give 1 or more pictures to denoise together")
         self.model, self.prompts, self.batch = model, list(prompts), batch
         self.seeds, self.seed, self.keep = None if seeds is None else list(seeds), seed, keep
-        self._known: dict[range, tuple[Any, Tensor, Tensor, Tensor]] = {}
+        self._teacher_results: dict[range, tuple[Any, Tensor, Tensor, Tensor]] = {}
 
     def verify(
         self,
@@ -85,35 +98,35 @@ class Verifier:
         limits: Sequence[Condition],
         seconds: float = 60.0,
         samples: int = 256,
-        told: Callable[[str], None] = lambda text: None,
+        on_message: Callable[[str], None] = lambda text: None,
         timed: bool = True,
     ) -> Verdict:
-        """The verdict within some seconds, on `samples` pictures at most; without timing it says nothing of speed."""
+        """The verdict within `seconds`, on `samples` pictures at most; the speed-up is measured only if `timed`."""
         from search.schedule.errors import ScheduleError
 
         most = samples if self.seeds is None else min(samples, len(self.seeds))
         if most < FEWEST or not 0 < seconds < float("inf"):
             raise ValueError(
-                f"{most} pictures in {seconds:g} s decide nothing; give samples={FEWEST} or more (as many seeds), and "
-                "seconds=60 or what you have"
+                f"{most} pictures in {seconds:g} s cannot decide anything; give samples={FEWEST} or more, as many "
+                "seeds, and a finite number of seconds above 0, for example seconds=60"
             )
         text = " and ".join(f"{c.name}{c.sign}{c.limit:.4g}" for c in limits)
         fixed = (text, claimed_criteria(schedule), environment_differences(schedule, self.model))
         start = time.monotonic()
         try:
-            passed, reason, scores, values = self._decide(schedule, limits, start + seconds, most, told, timed)
-        except ScheduleError as error:  # what apply refuses
+            passed, reason, scores, values = self._decide(schedule, limits, start + seconds, most, on_message, timed)
+        except ScheduleError as error:  # apply refuses it
             return make_verdict(
                 False, f"the schedule cannot run here: {error}{remedy_for(fixed[2])}", *fixed, start=start
             )
         return make_verdict(passed, reason, *fixed, scores=scores, values=values, start=start)
 
     def measure(self, schedule: "Schedule", count: int, names: Sequence[str] = ("drift",)) -> dict[str, list[float]]:
-        """Scores of the first pictures by name: drift, psnr, ssim."""
+        """Scores of the first `count` pictures by name: drift, psnr, ssim."""
         values: dict[str, list[float]] = {name: [] for name in names}
         for first in range(0, count, self.batch):
-            for name, own in self._measure(schedule, range(first, min(first + self.batch, count)), names).items():
-                values[name] += own
+            for name, scores in self._measure(schedule, range(first, min(first + self.batch, count)), names).items():
+                values[name] += scores
         return values
 
     def _decide(
@@ -122,17 +135,21 @@ class Verifier:
         limits: Sequence[Condition],
         end: float,
         most: int,
-        told: Callable[[str], None],
+        on_message: Callable[[str], None],
         timed: bool,
     ) -> tuple[bool | None, str, dict[str, Score], dict[str, list[float]]]:
+        """Batches until all limits are decided or the time is over: decision, reason, scores, values by picture.
+
+        Decisions are taken after 8, 16, 32 … pictures, so that few looks are taken at the same intervals.
+        """
         from search.results.compare import mean_interval
 
         names = ["drift", "psnr", *(["ssim"] if any(c.name == "ssim" for c in limits) else [])]
         values: dict[str, list[float]] = {name: [] for name in names}
         scores: dict[str, Score] = {}
-        slowest, look, first = 0.0, FEWEST, 0
+        slowest, next_look, first = 0.0, FEWEST, 0
         if timed or any(c.name == "speedup" for c in limits):
-            told("timing, side by side")
+            on_message("timing, in turns with the teacher")
             scores["speedup"] = self._speedup(schedule)
         passed: bool | None = None
         while first < most:
@@ -140,21 +157,21 @@ class Verifier:
             if first and began + slowest > end:
                 break
             part = range(first, min(first + self.batch, most))
-            for name, own in self._measure(schedule, part, names).items():
-                values[name] += own
+            for name, measured in self._measure(schedule, part, names).items():
+                values[name] += measured
             first, slowest = part.stop, max(slowest, time.monotonic() - began)
-            scores |= {name: mean_interval(own) for name, own in values.items()}
-            told(f"{first} pictures: " + ", ".join(f"{n} {score_text(n, s)}" for n, s in scores.items()))
-            if first >= look:
-                look = 2 * first
+            scores |= {name: mean_interval(values[name]) for name in names}
+            on_message(f"{first} pictures: " + ", ".join(f"{n} {score_text(n, s)}" for n, s in scores.items()))
+            if first >= next_look:
+                next_look = 2 * first
                 if (passed := all_hold(limits, scores)) is not None:
                     break
-        if first >= FEWEST:  # the last look, at whatever there is
+        if first >= FEWEST:  # the last decision, on all that was measured
             passed = all_hold(limits, scores)
         return passed, reason_of(passed, limits, scores, first, most), scores, values
 
     def _measure(self, schedule: "Schedule", part: range, names: Sequence[str]) -> dict[str, list[float]]:
-        """Values by name for some of the pictures; latents and pictures of the teacher are known from then on."""
+        """Values by name for some of the pictures."""
         conditions, noise, teacher, images = self._teacher(part)
         with self.model.apply(schedule):
             latents = self.model.sample(conditions, noise).cpu()
@@ -163,17 +180,18 @@ class Verifier:
         return {name: [float(v) for v in quality(*pairs[quality.of])] for name, quality in qualities.items()}
 
     def _teacher(self, part: range) -> "tuple[Any, Tensor, Tensor, Tensor]":
-        if part in self._known:
-            return self._known[part]
+        """Conditions, noise, and the teacher's latents and pictures, for some of the pictures."""
+        if part in self._teacher_results:
+            return self._teacher_results[part]
         from search.config.load import HELD_OUT_SEED
 
         conditions = self.model.encode([self.prompts[i % len(self.prompts)] for i in part])
         noise = self.model.noise([self.seeds[i] if self.seeds else HELD_OUT_SEED + self.seed + i for i in part])
         latents = self.model.sample(conditions, noise).cpu()
-        found = conditions, noise, latents, self.model.decode(latents).cpu()
+        results = conditions, noise, latents, self.model.decode(latents).cpu()
         if self.keep:
-            self._known[part] = found
-        return found
+            self._teacher_results[part] = results
+        return results
 
     @cached_property
     def _qualities(self) -> dict[str, Any]:
@@ -184,6 +202,6 @@ class Verifier:
 
         from search.calibrate.timing import time_schedules
 
-        with_it, without = time_schedules(self.model, [schedule, None], ROUNDS)
-        ratios = [b / a for a, b in zip(with_it, without, strict=True)]
+        milliseconds, teacher = time_schedules(self.model, [schedule, None], ROUNDS)
+        ratios = [b / a for a, b in zip(milliseconds, teacher, strict=True)]
         return Score(statistics.median(ratios), min(ratios), max(ratios))

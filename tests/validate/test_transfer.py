@@ -20,7 +20,7 @@ from search.testing.models import tiny_family, tiny_folder, tiny_model
 from search.transfer import main
 from search.validate.criteria import criteria_for
 from search.validate.reindex import saving_steps
-from search.validate.repair import RepairSearch, carry_over, teacher_schedule
+from search.validate.repair import RepairSearch, carry_over, teacher_steps
 from search.validate.transfer import transfer
 from search.validate.verifier import verify
 from tests.helpers.claims import claiming, made
@@ -68,7 +68,7 @@ def test_own_spacing_is_spaced_anew_by_the_scheduler(model):
 
 
 def test_fewer_steps_than_the_full_run_stay_as_many_in_proportion(model):
-    assert teacher_schedule(on(model, [900.0, 500.0, 77.0])) == 6
+    assert teacher_steps(on(model, [900.0, 500.0, 77.0])) == 6
     assert carry_over(on(model, [900.0, 500.0, 77.0]), tiny_model(steps=12)).schedule.steps == 6
     shorter = Schedule.from_dict(model.target.schedule({"steps": 3, "sampler": model.shorter(3)}))
     shorter = shorter.with_made({"call": dict(model.arguments)})
@@ -164,7 +164,7 @@ def test_a_fitted_solver_is_fitted_anew(model):
     table = found.schedule.sampler["coefficients"]
     assert table["state"] == pytest.approx(wanted["state"])
     assert np.concatenate(table["outputs"]) == pytest.approx(np.concatenate(wanted["outputs"]), abs=1e-9)
-    assert found.notes == ["fitted anew: the fitted solver: its table belongs to the old grid"]
+    assert found.notes == ["fitted again: the fitted solver: its table belongs to the old grid"]
     dropped = moved(fitted, other, criterion="drift<=2", refit=False)
     assert "coefficients" not in dropped.schedule.sampler and dropped.notes[0].startswith("lost: the fitted solver")
 
@@ -197,8 +197,8 @@ def test_repairs_compute_the_fewest_steps_that_pass(model):
 def test_the_step_that_gains_most_comes_first(model):
     other = tiny_model(steps=9)
     rule = carry_over(made(model, "CRRRCR"), other)
-    workshop = RepairSearch(made(model), rule, other, SPLITS[0], criteria_for(made(model), 1, "drift<=0.1"), True, 0)
-    order = [unit for (unit,) in workshop._by_gain(workshop._units(40), lambda text: None)]
+    repair = RepairSearch(made(model), rule, other, SPLITS[0], criteria_for(made(model), 1, "drift<=0.1"), True, 0)
+    order = [unit for (unit,) in repair._by_gain(repair._units(40), lambda text: None)]
     assert sorted(order) == saving_steps(rule.schedule)
     given = other.encode(SPLITS[0]), other.noise([0, 1])
     teacher = other.sample(*given)
@@ -217,9 +217,9 @@ def test_the_step_that_gains_most_comes_first(model):
         gains[step] = drift(tokens) - drift(changed)
         errors[step] = drift(alone)
     assert order == sorted(order, key=lambda step: -gains[step])
-    other = [unit for (unit,) in workshop._by_error(workshop._units(40), lambda text: None)]
+    other = [unit for (unit,) in repair._by_error(repair._units(40), lambda text: None)]
     assert other == sorted(other, key=lambda step: -errors[step])
-    grouped = workshop._units(2)
+    grouped = repair._units(2)
     assert sorted(step for unit in grouped for step in unit) == sorted(order) and len(grouped) == 2
 
 

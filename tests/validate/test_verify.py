@@ -74,14 +74,14 @@ def test_undecided_where_the_interval_is_on_both_sides(model):
     values = by_hand(model, made(model))
     verdict = verify(made(model), model, PROMPTS, criterion=f"drift<={np.mean(values):.6f}", samples=8)
     assert verdict.passed is None and verdict.exit_code == 3
-    assert re.search(r"may be or not be <= .*, 8 pictures; look more with samples=", verdict.reason)
+    assert re.search(r"could be <= .* or not, 8 pictures; measure more pictures with samples=", verdict.reason)
 
 
 def test_it_looks_again_until_it_is_decided_or_the_pictures_are_over(model):
     values = by_hand(model, made(model), 64)
     limit = float(np.mean(values)) * 1.02
     told = []
-    verdict = verify(made(model), model, PROMPTS, criterion=f"drift<={limit:.8f}", samples=64, told=told.append)
+    verdict = verify(made(model), model, PROMPTS, criterion=f"drift<={limit:.8f}", samples=64, on_message=told.append)
     looks = [8, 16, 32, 64]
     for count in looks:
         low, high = bootstrap_interval(np.array(values[:count]), np.random.default_rng(0))
@@ -94,7 +94,7 @@ def test_it_looks_again_until_it_is_decided_or_the_pictures_are_over(model):
 def test_the_time_is_kept(model):
     verdict = verify(made(model), model, PROMPTS, criterion="drift<=0.5 and psnr>=3", batch=4, seconds=1e-9)
     assert verdict.passed is None and verdict.samples == 4
-    assert "4 pictures, of which 8 are needed; look longer with seconds=" in verdict.reason
+    assert "4 pictures, and 8 are needed; measure longer with seconds=" in verdict.reason
 
 
 def test_limits_against_intervals_one_by_one():
@@ -136,7 +136,7 @@ def test_a_limit_on_the_speed_up(model):
 
 def test_what_cannot_decide_is_refused(model):
     for wrong in ({"samples": 7}, {"seconds": 0}, {"seeds": [1, 2]}):
-        with pytest.raises(ValueError, match=r"decide nothing; give samples=8 or more"):
+        with pytest.raises(ValueError, match=r"cannot decide anything; give samples=8 or more"):
             verify(made(model), model, PROMPTS, criterion="drift<=1", **wrong)
     with pytest.raises(ValueError, match="at least one prompt"):
         Verifier(model, [])
@@ -220,7 +220,7 @@ def test_the_call_of_the_search_is_what_the_model_is_loaded_for(model, typed, tm
         (["nowhere.json"], "cannot read 'nowhere.json'"),
         (["FILE", "lora=nowhere"], "lora='nowhere' does not go onto this PixArtTransformer2DModel"),
         (["FILE", "tolerance=much"], "tolerance='much' is no number; type for example tolerance=1.25"),
-        (["FILE", "samples=2"], "decide nothing"),
+        (["FILE", "samples=2"], "cannot decide anything"),
         (["FILE", "criterion=drift=2"], "is not understood"),
         (["FILE", "toleranze=2"], "Did you mean tolerance"),
     ],
