@@ -1,5 +1,5 @@
-"""What is measured: one file per objective. Import as `search.objectives`."""
+"""Objectives, one per file: what a search measures and trades off. Import as `search.objectives`."""
 
 if __name__ != "search.objectives":
-    # Two import names would make two copies of every class.
+    # Imported under two names, every class would exist twice.
     raise ImportError(f"import 'search.objectives', not {__name__!r}")

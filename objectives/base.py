@@ -1,4 +1,4 @@
-"""What an objective is: a quality against the teacher's result, or a cost that follows from the plan."""
+"""Base classes of objectives: qualities are measured on results, costs are computed from the schedule."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,11 +12,19 @@ from search.schedule import Schedule
 
 
 class Objective(ABC):
-    """A named number with a unit. `worst` is what the hypervolume is measured against, in that unit.
+    """A number that a search trades off against others. Derive from `Cost`, `Quality`, `Reward` or `Distance`.
 
-    `ceiling` is what it calls perfect where higher is better; where lower is better that is 0.
-    `kind` says whether limits on it limit cost or quality, `label` is its text in charts (without one its key), `share`
-    whether it is a share of the teacher's, which is shown in percent. All of these are stored with a result.
+    A result stores `unit`, `better`, `kind`, `label` and `share`, so that reports need no list of objectives.
+
+    Attributes:
+        key: Name in scores and conditions (`"drift<=0.1"`); the YAML file has the same name.
+        unit: Unit in tables and charts; `ratio` and "" are not shown.
+        better: Whether lower or higher values are better.
+        ceiling: The perfect value if higher is better; if lower is better it is 0.
+        kind: Whether a condition on it limits the cost or the quality. Within limits on costs a search recommends the
+            best quality, within limits on qualities the fastest.
+        label: Text on the axes of charts; the key if it is empty.
+        share: Whether it is a share of the teacher's value, which is shown in percent.
     """
 
     key: ClassVar[str]
@@ -29,69 +37,134 @@ class Objective(ABC):
 
     @abstractmethod
     def worst(self, costs: Costs) -> float:
-        """A value that no schedule worth having exceeds."""
+        """A value that no useful schedule exceeds: the reference point of the hypervolume.
+
+        Args:
+            costs: Cost tables of the model.
+
+        Returns:
+            The value in the objective's unit.
+        """
 
     def minimised(self, value: float) -> float:
+        """The value as engines receive it: they minimise, so its sign is changed if higher is better."""
         return value if self.better == "lower" else -value
 
 
 class Quality(Objective):
-    """Judges results, of the same noise and prompts as the teacher's; `of` says whether latents or pictures.
+    """A number per prompt, measured on the schedule's result for the teacher's prompts and noise.
 
-    What it is made with stands in attributes without a leading underscore: they are part of its values' name in the
-    memo.
+    Constructor arguments go into attributes without a leading underscore: these are part of the key under which the
+    memo stores values, so that other arguments give other values.
+
+    Attributes:
+        of: Whether it compares `latents` or `images`; images need the decoder and take longer.
+
+    Example:
+        >>> import torch
+        >>> from search.objectives.base import Quality
+        >>> class MeanError(Quality):
+        ...     key, unit = "error", ""
+        ...     def __call__(self, run, teacher, prompts=()):
+        ...         return (run - teacher).abs().flatten(1).mean(dim=1)
+        ...     def worst(self, costs):
+        ...         return 1.0
+        >>> MeanError()(torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), 0.5))
+        tensor([0.5000, 0.5000])
     """
 
     of: ClassVar[Literal["latents", "images"]] = "images"
 
     @abstractmethod
     def __call__(self, run: Tensor, teacher: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Per-prompt values [B] for latents [B, C, h, w] or pictures [B, 3, H, W] in [0, 1]."""
+        """Measure a batch.
+
+        Args:
+            run: The schedule's latents [B, C, h, w], or pictures [B, 3, H, W] in [0, 1].
+            teacher: The teacher's, of the same prompts and noise.
+            prompts: The B prompts.
+
+        Returns:
+            Values [B], one per prompt; exactly 0 error if `run` is equal to `teacher`.
+
+        Raises:
+            ValueError: The batch cannot be measured; the search reports it and goes on.
+        """
 
 
 class Reward(Quality):
-    """Judges pictures by their prompts, whatever the teacher's look like: a schedule may have a higher one."""
+    """A score of pictures and their prompts alone, so that a schedule can score higher than the teacher.
+
+    Rewards of `guard=` are reported and not searched: a score that is searched can rise while pictures get worse.
+    """
 
     better = "higher"
 
     @abstractmethod
     def score(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Per-prompt rewards [B] of pictures [B, 3, H, W] in [0, 1]."""
+        """Rewards [B] of pictures [B, 3, H, W] in [0, 1] and their B prompts."""
 
     def __call__(self, run: Tensor, teacher: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Rewards [B] of the schedule's pictures; the teacher's are not looked at."""
         return self.score(run, prompts)
 
 
 class Distance(Quality):
-    """Compares the set of pictures with the teacher's: one number for all prompts together.
+    """A distance between the set of pictures and the teacher's set: one number for all prompts together.
 
     Its per-prompt values are the jackknife's pseudo-values (Tukey 1958): n d - (n-1) d_i, with d_i the distance
     without prompt i. Their mean is d without its bias of order 1/n, and they can be resampled like any other values
     (for U-statistics: Arvesen 1969), so that intervals and paired comparisons mean the same for all objectives.
+
+    Attributes:
+        fewest: Prompts that are needed at least.
     """
 
     fewest: ClassVar[int] = 3
 
     @abstractmethod
     def distances(self, run: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
-        """The distance of pictures [B, 3, H, W] to the teacher's, and those [B] with one prompt left out."""
+        """The distance of pictures [B, 3, H, W] to the teacher's, and the B distances with one prompt left out."""
 
     def __call__(self, run: Tensor, teacher: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Pseudo-values [B] in fp64; ValueError if there are fewer prompts than `fewest`."""
         n = len(run)
         if n < self.fewest:
             raise ValueError(
                 f"{self.key} compares sets of pictures and needs at least {self.fewest} prompts, not {n}; "
                 f"type prompts.calibration_count={self.fewest} or more"
             )
-        whole, without = self.distances(run, teacher)
-        return n * torch.as_tensor(whole, dtype=torch.float64) - (n - 1) * without.double()
+        distance, without = self.distances(run, teacher)
+        return n * torch.as_tensor(distance, dtype=torch.float64) - (n - 1) * without.double()
 
 
 class Cost(Objective):
-    """Follows from the schedule and measured tables; needs no run."""
+    """A number that is computed from the schedule and the model's cost tables, without running it.
+
+    Example:
+        A cost that counts steps, for `objective=[drift,steps]`:
+
+        >>> from search.objectives.base import Cost
+        >>> class Steps(Cost):
+        ...     key, unit, label = "steps", "", "denoising steps"
+        ...     def __call__(self, schedule, costs):
+        ...         return schedule.steps or costs.steps
+        ...     def worst(self, costs):
+        ...         return costs.steps
+        >>> Steps.kind, Steps.better
+        ('cost', 'lower')
+    """
 
     kind = "cost"
 
     @abstractmethod
     def __call__(self, schedule: Schedule, costs: Costs) -> float:
-        """The cost of one picture."""
+        """The cost of one picture.
+
+        Args:
+            schedule: The schedule, which is complete.
+            costs: Cost tables of the model; of a schedule with gates, those for what its gates have decided.
+
+        Returns:
+            The cost in the objective's unit.
+        """

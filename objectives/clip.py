@@ -1,4 +1,4 @@
-"""How well a picture fits its prompt."""
+"""Objective `clip`: how well a picture matches its prompt."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,18 @@ from search.profile.costs import Costs
 
 
 class Clip(Reward):
-    """100 times the cosine between a CLIPModel's vectors of picture and prompt (CLIP score, arXiv:2104.08718).
+    """100 times the cosine between a CLIPModel's vectors of picture and prompt (CLIPScore, arXiv:2104.08718).
 
-    The original has a factor of 2.5 and cuts negative cosines off; both are left out here. `path` null is the bundled
-    CLIP, which knows the bundled models' words and no others.
+    The original has a factor of 2.5 and sets negative cosines to 0; both are left out here.
+
+    Args:
+        path: Folder or hub id of a CLIPModel. None is the bundled CLIP, whose vocabulary is that of the bundled models.
+        device: Where it runs; by default the GPU if there is one.
+
+    Example:
+        >>> from search.objectives.clip import Clip
+        >>> Clip(device="cpu").better
+        'higher'
     """
 
     key, unit, ceiling = "clip", "cosine × 100", 100.0
@@ -23,6 +31,7 @@ class Clip(Reward):
         self.path, self.weights = path, self._network.weights
 
     def score(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores [B] in fp64; ValueError if the bundled CLIP does not have a word of a prompt."""
         return 100 * cosines(self._network.pictures(pictures), self._network.texts(prompts))
 
     def worst(self, costs: Costs) -> float:

@@ -1,4 +1,4 @@
-"""How far the schedule's pictures as a set are from the teacher's: Fréchet distance."""
+"""Objective `fid`: Fréchet distance between the schedule's and the teacher's pictures, as sets."""
 
 from importlib.util import find_spec
 
@@ -13,12 +13,27 @@ INCEPTION = "inception"
 
 
 class Fid(Distance):
-    """Fréchet distance of two Gaussians fitted to vectors of pictures, the schedule's and the teacher's (not data).
+    """Fréchet distance of two Gaussians that are fitted to vectors of the schedule's and of the teacher's pictures.
 
-    With `path=inception` and thousands of pictures this is FID (arXiv:1706.08500) to the teacher; with a CLIP, null the
-    bundled one, it is what the literature calls FD or CLIP-FID. Its bias is of order 1/n and for few pictures larger
-    than the differences between schedules (arXiv:1911.07023); the jackknife's mean, which is reported, removes the
-    leading part and may be below 0. Compare schedules of equally many prompts only; for few prompts `mmd` is unbiased.
+    The reference is the teacher, not a data set. With `path=inception` and thousands of pictures this is FID
+    (arXiv:1706.08500) to the teacher; with a CLIP it is called FD or CLIP-FID in the literature. Its bias is of order
+    1/n and for few pictures larger than the differences between schedules (arXiv:1911.07023); the jackknife's mean,
+    which is reported, removes the leading part and can be below 0. Compare values of equal numbers of prompts only; for
+    few prompts use `mmd`, which is unbiased.
+
+    Args:
+        path: Folder or hub id of a CLIPModel, or `inception`; None is the bundled CLIP.
+        device: Where it runs; by default the GPU if there is one.
+
+    Raises:
+        ValueError: `path=inception` without the package torch-fidelity.
+
+    Example:
+        >>> import torch
+        >>> from search.objectives.fid import frechet
+        >>> vectors = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        >>> round(frechet(vectors, vectors + 1), 6)
+        3.0
     """
 
     key, unit = "fid", "Fréchet"
@@ -34,12 +49,13 @@ class Fid(Distance):
         self.path = path
 
     def distances(self, run: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
+        """The Fréchet distance of pictures [B, 3, H, W] in [0, 1], and the B distances with one prompt left out."""
         x, y = self._vectors(run), self._vectors(teacher)
         rows = torch.arange(len(x))
         return frechet(x, y), torch.tensor([frechet(x[rows != i], y[rows != i]) for i in rows], dtype=torch.float64)
 
     def worst(self, costs: Costs) -> float:
-        """Two unit vectors are at most so far from each other, squared; a network of longer vectors may exceed it."""
+        """The largest squared distance of two unit vectors; a network of longer vectors may exceed it."""
         return 4.0
 
     def _vectors(self, pictures: Tensor) -> Tensor:
@@ -61,7 +77,7 @@ def frechet(x: Tensor, y: Tensor) -> float:
 
 
 def _inception() -> nn.Module:
-    """The Inception v3 of torchmetrics; ValueError where its package is not there."""
+    """The Inception v3 of torchmetrics; ValueError if its package is not installed."""
     if find_spec("torch_fidelity") is None:
         raise ValueError(
             f"objective.fid.path={INCEPTION} needs torch-fidelity and its weights: pip install torch-fidelity, or "

@@ -1,4 +1,4 @@
-"""Time to make one picture on this device."""
+"""Objective `latency`: time to make one picture on this device."""
 
 from search.objectives.base import Cost
 from search.profile.costs import Costs
@@ -6,7 +6,15 @@ from search.schedule import Schedule
 
 
 class Latency(Cost):
-    """Predicted milliseconds for denoising and decoding one picture: measured per-node times plus an intercept."""
+    """Predicted milliseconds to denoise and decode one picture: measured times per node plus an intercept.
+
+    Times are measured on the device of the search, before it starts. Reports have measured times of whole runs.
+
+    Example:
+        >>> from search.objectives.latency import Latency
+        >>> Latency.kind, Latency.unit, Latency.share
+        ('cost', 'ms', False)
+    """
 
     key, unit = "latency", "ms"
     label = "latency of one picture"

@@ -1,4 +1,4 @@
-"""Perceptual distance of the decoded pictures."""
+"""Objective `lpips`: perceptual distance of the decoded pictures."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,10 +15,15 @@ NETWORKS = ("alex", "vgg", "squeeze")
 
 
 class Lpips(Quality):
-    """LPIPS against the teacher's picture (arXiv:1801.03924), 0 is identical.
+    """LPIPS against the teacher's picture (arXiv:1801.03924); 0 is identical.
 
-    torchmetrics has the learned weights of the layers; the network below is torchvision's, which fetches its weights
-    once.
+    The learned weights of the layers come with torchmetrics; torchvision downloads the weights of the network once.
+
+    Args:
+        network: `alex`, `vgg` or `squeeze`.
+
+    Raises:
+        ValueError: The network is unknown, torchvision is not installed, or its weights cannot be had.
     """
 
     key, unit = "lpips", ""
@@ -26,17 +31,19 @@ class Lpips(Quality):
     def __init__(self, network: Literal["alex", "vgg", "squeeze"] = "alex") -> None:
         if network not in NETWORKS:
             raise ValueError(
-                f"objective.lpips.network={network} is none of {', '.join(NETWORKS)}; type objective.lpips.network=alex"
+                f"objective.lpips.network={network} is not one of {', '.join(NETWORKS)}; "
+                "type objective.lpips.network=alex"
             )
         if find_spec("torchvision") is None:
             raise ValueError(
-                "objective=lpips needs torchvision: pip install torchvision of the release that goes with this torch, "
+                "objective=lpips needs torchvision: pip install torchvision, in the release for this torch, "
                 "or use objective=ssim"
             )
         self.network = network
 
     @torch.no_grad()
     def __call__(self, run: Tensor, teacher: Tensor, prompts: Sequence[str] = ()) -> Tensor:
+        """LPIPS [B] in fp64 of pictures [B, 3, H, W] in [0, 1]."""
         pairs = zip(run.float().split(1), teacher.float().split(1), strict=True)
         return torch.stack([self._metric(2 * a - 1, 2 * b - 1).flatten()[0].double() for a, b in pairs])
 
@@ -51,6 +58,6 @@ class Lpips(Quality):
             return _LPIPS(pretrained=True, net=self.network).eval()
         except Exception as error:  # no network, no permission to write, a broken file
             raise ValueError(
-                f"objective=lpips cannot have torchvision's weights of {self.network}: {error}. Fetch them once with "
-                f"the network there, or use objective=ssim"
+                f"objective=lpips cannot load torchvision's weights of {self.network}: {error}. Run once with "
+                f"access to the internet, which downloads them, or use objective=ssim"
             ) from None

@@ -1,4 +1,4 @@
-"""Multiply-accumulate operations of the denoiser."""
+"""Objective `macs`: multiply-accumulate operations of the denoiser."""
 
 from search.objectives.base import Cost
 from search.profile.costs import Costs
@@ -6,7 +6,15 @@ from search.schedule import Schedule
 
 
 class Macs(Cost):
-    """Share of the teacher's denoiser MACs that the schedule executes; exact, from counted per-node tables."""
+    """MACs of the denoiser that the schedule executes, as a share of the teacher's; exact, from counts per node.
+
+    The teacher itself has 1. The text encoder and the decoder are not counted.
+
+    Example:
+        >>> from search.objectives.macs import Macs
+        >>> Macs.kind, Macs.unit, Macs.share
+        ('cost', 'ratio', True)
+    """
 
     key, unit = "macs", "ratio"
     label = "denoiser MACs, share of the teacher's"

@@ -1,4 +1,4 @@
-"""Memory of the kept values."""
+"""Objective `memory`: memory of the values that a schedule keeps between steps."""
 
 from search.objectives.base import Cost
 from search.profile.costs import Costs
@@ -6,7 +6,15 @@ from search.schedule import Schedule
 
 
 class Memory(Cost):
-    """Peak MiB of values kept between steps for one picture; weights and activations are not counted."""
+    """Peak MiB of the values that are kept between steps for one picture.
+
+    Weights, and activations within a step, are not counted.
+
+    Example:
+        >>> from search.objectives.memory import Memory
+        >>> Memory.kind, Memory.unit, Memory.share
+        ('cost', 'MiB', False)
+    """
 
     key, unit = "memory", "MiB"
     label = "peak memory of kept values"

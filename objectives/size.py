@@ -1,4 +1,4 @@
-"""Size of the denoiser's weights."""
+"""Objective `size`: size of the weights of the denoiser."""
 
 from search.objectives.base import Cost
 from search.profile.costs import Costs
@@ -6,7 +6,15 @@ from search.schedule import Schedule
 
 
 class Size(Cost):
-    """MiB of the weights of all denoisers that run, at their nominal bits with scales; a library may pack otherwise."""
+    """MiB of the weights of all denoisers that run, at their nominal bits and with their scales.
+
+    A library may pack weights in another way, and then needs another amount of memory.
+
+    Example:
+        >>> from search.objectives.size import Size
+        >>> Size.kind, Size.unit, Size.share
+        ('cost', 'MiB', False)
+    """
 
     key, unit = "size", "MiB"
     label = "denoiser weights"

@@ -289,7 +289,7 @@ def test_the_interval_of_a_set_score_is_that_of_the_statistic():
 
 
 def test_mistakes_of_set_scores():
-    with pytest.raises(ValueError, match=r"objective\.mmd\.width=0 is no width of a kernel"):
+    with pytest.raises(ValueError, match=r"objective\.mmd\.width=0 is not a valid width of a kernel"):
         Mmd(width=0)
     if find_spec("torch_fidelity") is None:
         with pytest.raises(ValueError, match=r"needs torch-fidelity and its weights: pip install torch-fidelity"):
@@ -300,7 +300,7 @@ def test_mistakes_of_set_scores():
 
 
 def test_lpips_says_what_it_needs():
-    with pytest.raises(ValueError, match=r"objective\.lpips\.network=net is none of alex, vgg, squeeze"):
+    with pytest.raises(ValueError, match=r"objective\.lpips\.network=net is not one of alex, vgg, squeeze"):
         Lpips("net")  # type: ignore[arg-type]
     if find_spec("torchvision") is None:
         with pytest.raises(ValueError, match="objective=lpips needs torchvision: pip install torchvision"):
