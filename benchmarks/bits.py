@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from search.config.prompts import read_prompts
-from search.engines.base import EngineInputs, GeneTable
+from search.engines.base import EngineInputs
 from search.engines.milp import milp_rows
 from search.engines.nsga2 import Nsga2Engine
 from search.evaluate.evaluator import Evaluator
@@ -33,6 +33,7 @@ from search.models.pixart import PixArt
 from search.objectives.drift import Drift
 from search.pareto.intervals import bootstrap_interval, paired_difference_interval
 from search.profile.count import count_costs
+from search.profile.tables import GeneTable
 from search.schedule.parts.formats import FORMATS, formats_that_fit, packed_bytes
 from search.spaces.base import Gene
 from search.spaces.bits import BitsSpace

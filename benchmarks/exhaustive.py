@@ -110,16 +110,16 @@ class Bench:
         probe, executed = self.probe, 0
         proposals = Proposals(self.space, self.target, self.model, probe, self.costs, [Drift(), Macs()])
 
-        def progress(_: int, steps: int) -> None:
+        def on_step(_: int, steps: int) -> None:
             nonlocal executed
             executed = steps
 
-        dp = proposals.dp()
+        dp = proposals.methods()["dp"]()
         runs = probe.runs / PROMPTS + 1  # the teacher is run once more, to be recorded
         seeds = proposals.seeds()
         found = {"dp": (dp, runs)}
         for name, width in (("beam", 16), ("beam 32", 32)):
-            rows = beam_rows(self.space, self.target, probe, seeds, self.costs, width, progress=progress)
+            rows = beam_rows(self.space, self.target, probe, seeds, self.costs, width, on_step=on_step)
             found[name] = rows, probe.runs / PROMPTS + 1 + executed / STEPS
         return found
 

@@ -53,8 +53,8 @@ CLOCKED = {
     "calibration outside of the denoiser": [
         "search.models.base:Model.costs",
         "search.loop.run:_with_latency",
-        "search.calibrate.propose.proposals:Proposals.seeds presets prior begin",
-        "search.calibrate.propose.proposals:Proposals.drifts weights scales",
+        "search.calibrate.propose.proposals:Proposals.seeds presets prior initial_rows",
+        "search.calibrate.tables:MeasuredTables.drifts weights scales",
     ],
     "memo and checkpoint": ["search.evaluate.memo:Memo.get put latents keep", "search.loop.run:State.save"],
     "text encoding": ["search.models.base:Model.encode noise"],

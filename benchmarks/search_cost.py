@@ -63,7 +63,7 @@ class Bench:
         self.genes = self.space.genes(self.target)
         self.objectives = {"drift": Drift(), "macs": Macs()}
         self.probe = self.evaluator(PROMPTS)
-        self.hand_made = self.proposals(self.space, self.probe).intervals()
+        self.hand_made = self.proposals(self.space, self.probe).methods()["intervals"]()
 
     def evaluator(self, prompts: int) -> Evaluator:
         """A new one that knows nothing."""
@@ -161,7 +161,7 @@ def ours(bench: Bench, seed: int, budget: int, fit: bool = True) -> list[list[fl
         print(f"  {curve[-1][0]} {spent:.0f} {curve[-1][2]:.4f}, {time.monotonic() - began:.0f} s", flush=True)
         return found
 
-    seeds = proposals.dp()
+    seeds = proposals.methods()["dp"]()
     order = np.random.default_rng(seed).permutation(len(seeds))
     for first in range(0, len(seeds), FIRST):
         scores(seeds[order[first : first + FIRST]])

@@ -340,7 +340,7 @@ class OnMixture:
         counts = range(2, self.steps)
         paths = reach_paths(states, outputs, counts)
         return {
-            count: self.space.row([float(timesteps[i]) for i in path], self.target)
+            count: self.space.encode_timesteps([float(timesteps[i]) for i in path], self.target)
             for count, path in zip(counts, paths, strict=True)
         }
 

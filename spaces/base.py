@@ -7,14 +7,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from search.exact.knapsack import allocation_rows
+from search.exact.rows import unique_rows
+from search.profile.cache_plans import least_error_plans
+from search.profile.tables import Tables
 from search.profile.target import Target
+
+START = "start"  # the group of genes about how a run starts
 
 
 @dataclass(frozen=True)
 class Gene:
     """One integer decision with values 0 .. levels-1; level 0 is off.
 
-    `group` names the genes that belong together (all genes of one step, say): operators move groups as one.
+    `step` is the teacher's step that the gene is about, None where it is about whole runs. `group` names the genes
+    that belong together, which operators move as one: `step 3` for all genes of step 3, unless it is given.
     `ordered` is false where neighbouring levels have nothing in common.
     """
 
@@ -22,31 +29,140 @@ class Gene:
     levels: int
     group: str = ""
     ordered: bool = True
+    step: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.step is not None and not self.group:
+            object.__setattr__(self, "group", f"step {self.step}")
 
 
 class Space(ABC):
-    """Decisions about how a denoiser is run. The zero row decodes to nothing, that is the bare pipeline."""
+    """Decisions about how a denoiser is run, as a row x of G integers. The row of zeros is the bare pipeline.
+
+    A subclass states its `key` and implements `genes`, `decode` and `presets`. Everything else is optional: what a
+    space can encode, calibration tables propose first rows for (`encode`, `encode_timesteps`, `encode_solver_fit`, or
+    its own `propose`).
+
+    Attributes:
+        key: The name in `+space=<key>` and of the space's own options.
+        stage: When the space decodes among several: 0 moves the steps, 1 solves on them or names denoisers, 2 decides
+            what runs inside of a step.
+        additive: Whether there are few enough levels to measure each alone, for dynamic and integer programs.
+        table_from_half_run: Whether that table may be measured on runs of half the steps: the genes mean the same at
+            any number of steps, and their errors rank alike.
+
+    Example:
+        >>> from search.spaces.base import Gene
+        >>> Gene("skip block 3", levels=2, step=4).group
+        'step 4'
+    """
 
     key: ClassVar[str]
-    stage: ClassVar[int] = 2  # of decoding: 0 moves the steps, 1 solves on them or names denoisers, 2 what runs inside
-    additive: ClassVar[bool] = False  # few enough levels to measure each alone, for dynamic and integer programs
+    stage: ClassVar[int] = 2
+    additive: ClassVar[bool] = False
+    table_from_half_run: ClassVar[bool] = False
 
     @abstractmethod
     def genes(self, target: Target) -> list[Gene]:
-        """The decisions on this target; raises ValueError where the space does not apply."""
+        """The decisions on this target, in the order of a row.
+
+        Raises:
+            ValueError: The space does not apply to this target; says why, and what to type instead.
+        """
 
     @abstractmethod
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
-        """Parts of a schedule file (`{"plan": ...}`) from G integers; `{}` where everything is off."""
+        """Parts of a schedule file for a row.
 
-    def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> np.ndarray | None:
-        """Genes [G] for one action per step of `denoiser` or of component kinds; None where genes cannot say it.
+        Args:
+            x: Levels [G], one for each gene.
+            target: The model; `target.at` names for each of its steps the teacher's step whose genes it takes.
 
-        This is how calibration tables reach a search: their exact fronts become rows to begin with. A space that
-        neither reuses nor forecasts has no genes for any.
+        Returns:
+            Parts by the name that they have in a file (`{"plan": ...}`); `{}` where everything is off.
         """
-        return None
 
     @abstractmethod
     def presets(self, target: Target) -> dict[str, np.ndarray]:
-        """Published rules as genes, by the name that plots show: int [G] each."""
+        """Published rules as rows, by the name that plots show: int [G] each, none of them all off."""
+
+    # What a space can encode: by this, calibration tables reach a search
+
+    def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> np.ndarray | None:
+        """The row that reuses and forecasts like this, so that exact plans of measured tables become first rows.
+
+        Args:
+            tokens: One action per step [T] of `denoiser` or of component kinds; a missing name computes.
+            target: The model.
+
+        Returns:
+            The row [G]; None where no row of this space does that, as of a space that reuses nothing.
+        """
+        return None
+
+    def encode_timesteps(self, timesteps: Sequence[float], target: Target) -> np.ndarray | None:
+        """The row [G] nearest to these falling timesteps; None of a space that does not choose timesteps."""
+        return None
+
+    def encode_solver_fit(self, target: Target) -> np.ndarray | None:
+        """The row [G] that fits the pipeline's own solver; None of a space that has no solver to fit."""
+        return None
+
+    def reuses_values(self, target: Target) -> bool:
+        """Whether rows reuse or forecast values of earlier steps: whether `encode` has an answer at all."""
+        return self.encode({}, target) is not None
+
+    # What a space proposes from measured tables
+
+    def propose(self, tables: Tables) -> list[np.ndarray]:
+        """Rows that deserve to be tried first, by what was measured of the model.
+
+        Args:
+            tables: Measured when they are read, which costs runs of the model.
+
+        Returns:
+            Rows [G], the most promising first; none of them all off.
+
+        Raises:
+            ValueError: Nothing follows from the tables; says why.
+        """
+        return self.exact_front(tables)
+
+    def exact_front(self, tables: Tables) -> list[np.ndarray]:
+        """Rows [G] on the exact front of this space's table, for engine=dp; ValueError where it has none."""
+        if self.reuses_values(tables.target):
+            return unique_rows([self.encode(tokens, tables.target) for tokens in least_error_plans(tables)])
+        if not self.additive:
+            raise ValueError(
+                f"the {self.key} space has no table for dynamic programming: its genes do nothing alone; "
+                "use engine=nsga2"
+            )
+        table = tables.gene_table(self.key)
+        return allocation_rows(table.errors, table.costs, table.vectors)
+
+    # What else a space wants of a search
+
+    @property
+    def forecast_axis(self) -> str | None:
+        """The axis on which this space's rows forecast (`index`, `timestep`, `sigma`, `logsnr`); None: they do not."""
+        return None
+
+    @property
+    def needs_input_ranges(self) -> bool:
+        """Whether the ranges of the layers' inputs have to be measured before anything is decoded."""
+        return False
+
+    def wants_solver_fit(self, x: Sequence[int] | np.ndarray, target: Target) -> bool:
+        """Whether a row asks that the solver table of its `sampler` part be fitted to the teacher."""
+        return False
+
+    # Several spaces as one
+
+    @property
+    def single_spaces(self) -> tuple["Space", ...]:
+        """The spaces that this one is made of: itself, unless it is a joint space."""
+        return (self,)
+
+    def join(self, rows: Mapping[str, np.ndarray], target: Target) -> np.ndarray:
+        """A row [G] from rows of single spaces by key."""
+        return rows[self.key]

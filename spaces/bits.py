@@ -43,6 +43,7 @@ class BitsSpace(Space):
     split: bool = True
     key: ClassVar[str] = "bits"
     additive: ClassVar[bool] = True
+    table_from_half_run: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for field in ("formats", "protect"):
@@ -134,8 +135,8 @@ class BitsSpace(Space):
         return {name: x for name, x in found.items() if x.any()}
 
     @property
-    def static(self) -> bool:
-        """Whether the target's ranges have to be calibrated before anything is decoded."""
+    def needs_input_ranges(self) -> bool:
+        """Whether a format is static: its ranges have to be measured before anything is decoded."""
         return any(FORMATS[name].static for name in self.formats)
 
     def _formats(self, layers: Sequence[str]) -> list[str]:

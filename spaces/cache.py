@@ -65,7 +65,7 @@ class CacheSpace(Space):
         genes = []
         for t in range(1, target.reference):
             for name, levels, ordered in self._row(target):
-                genes.append(Gene(f"{name}@{t}", levels, group=f"step {t}", ordered=ordered))
+                genes.append(Gene(f"{name}@{t}", levels, step=t, ordered=ordered))
         return genes
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
@@ -110,6 +110,10 @@ class CacheSpace(Space):
                 return None  # one gene says reuse or forecast for all kinds of a step
             rows.append([self._encode(name, top, actions) for name, top, _ in self._row(target)])
         return np.array(rows, dtype=np.int64).ravel()
+
+    @property
+    def forecast_axis(self) -> str:
+        return self.axis
 
     # One step's genes: their names and levels, what they mean, and how to write them.
 

@@ -10,7 +10,7 @@ from search.profile.target import Target
 from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.parts.start import TRAINING, InjectPart
 from search.schedule.plan.tokens import OFF
-from search.spaces.base import Gene, Space
+from search.spaces.base import START, Gene, Space
 
 UNETS = ("UNet2DConditionModel",)
 KEYS = (0, 1, 2, 3, 5, 10, 15, 25, 35)  # steps of 50 whose encoder Faster Diffusion computes
@@ -69,10 +69,10 @@ class DepthSpace(Space):
         levels = len(self._reused(target))
         if target.reference < 2:
             raise ValueError(f"depth needs at least 2 steps, model.steps is {target.reference}; use model.steps=20")
-        genes = [Gene(f"depth@{t}", levels, group=f"step {t}") for t in range(1, target.reference)]
+        genes = [Gene(f"depth@{t}", levels, step=t) for t in range(1, target.reference)]
         if self.strengths:
-            genes.append(Gene("inject strength", 1 + len(self.strengths), group="start"))
-            genes.append(Gene("inject below", len(self.below), group="start", ordered=False))
+            genes.append(Gene("inject strength", 1 + len(self.strengths), group=START))
+            genes.append(Gene("inject below", len(self.below), group=START, ordered=False))
         return genes
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:

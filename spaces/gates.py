@@ -76,7 +76,7 @@ class GatesSpace(Space):
             Gene("warmup", min(WARM_UP, target.reference - 3) + 1),
             Gene("max_run", min(LONGEST, target.reference - 3) + 1),
         ]
-        return genes + [Gene(name, len(FACTORS), group, ordered=False) for name, group in self._scales(target)]
+        return genes + self._scales(target)
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
         """The gates part; `{}` where it is off."""
@@ -135,16 +135,18 @@ class GatesSpace(Space):
             if threshold >= 0.12:
                 yield f"TeaCache {threshold:g}", threshold, {"signal": "modulated_input", "value": 1}
 
-    def _scales(self, target: Target) -> list[tuple[str, str]]:
-        """Names and groups of the genes that scale the threshold."""
+    def _scales(self, target: Target) -> list[Gene]:
+        """The genes that scale the threshold."""
+        count = len(FACTORS)
         if self.granularity == "phase":
-            return [(f"scale {p}", f"phase {p}") for p in range(self.phases)]
-        return [(f"scale@{t}", f"step {t}") for t in range(target.reference) if self.granularity == "step"]
+            return [Gene(f"scale {p}", count, f"phase {p}", ordered=False) for p in range(self.phases)]
+        steps = range(target.reference) if self.granularity == "step" else ()
+        return [Gene(f"scale@{t}", count, ordered=False, step=t) for t in steps]
 
     def _thresholds(self, values: Mapping[str, int], target: Target) -> list[float]:
         """The threshold of every step, of the teacher's step nearest to it."""
         common = self.thresholds[values["threshold"] - 1]
-        scales = [FACTORS[values[name]] for name, _ in self._scales(target)] or [1.0]
+        scales = [FACTORS[values[gene.name]] for gene in self._scales(target)] or [1.0]
         return [common * scales[t * len(scales) // target.reference] for t in target.at]
 
     @staticmethod

@@ -75,7 +75,7 @@ class GuidanceSpace(Space):
         except ValueError as error:
             raise ValueError(f"{error}; for example space.guidance.branches=[O,R]") from None
         return [
-            Gene(f"{name}@{t}", levels, group=f"step {t}", ordered=False)
+            Gene(f"{name}@{t}", levels, step=t, ordered=False)
             for t in range(target.reference)
             for name, levels in self._row(target)
         ]

@@ -41,6 +41,10 @@ class JointSpace(Space):
         ends = np.cumsum([len(space.genes(target)) for space in self.spaces])
         return np.split(np.asarray(x, dtype=np.int64), ends[:-1])
 
+    @property
+    def single_spaces(self) -> tuple[Space, ...]:
+        return self.spaces
+
     def join(self, rows: Mapping[str, np.ndarray], target: Target) -> np.ndarray:
         """A row [G] from rows of single spaces by key; a missing space is off."""
         off = {space.key: np.zeros(len(space.genes(target)), dtype=np.int64) for space in self.spaces}
@@ -71,6 +75,14 @@ class JointSpace(Space):
             if (x := space.encode(tokens, target)) is not None:
                 return self.join({space.key: x}, target)
         return None
+
+    @property
+    def needs_input_ranges(self) -> bool:
+        return any(space.needs_input_ranges for space in self.spaces)
+
+    def wants_solver_fit(self, x: Sequence[int] | np.ndarray, target: Target) -> bool:
+        rows = zip(self.spaces, self.split(x, target), strict=True)
+        return any(space.wants_solver_fit(row, target) for space, row in rows)
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
         """The presets of every space, the other spaces off; presets of one name are parts of one rule."""

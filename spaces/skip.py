@@ -35,7 +35,7 @@ class SkipSpace(Space):
     def genes(self, target: Target) -> list[Gene]:
         """One gene a step and node: 0 compute, 1 skip."""
         return [
-            Gene(f"skip {node}@{t}", 2, group=f"step {t}", ordered=False)
+            Gene(f"skip {node}@{t}", 2, step=t, ordered=False)
             for t in range(target.reference)
             for node in self._nodes(target)
         ]

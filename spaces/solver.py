@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from search.exact.rows import unique_rows
+from search.profile.tables import Tables
 from search.profile.target import Target
 from search.schedule.noise import Noise
 from search.schedule.schedulers import GRIDDED
@@ -31,8 +33,8 @@ class SolverSpace(Space):
     - `form@t`: 1 extrapolates x0 (data), 2 the noise.
     - `stencil@t`: 1.. of `stencils`, see `search.solvers.table.Rule`.
     - `corrector@t`: 1 the next evaluation corrects where this step has led to, 2 it does not. No denoiser call.
-    - `fit`: 1 asks that the table be refitted by least squares to the teacher (OLSS, arXiv:2305.14677): `decode`
-      then says `"fit": True` beside `sampler`, for the caller to take out and do.
+    - `fit`: 1 asks that the table be fitted by least squares to the teacher (OLSS, arXiv:2305.14677), which is up to
+      the caller: see `wants_solver_fit`.
 
     DDIM, DPM-Solver++ (arXiv:2211.01095), DEIS (arXiv:2204.13902), UniPC (arXiv:2302.04867) and PNDM
     (arXiv:2202.09778) are rows of it. Where rules cannot say the pipeline's own scheduler, a step that leaves all
@@ -64,14 +66,14 @@ class SolverSpace(Space):
         check_linear(scheduler_of_part(target.sampler))
         _own(target.sampler)  # the denoiser's kind of output, and the grid
         rows = [(f"{n}@{t}", levels, t, ordered) for t in range(target.reference) for n, levels, ordered in self._row()]
-        genes = [Gene(n, levels, group=f"step {t}", ordered=ordered) for n, levels, t, ordered in rows]
+        genes = [Gene(n, levels, step=t, ordered=ordered) for n, levels, t, ordered in rows]
         return [*genes, Gene("fit", 2, group="fit")] if self.fit else genes
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
-        """The sampler part with its table; `{}` where every step is the pipeline's own. `fit` stands beside it."""
+        """The sampler part with its table; `{}` where every step is the pipeline's own."""
         genes = np.asarray(x, dtype=np.int64)
         own, sayable, table = _own(target.sampler)
-        fit = bool(self.fit and genes[-1])
+        fit = self.wants_solver_fit(x, target)
         if any(map(any, self._table(genes, target))):
             rules = self._rules(genes, own, target)
             if not sayable or rules != own:
@@ -81,7 +83,7 @@ class SolverSpace(Space):
         elif not fit:
             return {}
         part = {k: v for k, v in target.sampler.items() if k not in ("order", "coefficients")}
-        return {"sampler": part | {"coefficients": table.part()}} | ({"fit": True} if fit else {})
+        return {"sampler": part | {"coefficients": table.part()}}
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
         """The published solvers that these genes can say, and that are not the pipeline's own."""
@@ -97,6 +99,24 @@ class SolverSpace(Space):
             if not (sayable and said.close(table)):
                 found[name] = x
         return found
+
+    def encode_solver_fit(self, target: Target) -> np.ndarray:
+        """The row with its fit alone on; all off where the fit is switched off."""
+        return np.array([gene.name == "fit" for gene in self.genes(target)], dtype=np.int64)
+
+    def wants_solver_fit(self, x: Sequence[int] | np.ndarray, target: Target) -> bool:
+        return bool(self.fit and x[-1])
+
+    def propose(self, tables: Tables) -> list[np.ndarray]:
+        """The pipeline's own solver, fitted."""
+        return unique_rows([self.encode_solver_fit(tables.target)])
+
+    def exact_front(self, tables: Tables) -> list[np.ndarray]:
+        """ValueError: genes of solvers have no effect alone."""
+        raise ValueError(
+            f"the {self.key} space has no table for dynamic programming: its genes do nothing alone; "
+            "use engine=nsga2, or engine=olss"
+        )
 
     # One step's genes: their names and levels, what they mean, and how to write them.
 

@@ -51,7 +51,7 @@ class StitchSpace(Space):
         if self.granularity == "switch":
             return [Gene(f"until@{name}", steps + 1, group=f"step after {name}") for name in target.others]
         levels = 1 + len(target.others)
-        return [Gene(f"model@{t}", levels, group=f"step {t}", ordered=False) for t in range(steps)]
+        return [Gene(f"model@{t}", levels, step=t, ordered=False) for t in range(steps)]
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
         """The models part; `{}` where the large denoiser runs throughout."""

@@ -8,6 +8,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from search.exact.paths import reach_paths, shortest_step_paths
+from search.exact.rows import unique_rows
+from search.profile.tables import FindPaths, Tables
 from search.profile.target import Target
 from search.schedule.exchange import ays
 from search.schedule.noise import Noise
@@ -60,8 +63,8 @@ class TimestepsSpace(Space):
             gene
             for i in range(target.reference)
             for gene in (
-                Gene(f"dropped@{i}", 2, group=f"step {i}", ordered=False),
-                Gene(f"moved@{i}", levels, group=f"step {i}"),
+                Gene(f"dropped@{i}", 2, step=i, ordered=False),
+                Gene(f"moved@{i}", levels, step=i),
             )
         ]
 
@@ -90,7 +93,7 @@ class TimestepsSpace(Space):
             sampler["sigmas"] = [*found, target.sampler["sigmas"][-1]]
         return {"steps": len(timesteps), "sampler": sampler}
 
-    def row(self, timesteps: Sequence[float] | np.ndarray, target: Target) -> np.ndarray:
+    def encode_timesteps(self, timesteps: Sequence[float] | np.ndarray, target: Target) -> np.ndarray:
         """Genes [G] of the nearest candidates to the given falling timesteps, at most as many as the teacher has."""
         own, nearest = np.array(target.sampler["timesteps"]), self._nearest(target)
         candidates = self._candidates(target)
@@ -108,10 +111,23 @@ class TimestepsSpace(Space):
         found = {}
         for count in dict.fromkeys(max(FEWEST, round(share * target.reference)) for share in SHARES):
             for name, timesteps in chain(spacings(target.noise, count), align_your_steps(target, count)):
-                x = self.row(timesteps, target)
+                x = self.encode_timesteps(timesteps, target)
                 if self.decode(x, target):
                     found[f"{name}, {count} steps"] = x
         return found
+
+    def propose(self, tables: Tables) -> list[np.ndarray]:
+        """OLSS's paths (arXiv:2305.14677) of every length through a dense run, then the exact front."""
+        return self.path_rows(tables, reach_paths) + self.exact_front(tables)
+
+    def exact_front(self, tables: Tables) -> list[np.ndarray]:
+        """The path of every length with the least sum of errors of single jumps (GITS, arXiv:2405.11326)."""
+        return self.path_rows(tables, shortest_step_paths)
+
+    def path_rows(self, tables: Tables, find_paths: FindPaths) -> list[np.ndarray]:
+        """Rows for the paths of 2 to T-1 steps that `find_paths` finds through a dense run, each once."""
+        paths = tables.dense_run.paths(find_paths, range(2, tables.target.steps))
+        return unique_rows([self.encode_timesteps(timesteps, tables.target) for timesteps in paths])
 
     def _candidates(self, target: Target) -> np.ndarray:
         return _candidates(_key(target), self.form, self.points)

@@ -16,7 +16,6 @@ from search.profile.target import Target
 from search.schedule import Schedule
 from search.schedule.apply.rounding import halves
 from search.schedule.model.layers import input_splits, layers_of
-from search.spaces.base import Space
 
 Ranges = dict[str, list[tuple[float, float]]]
 
@@ -41,11 +40,6 @@ def target_with_ranges(model: Model, conditions: Any, noise: Tensor, every: int 
     splits = dict.fromkeys(layers) | input_splits(layers)
     teacher = Schedule.from_dict(model.target.schedule({}))
     return replace(model.target, ranges=observe_inputs(model, teacher, splits, conditions, noise, every))
-
-
-def needs_ranges(space: Space) -> bool:
-    """Whether a space, or one of several, decodes static formats: which need `target_with_ranges` first."""
-    return any(getattr(part, "static", False) for part in getattr(space, "spaces", (space,)))
 
 
 @torch.no_grad()

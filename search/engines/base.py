@@ -6,21 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from search.profile.tables import GeneTable
 from search.spaces.base import Gene
-
-
-@dataclass(frozen=True)
-class GeneTable:
-    """What each gene does alone, all others off: measured once, read by engines that solve instead of search.
-
-    `errors[g]` [levels of g] is the drift at each level; `costs[c][g]` [levels of g] the change of cost c (0 at
-    level 0, negative where the level saves); `vectors[g]` [levels of g, D] the error vectors whose norms
-    `errors` are (a sketch of the final latents' differences), empty where they were not kept.
-    """
-
-    errors: Sequence[np.ndarray]
-    costs: Sequence[Sequence[np.ndarray]]
-    vectors: Sequence[np.ndarray] = ()
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from search.engines.base import Engine, EngineInputs, GeneTable
+from search.engines.base import Engine, EngineInputs
 from search.engines.proposals import Rows
-from search.exact.knapsack import Point, gram_search, knapsack_front
+from search.exact.knapsack import DAMPINGS, Point, gram_search, knapsack_front
+from search.profile.tables import GeneTable
 
 SECONDS = 20.0  # at most for one program; 250 genes x 6 levels under one budget take 0.1 s
-DAMPINGS = (0.5, 1.0)  # which is better depends on how large the errors are: rows of both are evaluated
 
 
 class MilpEngine(Engine):

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from search.exact.rows import MOST_OF_A_FRONT, spread_indices, unique_rows
+
+DAMPINGS = (0.5, 1.0)  # which is better depends on how large the errors are: rows of both are evaluated
 Point = tuple[float, float, np.ndarray]  # cost, error, choice [G]
 MOST_PAIRED = 150  # moves on either side of an exchange: the whole neighbourhood up to about 60 genes x 5 levels
 MOST_MOVES = 200  # a local search that long has long been within rounding of its end
@@ -66,6 +69,22 @@ def gram_search(
         return choices
     search = _Gram(vectors, costs, damping)
     return np.array([search.improve(choice) for choice in choices])
+
+
+def allocation_rows(
+    errors: Sequence[np.ndarray], costs: Sequence[Sequence[np.ndarray]], vectors: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Choices [G] along the exact front of each cost, and what `gram_search` makes of them, each once.
+
+    `errors[g]`, `costs[c][g]` [levels of g] and `vectors[g]` [levels of g, D] are a table of single genes; squared
+    errors are taken to add up.
+    """
+    rows: list[np.ndarray] = []
+    for cost in costs:
+        front = knapsack_front([error**2 for error in errors], cost)
+        rows += [front[i][2] for i in spread_indices(len(front), MOST_OF_A_FRONT)]
+    refined = [gram_search(vectors, costs, np.array(rows), damping) for damping in DAMPINGS]
+    return unique_rows([*rows, *np.concatenate(refined)])
 
 
 class _Gram:

@@ -34,6 +34,18 @@ def shortest_paths(cost: np.ndarray, counts: Sequence[int]) -> list[list[int]]:
     return paths
 
 
+def shortest_step_paths(states: np.ndarray, outputs: np.ndarray, counts: Sequence[int]) -> list[list[int]]:
+    """GITS (arXiv:2405.11326): exact least sum of the errors of single jumps along the outputs."""
+    size = len(outputs)
+    cost = np.full((size, size + 1), np.inf)
+    for i in range(size):
+        # the best jump in this direction, so that no solver's arithmetic is needed: distance to the ray
+        moves = states[i + 1 :] - states[i]
+        share = (moves @ outputs[i]) / max(float(outputs[i] @ outputs[i]), 1e-30)
+        cost[i, i + 1 :] = np.linalg.norm(moves - share[:, None] * outputs[i], axis=1)
+    return shortest_paths(cost, counts)
+
+
 def reach_paths(states: np.ndarray, outputs: np.ndarray, counts: Sequence[int]) -> list[list[int]]:
     """OLSS (arXiv:2305.14677): for every K at most K steps, with the least bound on the error of any step.
 

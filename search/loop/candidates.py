@@ -32,8 +32,9 @@ class CandidateBuilder:
 
     def job(self, row: np.ndarray, plain: bool = False) -> Job:
         """What is run for a row. Its solver is fitted with `refit` or if its genes ask for it, but not if `plain`."""
-        parts = dict(self.space.decode(row, self.model.target))
-        wanted = parts.pop("fit", False) or self.refit
+        target = self.model.target
+        parts = self.space.decode(row, target)
+        wanted = self.space.wants_solver_fit(row, target) or self.refit
         return Job(to_schedule(self.model, parts), bool(parts and wanted and not plain and self.solvers_can_be_fitted))
 
     def plain_schedule(self, row: np.ndarray) -> Schedule:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from search.calibrate.latency import add_latency
 from search.calibrate.propose.proposals import Proposals
-from search.calibrate.ranges import needs_ranges, target_with_ranges
+from search.calibrate.ranges import target_with_ranges
 from search.config.load import model_from_config, prompts_from_config
 from search.config.settings import Config
 from search.engines.base import EngineInputs
@@ -68,7 +68,7 @@ class Search:
         """Cost tables, the teacher, and either the folder's checkpoint or a new engine with its first rows."""
         self.folder, self.checkpoint, self.quarantine = folder, folder / "checkpoint.pkl", folder / "quarantine.json"
         memo = Path(self.config.runs) / "memo.sqlite"  # shared by all searches, which measure nothing twice
-        if needs_ranges(self.space):  # ranges of activations are measured before anything is decoded
+        if self.space.needs_input_ranges:  # ranges of activations are measured before anything is decoded
             self.model.target = target_with_ranges(self.model, *self._first_inputs(RANGED))
         self.memo = Memo(memo, spare=folder / "memo.sqlite", told=self.warn)
         if checkpoint.checkpoint_exists(self.checkpoint):
@@ -117,7 +117,7 @@ class Search:
             genes,
             len(self.objectives),
             np.random.default_rng(self.config.seed),
-            proposals.begin(self.config.initial),
+            proposals.initial_rows(self.config.initial),
             np.array([o.minimised(o.worst(costs)) for o in self.objectives.values()]),
             proposals.methods(),
             proposals.table,

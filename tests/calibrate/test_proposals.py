@@ -41,8 +41,8 @@ def proposals(space, probe) -> Proposals:
 def test_dynamic_programming_on_a_cache_is_the_front_of_its_table(probe):
     space = CacheSpace("step", max_order=0)
     given = proposals(space, probe)
-    found = {tuple(row) for row in given.dp().tolist()}
-    for _, mask in reuse_front(given.drifts.reuse([ROOT]), given.weights):
+    found = {tuple(row) for row in given.methods()["dp"]().tolist()}
+    for _, mask in reuse_front(given.tables.drifts.reuse([ROOT]), given.tables.weights):
         row = tuple(int(not computed) for computed in mask[1:])
         assert not any(row) or row in found
 
@@ -51,7 +51,7 @@ def test_dynamic_programming_on_a_cache_is_the_front_of_its_table(probe):
 def test_minimax_rows_have_the_least_worst_error(probe, aggregation):
     space = CacheSpace("step", max_order=0)
     given = proposals(space, probe)
-    errors = given.weights * given.drifts.reuse([ROOT])
+    errors = given.tables.weights * given.tables.drifts.reuse([ROOT])
 
     def worst(row) -> float:
         computed, found = 0, 0.0
@@ -121,13 +121,13 @@ def test_a_scheduler_without_sigmas_is_searched_all_the_same(space, tmp_path):
     for row in seeds:
         assert probe.values(to_schedule(model, space.decode(row, model.target)))["drift"][0] >= 0
     with pytest.raises(ValueError, match="DDIMScheduler has no sigmas to fit a solver on"):
-        proposals(TimestepsSpace(), probe).olss()
+        proposals(TimestepsSpace(), probe).methods()["olss"]()
 
 
-def test_work_is_counted_and_told(probe):
-    told: list[str] = []
+def test_work_is_counted_and_messages_say_what_is_measured(probe):
+    messages: list[str] = []
     before = probe.unshared
-    given = Proposals(BITS, probe.model.target, probe.model, probe, probe.costs, OBJECTIVES, told.append)
+    given = Proposals(BITS, probe.model.target, probe.model, probe, probe.costs, OBJECTIVES, messages.append)
     given.seeds()
     assert probe.unshared > before
-    assert told[0].startswith("measuring the")
+    assert messages[0].startswith("measuring the")

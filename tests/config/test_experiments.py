@@ -124,7 +124,7 @@ def test_the_engine_begins_on_the_experiment_s_space(name: str, probe: Evaluator
     given, objectives = proposals(found, probe)
     genes = given.space.genes(probe.model.target)
     worst = np.array([o.minimised(o.worst(probe.costs)) for o in objectives.values()])
-    seeds = given.begin(found.initial)
+    seeds = given.initial_rows(found.initial)
     assert bool(len(seeds)) == (found.initial != "none")
     start = EngineInputs(genes, 2, np.random.default_rng(0), seeds, worst, given.methods(), given.table)
     engine = instantiate(found.engine | {"_partial_": True})(start)
@@ -154,7 +154,7 @@ def test_intervals_are_fora_and_parts_of_it(probe: Evaluator) -> None:
 
 def test_a_higher_threshold_of_smoothcache_never_computes_more(probe: Evaluator) -> None:
     given, _ = proposals(config("+experiment=smoothcache"), probe)
-    rows = [tokens(given, row) for row in given.smoothcache()]
+    rows = [tokens(given, row) for row in given.methods()["smoothcache"]()]
     computed = [sum(text.count("C") for text in row.values()) - 5 * len(row) for row in rows]
     assert len(set(computed)) > 2
     assert computed == sorted(computed, reverse=True)
@@ -162,7 +162,7 @@ def test_a_higher_threshold_of_smoothcache_never_computes_more(probe: Evaluator)
 
 def test_cachequant_is_every_segmentation_with_and_without_bits(probe: Evaluator) -> None:
     given, _ = proposals(config("+experiment=cachequant"), probe)
-    rows = given.cachequant()
+    rows = given.methods()["cachequant"]()
     caches, bits = given.space.split(rows[0], given.target), given.space.spaces[1].presets(given.target)
     assert len(caches) == 2
     split = [tuple(part.tobytes() for part in given.space.split(row, given.target)) for row in rows]
@@ -204,10 +204,10 @@ def test_distances_are_those_of_the_outputs(probe: Evaluator) -> None:
 def test_what_cannot_begin_is_told(space: str, begin: str, told: str, probe: Evaluator) -> None:
     given, _ = proposals(config(f"space={space}"), probe)
     with pytest.raises(ValueError, match=told):
-        given.begin(begin)
+        given.initial_rows(begin)
 
 
 def test_a_granularity_without_kinds_is_told(probe: Evaluator) -> None:
     given, _ = proposals(config("space=cache", "space.cache.granularity=block"), probe)
     with pytest.raises(ValueError, match=r"smoothcache reuses whole .*use space\.cache\.granularity=component"):
-        given.begin("smoothcache")
+        given.initial_rows("smoothcache")

@@ -164,6 +164,4 @@ def test_every_space_is_here():
 
 
 def _schedule(space, row, probe):
-    parts = dict(space.decode(row, probe.model.target))
-    parts.pop("fit", None)
-    return to_schedule(probe.model, parts)
+    return to_schedule(probe.model, space.decode(row, probe.model.target))

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.engines.base import Engine, EngineInputs, GeneTable
+from search.engines.base import Engine, EngineInputs
 from search.engines.milp import MilpEngine, milp_rows
+from search.profile.tables import GeneTable
 from tests.helpers.engine_contract import EngineContract, genes
 
 

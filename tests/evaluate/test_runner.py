@@ -106,7 +106,7 @@ def test_populations_are_bit_identical_to_runs_one_by_one(seeds, fit, near):
     for seed in seeds:
         rng = np.random.default_rng(seed)
         row = np.where(rng.random(len(genes)) < 0.1, [rng.integers(gene.levels) for gene in genes], first)
-        schedules.append(to_schedule(model, {k: v for k, v in SPACE.decode(row, model.target).items() if k != "fit"}))
+        schedules.append(to_schedule(model, SPACE.decode(row, model.target)))
     run, fitter = runner(near), Fitter(model, model.encode(BATCH.prompts), model.noise(BATCH.seeds))
     for _ in range(2):
         for schedule, outcome in zip(schedules, outcomes(run, BATCH, schedules, fit), strict=True):

@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d
 
 import search.models
 from search import Schedule, ScheduleError
-from search.calibrate.ranges import RangeObserver, measure_ranges, needs_ranges, observe_inputs, target_with_ranges
+from search.calibrate.ranges import RangeObserver, measure_ranges, observe_inputs, target_with_ranges
 from search.profile.count import count_costs
 from search.profile.target import Target
 from search.schedule.apply.bits import LayerBits
@@ -498,10 +498,10 @@ def test_presets_of_a_unet_by_hand(toy, target):
 
 def test_only_static_formats_want_a_calibration():
     dynamic = BitsSpace(("w8a8d", "w4"))
-    assert not needs_ranges(dynamic)
-    assert needs_ranges(BitsSpace(("w8a8s", "w4")))
-    assert needs_ranges(JointSpace([CacheSpace(), BitsSpace(("w8a8s",))]))
-    assert not needs_ranges(JointSpace([CacheSpace(), dynamic]))
+    assert not dynamic.needs_input_ranges
+    assert BitsSpace(("w8a8s", "w4")).needs_input_ranges
+    assert JointSpace([CacheSpace(), BitsSpace(("w8a8s",))]).needs_input_ranges
+    assert not JointSpace([CacheSpace(), dynamic]).needs_input_ranges
 
 
 def test_without_split_ranges_are_those_of_the_whole(target):

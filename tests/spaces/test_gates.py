@@ -237,7 +237,7 @@ def test_presets_seed_a_search_and_the_beam_is_refused(tmp_path):
     with pytest.raises(ValueError, match="space gates has gates, which decide by what is denoised; use engine=nsga2"):
         beam_rows(space, model.target, probe, given.seeds(), probe.costs)
     with pytest.raises(ValueError, match="the gates space has no table"):
-        given.dp()
+        given.methods()["dp"]()
 
 
 def test_a_joint_space_is_combined_by_what_it_measures(tmp_path):
@@ -246,7 +246,7 @@ def test_a_joint_space_is_combined_by_what_it_measures(tmp_path):
     given = Proposals(space, model.target, model, probe, probe.costs, [Drift(), Macs()])
     seeds = given.seeds()
     known = {row.tobytes() for row in seeds}
-    assert given.calibrated() and all(row.tobytes() in known for row in given.calibrated())
+    assert given.combined() and all(row.tobytes() in known for row in given.combined())
     values = [probe.values(to_schedule(model, space.decode(row, model.target))) for row in seeds[:6]]
     assert all(0 < value["macs"][0] <= 1 for value in values)
 

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from search import Schedule
 from search.profile.target import Target
 from search.schedule.schedulers import public_config, scheduler_grid
+from search.spaces.cache import CacheSpace
+from search.spaces.joint import JointSpace
 from search.spaces.solver import LARGEST, SolverSpace
 from search.testing.models import tiny_model
 from tests.helpers.space_contract import PROMPTS, SpaceContract
@@ -30,9 +32,7 @@ FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shi
 
 class SolverContract(SpaceContract):
     def schedule(self, space, target, x):
-        parts = dict(space.decode(x, target))
-        parts.pop("fit", None)
-        return Schedule.from_dict(target.schedule(parts))
+        return Schedule.from_dict(target.schedule(space.decode(x, target)))
 
 
 class TestDefault(SolverContract):
@@ -136,11 +136,20 @@ def test_genes_that_say_what_the_pipeline_does_are_off():
     assert space.decode(row(space, TARGET, order_2=2, form_2=1, stencil_2=2, corrector_2=2), TARGET) == {}
 
 
-def test_fit_stands_beside_the_table():
+def test_a_row_says_whether_its_table_is_to_be_fitted():
     space = SolverSpace()
-    parts = space.decode(row(space, TARGET, fit=1), TARGET)
-    assert parts["fit"] is True and set(parts["sampler"]) == {*TARGET.sampler, "coefficients"}
-    assert "fit" not in space.decode(row(space, TARGET, order_3=1), TARGET)
+    x = row(space, TARGET, fit=1)
+    parts = space.decode(x, TARGET)
+    assert space.wants_solver_fit(x, TARGET) is True and set(parts) == {"sampler"}
+    assert set(parts["sampler"]) == {*TARGET.sampler, "coefficients"}
+    assert space.wants_solver_fit(row(space, TARGET, order_3=1), TARGET) is False
+    assert (
+        np.array_equal(space.encode_solver_fit(TARGET), x)
+        and not SolverSpace(fit=False).encode_solver_fit(TARGET).any()
+    )
+    joint = JointSpace([CacheSpace(), space])
+    assert joint.wants_solver_fit(joint.join({"solver": x}, TARGET), TARGET) is True
+    assert joint.wants_solver_fit(joint.join({}, TARGET), TARGET) is False
     assert space.encode({"denoiser": list("CCCCCC")}, TARGET) is None
 
 
@@ -148,7 +157,6 @@ def test_the_table_of_the_own_solver_is_the_own_solver():
     space, model = SolverSpace(), tiny_model()
     bare = model.stock(PROMPTS, [0, 1], output_type="latent")
     parts = dict(space.decode(row(space, TARGET, fit=1), TARGET))
-    parts.pop("fit")
     with Schedule.from_dict(TARGET.schedule(parts)).apply(model.pipe):
         torch.testing.assert_close(model.stock(PROMPTS, [0, 1], output_type="latent"), bare, rtol=1e-5, atol=1e-5)
 

@@ -64,7 +64,7 @@ def test_moving_goes_to_the_nearest_candidates_first():
 
 def test_slots_that_meet_are_one_step():
     target, space = vp_target(), TimestepsSpace()
-    rows = space.row([999, 600, 300, 0], target)
+    rows = space.encode_timesteps([999, 600, 300, 0], target)
     assert space.decode(rows, target)["sampler"]["timesteps"] == [999, 600, 300, 0]
     genes = rows.reshape(10, 2)
     slot = int(np.flatnonzero(genes[:, 0] == 1)[0])

@@ -18,10 +18,9 @@ from search.objectives.drift import Drift
 from search.pareto.domination import non_dominated
 from search.profile.costs import Costs
 from search.profile.target import Target
-from search.spaces.base import Space
+from search.spaces.base import START, Space
 
 Options = list[list[np.ndarray]]  # per step: values of that step's genes
-START = "start"  # the group of the genes of an initialiser
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,14 @@ def beam_rows(
     costs: Costs,
     width: int = 32,
     options: int = 8,
-    progress: Callable[[int, int], None] = lambda done, executed: None,
+    on_step: Callable[[int, int], None] = lambda done, executed: None,
 ) -> np.ndarray:
     """Rows [P, G], best front first: what survives when up to `width` trajectories are extended step by step.
 
     At every step the genes of that step take the values they have in `seeds` [S, G], the commonest `options` of
     them and always all-off. Trajectories compete by MACs so far and drift so far; of equal fronts the ones that
     lie apart in cost survive. `probe` gives the model and its first batch of prompts, and counts the work. After
-    every step `progress` is called with the number of steps done and of model steps executed. ValueError where
+    every step `on_step` is called with the number of steps done and of model steps executed. ValueError where
     the space has no genes of steps, or moves them.
     """
     if width < 2:
@@ -72,7 +71,7 @@ def beam_rows(
         beam = list(grown.values())
         scores = [_score(candidate.state, teacher[step]) for candidate in beam]
         beam = [beam[i] for i in beam_survivors(np.array(scores), width)]
-        progress(step + 1, run.steps)
+        on_step(step + 1, run.steps)
     probe.block_executions += run.block_executions
     return np.array([candidate.row for candidate in beam])
 
@@ -111,9 +110,10 @@ def _score(state: RunState, teacher: Tensor) -> tuple[float, float]:
 def _columns(space: Space, target: Target, seeds: np.ndarray) -> list[np.ndarray]:
     """Indices of the genes of every step; ValueError where there are others, or the steps are not the teacher's."""
     genes = space.genes(target)
-    groups: dict[str, list[int]] = {}
+    columns: list[list[int]] = [[] for _ in range(target.steps)]
     for index, gene in enumerate(genes):
-        groups.setdefault(gene.group, []).append(index)
+        if gene.step is not None:
+            columns[gene.step].append(index)
     highest = [gene.levels - 1 for gene in genes]
     decoded = [space.decode(row, target) for row in (*seeds, highest)]
     if any("gates" in parts for parts in decoded):
@@ -121,17 +121,16 @@ def _columns(space: Space, target: Target, seeds: np.ndarray) -> list[np.ndarray
             f"the beam extends trajectories that share their beginnings, and space {space.key} has gates, which decide "
             "by what is denoised; use engine=nsga2"
         )
-    names = [f"step {t}" for t in range(target.steps)]
-    if any({"sampler", "steps", "fit"} & set(parts) for parts in decoded):
+    if any({"sampler", "steps"} & set(parts) for parts in decoded):
         raise ValueError(
             f"the beam extends trajectories on the teacher's steps, and space {space.key} moves the steps or changes "
             "the solver; use engine=olss"
         )
-    if not set(groups) - {START} <= set(names):  # how a run starts is left off
+    if any(gene.step is None and gene.group != START for gene in genes):  # how a run starts is left off
         raise ValueError(
             f"the beam extends trajectories step by step, and space {space.key} has no genes of steps; use engine=milp"
         )
-    return [np.array(groups.get(name, []), dtype=np.int64) for name in names]
+    return [np.array(column, dtype=np.int64) for column in columns]
 
 
 def _options(seeds: np.ndarray, columns: Sequence[np.ndarray], count: int) -> Options:

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from search.calibrate.tables import MeasuredTables
+from search.profile.plans import component_names
 from search.profile.target import Target
+from search.schedule.model.nodes import ROOT
 from search.spaces.base import Space
 
 TOKEN = re.compile(r"[A-Z-]\d?")
@@ -48,3 +51,15 @@ class Prior:
                 drift += float((self.weights[at] * self.errors[node][at[last], at])[read].sum())
                 drift += float(self.weights[at][skipped].sum()) * self.shares.get(node, 0.0)
         return drift, max(len(at) - saved, 0.0) / target.reference
+
+
+def measured_prior(space: Space, tables: MeasuredTables) -> Prior:
+    """The prior of a space that reuses values, from the errors of the denoiser and of each component."""
+    costs, drifts = tables.costs, tables.drifts
+    errors = {ROOT: drifts.reuse([ROOT])}
+    shares = {ROOT: 1.0} | {name: macs / costs.call_macs for name, macs in costs.component_macs.items()}
+    for kind, names in component_names(tables.target).items():
+        for name in names:
+            if name in drifts.pairs:
+                errors[name] = tables.scales[kind] / len(names) * drifts.reuse([name])
+    return Prior(space, tables.target, tables.weights, errors, shares)
