@@ -22,7 +22,7 @@ from search.spaces.joint import JointSpace
 from search.spaces.skip import SkipSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.timesteps import TimestepsSpace
-from tests.helpers.models import tiny_model
+from search.testing.models import tiny_model
 
 
 class PeriodSpace(Space):
