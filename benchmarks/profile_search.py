@@ -61,7 +61,7 @@ CLOCKED = {
     "decoding to pictures": ["search.models.base:Model.decode"],
     "scores and their intervals": [
         "search.objectives.base:Quality.__call__",
-        "search.evaluate.evaluator:Evaluator._measure",
+        "search.evaluate.scoring:Scorer._measure",
         "search.pareto.domination:bootstrap_interval hypervolume non_dominated",
     ],
     "files and figures": ["search.loop.finish:write_result"],
@@ -225,7 +225,7 @@ class Profile:
         def stamped(*args: Any) -> Any:
             found = scored(*args)
             if meter.phase == "search":
-                self.told.append((*now(), found.told))
+                self.told.append((*now(), found.minimised))
             return found
 
         Evaluator._scored = stamped  # type: ignore[method-assign]

@@ -82,7 +82,7 @@ class Bench:
         """Drift, share of MACs and block executions of whole runs [N, 3]."""
         schedules = [to_schedule(self.model, self.space.decode(row, self.target)) for row in rows]
         scored = self.probe.evaluate([Job(schedule) for schedule in schedules])
-        drift = [found.told[0] for found in scored]
+        drift = [found.minimised[0] for found in scored]
         macs = np.array([self.costs.macs(schedule) for schedule in schedules])
         return np.stack([drift, macs / self.costs.teacher_macs, macs / self.costs.block_macs * PROMPTS], axis=1)
 
@@ -153,7 +153,7 @@ def ours(bench: Bench, seed: int, budget: int, fit: bool = True) -> list[list[fl
     def scores(rows: np.ndarray) -> np.ndarray:
         nonlocal front
         jobs = [Job(to_schedule(bench.model, space.decode(row, bench.target)), fit and row.any()) for row in rows]
-        found = np.array([scored.told for scored in evaluator.evaluate(jobs)])
+        found = np.array([scored.minimised for scored in evaluator.evaluate(jobs)])
         front = np.vstack([front, found])
         front = front[non_dominated(front)]
         spent = recorded + probe.block_executions + evaluator.block_executions

@@ -82,13 +82,13 @@ class Naive:
 
     def __init__(self, bench: Bench, evaluator: Evaluator) -> None:
         self.bench, self.model, self.evaluator = bench, bench.model, evaluator
-        self.pictures = evaluator.teacher_images
+        self.pictures = evaluator.scorer.teacher_images
 
     def __call__(self, schedule: Schedule) -> tuple[Mapping[str, Seconds], float, float]:
         """Seconds of each part, drift, and the MACs that were counted."""
         _, loading = clocked(self._load)
         latents, calling = clocked(lambda: self._call(schedule))
-        pictures, decoding = clocked(lambda: self.evaluator.decode(latents))
+        pictures, decoding = clocked(lambda: self.evaluator.scorer.decode(latents))
         _, judging = clocked(lambda: Psnr()(pictures, self.pictures))
         macs, counting = clocked(lambda: self._count(schedule))
         drift, scoring = clocked(lambda: float(Drift()(latents, self.evaluator.teacher).mean()))
@@ -123,7 +123,7 @@ def ways(given: argparse.Namespace) -> dict[str, Any]:
     for evaluator, fit in ((ours, False), (fitting, True)):
         scored = evaluator.evaluate([Job(schedule, fit) for schedule in schedules])
         if evaluator is ours:
-            bench.engine.tell(rows, np.array([s.told for s in scored]))
+            bench.engine.tell(rows, np.array([s.minimised for s in scored]))
     known = set(marked(bench, schedules))
     rounds = []
     for number in range(given.rounds):
@@ -142,7 +142,7 @@ def ways(given: argparse.Namespace) -> dict[str, Any]:
             before = ours.runner.executed
             scored, found["ours"] = clocked(lambda: ours.evaluate([Job(schedule) for schedule in schedules]))
             found["executed"] = ours.runner.executed - before
-            found["scores"] = [s.told for s in scored]
+            found["scores"] = [s.minimised for s in scored]
             _, found["again"] = clocked(lambda: ours.evaluate([Job(schedule) for schedule in schedules]))
 
         def fitted(schedules: Sequence[Schedule] = schedules, found: dict[str, Any] = found) -> None:
@@ -167,7 +167,7 @@ def marked(bench: Bench, schedules: Sequence[Schedule]) -> dict[int, float]:
     batch = Batch(tuple(bench.prompts), tuple(bench.seeds))
     found: dict[int, float] = {}
     for schedule in schedules:
-        steps = zip(Job(schedule).marks(batch), bench.costs.macs_by_step(schedule), strict=True)
+        steps = zip(Job(schedule).prefix_ids(batch), bench.costs.macs_by_step(schedule), strict=True)
         found |= {mark: macs / bench.costs.block_macs * len(batch) for mark, macs in steps}
     return found
 
@@ -211,7 +211,7 @@ def racing(given: argparse.Namespace) -> dict[str, Any]:
     bench, found = Bench(RACED), []
     evaluator = bench.evaluator()
     rows, schedules = bench.generation(POPULATION)
-    archive = dict(zip(schedules, [s.told for s in evaluator.evaluate([Job(s) for s in schedules])], strict=True))
+    archive = dict(zip(schedules, [s.minimised for s in evaluator.evaluate([Job(s) for s in schedules])], strict=True))
     bench.engine.tell(rows, np.array(list(archive.values())))
     for _ in range(given.rounds):
         rows, schedules = bench.generation(given.candidates)
@@ -221,7 +221,7 @@ def racing(given: argparse.Namespace) -> dict[str, Any]:
         raced, in_race = clocked(lambda jobs=jobs, rivals=rivals: evaluator.evaluate(jobs, rivals))
         between = evaluator.block_executions
         whole, after = clocked(lambda jobs=jobs: evaluator.evaluate(jobs))  # those that lost run to the end
-        told, truth = (np.array([s.told for s in those]) for those in (raced, whole))
+        told, truth = (np.array([s.minimised for s in those]) for those in (raced, whole))
         archive |= dict(zip(schedules, truth.tolist(), strict=True))
         front = non_dominated(np.array(list(archive.values())))
         names = [schedule for schedule, best in zip(archive, front, strict=True) if best]

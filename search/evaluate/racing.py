@@ -45,7 +45,7 @@ class Race:
         drawn = np.random.default_rng(0).integers(len(own), size=(DRAWS, len(own)))
         return bool((best[drawn].mean(axis=1) > 0).mean() >= self.sure)
 
-    def whole(self, drift: Sequence[float]) -> float:
+    def expected_mean(self, drift: Sequence[float]) -> float:
         """What the mean drift on all prompts would be if the others treated it as they treat the rivals."""
         part = float(np.mean(drift))
         shares = [

@@ -65,7 +65,7 @@ class CandidateBuilder:
     @cached_property
     def solvers_can_be_fitted(self) -> bool:
         """False where the scheduler does not run tables, which is then said once."""
-        if reason := self.evaluator.fits():
+        if reason := self.evaluator.why_no_solver_fit():
             self.on_message(f"solvers are not fitted: {reason}")
         return not reason
 

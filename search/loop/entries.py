@@ -53,7 +53,7 @@ class EntryBuilder:
             _with_scores(self.finished, schedule, scores),
             summarise_scores(calibration, objectives),
             scores,
-            _pictures(held_out.decode(held_out.latents(schedule)[:SHOWN])),
+            _pictures(held_out.scorer.decode(held_out.latents(schedule)[:SHOWN])),
             held_out_gaps(values, calibration, objectives),
             samples=values,
         )

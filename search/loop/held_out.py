@@ -94,8 +94,8 @@ def _held_out_evaluator(finished: FinishedSearch, seeds: Sequence[int]) -> tuple
         calibration.runner,
         Guard(config.budget.patience, config.budget.failures, finished.on_message, "held-out"),
     )
-    usable, left_out = held_out.usable({**finished.objectives, **finished.reported})
-    held_out.add(usable)
+    usable, left_out = held_out.scorer.usable({**finished.objectives, **finished.reported})
+    held_out.scorer.add(usable)
     return held_out, left_out
 
 
@@ -121,7 +121,7 @@ def _preset_schedules(finished: FinishedSearch) -> dict[str, Schedule]:
 
 def _entries(builder: EntryBuilder, front: Sequence[Schedule], presets: Mapping[str, Schedule]) -> list[Entry]:
     """The front by cost, then the presets, the teacher last; schedules that could not be scored are left out."""
-    failed = builder.held_out.failed
+    failed = builder.held_out.scorer.failed
     entries = [builder.entry("", "front", schedule) for schedule in front if schedule.digest not in failed]
     entries.sort(key=lambda entry: entry.held_out["macs"].value)
     make_names_unique(entries)
@@ -155,14 +155,14 @@ def _score(
     held_out: Evaluator, schedules: Sequence[Schedule], on_progress: Callable[[int, int], None]
 ) -> dict[str, str]:
     """Score the schedules; returns the objectives that failed too often and are given up, each with its reason."""
-    held_out.evaluate([Job(schedule) for schedule in schedules], done=lambda count: on_progress(count, len(schedules)))
+    held_out.evaluate([Job(schedule) for schedule in schedules], on_done=lambda count: on_progress(count, len(schedules)))
     if not held_out.guard.exhausted:
         return {}
     given_up = {failure.objective: failure.reason for failure in held_out.guard.failures}
     for name in given_up:
         held_out.objectives.pop(name)
     held_out.guard.most = None
-    held_out.failed.clear()
+    held_out.scorer.failed.clear()
     held_out.evaluate([Job(schedule) for schedule in schedules])
     return given_up
 
@@ -197,5 +197,5 @@ def _psnr_between_seeds(held_out: Evaluator, seeds: Sequence[int]) -> tuple[floa
     count = min(len(seeds), 16)
     conditions = model.encode(held_out.prompts[:count])
     other = model.decode(model.sample(conditions, model.noise([s + 5_000 for s in seeds[:count]]))).cpu()
-    values = Psnr()(other, held_out.teacher_images[:count]).numpy()
+    values = Psnr()(other, held_out.scorer.teacher_images[:count]).numpy()
     return float(values.mean()), *np.quantile(values, [0.05, 0.95]).tolist()

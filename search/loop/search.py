@@ -84,7 +84,7 @@ class Search:
             state.block_executions - self.evaluator.block_executions,
             state.unshared - self.evaluator.unshared,
         )
-        self.evaluator.counted |= state.counted
+        self.evaluator.accounting.counted |= state.counted
         self.evaluator.halved |= state.halved
         self._try_objectives()
 
@@ -189,13 +189,13 @@ class Search:
                 self.state.archive[scored.schedule.digest] = {
                     "x": row.copy(),
                     "values": scored.values,
-                    "scores": scored.told,
+                    "scores": scored.minimised,
                     "generation": self.state.generation,
                     "plain": plain,
                 }
         self.state.block_executions = self.before[0] + self.evaluator.block_executions
         self.state.unshared = self.before[1] + self.evaluator.unshared
-        return np.array([scored.told for scored in results])
+        return np.array([scored.minimised for scored in results])
 
     def _rivals(self) -> list[Schedule]:
         """The front so far: candidates run on all prompts only if they are near it."""
@@ -219,7 +219,7 @@ class Search:
 
     def _try_objectives(self) -> None:
         """Score the teacher's own results, so that an objective that cannot work fails before anything is spent."""
-        for name, difference in self.evaluator.trial().items():
+        for name, difference in self.evaluator.scorer.try_objectives().items():
             quality = self.objectives[name]
             assert isinstance(quality, Quality)
             reason = (
@@ -227,13 +227,13 @@ class Search:
                 "the first one is kept"
             )
             self.guard.note(Failure(name, "the teacher", reason))
-        self.reported, self.unusable = self.evaluator.usable(self.reported)
+        self.reported, self.unusable = self.evaluator.scorer.usable(self.reported)
         for name, reason in self.unusable.items():
             log.warning("guard %s: %s", name, reason)
 
     def _save(self) -> None:
         self.guard.save(self.quarantine)
-        self.state.counted, self.state.halved = self.evaluator.counted, self.evaluator.halved
+        self.state.counted, self.state.halved = self.evaluator.accounting.counted, self.evaluator.halved
         self.state.save(self.checkpoint)
 
     def _describe_front(self) -> str:

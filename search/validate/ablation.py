@@ -143,7 +143,7 @@ def measure_effects(
     from search.pareto.intervals import paired_difference_interval
 
     decisions = [d for d in list_decisions(schedule, evaluator) if d.group in by]
-    fit = bool((schedule.sampler or {}).get("coefficients")) and not evaluator.fits()
+    fit = bool((schedule.sampler or {}).get("coefficients")) and not evaluator.why_no_solver_fit()
     jobs = [Job(schedule)]
     numbers: list[tuple[int | None, int | None]] = []
     for decision in decisions:
@@ -153,7 +153,7 @@ def measure_effects(
             if variant is not None:
                 jobs.append(Job(variant, fit and decision.name != "fitted solver"))
         numbers.append((pair[0], pair[1]))
-    scored = evaluator.evaluate(jobs, done=lambda count: done(count, len(jobs)))
+    scored = evaluator.evaluate(jobs, on_done=lambda count: done(count, len(jobs)))
     drifts = [np.array(s.values["drift"]) for s in scored]
     macs = [s.values["macs"][0] for s in scored]
     rows, rng = [], np.random.default_rng(0)

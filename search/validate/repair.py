@@ -120,7 +120,7 @@ class RepairSearch:
         self.limits = [limit for limit in limits if limit.name in kinds]
         self.refit, self.runs = refit, 0
         part = source.sampler or {}
-        why = self.evaluator.fits() if "coefficients" in part else ""
+        why = self.evaluator.why_no_solver_fit() if "coefficients" in part else ""
         self.refits_solver = refit and "coefficients" in part and not why
         self.refits_corrections = refit and "corrections" in source.to_dict()
         self.notes = [_note(text, self.refits_solver, self.refits_corrections, why) for text in moved.lost]

@@ -180,7 +180,7 @@ def test_distances_are_those_of_the_outputs(probe: Evaluator) -> None:
     remover = given.model.denoiser.register_forward_hook(lambda _, __, out: outputs.append(out[0].double()))
     probe.run_teacher()
     remover.remove()
-    table = given.distances
+    table = given.tables.distances
     assert table.shape == (5, 5)
     for s, t in ((0, 0), (1, 3), (4, 2)):
         assert table[s, t] == pytest.approx(float((outputs[s] - outputs[t]).abs().sum()))

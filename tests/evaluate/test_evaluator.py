@@ -27,7 +27,7 @@ def test_a_population_scores_as_its_schedules_one_by_one(fit, batch):
         schedule = alone.fit(job.schedule) if fit else job.schedule
         assert scored.schedule == schedule and scored.prompts == 7
         assert scored.values == alone.values(schedule)
-        assert scored.told == alone.minimised(scored.values)
+        assert scored.minimised == alone.minimised(scored.values)
     assert together.block_executions < 0.9 * together.unshared
     again = len(together.runner.jobs)
     assert together.evaluate(jobs(fit)) == found and len(together.runner.jobs) == again  # all known
@@ -104,8 +104,8 @@ def test_races_drop_who_is_behind_and_keep_who_is_not():
         if i not in lost:
             assert scored == truth[i]
         else:  # behind the rival on all prompts too, and told about as it is
-            assert scored.prompts < 7 and scored.told[1] == truth[i].told[1] > best.told[1]
-            assert best.told[0] < truth[i].told[0] == pytest.approx(scored.told[0], rel=0.5)
+            assert scored.prompts < 7 and scored.minimised[1] == truth[i].minimised[1] > best.minimised[1]
+            assert best.minimised[0] < truth[i].minimised[0] == pytest.approx(scored.minimised[0], rel=0.5)
 
 
 def test_pictures_are_decoded_for_survivors_alone(monkeypatch):
@@ -119,7 +119,7 @@ def test_pictures_are_decoded_for_survivors_alone(monkeypatch):
     found = own.evaluate([*dearer(), cheaper], rivals=[rival.schedule])
     lost = [scored for scored in found if not scored.values]
     assert len(lost) == 4 and found[-1].values and decoded == [7]
-    assert {scored.told[0] for scored in lost} == {-10.0}  # the worst PSNR worth having
+    assert {scored.minimised[0] for scored in lost} == {-10.0}  # the worst PSNR worth having
 
 
 def test_a_candidate_that_is_asked_twice_is_run_once():
@@ -132,7 +132,7 @@ def test_progress_is_told_candidate_by_candidate():
     told: list[int] = []
     own = evaluator()
     own.evaluate(jobs()[:1])
-    own.evaluate(jobs(), done=told.append)
+    own.evaluate(jobs(), on_done=told.append)
     assert told == [1, 2, 3, 4, 5, 6]
 
 
@@ -144,7 +144,7 @@ def test_what_was_finished_before_a_stop_is_known(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        own.evaluate(jobs(), done=stop)
+        own.evaluate(jobs(), on_done=stop)
     again = evaluator(tmp_path / "memo.sqlite")
     again.evaluate(jobs())
     assert again.runner.jobs == [(7, 3)]

@@ -148,7 +148,7 @@ def test_a_candidate_that_fails_is_told_the_worst_and_the_others_are_as_ever(how
     assert failed and len(failed) < len(found)
     for scored, true in zip(found, truth, strict=True):
         if scored.failed:
-            assert scored.values == {} and scored.told == [1.0, 1.0]
+            assert scored.values == {} and scored.minimised == [1.0, 1.0]
         else:
             assert scored == true
     ran = len(own.runner.jobs)
@@ -166,7 +166,7 @@ def test_latents_that_are_not_finite_are_nobodys_fault(monkeypatch):
     own = evaluator()
     monkeypatch.setattr(own.runner, "run", lambda batch, jobs, done: _ended(own, batch, jobs, done))
     (found,) = own.evaluate(jobs()[:1])
-    assert found.failed == "its latents are not finite" and found.told == [1.0, 1.0] and not own.guard.failures
+    assert found.failed == "its latents are not finite" and found.minimised == [1.0, 1.0] and not own.guard.failures
 
 
 def _ended(own: Any, batch: Sequence, given: Sequence[Job], done: Any) -> None:
@@ -180,11 +180,11 @@ def test_what_fails_on_the_teachers_own_pictures_is_refused():
     with pytest.raises(
         ValueError, match=r"objective odd raises RuntimeError: .*, on the teacher's own images; no sched"
     ):
-        evaluator(odd=Odd("raise", always=True), macs=Macs()).trial()
+        evaluator(odd=Odd("raise", always=True), macs=Macs()).scorer.try_objectives()
     with pytest.raises(ValueError, match=r"objective odd has nan as its worst value; let worst\(\) return a finite"):
-        evaluator(odd=Odd("worst"), macs=Macs()).trial()
-    assert evaluator().trial() == {}
-    assert list(evaluator(odd=Odd("noisy"), psnr=Psnr()).trial()) == ["odd"]
+        evaluator(odd=Odd("worst"), macs=Macs()).scorer.try_objectives()
+    assert evaluator().scorer.try_objectives() == {}
+    assert list(evaluator(odd=Odd("noisy"), psnr=Psnr()).scorer.try_objectives()) == ["odd"]
 
 
 # The command line

@@ -217,7 +217,7 @@ def test_a_fit_that_is_known_without_its_latents_is_not_fitted_again(parts: tupl
     def search() -> tuple:
         evaluator = Evaluator(model, PROMPTS[:2], range(2), *given)
         scored = evaluator.evaluate(population)
-        return [s.schedule.digest for s in scored], [s.told for s in scored], evaluator.block_executions
+        return [s.schedule.digest for s in scored], [s.minimised for s in scored], evaluator.block_executions
 
     digests, told, blocks = search()
     memo = given[2]

@@ -58,5 +58,5 @@ def test_equals_are_rarely_dropped():
 
 def test_an_estimate_follows_what_the_rivals_did_on_the_other_prompts():
     race = Race(rivals([0.1, 0.1, 0.2, 0.2], [0.2, 0.2, 0.4, 0.4]))
-    assert race.whole([0.3, 0.3]) == pytest.approx(0.45)
-    assert Race([]).whole([0.3, 0.5]) == pytest.approx(0.4)
+    assert race.expected_mean([0.3, 0.3]) == pytest.approx(0.45)
+    assert Race([]).expected_mean([0.3, 0.5]) == pytest.approx(0.4)

@@ -45,7 +45,9 @@ def path(*marks: int) -> PrefixPath:
 
 def distinct(paths: list[PrefixPath], group: list[int]) -> float:
     """MACs of a group, by hand."""
-    return sum({mark: macs for i in group for mark, macs in zip(paths[i].marks, paths[i].macs, strict=True)}.values())
+    return sum(
+        {mark: macs for i in group for mark, macs in zip(paths[i].prefix_ids, paths[i].macs, strict=True)}.values()
+    )
 
 
 def numbered(words: list[list[int]]) -> list[PrefixPath]:
@@ -67,17 +69,17 @@ def test_groups_hold_every_run_once_and_keep_subtrees_together(words, count):
     assert len(groups) <= count and all(groups)
     costs = [distinct(paths, group) for group in groups]
     assert costs == sorted(costs, reverse=True)
-    in_order = sorted(groups, key=lambda group: paths[group[0]].marks)
-    together = [paths[i].marks for group in in_order for i in group]
+    in_order = sorted(groups, key=lambda group: paths[group[0]].prefix_ids)
+    together = [paths[i].prefix_ids for group in in_order for i in group]
     assert together == sorted(together)  # a group is a stretch of the tree
 
 
 def test_groups_are_cut_where_families_part_and_not_where_most_would_be_repeated():
     families = [[family] * 6 + [end] for family in (0, 1) for end in (0, 1, 2)]
-    paths = [PrefixPath(p.marks, (1.0,) * 7) for p in numbered(families)]
+    paths = [PrefixPath(p.prefix_ids, (1.0,) * 7) for p in numbered(families)]
     assert sorted(map(sorted, split_into_subtrees(paths, 2))) == [[0, 1, 2], [3, 4, 5]]
     assert len(split_into_subtrees(paths, 6)) == 2  # of the 9 steps of a family 8 would be in the larger part
-    short = [PrefixPath(path.marks[5:], path.macs[5:]) for path in paths]
+    short = [PrefixPath(path.prefix_ids[5:], path.macs[5:]) for path in paths]
     assert len(split_into_subtrees(short, 6)) == 6  # of 4 steps 3 would be, then of 3 steps 2
     assert split_into_subtrees([], 4) == []
     assert paths[1].beyond(paths[0]) == 1 and paths[0].beyond(paths[3]) == 7
@@ -88,12 +90,12 @@ def test_paths_of_jobs_count_what_the_costs_count():
     costs = model.costs()
     plain = Job(to_schedule(model, {"plan": {"rules": [["denoiser", "CCRCCRCC"]]}}))
     found = PrefixPath.of(plain, BATCH, costs)
-    assert found.marks == tuple(plain.marks(BATCH))
+    assert found.prefix_ids == tuple(plain.prefix_ids(BATCH))
     assert sum(found.macs) == pytest.approx(costs.macs(plain.schedule))
     gate = {"group": "transformer_blocks.[1-2]", "actions": "C G*7", "signal": "first_block_residual"}
     gated = Job(to_schedule(model, {"gates": [gate | {"threshold": 0.3, "value": "residual"}]}))
     whole = PrefixPath.of(gated, BATCH, costs)
-    assert len(whole.marks) == 1 and whole.macs == (costs.macs(gated.schedule),)
+    assert len(whole.prefix_ids) == 1 and whole.macs == (costs.macs(gated.schedule),)
 
 
 # What is chosen

@@ -128,9 +128,11 @@ def test_a_fit_shares_what_grids_of_any_length_begin_with():
         dropped.append(to_schedule(model, space.decode(one, model.target)))
     assert len({schedule.steps for schedule in dropped}) == 1 and dropped[0].steps == STEPS - 1
     jobs = [Job(schedule, fit=True) for schedule in [to_schedule(model, {}), *dropped]]
-    shared = [sum(a == b for a, b in zip(jobs[0].marks(BATCH), job.marks(BATCH), strict=False)) for job in jobs[1:]]
+    shared = [
+        sum(a == b for a, b in zip(jobs[0].prefix_ids(BATCH), job.prefix_ids(BATCH), strict=False)) for job in jobs[1:]
+    ]
     assert min(shared) > 0
-    plain = [Job(job.schedule).marks(BATCH) for job in jobs]  # diffusers' own scheduler may look at the whole grid
+    plain = [Job(job.schedule).prefix_ids(BATCH) for job in jobs]  # diffusers' own scheduler may look at the whole grid
     assert plain[0][0] != plain[1][0]
 
 

@@ -72,7 +72,7 @@ def beam_rows(
         scores = [_score(candidate.state, teacher[step]) for candidate in beam]
         beam = [beam[i] for i in beam_survivors(np.array(scores), width)]
         on_step(step + 1, run.steps)
-    probe.block_executions += run.block_executions
+    probe.accounting.block_executions += run.block_executions
     return np.array([candidate.row for candidate in beam])
 
 

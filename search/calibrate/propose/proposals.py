@@ -99,19 +99,18 @@ class Proposals:
     def methods(self) -> dict[str, Callable[[], np.ndarray]]:
         """Functions that make rows [N, G], by name; ValueError says why a method has none on this space."""
         rows, tables = self.rows, self.tables
-        make: dict[str, Callable[[], list[np.ndarray]]] = {
+        lists: dict[str, Callable[[], list[np.ndarray]]] = {
             "dp": self.exact_fronts,
             "olss": lambda: olss_rows(rows, tables),
-        }
-        make |= {f"dp_{name}": partial(minimax_rows, rows, tables, name) for name in ("max", "lexicographic")}
-        make |= {
+            "dp_max": lambda: minimax_rows(rows, tables, "max"),
+            "dp_lexicographic": lambda: minimax_rows(rows, tables, "lexicographic"),
             "presets": lambda: list(self.presets().values()),
             "intervals": lambda: interval_rows(rows),
             "smoothcache": lambda: smoothcache_rows(rows, tables),
             "cachequant": lambda: cachequant_rows(rows, tables),
         }
-        stacked = {name: partial(_stacked, rows, method) for name, method in make.items()}
-        return {"dp": stacked.pop("dp"), "olss": stacked.pop("olss"), "beam": self.beam} | stacked
+        arrays: dict[str, Callable[[], np.ndarray]] = {name: partial(rows.stack_of, f) for name, f in lists.items()}
+        return arrays | {"beam": self.beam}
 
     def exact_fronts(self) -> list[np.ndarray]:
         """The exact front of every space that has a table, and the combinations of what they propose."""
@@ -183,7 +182,3 @@ class Proposals:
     def _price(self, key: str, row: np.ndarray) -> float:
         parts = dict(self.single_spaces[key].decode(row, self.target))
         return self.prices[0](to_schedule(self.model, parts), self.costs)
-
-
-def _stacked(rows: RowBuilder, method: Callable[[], list[np.ndarray]]) -> np.ndarray:
-    return rows.stack(method())

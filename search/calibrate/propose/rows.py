@@ -33,6 +33,10 @@ class RowBuilder:
         unique = unique_rows(rows)
         return np.array(unique, dtype=np.int64).reshape(len(unique), len(self.space.genes(self.target)))
 
+    def stack_of(self, make_rows: Callable[[], list[np.ndarray]]) -> np.ndarray:
+        """The rows that `make_rows` returns, as an array."""
+        return self.stack(make_rows())
+
     def encode(self, method: str, plans: Iterable[Tokens]) -> list[np.ndarray]:
         """Rows of the space for actions of component kinds.
 

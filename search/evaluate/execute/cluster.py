@@ -179,7 +179,7 @@ class _Call:
         hand.group = dict(enumerate(group))
         if len(self.cluster.owners) > KNOWN:
             self.cluster.owners.clear()
-        self.cluster.owners.update((mark, hand) for i in group for mark in self.paths[i].marks)
+        self.cluster.owners.update((mark, hand) for i in group for mark in self.paths[i].prefix_ids)
         parcels = [(SchedulePayload.of(self.jobs[i].schedule), self.jobs[i].fit) for i in group]
         hand.asked.append(hand.actor.first.remote(self.batch, parcels))
         hand.asked.extend(hand.actor.next.remote() for _ in group[1:])
@@ -187,7 +187,7 @@ class _Call:
     def _owner(self, group: Sequence[int]) -> WorkerHandle | None:
         """Who has the state that most of a group can go on from."""
         owners = self.cluster.owners
-        return next((owners[mark] for mark in reversed(self.paths[group[0]].marks) if mark in owners), None)
+        return next((owners[mark] for mark in reversed(self.paths[group[0]].prefix_ids) if mark in owners), None)
 
     @staticmethod
     def _rank(hand: WorkerHandle, owner: WorkerHandle | None) -> int:

@@ -40,7 +40,7 @@ class Job:
         """The table that its fit begins with; nothing where there is none, or noise is injected."""
         return Fitter.prior(self.schedule) if self.fit else None
 
-    def marks(self, batch: Batch) -> list[int]:
+    def prefix_ids(self, batch: Batch) -> list[int]:
         """Numbers of the beginnings of its run: jobs with equal ones share the run up to there."""
         return prefix_ids(step_keys(self.schedule, self.prior), repr(batch))
 

@@ -65,7 +65,7 @@ class Runner:
 
     def _tree(self, batch: Batch, jobs: Mapping[int, Job]) -> Iterator[tuple[int, Outcome]]:
         self._widen([job.schedule for job in jobs.values()])
-        numbers = {i: job.marks(batch) for i, job in jobs.items()}
+        numbers = {i: job.prefix_ids(batch) for i, job in jobs.items()}
         times = Counter(number for own in numbers.values() for number in set(own))
         forks = {number for number, count in times.items() if count > 1}
         line: dict[int, RunState] = {}  # of the run before: what others go on from, whatever is dropped

@@ -16,7 +16,7 @@ WORTH = 0.75  # the larger part of a cut is at most so much of the whole: else m
 class PrefixPath:
     """A run as it is shared: the number of its beginning up to and with each step [T], and what each costs [T]."""
 
-    marks: tuple[int, ...]
+    prefix_ids: tuple[int, ...]
     macs: tuple[float, ...]
 
     @staticmethod
@@ -24,7 +24,7 @@ class PrefixPath:
         """A job's; one that is run as a whole is a single step that no other job has."""
         if job.alone:
             return PrefixPath(tuple(prefix_ids((job.schedule.digest,), repr(batch))), (costs.macs(job.schedule),))
-        return PrefixPath(tuple(job.marks(batch)), tuple(costs.macs_by_step(job.schedule)))
+        return PrefixPath(tuple(job.prefix_ids(batch)), tuple(costs.macs_by_step(job.schedule)))
 
     @cached_property
     def whole(self) -> float:
@@ -32,7 +32,7 @@ class PrefixPath:
 
     def beyond(self, other: "PrefixPath") -> float:
         """MACs of the steps that the other run does not begin with."""
-        same = takewhile(lambda pair: pair[0] == pair[1], zip(self.marks, other.marks, strict=False))
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(self.prefix_ids, other.prefix_ids, strict=False))
         return sum(self.macs[len(list(same)) :])
 
 
@@ -44,7 +44,7 @@ def split_into_subtrees(paths: Sequence[PrefixPath], count: int) -> list[list[in
     is cut where its larger part is smallest. Both parts then run what they have in common, so a cut that hardly
     makes the larger part smaller is not made.
     """
-    order = sorted(range(len(paths)), key=lambda i: paths[i].marks)
+    order = sorted(range(len(paths)), key=lambda i: paths[i].prefix_ids)
     new = [paths[b].beyond(paths[a]) for a, b in pairwise(order)]
     upto = list(accumulate(new, initial=0.0))  # work of a tree from its second run to each
 

@@ -1,0 +1,238 @@
+"""From final latents to scores: every objective on the results of a schedule, next to the teacher's."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from search.evaluate.guard import Guard, ObjectiveFailed, SafeCost, objective_identity
+from search.evaluate.memo import Memo
+from search.models.base import Model
+from search.objectives.base import Cost, Objective, Quality
+from search.objectives.drift import Drift
+from search.profile.costs import Costs
+from search.schedule import Schedule
+
+GATE = "computed "  # in the memo: at each step, the share of pictures for which this group was computed
+DRIFT = Drift.key  # measured of every candidate, whatever the objectives are: races compare by it
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The result of a candidate.
+
+    Attributes:
+        schedule: The schedule that was run, its solver fitted where that was asked for.
+        values: Per-prompt values by objective, costs with one value. Empty where the candidate lost its race or
+            could not be scored.
+        minimised: The row [M] of scores for an engine, all to be minimised. An estimate where the candidate lost its
+            race, the worst values where it could not be scored.
+        prompts: How many prompts it was run on.
+        failed: Why it could not be scored; empty where it was.
+    """
+
+    schedule: Schedule
+    values: Mapping[str, list[float]]
+    minimised: list[float]
+    prompts: int
+    failed: str = ""
+
+
+class Scorer:
+    """Scores schedules whose latents are known, and remembers the values in the memo.
+
+    Args:
+        model: Decodes latents to pictures.
+        objectives: By name.
+        costs: Cost tables of the model.
+        memo: Where latents and values are remembered, under `context`.
+        guard: Calls the objectives.
+        prompts: The texts of the split [P].
+        teacher: The teacher's final latents [P, C, h, w].
+        context: What identifies model, prompts and seeds in the memo.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        objectives: Mapping[str, Objective],
+        costs: Costs,
+        memo: Memo,
+        guard: Guard,
+        prompts: Sequence[str],
+        teacher: Tensor,
+        context: str,
+    ) -> None:
+        self.model, self.objectives, self.costs = model, dict(objectives), costs
+        self.memo, self.guard, self.prompts = memo, guard, list(prompts)
+        self.teacher, self.context = teacher, context
+        self.failed: dict[str, str] = {}  # why a schedule has no scores, by its digest
+        self._memo_names = {name: _memo_name(name, objective) for name, objective in self.objectives.items()}
+        self._teacher_images: Tensor | None = None
+
+    @property
+    def decodes(self) -> bool:
+        """Whether a score needs pictures."""
+        return any(isinstance(o, Quality) and o.of == "images" for o in self.objectives.values())
+
+    @property
+    def teacher_images(self) -> Tensor:
+        """The teacher's pictures [P, 3, H, W], decoded on first use."""
+        if self._teacher_images is None:
+            self._teacher_images = self.decode(self.teacher)
+        return self._teacher_images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures [N, 3, H, W] of latents [N, C, h, w], eight at a time."""
+        return torch.cat([self.model.decode(part).cpu() for part in latents.split(8)])
+
+    def try_objectives(self) -> dict[str, float]:
+        """Call every quality twice on the teacher's own results.
+
+        Returns:
+            By name of each objective that is not deterministic: how far its two values are apart.
+
+        Raises:
+            ValueError: An objective fails even there, so that no schedule can be scored.
+        """
+        images = self.teacher_images if self.decodes else None
+        differences = {}
+        for name, objective in self.objectives.items():
+            if not np.isfinite(worst := objective.worst(self.costs)):
+                raise ValueError(f"objective {name} has {worst} as its worst value; let worst() return a finite number")
+            if not isinstance(objective, Quality):
+                continue
+            result = self.teacher if objective.of == "latents" or images is None else images
+            try:
+                difference = self.guard.differs(name, objective, result, self.prompts, "the teacher")
+            except ObjectiveFailed as error:
+                raise ValueError(f"{error}, on the teacher's own {objective.of}; no schedule can be scored") from None
+            if difference is not None:
+                differences[name] = difference
+        return differences
+
+    def add(self, objectives: Mapping[str, Objective]) -> None:
+        """Score more objectives from here on."""
+        self.objectives |= objectives
+        self._memo_names |= {name: _memo_name(name, objective) for name, objective in objectives.items()}
+
+    def usable(self, objectives: Mapping[str, Objective]) -> tuple[dict[str, Objective], dict[str, str]]:
+        """The objectives that have values for the teacher's own results, and why each of the rest has none."""
+        guard, reasons = Guard(self.guard.seconds), {}
+        for name, objective in objectives.items():
+            try:
+                if isinstance(objective, Quality):
+                    teacher = self.teacher if objective.of == "latents" else self.teacher_images
+                    guard.quality(name, objective, teacher, teacher, self.prompts, "the teacher")
+            except ObjectiveFailed as error:
+                reasons[name] = str(error)
+        return {name: objective for name, objective in objectives.items() if name not in reasons}, reasons
+
+    def minimised(self, values: Mapping[str, list[float]]) -> list[float]:
+        """The row [M] of scores for an engine: means over prompts, all to be minimised."""
+        return [o.minimised(sum(values[n]) / len(values[n])) for n, o in self.objectives.items()]
+
+    def score(self, schedule: Schedule) -> Scored | None:
+        """All scores of a schedule, where its latents or its scores are known; None where it has to run."""
+        if not np.isfinite(self.memo.get(self.context, schedule.digest).get(DRIFT, [])).all():
+            self.failed[schedule.digest] = "its latents are not finite"
+        if schedule.digest in self.failed:
+            return self.worst(schedule)
+        try:
+            values = self._values(schedule)
+        except ObjectiveFailed as error:
+            self.failed[schedule.digest] = str(error)
+            return self.worst(schedule)
+        return None if values is None else Scored(schedule, values, self.minimised(values), len(self.prompts))
+
+    def worst(self, schedule: Schedule) -> Scored:
+        """The result of a schedule that could not be scored: it dominates nothing."""
+        minimised = [objective.minimised(objective.worst(self.costs)) for objective in self.objectives.values()]
+        return Scored(schedule, {}, minimised, len(self.prompts), self.failed[schedule.digest])
+
+    def estimate(self, schedule: Schedule, drift: Sequence[float], expected_drift: float) -> Scored:
+        """The result of a schedule that lost its race after some prompts.
+
+        Args:
+            schedule: What was run.
+            drift: Its drift on the prompts so far [p].
+            expected_drift: Its mean drift as it would be on all prompts.
+
+        Returns:
+            Its exact costs, the expected drift, and the worst values of all other qualities.
+        """
+        if not np.isfinite(drift).all():
+            self.failed[schedule.digest] = "its latents are not finite"
+            return self.worst(schedule)
+        minimised = []
+        for name, objective in self.objectives.items():
+            if isinstance(objective, Cost):
+                value = SafeCost(name, objective, self.guard)(schedule, self.costs)
+            elif isinstance(objective, Drift):
+                value = expected_drift
+            else:
+                value = objective.worst(self.costs)
+            minimised.append(objective.minimised(value))
+        return Scored(schedule, {}, minimised, len(drift))
+
+    def drift(self, latents: Tensor) -> list[float]:
+        """Drift [p] of latents of the first p prompts."""
+        return [float(value) for value in Drift()(latents, self.teacher[: len(latents)])]
+
+    def prices(self, schedule: Schedule, costs: Costs) -> np.ndarray:
+        """The costs of a schedule that are objectives [C], to be minimised."""
+        searched = [(name, o) for name, o in self.objectives.items() if isinstance(o, Cost)]
+        return np.array([o.minimised(SafeCost(name, o, self.guard)(schedule, costs)) for name, o in searched])
+
+    def decided(self, schedule: Schedule) -> dict[str, list[float]] | None:
+        """The share of the prompts for which each group was computed at each step; None where it was not run here."""
+        values = self.memo.get(self.context, schedule.digest)
+        shares = {gate.name: values[GATE + gate.name] for gate in schedule.gates if GATE + gate.name in values}
+        return shares if len(shares) == len(schedule.gates) else None
+
+    def _values(self, schedule: Schedule) -> dict[str, list[float]] | None:
+        """All values of a schedule, measured where its latents are known; None where it has to run."""
+        remembered = self.memo.get(self.context, schedule.digest)
+        decided = self.decided(schedule)
+        if decided is None:
+            return None
+        missing = [
+            name
+            for name, objective in self.objectives.items()
+            if isinstance(objective, Quality) and self._memo_names[name] not in remembered
+        ]
+        if missing:
+            if (latents := self.memo.latents(self.context, schedule.digest)) is None:
+                return None
+            for name, measured in self._measure(latents, missing, schedule.digest):
+                remembered[self._memo_names[name]] = measured
+                self.memo.put(self.context, schedule.digest, {self._memo_names[name]: measured})
+        costs, values = self.costs.measured(decided) if schedule.gates else self.costs, {}
+        for name, objective in self.objectives.items():
+            if isinstance(objective, Cost):
+                values[name] = [self.guard.cost(name, objective, schedule, costs)]
+            else:
+                values[name] = remembered[self._memo_names[name]]
+        return values
+
+    def _measure(self, latents: Tensor, names: Sequence[str], digest: str) -> Iterator[tuple[str, list[float]]]:
+        """Per-prompt values [P] by name; ObjectiveFailed where an objective has none."""
+        images: Tensor | None = None
+        for name in names:
+            quality = self.objectives[name]
+            assert isinstance(quality, Quality)
+            if quality.of == "latents":
+                result, teacher = latents, self.teacher
+            else:
+                images = self.decode(latents) if images is None else images
+                result, teacher = images, self.teacher_images
+            yield name, self.guard.quality(name, quality, result, teacher, self.prompts, digest)
+
+
+def _memo_name(name: str, objective: Objective) -> str:
+    """The name of an objective's values in the memo: with its arguments, which another search may give others."""
+    identity = objective_identity(objective)
+    return f"{name} {json.dumps(identity, sort_keys=True, default=str)}" if identity else name
