@@ -143,7 +143,7 @@ class HeldOut:
             self.evaluator = Evaluator(model, prompts, seeds, objectives, costs, Memo(Path(":memory:")))
         scores = np.array([a["scores"] for a in candidates])
         front = thin(scores, [1.0, 1.0], SCORED)
-        found = [self.evaluator.minimised(self.evaluator.values(candidates[i]["schedule"])) for i in front]
+        found = [self.evaluator.scorer.minimised(self.evaluator.values(candidates[i]["schedule"])) for i in front]
         return hypervolume(scores, np.ones(2)), hypervolume(np.array(found), np.ones(2))
 
 

@@ -207,4 +207,7 @@ def _candidates(key: tuple[str, tuple[float, ...]], form: str, points: int) -> n
 @lru_cache(maxsize=8)
 def _nearest(key: tuple[str, tuple[float, ...]], form: str, points: int, own: tuple[float, ...]) -> np.ndarray:
     """Indices [T, N] of the candidates by distance from every slot's own timestep."""
-    return np.abs(_candidates(key, form, points)[None] - np.array(own)[:, None]).argsort(axis=1, kind="stable")
+    nearest: np.ndarray = np.abs(_candidates(key, form, points)[None] - np.array(own)[:, None]).argsort(
+        axis=1, kind="stable"
+    )
+    return nearest

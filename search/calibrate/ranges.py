@@ -42,7 +42,6 @@ def target_with_ranges(model: Model, conditions: Any, noise: Tensor, every: int 
     return replace(model.target, ranges=observe_inputs(model, teacher, splits, conditions, noise, every))
 
 
-@torch.no_grad()
 def observe_inputs(
     model: Model,
     schedule: Schedule,
@@ -57,12 +56,14 @@ def observe_inputs(
         raise ValueError(f"every={every}, first={first}: observe every step with 1, every second one with 2, from 0 on")
     watchers = {name: RangeObserver(split) for name, split in splits.items()}
     removers: list[Any] = []
-    with model.apply(schedule) as handle:
+    with torch.no_grad(), model.apply(schedule) as handle:
         clock = handle.clock
         try:
             for name, watcher in watchers.items():
 
-                def before(_: nn.Module, args: tuple, kwargs: dict[str, Any], watcher: RangeObserver = watcher) -> None:
+                def before(
+                    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], watcher: RangeObserver = watcher
+                ) -> None:
                     if clock.step >= first and (clock.step - first) % every == 0:
                         watcher(args[0] if args else kwargs["input"])
 

@@ -62,7 +62,7 @@ class AnnealEngine(Engine):
         self.turn = 0  # the chain that proposes next
         self.asked: set[bytes] = set()
         self.chain_of: dict[bytes, int] = {}  # rows that are open
-        self.first = [np.zeros_like(self.levels), *start.seeds]
+        self.first: list[np.ndarray] = [np.zeros_like(self.levels), *start.seeds]
         self.spread = SPREAD * chains  # random rows, so that chains have several budgets to begin with
 
     @property
@@ -122,7 +122,10 @@ class AnnealEngine(Engine):
         weighted = self.weights[:, None] * z  # [C, N, M]
         over = excess(y, self.start.worst)
         # A bound counts more than any distance within it; broken rows come last.
-        return weighted.max(axis=2) + ALONG * weighted.sum(axis=2) + np.where(over > 0, 1e6 * (1 + over), 0.0)
+        distance: np.ndarray = (
+            weighted.max(axis=2) + ALONG * weighted.sum(axis=2) + np.where(over > 0, 1e6 * (1 + over), 0.0)
+        )
+        return distance
 
     def _next(self) -> np.ndarray | None:
         while self.first:

@@ -151,7 +151,8 @@ class AutoDiffusionEngine(Engine):
         return self._repaired(row, parent)
 
     def _one(self, parents: np.ndarray) -> np.ndarray:
-        return parents[self.start.rng.integers(len(parents))]
+        parent: np.ndarray = parents[self.start.rng.integers(len(parents))]
+        return parent
 
     def _repaired(self, row: np.ndarray, parent: np.ndarray) -> np.ndarray:
         """The row with as many steps as the parent and no more layers left out than the bound allows."""

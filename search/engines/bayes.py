@@ -230,7 +230,7 @@ class BayesEngine(Engine):
                 constraints={str(i): beyond for i, beyond in enumerate(told[1])} if told else None,
             )
         )
-        return study.get_trials(deepcopy=False)[-1]._trial_id
+        return int(study.get_trials(deepcopy=False)[-1]._trial_id)
 
     def _finish(self, study: Any, identity: int, told: Told | None) -> None:
         from optuna.exceptions import UpdateFinishedTrialError

@@ -76,7 +76,8 @@ class EcadEngine(Nsga2Engine):
         pairs = np.arange(size).reshape(-1, 2)
         genes = _Genes(len(self.levels))
         crossed = self.crossover.do(genes, parents, parents=pairs, random_state=rng)
-        return self.mutation.do(genes, crossed, random_state=rng).get("X").astype(np.int64)
+        children: np.ndarray = self.mutation.do(genes, crossed, random_state=rng).get("X").astype(np.int64)
+        return children
 
     def _guess(self) -> np.ndarray:
         """What fills generation 0."""

@@ -102,7 +102,8 @@ class Nsga2Engine(Engine):
         assert self.parents is not None
         a, b = self.start.rng.integers(len(self.parents[0]), size=2)
         better = self._better(a, b) if self.excess[a] == self.excess[b] else self.excess[a] < self.excess[b]
-        return self.parents[0][a if better else b]
+        parent: np.ndarray = self.parents[0][a if better else b]
+        return parent
 
     def _better(self, a: int, b: int) -> bool:
         """Whether parent a wins against b: by rank, then crowding."""
@@ -143,7 +144,8 @@ class Nsga2Engine(Engine):
             by, reach = rng.choice((-2, -1, 1, 2), size=len(row)), self.levels // 40
             if (reach > 2).any():
                 by = np.where(reach > 2, np.sign(by) * rng.integers(1, np.maximum(reach, 1) + 1), by)
-            return np.clip(row + hit * by, 0, self.levels - 1)
+            nudged: np.ndarray = np.clip(row + hit * by, 0, self.levels - 1)
+            return nudged
         if move == "copy":
             beside = min(max(here + int(rng.choice((-1, 1))), 0), len(alike) - 1)
             row[alike[beside]] = row[alike[here]]

@@ -65,6 +65,9 @@ def directions(objectives: int, count: int) -> np.ndarray:
     parts = 1
     while math.comb(objectives + parts, objectives - 1) <= count and objectives > 1:
         parts += 1
+    directions: np.ndarray
     if parts >= objectives:
-        return get_reference_directions("das-dennis", objectives, n_partitions=parts)
-    return get_reference_directions("energy", objectives, count, seed=1)
+        directions = get_reference_directions("das-dennis", objectives, n_partitions=parts)
+    else:
+        directions = get_reference_directions("energy", objectives, count, seed=1)
+    return directions

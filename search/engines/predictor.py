@@ -143,7 +143,8 @@ class Surrogate:
         features = self._scaled(x)
         columns = [_kernel(features, self.features, s) @ w for s, w in zip(self.smooth, self.weights, strict=True)]
         # Rounded, so that the last bit, which differs between machines, does not choose.
-        return (self._ranked(self._said(x)) @ self.slopes + np.stack(columns, axis=1)).round(9)
+        predicted: np.ndarray = (self._ranked(self._said(x)) @ self.slopes + np.stack(columns, axis=1)).round(9)
+        return predicted
 
     def _said(self, x: np.ndarray) -> np.ndarray:
         """What the prior says of rows, [N, K]."""
@@ -171,14 +172,16 @@ class Surrogate:
         return np.stack(columns, axis=1)
 
     def _scaled(self, x: np.ndarray) -> np.ndarray:
-        return (self._features(x) - self.mean) / self.scale / np.sqrt(len(self.mean))
+        scaled: np.ndarray = (self._features(x) - self.mean) / self.scale / np.sqrt(len(self.mean))
+        return scaled
 
 
 def _kernel(a: np.ndarray, b: np.ndarray, smooth: float) -> np.ndarray:
     """Covariance of rows of features: (1 - smooth) linear, the rest a squared exponential of length 1."""
     inner = a @ b.T
     distance = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * inner
-    return (1 - smooth) * inner + smooth * np.exp(-np.maximum(distance, 0) / 2)
+    covariance: np.ndarray = (1 - smooth) * inner + smooth * np.exp(-np.maximum(distance, 0) / 2)
+    return covariance
 
 
 def _fitted(features: np.ndarray, target: np.ndarray) -> tuple[list[float], list[np.ndarray]]:
@@ -219,7 +222,8 @@ def _normal_scores(values: np.ndarray) -> np.ndarray:
     """What ranks would be if values were normal, for values [N]: no outlier, no scale."""
     from scipy.stats import norm, rankdata
 
-    return norm.ppf((rankdata(values) - 0.5) / len(values))
+    scores: np.ndarray = norm.ppf((rankdata(values) - 0.5) / len(values))
+    return scores
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:

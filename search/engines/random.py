@@ -18,7 +18,7 @@ class RandomEngine(Engine):
 
     def __init__(self, start: EngineInputs) -> None:
         self.start = start
-        self.waiting = list(start.seeds)
+        self.waiting: list[np.ndarray] = list(start.seeds)
         self.asked: set[bytes] = set()
 
     def ask(self, n: int) -> np.ndarray:

@@ -206,7 +206,11 @@ class Evaluator:
     # Running
 
     def _run(
-        self, number: int, runs: Mapping[tuple[str, bool], _Run], finish: Callable | None, race: Race | None
+        self,
+        number: int,
+        runs: Mapping[tuple[str, bool], _Run],
+        finish: Callable[[tuple[str, bool], Scored], None] | None,
+        race: Race | None,
     ) -> None:
         """Run one batch of all candidates that are left; with `finish`, score each as soon as it is through."""
         keys = list(runs)

@@ -129,7 +129,8 @@ class _Gram:
                 break
             for move in moves:
                 now[self.gene[move]] = move
-        return now - self.first
+        levels: np.ndarray = now - self.first
+        return levels
 
     def _pair(self, gain: np.ndarray, extra: np.ndarray, spare: np.ndarray, old: np.ndarray) -> tuple[list[int], float]:
         """The best two changes at once, of different genes, and what they change."""
@@ -185,7 +186,8 @@ def _useful(error: np.ndarray, unit: np.ndarray) -> np.ndarray:
     order = np.lexsort((error, unit))
     order = order[np.isfinite(error[order])]
     before = np.minimum.accumulate(np.concatenate([[np.inf], error[order][:-1]]))
-    return order[error[order] < before]
+    useful: np.ndarray = order[error[order] < before]
+    return useful
 
 
 def _front(chosen: np.ndarray, errors: list[np.ndarray], costs: list[np.ndarray]) -> list[Point]:

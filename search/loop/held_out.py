@@ -155,7 +155,8 @@ def _score(
     held_out: Evaluator, schedules: Sequence[Schedule], on_progress: Callable[[int, int], None]
 ) -> dict[str, str]:
     """Score the schedules; returns the objectives that failed too often and are given up, each with its reason."""
-    held_out.evaluate([Job(schedule) for schedule in schedules], on_done=lambda count: on_progress(count, len(schedules)))
+    jobs = [Job(schedule) for schedule in schedules]
+    held_out.evaluate(jobs, on_done=lambda count: on_progress(count, len(jobs)))
     if not held_out.guard.exhausted:
         return {}
     given_up = {failure.objective: failure.reason for failure in held_out.guard.failures}

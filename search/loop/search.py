@@ -200,7 +200,7 @@ class Search:
     def _rivals(self) -> list[Schedule]:
         """The front so far: candidates run on all prompts only if they are near it."""
         entries = list(self.state.archive.values())
-        if not entries or (len(self.evaluator.batches) == 1 and not self.evaluator.decodes):
+        if not entries or (len(self.evaluator.batches) == 1 and not self.evaluator.scorer.decodes):
             return []
         scores = archive_scores(self.state, self.objectives)
         return [self.candidates.schedule_of(entries[i]) for i in np.flatnonzero(non_dominated(scores))]

@@ -191,7 +191,8 @@ class StepWeights:
         return self.weights[key]
 
     def _scaled(self, i: int, form: str, weights: np.ndarray) -> np.ndarray:
-        return weights * (self.alpha_end[i] if form == "data" else -self.sigma_end[i])
+        factor = float(self.alpha_end[i] if form == "data" else -self.sigma_end[i])
+        return weights * factor
 
     def highest(self, i: int, stencil: str) -> int:
         if stencil == "even":

@@ -58,7 +58,8 @@ def trace_scheduler(
                 0
             ]
             states.append(x.as_subclass(torch.Tensor)[:, 0])
-        return torch.stack(states).numpy()
+        trajectory: np.ndarray = torch.stack(states).numpy()
+        return trajectory
 
     try:
         with torch.random.fork_rng(devices=[]):

@@ -82,5 +82,5 @@ def test_a_searched_front_is_nowhere_behind_the_rules(model, tmp_path):
     search.loop()
     archive = np.array([entry["scores"] for entry in search.state.archive.values()])
     for name, row in search.state.presets.items():
-        scores = search.evaluator.minimised(search.evaluator.values(search.candidates.plain_schedule(row)))
+        scores = search.evaluator.scorer.minimised(search.evaluator.values(search.candidates.plain_schedule(row)))
         assert (archive <= np.array(scores) * (1 + 1e-9)).all(axis=1).any(), name

@@ -154,7 +154,7 @@ def test_engine_on_space(engine, name):
         rows = made.ask(4)
         assert not asked & {row.tobytes() for row in rows}
         asked |= {row.tobytes() for row in rows}
-        scores = [found.minimised(found.values(_schedule(space, row, found))) for row in rows]
+        scores = [found.scorer.minimised(found.values(_schedule(space, row, found))) for row in rows]
         made.tell(rows, np.array(scores).reshape(-1, 2))
     assert asked
 

@@ -27,7 +27,7 @@ def test_a_population_scores_as_its_schedules_one_by_one(fit, batch):
         schedule = alone.fit(job.schedule) if fit else job.schedule
         assert scored.schedule == schedule and scored.prompts == 7
         assert scored.values == alone.values(schedule)
-        assert scored.minimised == alone.minimised(scored.values)
+        assert scored.minimised == alone.scorer.minimised(scored.values)
     assert together.block_executions < 0.9 * together.unshared
     again = len(together.runner.jobs)
     assert together.evaluate(jobs(fit)) == found and len(together.runner.jobs) == again  # all known

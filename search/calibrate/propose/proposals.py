@@ -84,7 +84,8 @@ class Proposals:
         Raises:
             ValueError: There is no such method, or it has nothing to propose on this space.
         """
-        methods = {"proposals": self.seeds, "none": lambda: self.rows.stack([])} | self.methods()
+        methods: dict[str, Callable[[], np.ndarray]] = {"proposals": self.seeds, "none": lambda: self.rows.stack([])}
+        methods |= self.methods()
         if by not in methods:
             raise ValueError(f"initial={by} is unknown; choose from {', '.join(methods)}, for example initial=presets")
         return methods[by]()

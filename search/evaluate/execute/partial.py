@@ -58,9 +58,10 @@ class PartialRun:
         if state.step >= (schedule.steps or 0):
             raise ValueError(f"the run is over: {state.step} steps are done, the schedule has {schedule.steps}")
         with closing(self.follow(state, schedule)) as states:
-            return next(states)
+            following: RunState = next(states)
+            return following
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # also while the generator waits: it would leak from a `with`
     def follow(self, state: RunState, schedule: Schedule, solver: FittedSolver | None = None) -> Iterator[RunState]:
         """Execute the steps that are left, one by one; the pipeline is the schedule's until this is closed.
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 from search.schedule import Schedule
 from search.schedule.model.nodes import ROOT
@@ -74,7 +75,7 @@ def values_needed(schedules: Sequence[Schedule]) -> dict[str, int]:
     return found
 
 
-def _guided(call: float | None, scale: float | None, branch: str) -> tuple:
+def _guided(call: float | None, scale: float | None, branch: str) -> tuple[Any, ...]:
     """() where a step is guided as the pipeline does it; without guidance (O) the scale says nothing."""
     scale = call if scale is None else scale
     return () if branch == OFF and scale == call else (branch, call, None if branch == "O" else scale)

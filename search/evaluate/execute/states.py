@@ -22,7 +22,7 @@ class SharedTensor:
 
     @property
     def size(self) -> int:
-        return self.tensor.numel() * self.tensor.element_size()
+        return int(self.tensor.numel() * self.tensor.element_size())
 
 
 PackedState = tuple[RunState, list[SharedTensor]]  # a state with cells for tensors, and each of the cells once

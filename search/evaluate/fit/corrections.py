@@ -27,7 +27,6 @@ class Corrector:
         self.known: dict[str, Schedule] = {}
         self.runs = 0
 
-    @torch.no_grad()
     def fit(self, schedule: Schedule) -> Schedule:
         """The same schedule with every reused value corrected; itself where it reuses nothing.
 
@@ -37,7 +36,7 @@ class Corrector:
         if bare.digest not in self.known:
             fits = {name: CorrectionFit(name, self.ridge) for name in reused_steps(bare.plan)}
             if fits:
-                with self.model.apply(bare, corrections=fits):
+                with torch.no_grad(), self.model.apply(bare, corrections=fits):
                     self.model.sample(self.conditions, self.noise)
                 self.runs += 1
             tensors: dict[str, Tensor] = {}

@@ -139,11 +139,10 @@ class Fitter:
         table = {"state": list(solver.state), "outputs": [list(row) for row in solver.outputs]}
         return schedule.with_sampler(part | {"coefficients": table})
 
-    @torch.no_grad()
     def _run(self, schedule: Schedule) -> Schedule:
         """Fit while the schedule runs."""
         solver = self.solver(schedule)
-        with self.model.apply(schedule, solver=solver):
+        with torch.no_grad(), self.model.apply(schedule, solver=solver):
             ended = self.model.sample(self.conditions, self.noise).cpu()
         self.runs += 1
         fitted = self.fitted(schedule, solver)
