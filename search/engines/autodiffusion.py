@@ -1,12 +1,13 @@
 """AutoDiffusion's evolution (arXiv:2309.10438): the steps first, then what each of them leaves out."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 
 from search.engines.base import Engine, EngineInputs
 from search.engines.nsga2 import WORST, excess
 from search.engines.random import count_on, draw
+from search.engines.row_queue import RowQueue
 
 PARENTS, MUTANTS, CROSSED = 0.2, 0.5, 0.3  # shares of the population: 10, 25 and 15 of 50; the rest is random
 GROWTH = 5  # epochs in which the bound on what is left out reaches its end
@@ -52,21 +53,18 @@ class AutoDiffusionEngine(Engine):
         self.early = named if named.any() else np.ones_like(named)
         self.switch = np.array([gene.levels == 2 and not gene.ordered for gene in start.genes], dtype=bool)
         self.steps = Steps(start, self.early, self.switch)
-        self.asked: set[bytes] = set()
-        self.waiting: list[np.ndarray] = []
+        self.queue = RowQueue(len(self.levels), [np.zeros_like(self.levels), *start.seeds])
         self.best: list[tuple[float, float, np.ndarray]] = []  # excess, quality, row: the best come first
         self.epoch, self.grown, self.last = 0, 0, b""  # grown: epochs of stage 2
-        self._queue([np.zeros_like(self.levels), *start.seeds])
         likes = start.seeds if len(start.seeds) else np.zeros((1, len(self.levels)), dtype=np.int64)
-        self._fill(self._mutant, likes, (population - len(self.waiting)) // 2)
-        self._fill(self._random, likes, population - len(self.waiting))
+        self._fill(self._mutant, likes, (population - len(self.queue)) // 2)
+        self._fill(self._random, likes, population - len(self.queue))
 
     def ask(self, n: int) -> np.ndarray:
         """The rest of the epoch; the next one once that was handed out."""
-        if not self.waiting:
+        if not self.queue:
             self._breed()
-        rows, self.waiting = self.waiting[:n], self.waiting[n:]
-        return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.levels))
+        return self.queue.take(n)
 
     def tell(self, x: np.ndarray, y: np.ndarray) -> None:
         """The best rows are kept, as many as the population; a row with a NaN or infinite score is the last."""
@@ -89,12 +87,11 @@ class AutoDiffusionEngine(Engine):
             parents = np.array([row for *_, row in self.best[: max(2, round(PARENTS * self.population))]])
             self._fill(self._mutant, parents, round(MUTANTS * self.population))
             self._fill(self._crossed, parents, round(CROSSED * self.population))
-            self._fill(self._random, parents, self.population - len(self.waiting))
-        if (
-            not self.waiting
-            and (row := count_on(draw(self.start.rng, self.levels), self.levels, self.asked)) is not None
-        ):
-            self._queue([row])
+            self._fill(self._random, parents, self.population - len(self.queue))
+        if not self.queue:
+            row = count_on(draw(self.start.rng, self.levels), self.levels, self.queue.asked)
+            if row is not None:
+                self.queue.add(row)
 
     def _advance(self) -> None:
         """Count epochs, and begin stage 2 when it is time."""
@@ -104,19 +101,12 @@ class AutoDiffusionEngine(Engine):
             self.grown += 1
         self.last = best
 
-    def _queue(self, rows: Iterable[np.ndarray]) -> int:
-        """Queue what was not asked before; how many that were."""
-        new = [row for row in {row.tobytes(): row for row in rows}.values() if row.tobytes() not in self.asked]
-        self.asked |= {row.tobytes() for row in new}
-        self.waiting += new
-        return len(new)
-
     def _fill(self, make: Callable[[np.ndarray], np.ndarray], parents: np.ndarray, count: int) -> None:
         """Queue `count` new children, or as many as are found."""
         for _ in range(TRIES * max(count, 0)):
             if count <= 0:
                 break
-            count -= self._queue([make(parents)])
+            count -= self.queue.add(make(parents))
 
     def _mutant(self, parents: np.ndarray) -> np.ndarray:
         """A parent some of whose steps are drawn anew: moved, traded for a dropped one, or with other layers."""

@@ -47,10 +47,9 @@ class EcadEngine(Nsga2Engine):
 
     def ask(self, n: int) -> np.ndarray:
         """The rest of the generation; the next one once that was handed out, from all scores told by then."""
-        if not self.waiting:
+        if not self.queue:
             self._breed()
-        rows, self.waiting = self.waiting[:n], self.waiting[n:]
-        return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.levels))
+        return self.queue.take(n)
 
     def tell(self, x: np.ndarray, y: np.ndarray) -> None:
         """Kept until the generation is over: parents and all children compete at once."""
@@ -64,9 +63,9 @@ class EcadEngine(Nsga2Engine):
             self.told = []
         for _ in range(MATINGS if self.parents is not None else 0):
             for child in self._children():
-                if child.tobytes() not in self.asked and len(self.waiting) < self.population:
+                if child.tobytes() not in self.queue.asked and len(self.queue) < self.population:
                     self._queue(child)
-        if not self.waiting:
+        if not self.queue:
             self._queue(self._guess() if self.parents is None else self._select())
 
     def _children(self) -> np.ndarray:

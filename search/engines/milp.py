@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from search.engines.base import Engine, EngineInputs
-from search.engines.proposals import Rows
+from search.engines.row_queue import RowQueue
 from search.exact.knapsack import DAMPINGS, Point, gram_search, knapsack_front
 from search.profile.tables import GeneTable
 
@@ -42,7 +42,7 @@ class MilpEngine(Engine):
         in_turn = itertools.zip_longest(*(_by_halves(rows) for rows in found))
         zero = np.zeros_like(start.levels)
         solved = (row for turn in in_turn for row in turn if row is not None)
-        self.rows = Rows([zero, *start.seeds, *solved], len(zero))
+        self.rows = RowQueue(len(zero), [zero, *start.seeds, *solved])
 
     def ask(self, n: int) -> np.ndarray:
         """The next rows of the list; none when all were handed out."""

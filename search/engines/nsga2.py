@@ -7,6 +7,7 @@ from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
 from search.engines.base import Engine, EngineInputs
 from search.engines.random import count_on, draw
+from search.engines.row_queue import RowQueue
 
 TRIES = 50  # moves on top of each other that look for a row that was not asked before
 WORST = 1e300  # stands for NaN and infinity: loses against everything, and survives arithmetic
@@ -33,21 +34,18 @@ class Nsga2Engine(Engine):
         self.ordered = np.array([gene.ordered for gene in start.genes], dtype=bool)
         self.groups = _groups(start)
         self.shapes = [tuple(self.levels[group].tolist()) for group in self.groups]
-        self.asked: set[bytes] = set()
-        self.waiting: list[np.ndarray] = []
+        self.queue = RowQueue(len(self.levels))
         self.parents: tuple[np.ndarray, np.ndarray] | None = None  # x [P, G], y [P, M], best rank first
         self.excess, self.rank, self.crowding = np.zeros(0), np.zeros(0), np.zeros(0)  # [P] each
         for row in [np.zeros_like(self.levels), *start.seeds]:
-            if row.tobytes() not in self.asked:
-                self._queue(row)
+            self.queue.add(row)
         self._fill(population)
 
     def ask(self, n: int) -> np.ndarray:
         """The rest of generation 0, then children of the parents known by now."""
-        if self.parents is not None or not self.waiting:
+        if self.parents is not None or not self.queue:
             self._fill(n)
-        rows, self.waiting = self.waiting[:n], self.waiting[n:]
-        return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.levels))
+        return self.queue.take(n)
 
     def tell(self, x: np.ndarray, y: np.ndarray) -> None:
         """Parents and newcomers compete for the places; a row with a NaN or infinite score loses."""
@@ -68,21 +66,17 @@ class Nsga2Engine(Engine):
         return kept.astype(int)
 
     def _fill(self, n: int) -> None:
-        while len(self.waiting) < n and self._queue(self._guess() if self.parents is None else self._child()):
+        while len(self.queue) < n and self._queue(self._guess() if self.parents is None else self._child()):
             pass
 
     def _queue(self, row: np.ndarray) -> bool:
         """Queue a row not asked before, this one or one that moves lead to; False when none is left."""
         for _ in range(TRIES):
-            if row.tobytes() not in self.asked:
+            if row.tobytes() not in self.queue.asked:
                 break
             row = self._vary(row)
-        found = count_on(row, self.levels, self.asked)
-        if found is None:
-            return False
-        self.asked.add(found.tobytes())
-        self.waiting.append(found)
-        return True
+        unasked = count_on(row, self.levels, self.queue.asked)
+        return unasked is not None and self.queue.add(unasked)
 
     def _guess(self) -> np.ndarray:
         """What fills generation 0: a seed after a move, or a random row."""

@@ -1,25 +1,11 @@
 """Rows that a method computes once from calibration, evaluated and nothing more: engine=dp, olss, beam."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
 from search.engines.base import Engine, EngineInputs
-
-
-class Rows:
-    """A list of rows x [N, G], each handed out once, in order."""
-
-    def __init__(self, rows: Iterable[np.ndarray], genes: int) -> None:
-        whole = (np.asarray(row, dtype=np.int64) for row in rows)
-        self.waiting = list({row.tobytes(): row for row in whole}.values())
-        self.genes = genes
-
-    def take(self, n: int) -> np.ndarray:
-        """The next n rows x [<=n, G]; none when all were handed out."""
-        rows, self.waiting = self.waiting[:n], self.waiting[n:]
-        return np.array(rows, dtype=np.int64).reshape(len(rows), self.genes)
+from search.engines.row_queue import RowQueue
 
 
 class ProposalEngine(Engine):
@@ -38,7 +24,7 @@ class ProposalEngine(Engine):
         except ValueError as error:
             raise ValueError(f"the {of!r} rows do not fit the genes: {error}") from error
         zero = np.zeros_like(start.levels)
-        self.rows = Rows([zero, *proposed, *start.seeds], len(zero))
+        self.rows = RowQueue(len(zero), [zero, *proposed, *start.seeds])
 
     def ask(self, n: int) -> np.ndarray:
         """The next rows of the list; none when all were handed out."""

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from search.profile.memory import peak_bytes
 from search.schedule import Schedule
-from search.schedule.model.nodes import ROOT, Node, Tree
+from search.schedule.model.nodes import ROOT
 from search.schedule.parts.bits import FormatPart
 from search.schedule.parts.formats import packed_bytes
 from search.schedule.parts.gates import ASK
-from search.schedule.plan.batches import plan_with_batches, values_waiting
 from search.schedule.plan.gates import Gate
-from search.schedule.plan.guidance import KEPT, branch_reads, is_narrow, last_use
-from search.schedule.plan.tokens import OFF, OWN, values_read
+from search.schedule.plan.tokens import OFF, OWN
 
 FULL = 16  # bits of what is not rounded, whatever type it runs in
 
@@ -198,7 +197,7 @@ class Costs:
     def latency(self, schedule: Schedule) -> float:
         """Predicted milliseconds of one picture; ValueError where latency was not calibrated."""
         if not self.milliseconds:
-            raise ValueError("latency was not calibrated; call search.calibrate.latency.calibrate first")
+            raise ValueError("latency was not calibrated; call search.calibrate.latency.add_latency first")
         return float(np.dot(self.features(schedule), list(self.milliseconds.values())))
 
     @property
@@ -250,66 +249,4 @@ class Costs:
         Of groups whose gates are asked it is a bound: as if they had computed at every step at which they may, and
         kept all streams of a signal. A signal of the denoiser's input is taken to be as large as its output.
         """
-        held = self._held(schedule)
-        now = peak = 0
-        for step in range(schedule.plan.steps):
-            for size, counts in held:
-                now += (counts[step] - (counts[step - 1] if step else 0)) * size
-                peak = max(peak, now)
-        return peak
-
-    def _held(self, schedule: Schedule) -> list[tuple[int, list[int]]]:
-        """Of all that is kept, in the order of execution: its bytes, and how many there are after each step.
-
-        Where some steps compute one half of the batch, the halves and their difference are kept apart.
-        """
-        plan, branch = schedule.plan, schedule.guidance.branch if schedule.guidance else None
-        plan = plan_with_batches(plan, schedule.together)
-        narrow = branch if is_narrow(branch) else None
-        names = {*plan.planned(), *([ROOT] if narrow else [])}
-        gates = {gate.blocks[-1]: gate for gate in schedule.gates}
-        found: list[tuple[int, list[int]]] = []
-        for name in _execution(plan.tree):
-            size = self.value_bytes.get(name, 0)
-            if name == ROOT and schedule.together:
-                found.append((size, values_waiting(schedule.together, plan.steps)))
-            if name in names and narrow:
-                uses = last_use(plan, name, narrow)
-                found += [
-                    (size // 2, _counts(uses[h], branch_reads(name, plan.tokens[name], narrow, h)[1])) for h in KEPT
-                ]
-            elif name in names:
-                found.append((size, _counts(plan.last_use(name), [values_read(t) for t in plan.tokens[name]])))
-            if name in gates:
-                found += self._group_held(gates[name], plan.steps, narrow)
-        return found
-
-    def _group_held(self, gate: Gate, steps: int, narrow: str | None) -> list[tuple[int, list[int]]]:
-        measured = self.value_bytes[ROOT if gate.signal == "model_input" else gate.blocks[0]]
-        sizes = (measured, self.value_bytes[gate.blocks[-1]])
-        lanes = [[True] * steps] + ([[kind == "C" for kind in narrow]] if narrow else [])
-        held = [(size // len(lanes), gate.most_held(there)) for there in lanes for size in sizes]
-        return [(size, counts[i % 2 == 0]) for i, (size, counts) in enumerate(held)]
-
-
-def _counts(uses: Mapping[int, int], needs: Sequence[int]) -> list[int]:
-    """How many values are kept after each step: `uses` says of those that are until when, `needs` which steps read."""
-    kept: list[int] = []
-    counts = []
-    for step, reads in enumerate(needs):
-        if reads:
-            kept = [source for source in kept if uses[source] > step]
-        kept += [step] if step in uses else []
-        counts.append(len(kept))
-    return counts
-
-
-def _execution(tree: Tree) -> list[str]:
-    """Names in the order in which nodes finish: components, their block, the stack, the denoiser."""
-    names: list[str] = []
-    open_nodes: list[Node] = []
-    for node in tree:  # ancestors come before descendants
-        while open_nodes and node.parent != open_nodes[-1].name:
-            names.append(open_nodes.pop().name)
-        open_nodes.append(node)
-    return names + [node.name for node in reversed(open_nodes)]
+        return peak_bytes(schedule, self.value_bytes)

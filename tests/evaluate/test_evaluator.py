@@ -113,8 +113,8 @@ def test_pictures_are_decoded_for_survivors_alone(monkeypatch):
     rival, cheaper = jobs()[4], jobs()[1]
     own.evaluate([rival])
     decoded: list[int] = []
-    decode = own.decode
-    monkeypatch.setattr(own, "decode", lambda latents: decoded.append(len(latents)) or decode(latents))
+    decode = own.scorer.decode
+    monkeypatch.setattr(own.scorer, "decode", lambda latents: decoded.append(len(latents)) or decode(latents))
     monkeypatch.setattr(Race, "beaten", lambda self, drift, costs: len(drift) == 7 and costs[0] > 0.9)
     found = own.evaluate([*dearer(), cheaper], rivals=[rival.schedule])
     lost = [scored for scored in found if not scored.values]

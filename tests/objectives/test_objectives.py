@@ -68,9 +68,9 @@ def test_costs_of_the_teacher_are_their_worst_values():
 
 
 def test_latency_without_calibration_says_what_to_call():
-    from search.calibrate import timing
+    from search.calibrate.latency import add_latency
     from search.models.base import to_schedule
 
-    with pytest.raises(ValueError, match="latency was not calibrated; call search.calibrate.latency.calibrate first"):
+    with pytest.raises(ValueError, match="latency was not calibrated; call search.calibrate.latency.add_latency first"):
         Costs(6, {}, 1, {}).latency(to_schedule(tiny_model(), {}))
-    assert callable(timing.calibrate)
+    assert callable(add_latency)
