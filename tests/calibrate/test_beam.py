@@ -69,7 +69,7 @@ def test_a_wide_beam_finds_the_true_front(probe):
 
 def test_a_narrow_beam_beats_random_rows_of_as_many_steps(probe):
     before, steps = probe.block_executions, []
-    rows = beam(SPACE, probe, np.ones((1, STEPS - 1), dtype=np.int64), width=4, progress=lambda _, n: steps.append(n))
+    rows = beam(SPACE, probe, np.ones((1, STEPS - 1), dtype=np.int64), width=4, on_step=lambda _, n: steps.append(n))
     assert len(rows) == 4 and len(steps) == STEPS
     assert steps[-1] == STEPS + 1 + 2 + 4 + 3 * 2 * 4  # the teacher, then every option of every survivor
     assert 0 < probe.block_executions - before <= steps[-1] * 3 * 2  # blocks, prompts
