@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import json
+import pkgutil
 import re
 import shlex
 import tomllib
@@ -100,6 +101,16 @@ def test_python_runs_as_printed(page, schedule, monkeypatch):
 def test_doctests_give_what_is_printed(page):
     failed, tried = doctest.testfile(str(page.path), module_relative=False)
     assert tried == len(re.findall(r"^>>> ", page.text, re.M)) and not failed
+
+
+NAMES = re.compile(r"`(search(?:\.\w+)+)[`(]")
+
+
+@by_page(lambda page: NAMES.search(page.text))
+def test_names_of_the_package_are_there(page):
+    for name in NAMES.findall(page.text):
+        if not PLACEHOLDERS.search(name):
+            pkgutil.resolve_name(name)
 
 
 # Files and data
