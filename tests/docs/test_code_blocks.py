@@ -236,6 +236,7 @@ def command_takes(module: str, arguments: list[str], monkeypatch: pytest.MonkeyP
         compose_config(normalise_overrides(command.parse_options(arguments, defaults, first, configurable).overrides))
         return 0
 
+    main = importlib.import_module(module).main
     with monkeypatch.context() as patch:
         patch.setattr(command, "run_command", parsed)
-        return importlib.import_module(module).main(arguments) == 0
+        return not arguments or main(arguments) == 0
