@@ -85,7 +85,7 @@ def search(
         texts.append(f"budget={budget}")
     elif budget is not None:
         texts += [f"budget.{name}={'null' if value is None else value}" for name, value in budget.items()]
-    return run(Config.check(compose_config(normalise_overrides([*texts, *overrides]))), on_progress)
+    return run(Config.check(compose_config(normalise_overrides([*texts, *overrides]))), on_progress or _silent)
 
 
 def load_model(name: str = "pixart", *overrides: str) -> "Model":
