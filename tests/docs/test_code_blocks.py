@@ -229,14 +229,14 @@ def searches_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> bool
 
 def command_takes(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> bool:
     """A command up to its work: its own options parsed, overrides of the configuration composed."""
-    from search.config import options as command
     from search.config.compose import compose_config, normalise_overrides
+    from search.config.options import parse_options
 
-    def parsed(arguments, text, work, defaults, first=None, configurable=False):
-        compose_config(normalise_overrides(command.parse_options(arguments, defaults, first, configurable).overrides))
+    def parse_only(arguments, text, work, defaults, first=None, configurable=False):
+        compose_config(normalise_overrides(parse_options(arguments, defaults, first, configurable).overrides))
         return 0
 
-    main = importlib.import_module(module).main
+    command = importlib.import_module(module)
     with monkeypatch.context() as patch:
-        patch.setattr(command, "run_command", parsed)
-        return not arguments or main(arguments) == 0
+        patch.setattr(command, "run_command", parse_only)
+        return not arguments or command.main(arguments) == 0
