@@ -1,4 +1,4 @@
-"""From a command line to the configuration, and from an exception to what to type instead."""
+"""Compose the configuration of a command line, and turn an exception into a message that says what to type."""
 
 import logging
 import os
@@ -18,42 +18,51 @@ GROUPS = {
     "compute": "where to run: compute.device=cuda compute.threads=8",
     "experiment": "a published search with its own space, engine and budget; +experiment=ecad model=pixart",
 }
-# Loggers that speak to developers when their library is imported, of extensions that are not for this machine.
+# Loggers that print messages for developers when their library is imported.
 CHATTY = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
 
 
 def silence_libraries() -> None:
-    """Leave the terminal to what concerns the user; errors are still told."""
+    """Hide warnings that are of no use to the user; errors are still shown."""
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def normalise_overrides(overrides: list[str]) -> list[str]:
-    """`x=y`, `+x=y` and `++x=y` mean the same for a group x; without a space the default one is meant.
+    """Overrides as Hydra requires them: `x=y`, `+x=y` and `++x=y` mean the same for a group x.
 
-    Hydra appends `+space` only while `space` is absent from its defaults list: so it is in conf/search.yaml. The
-    other groups are in that list, and there Hydra refuses the plus. An experiment is appended, and brings its space.
+    Hydra accepts `+space=` only if `space` is not in its defaults list (conf/search.yaml), and refuses the plus for
+    groups that are in it. An experiment is appended and brings its space; if neither is given the default space is
+    added.
     """
-    said = [override.lstrip("+").partition("=") for override in overrides]
-    named = {group for group, equals, _ in said if equals}
+    typed = [override.lstrip("+").partition("=") for override in overrides]
+    named = {group for group, equals, _ in typed if equals}
     appended = {"experiment"} | ({"space"} if "experiment" not in named else set())
-    found = []
-    for override, (group, equals, option) in zip(overrides, said, strict=True):
+    normalised = []
+    for override, (group, equals, option) in zip(overrides, typed, strict=True):
         plain = ("+" if group in appended else "") + group + equals + option
-        found.append(plain if equals and group in GROUPS else override)
-    return found if named & {"space", "experiment"} else [*found, f"+space={DEFAULT_SPACE}"]
+        normalised.append(plain if equals and group in GROUPS else override)
+    return normalised if named & {"space", "experiment"} else [*normalised, f"+space={DEFAULT_SPACE}"]
 
 
 def with_guard(overrides: list[str]) -> list[str]:
-    """`guard=[a,b]`, by default GUARD, as Hydra wants to hear it: options of the group objective, below `guard`."""
-    said = [override.partition("=")[2].strip("[]") for override in overrides if override.startswith("guard=")]
-    names = [name.strip() for name in said[-1].split(",")] if said else list(GUARD)
+    """`guard=[a,b]`, by default GUARD, as Hydra requires it: options of the group objective under `guard`."""
+    typed = [override.partition("=")[2].strip("[]") for override in overrides if override.startswith("guard=")]
+    names = [name.strip() for name in typed[-1].split(",")] if typed else list(GUARD)
     rest = [override for override in overrides if not override.startswith("guard=")]
     return [*(f"+objective@guard.{name}={name}" for name in names if name not in ("", "null")), *rest]
 
 
 def compose_config(overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:
-    """The configuration as plain nested data, not yet checked. `config_dir` is a folder with more options."""
+    """The configuration as plain nested data, not yet checked.
+
+    Args:
+        overrides: Overrides as `normalise_overrides` returns them.
+        config_dir: A folder with more YAML options, and modules with the classes that these name.
+
+    Raises:
+        ValueError: `config_dir` is not a folder. Hydra's own errors: see `message_of_user_error`.
+    """
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
@@ -61,48 +70,49 @@ def compose_config(overrides: list[str], config_dir: str | None = None) -> dict[
         if not os.path.isdir(config_dir):
             raise ValueError(f"--config-dir {config_dir!r} is not a folder")
         overrides = [*overrides, f"hydra.searchpath=['file://{os.path.abspath(config_dir)}']"]
-        sys.path.append(os.path.abspath(config_dir))  # for the classes that its files name
+        sys.path.append(os.path.abspath(config_dir))  # for the classes that its YAML files name
     with initialize_config_module("search.conf", version_base="1.3", job_name="search"):
         return OmegaConf.to_container(compose("search", overrides=with_guard(overrides)), resolve=True)
 
 
 def list_options(group: str) -> list[str]:
-    """The YAML files of a group."""
+    """The names of the options of a group, which are its YAML files."""
     from search.conf import __path__ as conf
 
     return sorted(name.removesuffix(".yaml") for name in os.listdir(f"{conf[0]}/{group}") if name.endswith(".yaml"))
 
 
 def message_of_user_error(error: Exception) -> str | None:
-    """What to tell the user, with what was probably meant; None for what is not the user's mistake."""
-    if isinstance(error, ModuleNotFoundError) and error.name == "hydra":  # only what applies schedules is installed
+    """The message for a mistake of the user, with what was probably meant; None for any other error."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "hydra":  # installed for applying schedules only
         return 'a search needs more packages: pip install "diffusion-schedule-search[search]", or -e ".[search]" here'
     from hydra.errors import HydraException, InstantiationException
     from omegaconf.errors import OmegaConfBaseException
 
-    if isinstance(error, InstantiationException):  # Hydra's wrapping of what a constructor said
+    if isinstance(error, InstantiationException):  # Hydra wraps the error of a constructor
         unexpected = isinstance(error.__cause__, TypeError) and "unexpected keyword" in str(error.__cause__)
         if isinstance(error.__cause__, ImportError):
-            return f"{error.__cause__}\nIts file belongs into the folder of --config-dir, or into one on PYTHONPATH"
+            return f"{error.__cause__}\nPut its file into the folder of --config-dir, or into one on PYTHONPATH"
         return str(error.__cause__) if unexpected or isinstance(error.__cause__, ValueError) else None
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return str(error) if isinstance(error, ValueError) else None
     from search.config.hints import closest_name_hint
-    from search.config.settings import known_keys
+    from search.config.settings import all_keys
 
     text = str(error).strip()
-    if found := re.search(r"Could not (?:find|load) '(\w+)/([^']*)'", text):
-        group, wrong = found.groups()
-        known = list_options(group)
-        return f"{group}={wrong} is no option.{closest_name_hint(wrong, known)} Available options: {', '.join(known)}"
-    if found := re.search(r"(\w+) appears more than once|Multiple values for (\w+)\.", text):
-        group = found[1] or found[2]
+    if match := re.search(r"Could not (?:find|load) '(\w+)/([^']*)'", text):
+        group, wrong = match.groups()
+        names = list_options(group)
+        hint = closest_name_hint(wrong, names)
+        return f"{group}={wrong} is not an option.{hint} Available options: {', '.join(names)}"
+    if match := re.search(r"(\w+) appears more than once|Multiple values for (\w+)\.", text):
+        group = match[1] or match[2]
         joined = f"; join several as {group}=[a,b]" if group in ("space", "objective") else ""
         return f"{group}= is given more than once{joined}"
-    if found := re.search(
+    if match := re.search(
         r"Could not (?:override|append to config|delete)[^']*'([^'@]+)|Key '([^']+)' is not in", text
     ):
-        wrong = found[1] or found[2]
+        wrong = match[1] or match[2]
         hint = "See python -m search --help, or --cfg job for all values"
-        return f"{wrong} is no option.{closest_name_hint(wrong, known_keys())} {hint}"
+        return f"{wrong} is not an option.{closest_name_hint(wrong, all_keys())} {hint}"
     return "\n".join(line.strip() for line in text.splitlines() if line.strip())

@@ -1,4 +1,4 @@
-"""Numbers and addresses with the limits that a configuration allows."""
+"""Types of configuration values: numbers and addresses with their limits."""
 
 import re
 from collections.abc import Callable
@@ -8,34 +8,37 @@ from pydantic import BeforeValidator, Field
 
 
 def integer(low: int, high: int, multiple_of: int = 1, null: bool = False) -> BeforeValidator:
-    """An integer from low to high, or null where that is allowed; the message says so."""
+    """Validator of an integer from `low` to `high` (or null, if `null`), whose message states these limits."""
     step = f" that {multiple_of} divides" if multiple_of > 1 else ""
 
-    def fits(value: Any) -> bool:
+    def is_valid(value: Any) -> bool:
         return type(value) is int and low <= value <= high and value % multiple_of == 0
 
-    return _rule(fits, f"a whole number from {low} to {high}{step}", null)
+    return rule(is_valid, f"a whole number from {low} to {high}{step}", null)
 
 
 def real_number(low: float, high: float, null: bool = False) -> BeforeValidator:
-    """A finite number from low to high, or null where that is allowed; the message says so."""
+    """Validator of a finite number from `low` to `high` (or null, if `null`), whose message states these limits."""
 
-    def fits(value: Any) -> bool:
+    def is_valid(value: Any) -> bool:
         return type(value) in (int, float) and low <= value <= high
 
-    return _rule(fits, f"a number from {low:g} to {high:g}", null)
+    return rule(is_valid, f"a number from {low:g} to {high:g}", null)
 
 
-def _rule(fits: Callable[[Any], bool], words: str, null: bool) -> BeforeValidator:
+def rule(is_valid: Callable[[Any], bool], words: str, null: bool) -> BeforeValidator:
+    """Validator of values for which `is_valid`; its message is `give {words}`."""
+
     def check(value: Any) -> Any:
-        if not (fits(value) or (null and value is None)):
+        if not (is_valid(value) or (null and value is None)):
             raise ValueError(f"give {words}{', or null' if null else ''}")
         return value
 
     return BeforeValidator(check)
 
 
-def _is_address(value: Any) -> bool:
+def is_address(value: Any) -> bool:
+    """Whether a value is the address of a Ray cluster: auto, host:port or ray://host:port."""
     return isinstance(value, str) and bool(re.fullmatch(r"auto|(ray://)?[\w.-]+:\d{1,5}", value))
 
 

@@ -1,4 +1,4 @@
-"""From a configuration to what it names: the loaded pipeline and the prompts."""
+"""Load what a configuration names: the pipeline and the prompts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     pass
 
 
-HELD_OUT_SEED = 10_000  # held-out noise is never the calibration noise
-# What a schedule's record of the pipeline call says of the model, by argument.
+HELD_OUT_SEED = 10_000  # added to seeds, so that held-out noise is never the calibration noise
+# Which option of the model an argument of the recorded pipeline call sets.
 CALL = {"num_inference_steps": "steps"} | {
     name: name for name in ("guidance_scale", "height", "width", "max_sequence_length", "num_frames")
 }
@@ -29,19 +29,22 @@ CALL = {"num_inference_steps": "steps"} | {
 def config_for_schedule(schedule: Schedule, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a schedule's model; `overrides` as on the command line: `model=`, `prompts.held_out=`.
 
-    Without `model=` it is the one that the schedule was searched on; ValueError where the file does not say. Steps,
-    guidance scale and size are those of that search unless they are given, or it was another model.
+    Without `model=` it is the model that the schedule was searched on. Steps, guidance scale and size are those of that
+    search unless they are given or it was another model.
+
+    Raises:
+        ValueError: The file does not name a model and no override does.
     """
-    known, overrides = schedule.made.get("model"), list(overrides)
-    said = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
-    if (name := said.get("model", known)) is None:
+    searched_model, overrides = schedule.made.get("model"), list(overrides)
+    typed = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    if (name := typed.get("model", searched_model)) is None:
         raise ValueError("the schedule does not say which model it is for; type model=<name>, as for a search")
-    if "model" not in said:
+    if "model" not in typed:
         overrides.append(f"model={name}")
-    call = schedule.made.get("call") if known in (None, name) else None
+    call = schedule.made.get("call") if searched_model in (None, name) else None
     for argument, value in (call if isinstance(call, dict) else {}).items():
         key = f"model.{CALL.get(argument)}"
-        if argument in CALL and key not in said and type(value) in (int, float):
+        if argument in CALL and key not in typed and type(value) in (int, float):
             overrides.append(f"++{key}={value}")
     return Config.check(compose_config(normalise_overrides(overrides)))
 

@@ -1,4 +1,4 @@
-"""What the small commands share: options as `key=value`, and one line for a mistake instead of a traceback."""
+"""Options of the small commands as `key=value`, and one line for a mistake instead of a traceback."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from search.config.settings import Config
 
 @dataclass(frozen=True)
 class Options:
-    """What was typed: a command's own options by name, and overrides of the search's configuration."""
+    """The options of a command by name, and overrides of the search's configuration."""
 
     given: dict[str, str]
     overrides: list[str] = field(default_factory=list)
@@ -24,10 +24,16 @@ class Options:
 def parse_options(
     arguments: Sequence[str], defaults: Mapping[str, str], first: str | None = None, configurable: bool = False
 ) -> Options:
-    """Options from `key=value` arguments; ValueError says which there are.
+    """Options from `key=value` arguments.
 
-    An argument without `=` is the option `first`. Where a command is `configurable`, keys of the search's configuration
-    (`model=`, `prompts.held_out=`, `compute.device=`) are overrides of it.
+    Args:
+        arguments: The command line without the program's name.
+        defaults: All options of the command with their defaults.
+        first: The option that an argument without `=` sets.
+        configurable: Whether keys of the search's configuration (`model=`, `compute.device=`) are accepted.
+
+    Raises:
+        ValueError: An unknown option; the message lists those that exist.
     """
     given, overrides = dict(defaults), []
     for argument in arguments:
@@ -39,9 +45,9 @@ def parse_options(
         elif first is not None and not argument.startswith("-") and ("/" in key or not equals):
             given[first] = argument
         else:
-            known = [f"{name}=" for name in defaults] + (["model=", "prompts.", "compute."] if configurable else [])
+            names = [f"{name}=" for name in defaults] + (["model=", "prompts.", "compute."] if configurable else [])
             raise ValueError(
-                f"{argument!r} is no option.{closest_name_hint(key, defaults)} There are {', '.join(known)}"
+                f"{argument!r} is not an option.{closest_name_hint(key, defaults)} There are {', '.join(names)}"
             )
     return Options(given, overrides)
 
@@ -54,7 +60,7 @@ def run_command(
     first: str | None = None,
     configurable: bool = False,
 ) -> int:
-    """Parse, work, and return the exit code: the work's own (none is 0), or 2 with one line where the user erred."""
+    """Parse the options, call `work`, and return its exit code (None is 0), or 2 with one line for a user's mistake."""
     if any(argument in ("--help", "-h") for argument in arguments):
         print(text)
         return 0
@@ -65,15 +71,15 @@ def run_command(
         print("stopped by Ctrl-C", file=sys.stderr)
         return 130
     except Exception as error:
-        told = str(error) if isinstance(error, OSError) else message_of_user_error(error)
-        if told is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        message = str(error) if isinstance(error, OSError) else message_of_user_error(error)
+        if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return 2
 
 
 def whole_number_option(options: Options, name: str, low: int, high: int) -> int:
-    """An option as a whole number; ValueError says which are admissible."""
+    """An option as a whole number from `low` to `high`; ValueError states these limits."""
     text = options[name]
     if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
         raise ValueError(f"{name}={text}: give a whole number from {low} to {high}")
@@ -81,8 +87,10 @@ def whole_number_option(options: Options, name: str, low: int, high: int) -> int
 
 
 def number_option(name: str, options: Options, defaults: Mapping[str, str]) -> float:
-    """A number that was typed; ValueError names it."""
+    """An option as a number; ValueError names it."""
     try:
         return float(options[name])
     except ValueError:
-        raise ValueError(f"{name}={options[name]!r} is no number; type for example {name}={defaults[name]}") from None
+        raise ValueError(
+            f"{name}={options[name]!r} is not a number; type for example {name}={defaults[name]}"
+        ) from None

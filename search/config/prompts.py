@@ -6,7 +6,10 @@ from search.config.settings import CONF
 
 
 def read_prompts(path: str) -> list[str]:
-    """The prompts of a text file, own or of conf/prompts: one a line, # begins a comment line."""
+    """The prompts of a text file, one per line; lines that begin with # are comments.
+
+    `path` is a file, or the name of one in conf/prompts. ValueError if there is none or it has no prompt.
+    """
     file = Path(path).expanduser()
     if not file.is_file():
         file = CONF / "prompts" / path
@@ -16,8 +19,8 @@ def read_prompts(path: str) -> list[str]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
-        where = f"{error.reason} at byte {error.start}"
-        raise ValueError(f"prompt file {path!r} is not UTF-8 text ({where}); {hint}") from None
+        reason = f"{error.reason} at byte {error.start}"
+        raise ValueError(f"prompt file {path!r} is not UTF-8 text ({reason}); {hint}") from None
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise ValueError(f"no prompt in {path!r}; {hint}")

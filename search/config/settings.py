@@ -1,4 +1,4 @@
-"""What a search can be told, and within which limits. The defaults stand in conf/, the limits only here."""
+"""The settings of a search and their limits. Defaults are in conf/, limits only here."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,22 +10,22 @@ from typing_extensions import TypedDict
 
 import search.conf
 from search.config.hints import closest_name_hint
-from search.config.limits import ClassPath, Limit, Pixels, Seed, _is_address, _rule, integer, real_number
+from search.config.limits import ClassPath, Limit, Pixels, Seed, integer, is_address, real_number, rule
 from search.results.disk import write_atomically
 
 MAX_BYTES = 2**18  # of a configuration file; ours have some KB
-CONF = Path(search.conf.__path__[0])  # the folder of YAML files, in a checkout and when installed
+CONF = Path(search.conf.__path__[0])  # folder of the YAML files, in a checkout and when installed
 
 
 class ComponentConfig(TypedDict):
-    """One space, engine or objective: the class, and arguments that its constructor checks."""
+    """One space, engine or objective: its class, and arguments that the constructor checks."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
     _target_: ClassPath
 
 
 class ModelConfig(TypedDict):
-    """The pipeline: arguments of the adapter class `_target_`, which has defaults for what is left out."""
+    """The pipeline: arguments of the adapter class `_target_`, which has defaults for those that are left out."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
     _target_: ClassPath
@@ -49,24 +49,24 @@ class _Strict(BaseModel):
 
 
 class Prompts(_Strict):
-    """Two text files, one prompt a line, and how many lines of each are used at most (null: all).
+    """Two text files with one prompt per line, and how many lines of each are used at most (null: all).
 
-    `batch` prompts are denoised together. Candidates that are surely behind on the first batches skip the others.
+    `batch` prompts are denoised together. Candidates that are surely dominated on the first batches skip the others.
     """
 
     calibration: str
     held_out: str
     calibration_count: Annotated[int | None, integer(1, 100_000, null=True)]
     held_out_count: Annotated[int | None, integer(1, 100_000, null=True)]
-    batch: Annotated[int, integer(1, 4096)] = 8  # searches of before this key was there resume
+    batch: Annotated[int, integer(1, 4096)] = 8  # config.yaml of older searches may lack this key
     seed: Seed
 
 
 class Budget(_Strict):
-    """A search ends with the first limit that is reached; null is no limit.
+    """A search ends at the first limit that is reached; null means no limit.
 
-    `generation` candidates are asked for at once. After so many candidates with `failures` of an objective it ends
-    too; one that takes longer than `patience` seconds for a candidate has failed.
+    `generation` is the number of candidates that the engine proposes at once. A search also ends when an objective has
+    failed for `failures` candidates; an objective that takes longer than `patience` seconds has failed.
     """
 
     evaluations: Limit
@@ -84,12 +84,12 @@ class Budget(_Strict):
 
 
 class Compute(_Strict):
-    """Where to run. `threads` null leaves torch's own choice. The last three are for workers.
+    """Where to run. With `threads` null torch decides. The last three are for `executor` ray.
 
-    `states` GiB of latents and stored values are kept on the device, four times as much beside a GPU: what runs that
-    begin alike go on from.
+    `states` GiB of latents and stored values are kept on the device, and four times as much in the memory next to a
+    GPU, so that runs with the same first steps share them.
 
-    `workers` null is as many as there is room for, `gpus` null one for each where the device is a GPU, `address` null
+    `workers` null means as many as there is room for, `gpus` null one for each if the device is a GPU, `address` null
     starts Ray on this machine.
     """
 
@@ -99,7 +99,7 @@ class Compute(_Strict):
     executor: Literal["local", "ray"] = "local"
     workers: Annotated[int | None, integer(1, 10_000, null=True)] = None
     gpus: Annotated[float | None, real_number(0.01, 1, null=True)] = None
-    address: Annotated[str | None, _rule(_is_address, "auto, <host>:<port> or ray://<host>:<port>", null=True)] = None
+    address: Annotated[str | None, rule(is_address, "auto, <host>:<port> or ray://<host>:<port>", null=True)] = None
 
     @model_validator(mode="after")
     def _together(self) -> "Compute":
@@ -111,20 +111,20 @@ class Compute(_Strict):
 
 
 class Tracking(_Strict):
-    """MLflow. `uri` null is the database in the folder of runs."""
+    """MLflow; with `uri` null its store is a database in the folder of runs."""
 
     enabled: bool
     uri: str | None
 
 
 class Config(_Strict):
-    """A whole search, checked. `model`, `space`, `engine`, `objective` and `guard` stay plain mappings."""
+    """All settings of a search, checked. `model`, `space`, `engine`, `objective` and `guard` are plain mappings."""
 
     model: ModelConfig
     space: dict[str, ComponentConfig]
     engine: ComponentConfig
     objective: dict[str, ComponentConfig]
-    guard: dict[str, ComponentConfig] = {}  # searches of before this key was there resume
+    guard: dict[str, ComponentConfig] = {}  # config.yaml of older searches may lack this key
     prompts: Prompts
     budget: Budget
     compute: Compute
@@ -149,22 +149,26 @@ class Config(_Strict):
 
     @staticmethod
     def check(raw: Mapping[str, Any]) -> "Config":
-        """A Config from nested plain data; ValueError with one line per mistake."""
+        """A Config from nested plain data.
+
+        Raises:
+            ValueError: One line per mistake, with the value and what is admissible.
+        """
         try:
             return Config.model_validate(raw)
         except ValidationError as error:
-            raise ValueError("\n".join(_explain(mistake) for mistake in error.errors())) from None
+            raise ValueError("\n".join(_message(mistake) for mistake in error.errors())) from None
 
     @staticmethod
     def load(path: str | Path) -> "Config":
-        """Read what `save` wrote."""
+        """Read a file that `save` wrote; ValueError if it is not a configuration."""
         try:
             if (size := Path(path).stat().st_size) > MAX_BYTES:
                 raise ValueError(f"it has {size} bytes, a configuration at most {MAX_BYTES}")
             raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (yaml.YAMLError, RecursionError, ValueError) as error:
-            where = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{path} is not a configuration, or not a whole one: {where}") from None
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{path} is not a configuration, or is incomplete: {reason}") from None
         if not isinstance(raw, dict):
             raise ValueError(f"{path} is not a configuration; a run folder has one in config.yaml")
         return Config.check(_with_current_names(raw))
@@ -184,7 +188,7 @@ def _with_current_names(saved: Mapping[str, Any]) -> dict[str, Any]:
     return current
 
 
-def known_keys() -> list[str]:
+def all_keys() -> list[str]:
     """Every dotted key that a command line can set: `model.steps`, `space.cache.granularity`, ..."""
     keys = []
     for name, field in Config.model_fields.items():
@@ -199,22 +203,22 @@ def known_keys() -> list[str]:
     return sorted(set(keys))
 
 
-def _explain(mistake: Mapping[str, Any]) -> str:
+def _message(mistake: Mapping[str, Any]) -> str:
     """`model.steps=0: give a whole number from 2 to 1000`: the value and what is admissible."""
-    key = _short(".".join(str(part) for part in mistake["loc"]))
+    key = _shorten(".".join(str(part) for part in mistake["loc"]))
     match mistake["type"]:
         case "extra_forbidden":
-            return f"there is no {key}.{closest_name_hint(key, known_keys())}"
+            return f"there is no {key}.{closest_name_hint(key, all_keys())}"
         case "missing":
             return f"{key} is missing"
         case "value_error" if not isinstance(mistake["input"], Mapping | BaseModel):
-            return f"{key}={_short(mistake['input'])}: {mistake['ctx']['error']}"
+            return f"{key}={_shorten(mistake['input'])}: {mistake['ctx']['error']}"
         case "value_error":
             return f"{key}: {mistake['ctx']['error']}" if key else str(mistake["ctx"]["error"])
     words = "auto, cpu, mps, cuda or cuda:<number>" if key == "compute.device" else mistake["msg"]
-    return f"{key}={_short(mistake['input'])}: give {words.removeprefix('Input should be ')}"
+    return f"{key}={_shorten(mistake['input'])}: give {words.removeprefix('Input should be ')}"
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 200 else f"{text[:200]}…"

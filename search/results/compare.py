@@ -1,4 +1,4 @@
-"""What may be said about schedules: differences that resampled prompts do not turn around, and no others."""
+"""Statements about schedules that hold when prompts are resampled: means, intervals, differences, dominance."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,14 +18,14 @@ Values = Mapping[str, Sequence[float]]
 
 
 def summarise_scores(values: Values, objectives: Mapping[str, Objective]) -> dict[str, Score]:
-    """Costs as they are, means over prompts with their intervals; what has no values is left out."""
-    found = {}
+    """Scores by name: costs as they are, means over prompts with intervals; objectives without values are left out."""
+    scores = {}
     for name, objective in objectives.items():
         if name in values and isinstance(objective, Cost):
-            found[name] = Score(float(values[name][0]))
+            scores[name] = Score(float(values[name][0]))
         elif name in values:
-            found[name] = mean_interval(values[name])
-    return found
+            scores[name] = mean_interval(values[name])
+    return scores
 
 
 def mean_interval(values: Sequence[float]) -> Score:
@@ -66,7 +66,7 @@ def mark_dominated(entries: Sequence[Entry], objectives: Mapping[str, Objective]
 
 
 def paired_difference(a: Entry, b: Entry, name: str) -> Score:
-    """What a has more than b on held-out prompts: paired where their values are at hand, else what intervals allow."""
+    """Difference a - b on held-out prompts: paired if both have values by prompt, else from the intervals."""
     if name in a.samples and name in b.samples:
         x, y = np.asarray(a.samples[name], dtype=float), np.asarray(b.samples[name], dtype=float)
         return Score(float((x - y).mean()), *paired_difference_interval(x, y, _rng()))
@@ -75,18 +75,18 @@ def paired_difference(a: Entry, b: Entry, name: str) -> Score:
 
 
 def recommended_name(entries: Sequence[Entry], threshold: float) -> str:
-    """The fastest on the front whose PSNR stays above the threshold, interval included; else the truest one.
+    """The name of the fastest entry of the front whose PSNR is surely above the threshold, else of the highest PSNR.
 
-    Who is surely dominated is not asked. Where PSNR does not tell the truest from others, it is the fastest of those;
-    where measured times do not tell the fastest from others, because their ranges overlap, the one of fewest MACs.
+    Entries that are surely dominated are left out. Of entries that do not surely differ in PSNR it is the fastest; of
+    entries whose measured times overlap it is the one with the fewest MACs.
     """
     front = [entry for entry in entries if entry.role == "front" and not entry.behind]
     if not front:
         return "teacher"
     good = [entry for entry in front if _low(entry.held_out["psnr"]) >= threshold]
     if not good:
-        truest = max(front, key=lambda entry: entry.held_out["psnr"].value)
-        good = [e for e in front if e is truest or not _surely(paired_difference(truest, e, "psnr"))]
+        best = max(front, key=lambda entry: entry.held_out["psnr"].value)
+        good = [e for e in front if e is best or not _is_positive(paired_difference(best, e, "psnr"))]
     fastest = max(good, key=lambda entry: entry.held_out["speedup"].value)
     close = [e for e in good if _high(e.held_out["speedup"]) >= _low(fastest.held_out["speedup"])]
     return min(close, key=lambda e: (e.held_out["macs"].value, -e.held_out["speedup"].value)).name
@@ -95,7 +95,7 @@ def recommended_name(entries: Sequence[Entry], threshold: float) -> str:
 def reward_warnings(
     entries: Sequence[Entry], objectives: Mapping[str, Objective], searched: Sequence[str], unused: Sequence[str]
 ) -> list[str]:
-    """Lines about schedules that surely beat the teacher in what was searched and surely lose in an unused reward."""
+    """Warnings about schedules that surely beat the teacher in a searched quality and lose in an unused reward."""
     teacher = next(entry for entry in entries if entry.role == "teacher")
     lines = []
     for entry in entries:
@@ -104,10 +104,10 @@ def reward_warnings(
         up = [n for n in searched if isinstance(objectives[n], Quality) and _better(entry, teacher, n, objectives[n])]
         down = [n for n in unused if isinstance(objectives[n], Reward) and _better(teacher, entry, n, objectives[n])]
         if up and down:
-            told = [f"{name} {paired_difference(entry, teacher, name).value:+.3g}" for name in (up[0], down[0])]
+            differences = [f"{name} {paired_difference(entry, teacher, name).value:+.3g}" for name in (up[0], down[0])]
             lines.append(
                 f"{entry.name} has a better {up[0]} than the teacher, but {down[0]}, which was not searched, has "
-                f"fallen ({', '.join(told)}; both surely): the score may have improved and not the pictures"
+                f"fallen ({', '.join(differences)}; both surely): the score may have improved and not the pictures"
             )
     return lines
 
@@ -116,10 +116,12 @@ def _better(a: Entry, b: Entry, name: str, objective: Objective) -> bool:
     """Whether a is surely better than b."""
     if name not in a.samples or name not in b.samples:
         return False
-    return _surely(paired_difference(a, b, name) if objective.better == "higher" else paired_difference(b, a, name))
+    return _is_positive(
+        paired_difference(a, b, name) if objective.better == "higher" else paired_difference(b, a, name)
+    )
 
 
-def _surely(difference: Score) -> bool:
+def _is_positive(difference: Score) -> bool:
     return _low(difference) > 0
 
 
@@ -132,5 +134,5 @@ def _high(score: Score) -> float:
 
 
 def _rng() -> np.random.Generator:
-    """The same draws for everything, so that a result is the same whenever it is computed."""
+    """A generator with a fixed seed, so that a result is the same whenever it is computed."""
     return np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What a search does to its folder, and what it says when it cannot: one process at a time, room to write."""
+"""Run folders on disk: made, locked for one process, written atomically, and errors of a full or read-only disk."""
 
 import errno
 import logging
@@ -16,14 +16,14 @@ CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def check_writable(root: Path) -> None:
-    """ValueError where a folder of runs cannot be made or written to: before anything is computed."""
-    there = root.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        raise ValueError(f"runs={root}: {there} is no folder; type runs=<another folder>")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"runs={root}: nothing can be written to {there}; type runs=<another folder>")
+    """Check that a folder of runs can be made and written to; ValueError before anything is computed if not."""
+    existing = root.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ValueError(f"runs={root}: {existing} is not a folder; type runs=<another folder>")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"runs={root}: nothing can be written to {existing}; type runs=<another folder>")
 
 
 def write_atomically(path: Path, content: bytes | str, previous: Path | None = None) -> None:
@@ -61,13 +61,13 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked_run_folder(folder: Path) -> Iterator[None]:
-    """The folder for this process alone until it ends, in whatever way; ValueError where another one has it."""
+    """Lock a run folder until the block or the process ends; ValueError if another process has the lock."""
     with open(folder / "lock", "a+", encoding="utf-8") as file:
-        if not _locked(file.fileno()):
+        if not _take_lock(file.fileno()):
             file.seek(0)
             raise ValueError(
-                f"another search goes on in {folder} ({file.read().strip()[:100] or 'unknown'}); wait until it ends, "
-                "or stop it, or begin one of your own without resume="
+                f"another search is running in {folder} ({file.read().strip()[:100] or 'unknown'}); wait until it "
+                "ends, or stop it, or start a new search without resume="
             )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
@@ -77,19 +77,19 @@ def locked_run_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def explain_disk_errors(folder: Path, again: str) -> Iterator[None]:
-    """A disk that is full or read-only is told in one line, with what to type `again`; other errors pass."""
+    """Turn errors of a full or read-only disk into one line that says to type `again`; other errors pass."""
     try:
         yield
     except OSError as error:
-        where = Path(os.fsdecode(error.filename)).absolute() if error.filename else folder.absolute()
+        file = Path(os.fsdecode(error.filename)).absolute() if error.filename else folder.absolute()
         if error.errno in FULL:
             raise ValueError(
-                f"there is no room left on the disk of {folder}; what is there already is kept: make room, then "
+                f"there is no room left on the disk of {folder}; files that were written are kept: make room, then "
                 f"type {again}"
             ) from error
-        if error.errno in CLOSED and where.is_relative_to(folder.absolute()):
+        if error.errno in CLOSED and file.is_relative_to(folder.absolute()):
             raise ValueError(
-                f"{where} cannot be written to ({error.strerror}); allow it, then type {again}; or type "
+                f"{file} cannot be written to ({error.strerror}); allow it, then type {again}; or type "
                 "runs=<another folder>"
             ) from error
         raise
@@ -97,7 +97,7 @@ def explain_disk_errors(folder: Path, again: str) -> Iterator[None]:
 
 @contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
-    """What is logged meanwhile goes into a file; a full disk is told by the search itself."""
+    """Write what is logged in the block into a file; errors of the disk are ignored here, the search reports them."""
     root, handler = logging.getLogger(), _Silent(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     level = root.level
@@ -113,14 +113,14 @@ def log_to_file(path: Path) -> Iterator[None]:
 
 
 class _Silent(logging.FileHandler):
-    """A log file that says nothing on the terminal when it cannot be written."""
+    """A log file that prints nothing on the terminal if it cannot be written."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
 
 
-def _locked(file: int) -> bool:
-    """Take the lock, which the system gives back when the process is gone. Where there are no locks, all is free."""
+def _take_lock(file: int) -> bool:
+    """Take the lock, which the system releases when the process ends; True also where the system has no locks."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -129,7 +129,7 @@ def _locked(file: int) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:  # a network's file system may know none
+    except OSError as error:  # file systems of a network may have no locks
         log.info("no lock: %s", error)
     return True
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 FIRST = "python -m search +space=cache model=pixart"
-TENSORS = ".safetensors"  # ending of the file beside a schedule that has corrections
+TENSORS = ".safetensors"  # ending of the file of tensors of a schedule that has corrections
 
 
 def slug(name: str) -> str:
@@ -23,7 +23,7 @@ def slug(name: str) -> str:
 
 
 def read_front(folder: Path) -> dict[str, Any]:
-    """The content of front.json; ValueError says what to type where there is none."""
+    """The content of front.json; ValueError says what to type if there is none."""
     try:
         return with_descriptions(json.loads((folder / "front.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -32,15 +32,15 @@ def read_front(folder: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise ValueError(
-            f"{folder / 'front.json'} is no complete JSON file ({error}); "
+            f"{folder / 'front.json'} is not a complete JSON file ({error}); "
             f"write it again with: python -m search resume={folder.name}"
         ) from None
 
 
 def with_descriptions(front: dict[str, Any]) -> dict[str, Any]:
-    """The content of a front.json with `kinds`, `labels` and `shares`, also where it was written without them.
+    """The content of a front.json with `kinds`, `labels` and `shares`, also if it was written before these existed.
 
-    Files of 0.1.0 before these fields existed: only there are names of objectives known, and only those of that time.
+    The only place that has a list of objectives: those that existed then.
     """
     if "kinds" in front:
         return front
@@ -51,7 +51,7 @@ def with_descriptions(front: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_row(file: Path, images: "Sequence[np.ndarray]") -> None:
-    """Pictures [H, W, 3] beside each other, as one lossless file."""
+    """Write pictures [H, W, 3] of equal size as one lossless file, from left to right."""
     import numpy as np
     from PIL import Image
 
@@ -59,6 +59,7 @@ def write_row(file: Path, images: "Sequence[np.ndarray]") -> None:
 
 
 def read_row(file: Path, count: int) -> "list[np.ndarray]":
+    """The `count` pictures of a file that `write_row` wrote; ValueError if it has another number of them."""
     import numpy as np
     from PIL import Image
 
@@ -66,20 +67,20 @@ def read_row(file: Path, count: int) -> "list[np.ndarray]":
         return np.split(np.asarray(Image.open(file).convert("RGB")), count, axis=1)
     except (OSError, ValueError, ZeroDivisionError) as error:
         raise ValueError(
-            f"{file} is no row of {count} pictures of equal size ({error}); "
+            f"{file} is not a row of {count} pictures of equal size ({error}); "
             f"write it again with: python -m search resume={file.parent.parent.name}"
         ) from None
 
 
 def find_run(run: str, root: Path) -> Path:
     """The folder of `latest`, of a name below `root`, or of a path; ValueError says what to type."""
-    known = sorted(p.parent for p in root.glob("*/config.yaml"))
+    folders = sorted(p.parent for p in root.glob("*/config.yaml"))
     if run == "latest":
-        if not known:
+        if not folders:
             raise ValueError(f"there is no search in {root} yet; type {FIRST}")
-        return max(known, key=lambda folder: (folder / "config.yaml").stat().st_mtime)
+        return max(folders, key=lambda folder: (folder / "config.yaml").stat().st_mtime)
     for folder in (root / run, Path(run)):
         if (folder / "config.yaml").is_file():
             return folder
-    names = ", ".join(folder.name for folder in known[-3:]) or f"none yet; type {FIRST}"
-    raise ValueError(f"run={run!r} is no search in {root}; there are: {names}")
+    names = ", ".join(folder.name for folder in folders[-3:]) or f"none yet; type {FIRST}"
+    raise ValueError(f"run={run!r} is not a search in {root}; there are: {names}")

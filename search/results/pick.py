@@ -1,4 +1,4 @@
-"""Which schedules of a front are meant: by name, as the recommended one or the knee, or by conditions with units."""
+"""Pick schedules of a front: by name, as the recommended one or the knee, or by conditions with units."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from search.results.result import first_of_each_kind
 
 Row = dict[str, Any]  # an entry of front.json
 CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*([-+.\d]+(?:[eE][-+]?\d+)?)\s*([^\s\d]*)\s*")
-# What may stand behind a number, by the unit that the score has, and how many of that it is.
+# Units that can be typed for a score, by the score's own unit, with the factor to it.
 UNITS = {
     "ms": {"ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3},
     "MiB": {"MiB": 1.0, "KiB": 2**-10, "GiB": 2.0**10, "kB": 1e3 / 2**20, "KB": 1e3 / 2**20, "MB": 1e6 / 2**20,
@@ -30,12 +30,13 @@ class Condition:
     limit: float
 
     def holds(self, row: Row) -> bool:
+        """Whether the score's value meets the limit."""
         return self._holds(held_out_score(row, self.name))
 
     def surely(self, row: Row) -> bool:
-        """Whether it holds at both ends of the score's interval."""
-        kept = row["held_out"][self.name]
-        return all(self._holds(v) for v in (kept["value"], kept.get("low"), kept.get("high")) if v is not None)
+        """Whether the score's value and both ends of its interval meet the limit."""
+        score = row["held_out"][self.name]
+        return all(self._holds(v) for v in (score["value"], score.get("low"), score.get("high")) if v is not None)
 
     def _holds(self, value: float) -> bool:
         return (value < self.limit if "<" in self.sign else value > self.limit) or (
@@ -44,10 +45,12 @@ class Condition:
 
 
 def pick_entries(front: Row, pick: str) -> list[Row]:
-    """The entries of the front that `pick` means, the best one first; ValueError says what can be picked.
+    """The entries of the front that `pick` names, the best one first; ValueError says what can be picked.
 
-    `recommended`, `knee`, `all`, a name such as "FORA N=3", or conditions: "speedup>=2" (the least drift of those),
-    "drift<=0.05 and psnr>=30" (the fastest of those), "latency<=400ms and memory<=1GB".
+    Args:
+        front: The content of front.json.
+        pick: `recommended`, `knee`, `all`, a name such as "FORA N=3", or conditions: "speedup>=2" (of these the least
+            drift), "drift<=0.05 and psnr>=30" (of these the fastest), "latency<=400ms and memory<=1GB".
     """
     if named := [row for row in front["entries"] if row["name"] == pick]:
         return named
@@ -64,8 +67,15 @@ def pick_entries(front: Row, pick: str) -> list[Row]:
 
 
 def parse_conditions(text: str, rows: list[Row], units: dict[str, str]) -> list[Condition]:
-    """What is asked for, joined by `and` or commas; `units` are those of the scores."""
-    found = []
+    """The conditions in a text, joined by `and` or commas; `units` are those of the scores.
+
+    Example:
+        >>> from search.results.pick import parse_conditions
+        >>> rows = [{"held_out": {"latency": {"value": 380.0}}}]
+        >>> parse_conditions("latency<=0.4s", rows, {"latency": "ms"})
+        [Condition(name='latency', sign='<=', limit=400.0)]
+    """
+    conditions = []
     for part in re.split(r",|\band\b", text):
         match = CONDITION.fullmatch(part)
         if match is None:
@@ -76,20 +86,26 @@ def parse_conditions(text: str, rows: list[Row], units: dict[str, str]) -> list[
         name, sign, number, unit = match.groups()
         if name not in rows[0]["held_out"]:
             raise ValueError(f"{text!r}: there is no score {name!r}; there are {', '.join(rows[0]['held_out'])}")
-        known = UNITS.get(units.get(name, ""), {})
-        if unit and unit not in known:
+        factors = UNITS.get(units.get(name, ""), {})
+        if unit and unit not in factors:
             raise ValueError(f"{text!r}: {name} is not in {unit!r}; {_admissible(units.get(name, ''))}")
         try:
-            found.append(Condition(name, sign, float(number) * known.get(unit, 1.0)))
+            conditions.append(Condition(name, sign, float(number) * factors.get(unit, 1.0)))
         except ValueError:
-            raise ValueError(f"{text!r}: {number!r} is no number") from None
-    return found
+            raise ValueError(f"{text!r}: {number!r} is not a number") from None
+    return conditions
 
 
 def entries_within(rows: list[Row], limits: list[Condition], kinds: Mapping[str, str]) -> list[Row]:
-    """The rows that hold all of them: for limits on cost the least drift first, for one on quality the fastest.
+    """The rows that meet all limits; with limits on costs only the least drift first, else the fastest.
 
-    `kinds` says of each score whether it is a cost or a quality.
+    Args:
+        rows: Entries of a front.
+        limits: At least one condition.
+        kinds: Of each score, `cost` or `quality`.
+
+    Raises:
+        ValueError: No row meets all limits; the message says what the best one has.
     """
     good = rows
     for limit in limits:
@@ -103,6 +119,7 @@ def entries_within(rows: list[Row], limits: list[Condition], kinds: Mapping[str,
 
 
 def held_out_score(row: Row, name: str) -> float:
+    """A score on held-out prompts, without its interval."""
     return float(row["held_out"][name]["value"])
 
 
@@ -121,14 +138,15 @@ def _admissible(unit: str) -> str:
     return f"give a number, or one with {', '.join(UNITS[unit])}" if unit in UNITS else "it has no unit: give a number"
 
 
-def _unreachable(rows: list[Row], limit: Condition, others: bool) -> str:
-    """What can be had instead, rounded so that it is met when it is typed."""
+def _unreachable(rows: list[Row], limit: Condition, more_limits: bool) -> str:
+    """Message with the best reachable limit, rounded so that it is met when it is typed."""
     name, sign = limit.name, limit.sign
     least = "<" in sign
     reach = (min if least else max)(held_out_score(row, name) for row in rows)
     unit = 10.0 ** (math.floor(math.log10(abs(reach))) - 3) if reach else 1.0
     rounded = (math.ceil if least else math.floor)(reach / unit) * unit
     return (
-        f"no schedule of this front has {name}{sign}{limit.limit:g}{' and the other conditions' if others else ''}; "
+        f"no schedule of this front has {name}{sign}{limit.limit:g}"
+        f"{' and the other conditions' if more_limits else ''}; "
         f'the best is {rounded:.4g}: ask for "{name}{sign[0]}={rounded:.4g}", or search with a larger budget'
     )

@@ -1,4 +1,4 @@
-"""What a finished search is: entries with scores, and the run folder that holds them."""
+"""The result of a search: entries with scores, stored in a run folder."""
 
 import base64
 import html
@@ -20,11 +20,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Entry:
-    """One schedule and what it does. `role` is front, preset or teacher.
+    """One schedule with its scores.
 
-    Scores by name: drift, psnr (dB), ssim, macs (share of the teacher's), latency (ms), memory (MiB) and
-    speedup. `images` are uint8 [H, W, 3], one for each prompt that the result shows; searches keep them at most 512
-    pixels high.
+    Every search has the scores drift, psnr (dB), ssim, macs (share of the teacher's), latency (ms), memory (MiB) and
+    speedup, and those of its own objectives.
+
+    Attributes:
+        name: Unique within a result.
+        role: front, preset or teacher.
+        schedule: The schedule, with its scores.
+        calibration: Scores on the calibration prompts.
+        held_out: Scores on the held-out prompts.
+        images: uint8 [H, W, 3], one for each prompt that the result shows, at most 512 pixels high.
+        gap: Held-out minus calibration scores, of the objectives that were searched.
+        change: Of rewards: minus the teacher's, prompt by prompt.
+        behind: Name of the schedule on the front that surely dominates this one on held-out prompts, or empty.
+        samples: Held-out values [P], only while the search runs.
     """
 
     name: str
@@ -33,22 +44,44 @@ class Entry:
     calibration: dict[str, Score]
     held_out: dict[str, Score]
     images: "list[np.ndarray] | None" = None
-    gap: dict[str, Score] = field(default_factory=dict)  # held-out minus calibration, of what was searched
-    change: dict[str, Score] = field(default_factory=dict)  # of rewards: minus the teacher's, prompt by prompt
-    behind: str = ""  # the schedule on the front that surely dominates it on held-out prompts
-    samples: dict[str, list[float]] = field(default_factory=dict)  # held-out values [P], only while the search runs
+    gap: dict[str, Score] = field(default_factory=dict)
+    change: dict[str, Score] = field(default_factory=dict)
+    behind: str = ""
+    samples: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def slug(self) -> str:
+        """The name as part of a file name."""
         return slug(self.name)
 
 
 @dataclass
 class Result:
-    """Everything that tracking, figures and export need. Entries: front by cost, then presets, the teacher last.
+    """Everything that tracking, figures and export need of a finished search.
 
-    `units`, `better` (lower or higher), `kinds` (cost or quality) and `labels` (for charts) are by name of a score, as
-    its objective states them; `shares` are the names of those that are shares of the teacher's.
+    Attributes:
+        search_id: Name of the run folder.
+        folder: The run folder.
+        model: Name of the model's option.
+        space: Names of the spaces, joined by +.
+        objectives: Names of the objectives that were searched.
+        units: Unit of each score, by name, as its objective states it; so are the next four.
+        better: `lower` or `higher`.
+        kinds: `cost` or `quality`.
+        labels: Texts for axes of charts.
+        shares: Names of the scores that are shares of the teacher's.
+        entries: The front by cost, then the presets, the teacher last.
+        history: A record of each generation.
+        points: Mean calibration scores, generation and digest of every candidate.
+        prompts: Texts of the splits `calibration` and `held_out`.
+        shown: The held-out prompts of which entries have pictures.
+        recommended: Name of the recommended entry.
+        no_visible_loss: PSNR in dB below which differences are usually seen.
+        config: The configuration.
+        environment: Versions and device.
+        stopped: Why the search ended early, or empty.
+        guard: Objectives that are reported and were not searched.
+        notes: What a reader should know before believing the scores.
     """
 
     search_id: str
@@ -71,15 +104,16 @@ class Result:
     config: dict[str, Any]
     environment: dict[str, str]
     stopped: str = ""
-    guard: list[str] = field(default_factory=list)  # objectives that are reported and were not searched
-    notes: list[str] = field(default_factory=list)  # what a reader should know before believing the scores
+    guard: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def of(self, role: str) -> list[Entry]:
+        """The entries of a role: front, preset or teacher."""
         return [entry for entry in self.entries if entry.role == role]
 
     @property
     def best(self) -> Entry:
-        """The recommended entry; the teacher where the front is empty."""
+        """The recommended entry; the teacher if the front is empty."""
         return next((e for e in self.entries if e.name == self.recommended), self.entries[-1])
 
     @property
@@ -88,16 +122,16 @@ class Result:
         return first_of_each_kind(self.objectives, self.kinds)
 
     def file(self, entry: Entry) -> str:
-        """Path of an entry's schedule inside of the run folder."""
+        """Path of an entry's schedule inside the run folder."""
         return f"schedules/{self.number(entry):02d}_{entry.slug}.json"
 
     def picture(self, entry: Entry) -> str:
-        """Path of an entry's pictures, all in one row, inside of the run folder."""
+        """Path of an entry's pictures, all in one row, inside the run folder."""
         return f"pictures/{self.number(entry):02d}.png"
 
     def number(self, entry: Entry) -> int:
-        """Place of an entry in the list; two schedules may be equal, so it is looked up by identity."""
-        return next(i for i, other in enumerate(self.entries) if other is entry)
+        """Index of an entry; it is looked up by identity, because two entries can be equal."""
+        return next(i for i, candidate in enumerate(self.entries) if candidate is entry)
 
     def save(self) -> None:
         """Write schedules/*.json, pictures/*.png and front.json."""
@@ -114,31 +148,35 @@ class Result:
             scores = {part: {k: asdict(s) for k, s in getattr(entry, part).items()} for part in SCORED}
             row = {"name": entry.name, "role": entry.role, "file": self.file(entry), "behind": entry.behind}
             rows.append(row | scores)
-        data = {name: getattr(self, name) for name in KEPT} | {"entries": rows}
+        data = {name: getattr(self, name) for name in STORED} | {"entries": rows}
         write_atomically(self.folder / "front.json", json.dumps(data, indent=1, ensure_ascii=False))
 
     @classmethod
     def load(cls, folder: Path, pictures: bool = True) -> "Result":
-        """The result of a run folder, with the pictures that it keeps; ValueError where the search has not finished."""
+        """Read the result of a run folder, with its pictures unless `pictures` is False.
+
+        Raises:
+            ValueError: The search has not finished, or a file is damaged; the message says what to type.
+        """
         from search.schedule import Schedule
 
-        data = {"shown": [], "guard": [], "notes": []} | read_front(folder)  # which earlier versions did not keep
+        data = {"shown": [], "guard": [], "notes": []} | read_front(folder)  # earlier versions did not write these
         entries = []
         for row in data["entries"]:
             scores = {part: {k: Score(**s) for k, s in row.get(part, {}).items()} for part in SCORED}
             schedule = Schedule.load(folder / row["file"])
             parts = scores["calibration"], scores["held_out"], None, scores["gap"], scores["change"]
             entries.append(Entry(row["name"], row["role"], schedule, *parts, row.get("behind", "")))
-        result = cls(folder=folder, entries=entries, **{name: data[name] for name in KEPT})
+        result = cls(folder=folder, entries=entries, **{name: data[name] for name in STORED})
         for entry in entries if pictures else ():
             if (file := folder / result.picture(entry)).exists():
                 entry.images = read_row(file, len(result.shown))
         return result
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the front's picture, where the search has drawn it, and all schedules."""
-        drawn = self.folder / "figures" / "pareto.png"
-        picture = base64.b64encode(drawn.read_bytes()).decode() if drawn.exists() else ""
+        """For notebooks: the picture of the front, if there is one, and a table of all schedules."""
+        chart = self.folder / "figures" / "pareto.png"
+        picture = base64.b64encode(chart.read_bytes()).decode() if chart.exists() else ""
         names = list(dict.fromkeys(name for entry in self.entries for name in entry.held_out))
         heads = [
             "schedule",
@@ -157,11 +195,11 @@ class Result:
 
 
 SCORED = ("calibration", "held_out", "gap", "change")
-KEPT = tuple(f.name for f in fields(Result) if f.name not in ("folder", "entries"))  # as they are in JSON
+STORED = tuple(f.name for f in fields(Result) if f.name not in ("folder", "entries"))  # written as they are
 
 
 def first_of_each_kind(objectives: Sequence[str], kinds: Mapping[str, str]) -> tuple[str, str]:
-    """The first cost and the first quality among the searched objectives; macs and drift where there is none."""
+    """The first cost and the first quality among the searched objectives; macs or drift if there is none."""
     costs = [name for name in objectives if kinds.get(name) == "cost"]
     qualities = [name for name in objectives if kinds.get(name) != "cost"]
     return (costs or ["macs"])[0], (qualities or ["drift"])[0]

@@ -1,4 +1,4 @@
-"""A schedule as a file of another tool: what `python -m search.export dialect=…` does, and the same from Python."""
+"""Write schedules as files of other tools: `python -m search.export dialect=…`, and the same from Python."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +14,25 @@ TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0":
 def write_dialect(
     schedule: "Schedule | str | Path", dialect: str, out: str | Path | None = None, lossy: bool = False
 ) -> tuple[Path, list[str]]:
-    """Write a schedule in a dialect; the file, and in words what it does not say of the schedule.
+    """Write a schedule in the format of another tool.
 
-    ValueError says what would be lost, where `lossy` does not agree to that.
+    Args:
+        schedule: A schedule or its file.
+        dialect: Name of the format.
+        out: The file to write; by default `schedule.<dialect>` in the current folder.
+        lossy: Whether to write it even if the format cannot express a part of the schedule.
+
+    Returns:
+        The file, and in words what it does not express.
+
+    Raises:
+        ValueError: Something would be lost and `lossy` is False; the message says what.
     """
     from search.schedule import Schedule
     from search.schedule.exchange import dialect_of, export, losses
 
-    found = schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
-    lost, text = losses(found, dialect), export(found, dialect, lossy)
+    loaded = schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
+    lost, text = losses(loaded, dialect), export(loaded, dialect, lossy)
     path = Path(out or f"schedule.{dialect}{dialect_of(dialect).ending}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -30,7 +40,7 @@ def write_dialect(
 
 
 def translate_files(files: Sequence[Path], dialect: str, out: str, lossy: str, many: bool) -> None:
-    """What the command does with schedule files: write each, say what was lost, and how the last one is used."""
+    """Write schedule files in a dialect; print each, what was lost, and how the last one is used."""
     from search.schedule import Schedule
     from search.schedule.exchange import dialect_of
 

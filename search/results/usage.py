@@ -1,31 +1,28 @@
-"""How a schedule is applied, in the words of a snippet that people copy."""
+"""Lines of Python that apply a schedule, to copy."""
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
-def pipeline_class_name(others: Iterable[str]) -> str:
-    """What stands in `schedule.apply(…)`: the pipeline, and those of the other denoisers that a schedule names."""
-    brought = ", ".join(f'"{letter}": pipe_{letter}' for letter in others)
-    return f"pipe, models={{{brought}}}" if brought else "pipe"
+def apply_arguments(letters: Iterable[str]) -> str:
+    """The arguments of `schedule.apply(…)`: the pipeline, and those of the other denoisers, by their letters."""
+    models = ", ".join(f'"{letter}": pipe_{letter}' for letter in letters)
+    return f"pipe, models={{{models}}}" if models else "pipe"
 
 
-def usage_snippet(file: str, others: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
-    """Lines of Python that run a pipeline by a schedule file; `others` is `models.names` of the schedule."""
-    loaded = []
-    for letter, part in (others or {}).items():
-        name = " ".join((part.get("name") or part["class"]).split())  # somebody's text: on one line it stays a comment
-        loaded.append(f"pipe_{letter} = DiffusionPipeline.from_pretrained(...)  # {name}")
+def usage_snippet(file: str, models: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
+    """Lines of Python that run a pipeline with a schedule file; `models` is `models.names` of the schedule."""
+    loading = []
+    for letter, part in (models or {}).items():
+        name = " ".join((part.get("name") or part["class"]).split())  # text of a file: on one line it stays a comment
+        loading.append(f"pipe_{letter} = DiffusionPipeline.from_pretrained(...)  # {name}")
     return [
         "from diffusers import DiffusionPipeline",
         "from search import Schedule",
         "pipe = DiffusionPipeline.from_pretrained(...)",
-        *loaded,
+        *loading,
         f"schedule = Schedule.load({json.dumps(file, ensure_ascii=False)})",
-        f"handle = schedule.apply({pipeline_class_name(others or {})})",
+        f"handle = schedule.apply({apply_arguments(models or {})})",
         'image = pipe("a prompt", **schedule.made["call"]).images[0]',
     ]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from search.results.result import Entry, Result
 from search.results.scores import Speedup
-from search.results.usage import pipeline_class_name
+from search.results.usage import apply_arguments
 from search.tracking import registry
 
 ALWAYS = ("macs", "drift", "psnr", "ssim")  # measured by every search, whatever it searches for
@@ -77,13 +77,13 @@ def _head(result: Result, name: str) -> str:
 
 
 def _snippet(entry: Entry, export: str) -> list[str]:
-    others = entry.schedule.models.names if entry.schedule.models else {}
+    models = entry.schedule.models.names if entry.schedule.models else {}
     return [
         f"`{export}`",
         "",
         "```python",
         "from search import Schedule",
-        f'handle = Schedule.load("{registry.FILE}").apply({pipeline_class_name(others)})',
+        f'handle = Schedule.load("{registry.FILE}").apply({apply_arguments(models)})',
         "```",
     ]
 

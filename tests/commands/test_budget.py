@@ -50,8 +50,8 @@ def test_a_limit_within_the_interval_is_doubtful(runs, capsys):
     [
         ([], "say what has to be kept, for example"),
         (["speedup>=9"], 'ask for "speedup>=3"'),
-        (["speedup>=2", "--fast"], "'--fast' is no option"),
-        (["speedup>=2", "run=nowhere"], "run='nowhere' is no search"),
+        (["speedup>=2", "--fast"], "'--fast' is not an option"),
+        (["speedup>=2", "run=nowhere"], "run='nowhere' is not a search"),
     ],
 )
 def test_mistakes_say_what_to_type(runs, capsys, arguments, text):

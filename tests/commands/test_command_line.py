@@ -157,15 +157,15 @@ def test_mistakes_are_told_before_torch_is_imported(root: Path) -> None:
     [
         (
             "space=cach",
-            "space=cach is no option. Did you mean cache? Available options: bits, cache, depth, gates",
+            "space=cach is not an option. Did you mean cache? Available options: bits, cache, depth, gates",
         ),
         ("model=pixrt", "Did you mean pixart? Available options: dit, dit_xl_256"),
         ("objective=[drift,mac]", "Did you mean macs?"),
         (
             "engine=",
-            "engine= is no option. Available options: anneal, autodiffusion, bayes, beam",
+            "engine= is not an option. Available options: anneal, autodiffusion, bayes, beam",
         ),
-        ("space=", "space= is no option. Available options: bits, cache"),
+        ("space=", "space= is not an option. Available options: bits, cache"),
         ("modle=pixart", "Did you mean model?"),
         ("model.stepz=3", "Did you mean model.steps?"),
         ("+sede=3", "Did you mean seed?"),

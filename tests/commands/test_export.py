@@ -80,9 +80,9 @@ def test_what_it_prints_can_be_applied(runs, tmp_path, capsys):
         (["pick=drift<0.001"], r'has drift<0.001; the best is 0.01: ask for "drift<=0.01"'),
         (["pick=speedup>=2, psnr>=50"], r'psnr>=50 and the other conditions; the best is 44: ask for "psnr>=44"'),
         (["out=/proc/none/x.json"], "No such file"),
-        (["run=nowhere"], "run='nowhere' is no search in .*; there are: 2026-01-02_030405_cache_tiny"),
+        (["run=nowhere"], "run='nowhere' is not a search in .*; there are: 2026-01-02_030405_cache_tiny"),
         (["pick=all", "out=x.json"], "out='x.json' is a file name; pick=all writes a folder"),
-        (["pik=all"], "'pik=all' is no option. Did you mean pick. There are run=, pick=, out=, runs="),
+        (["pik=all"], "'pik=all' is not an option. Did you mean pick. There are run=, pick=, out=, runs="),
     ],
 )
 def test_mistakes_say_what_to_type(runs, capsys, arguments, text):

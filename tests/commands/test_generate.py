@@ -74,7 +74,7 @@ def test_the_command_writes_the_picture(schedule, tmp_path, capsys):
         (["none.json", "prompt=x"], "cannot read 'none.json'"),
         (["none.json", "prompt=x", "repeats=0"], "repeats=0: give a whole number from 1 to 1000"),
         (["none.json", "prompt=x", "seed=-1"], "seed=-1: give a whole number from 0 to"),
-        (["none.json", "promt=x"], "'promt=x' is no option. Did you mean prompt?"),
+        (["none.json", "promt=x"], "'promt=x' is not an option. Did you mean prompt?"),
     ],
 )
 def test_mistakes_say_what_to_type(arguments, text, capsys):

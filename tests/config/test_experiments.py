@@ -96,7 +96,7 @@ def test_an_own_experiment_in_another_folder(tmp_path: Path) -> None:
 def test_an_unknown_experiment_is_told_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["+experiment=ecat"]) == 2
     told = capsys.readouterr().err
-    assert "experiment=ecat is no option. Did you mean ecad? Available options: autodiffusion, " in told
+    assert "experiment=ecat is not an option. Did you mean ecad? Available options: autodiffusion, " in told
     assert all(re.search(rf"\b{name}\b", told) for name in NAMES)
 
 

@@ -25,10 +25,10 @@ def test_keys_of_the_search_are_overrides():
 @pytest.mark.parametrize(
     ("arguments", "settings", "text"),
     [
-        (["ouut=x"], {}, "'ouut=x' is no option. Did you mean out. There are run=, out="),
-        (["model=dit"], {}, "'model=dit' is no option. There are run=, out="),
+        (["ouut=x"], {}, "'ouut=x' is not an option. Did you mean out. There are run=, out="),
+        (["model=dit"], {}, "'model=dit' is not an option. There are run=, out="),
         (["modle=dit"], {"configurable": True}, "There are run=, out=, model=, prompts., compute."),
-        (["--fast"], {"first": "run"}, "'--fast' is no option"),
+        (["--fast"], {"first": "run"}, "'--fast' is not an option"),
     ],
 )
 def test_what_is_no_option(arguments, settings, text, capsys):

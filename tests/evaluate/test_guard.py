@@ -198,7 +198,7 @@ def test_the_guard_is_a_list_of_objectives():
     assert with_guard(["guard=[]"]) == with_guard(["guard=null"]) == []
     with pytest.raises(Exception) as error:
         compose_config(normalise_overrides(["guard=[clop]"]))
-    assert "objective=clop is no option. Did you mean clip?" in str(message_of_user_error(error.value))
+    assert "objective=clop is not an option. Did you mean clip?" in str(message_of_user_error(error.value))
 
 
 def test_old_configurations_have_no_guard():

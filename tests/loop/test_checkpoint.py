@@ -122,7 +122,7 @@ def holder(folder: Path) -> subprocess.Popen:
 def test_two_searches_in_one_folder_and_the_lock_of_a_killed_one(tmp_path: Path) -> None:
     other = holder(tmp_path)
     try:
-        told = rf"another search goes on in {tmp_path} \(process {other.pid} on .*\); wait until it ends"
+        told = rf"another search is running in {tmp_path} \(process {other.pid} on .*\); wait until it ends"
         with pytest.raises(ValueError, match=told), disk.locked_run_folder(tmp_path):
             raise AssertionError
     finally:
@@ -172,7 +172,7 @@ def test_runs_that_cannot_be_written_to_are_told_first(tmp_path: Path, monkeypat
     disk.check_writable(tmp_path / "deep" / "runs")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="file is no folder; type runs=<another folder>"):
+    with pytest.raises(ValueError, match="file is not a folder; type runs=<another folder>"):
         disk.check_writable(tmp_path / "file" / "runs")
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(ValueError, match=f"nothing can be written to {tmp_path}; type runs=<another folder>"):

@@ -144,7 +144,7 @@ def test_other_objectives(tmp_path):
     ("arguments", "text"),
     [
         (["model.path=nowhere"], "model.path='nowhere' cannot be loaded"),
-        (["resume=nowhere"], "run='nowhere' is no search"),
+        (["resume=nowhere"], "run='nowhere' is not a search"),
     ],
 )
 def test_mistakes_cost_one_line(tmp_path, arguments, text):

@@ -67,7 +67,7 @@ def test_what_it_proposes_is_within_reach(value):
     [
         ("fast", "'fast' is not understood; use recommended, knee, all"),
         ("beauty>=1", "there is no score 'beauty'; there are latency, memory"),
-        ("drift<=1-2", "'1-2' is no number"),
+        ("drift<=1-2", "'1-2' is not a number"),
         ("latency<=4GB", "latency is not in 'GB'; give a number, or one with ms, s, us"),
         ("ssim>=90%", "ssim is not in '%'; it has no unit: give a number"),
         ("latency<=1ms", 'latency<=1; the best is 200: ask for "latency<=200"'),

@@ -33,7 +33,7 @@ def test_pictures_are_read_where_they_are_and_wanted(result):
     assert [entry.images is None for entry in Result.load(result.folder).entries] == [i == 2 for i in range(6)]
     (result.folder / "pictures" / "00.png").write_bytes(b"no picture")
     with pytest.raises(
-        ValueError, match=r"00\.png is no row of 3 pictures of equal size .*; write it again with: python"
+        ValueError, match=r"00\.png is not a row of 3 pictures of equal size .*; write it again with: python"
     ):
         Result.load(result.folder)
 
@@ -93,7 +93,7 @@ def test_find_run(result, tmp_path):
     assert find_run("latest", runs) == newer.folder
     assert find_run(result.search_id, runs) == result.folder
     assert find_run(str(result.folder), tmp_path / "elsewhere") == result.folder
-    with pytest.raises(ValueError, match="run='nope' is no search in .*; there are: 2026-01-01.*, 2026-01-02"):
+    with pytest.raises(ValueError, match="run='nope' is not a search in .*; there are: 2026-01-01.*, 2026-01-02"):
         find_run("nope", runs)
     with pytest.raises(ValueError, match="there are: none yet; type python -m search"):
         find_run("nope", tmp_path / "elsewhere")
@@ -105,7 +105,7 @@ def test_a_folder_without_a_whole_front_says_what_to_type(result):
     file = result.folder / "front.json"
     file.write_text(file.read_text()[:100])
     with pytest.raises(
-        ValueError, match="is no complete JSON file .* write it again with: python -m search resume=2026"
+        ValueError, match="is not a complete JSON file .* write it again with: python -m search resume=2026"
     ):
         read_front(result.folder)
     file.unlink()

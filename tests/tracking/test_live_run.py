@@ -126,7 +126,7 @@ def test_sending_says_what_to_type(tmp_path, refusing, capsys):
     assert list(spool.unsent_folders(tmp_path)) == [result.folder]
     with disk.locked_run_folder(result.folder):
         assert send([f"runs={tmp_path}"]) == 2
-    assert "another search goes on in" in capsys.readouterr().err
+    assert "another search is running in" in capsys.readouterr().err
 
 
 def test_what_waits_for_another_store_or_is_still_searched_is_left_alone(tmp_path, monkeypatch):

@@ -219,7 +219,7 @@ def test_the_call_of_the_search_is_what_the_model_is_loaded_for(model, typed, tm
         ([], "which schedule? Type its file first"),
         (["nowhere.json"], "cannot read 'nowhere.json'"),
         (["FILE", "lora=nowhere"], "lora='nowhere' does not go onto this PixArtTransformer2DModel"),
-        (["FILE", "tolerance=much"], "tolerance='much' is no number; type for example tolerance=1.25"),
+        (["FILE", "tolerance=much"], "tolerance='much' is not a number; type for example tolerance=1.25"),
         (["FILE", "samples=2"], "cannot decide anything"),
         (["FILE", "criterion=drift=2"], "is not understood"),
         (["FILE", "toleranze=2"], "Did you mean tolerance"),
