@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from search.figures.charts import BLUE, DPI, INK, ORANGE, PALE, SOFT, figure_png
+from search.figures.style import BLUE, DPI, INK, ORANGE, PALE, SOFT, figure_png
 
 Bar = tuple[str, float, float, float, float]  # name, value, low, high, share of MACs saved
 ROW = 0.24  # inches

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
-from search.figures.charts import BLUE, DPI, INK, ORANGE, PINK, SKY, SOFT, figure_png, scores_line
+from search.figures.pictures import scores_line
+from search.figures.style import BLUE, DPI, INK, ORANGE, PINK, SKY, SOFT, figure_png
 from search.results.result import Entry
 from search.schedule import Schedule
 from search.schedule.model.nodes import ROOT

@@ -5,7 +5,7 @@ import logging
 from rich.console import Console
 from rich.markup import escape
 
-from search.figures import charts, heatmap
+from search.figures import charts, heatmap, pictures
 from search.figures.report.page import report_page
 from search.loop.finished import FinishedSearch
 from search.loop.held_out import collect_result
@@ -39,11 +39,11 @@ def write_result(result: Result) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "report.html").write_text(report_page(result), encoding="utf-8")
     (folder / "pareto.png").write_bytes(charts.pareto_png(result))
-    (folder / "overview.png").write_bytes(charts.overview_png(result))
+    (folder / "overview.png").write_bytes(pictures.overview_png(result))
     for i, entry in enumerate(result.entries):
         if entry.role == "front":
             (folder / "heatmaps" / f"{i:02d}.png").write_bytes(heatmap.heatmap_png(entry))
-            (folder / "grids" / f"{i:02d}.png").write_bytes(charts.grid_png(result, entry))
+            (folder / "grids" / f"{i:02d}.png").write_bytes(pictures.grid_png(result, entry))
 
 
 def _print_summary(finished: FinishedSearch, result: Result, console: Console) -> None:

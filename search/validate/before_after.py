@@ -44,7 +44,7 @@ class Generated:
 
     def png(self) -> bytes:
         """Before, after, and four times their difference."""
-        from search.figures.charts import difference, rows_png
+        from search.figures.pictures import difference, rows_png
 
         apart = [difference(a, b) for a, b in zip(self.before, self.after, strict=True)]
         before, after = map(statistics.median, (self.milliseconds_before, self.milliseconds_after))

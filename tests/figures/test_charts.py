@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from search import Schedule
-from search.figures import charts, heatmap
+from search.figures import charts, heatmap, pictures
 from search.figures.labels import LabelPlacer
 from search.results.result import Entry
 from search.results.scores import Score
@@ -40,7 +40,7 @@ def test_heatmap_shows_the_plan(result):
 
 
 def test_grids_show_every_prompt(result):
-    for png in (charts.grid_png(result, result.entries[0]), charts.overview_png(result)):
+    for png in (pictures.grid_png(result, result.entries[0]), pictures.overview_png(result)):
         assert picture(png).shape[1] > 100 * len(result.shown)
 
 
@@ -55,7 +55,7 @@ def test_any_objectives_have_a_chart(result, objectives):
 @pytest.mark.parametrize("roles", [("teacher",), ("preset", "teacher"), ("front", "teacher")])
 def test_a_search_that_found_little_still_has_figures(result, roles):
     few = dataclasses.replace(result, entries=[e for e in result.entries if e.role in roles], points=[])
-    for png in (charts.pareto_png(few), charts.overview_png(few)):
+    for png in (charts.pareto_png(few), pictures.overview_png(few)):
         assert picture(png).std() > 1
 
 
@@ -68,23 +68,23 @@ def test_a_score_that_is_not_finite_hides_nothing_else(result):
 
 def test_the_overview_holds_the_recommended_schedule(result, monkeypatch):
     rows = []
-    monkeypatch.setattr(charts, "rows_png", lambda given, *_: rows.extend(given))
+    monkeypatch.setattr(pictures, "rows_png", lambda given, *_: rows.extend(given))
     for entry in result.of("front"):
-        charts.overview_png(dataclasses.replace(result, recommended=entry.name), most=2)
+        pictures.overview_png(dataclasses.replace(result, recommended=entry.name), most=2)
     marked = [head for head, _, mark in rows if mark]
-    assert marked == [charts._short(e) for e in result.of("front")]
+    assert marked == [pictures._row_label(e) for e in result.of("front")]
 
 
 def test_small_pictures_are_enlarged_by_a_whole_factor():
     small = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
-    assert np.array_equal(charts._enlarged(small, 128)[::2, ::2], small)
-    assert charts._enlarged(np.zeros((512, 1024, 3), np.uint8), 192).shape == (96, 192, 3)
+    assert np.array_equal(pictures._enlarged(small, 128)[::2, ::2], small)
+    assert pictures._enlarged(np.zeros((512, 1024, 3), np.uint8), 192).shape == (96, 192, 3)
 
 
 def test_long_prompts_stay_above_their_picture():
-    text = charts._wrapped("a very long prompt " * 20, 18)
+    text = pictures._wrapped("a very long prompt " * 20, 18)
     assert text.count("\n") == 2 and max(map(len, text.split("\n"))) <= 18 and text.endswith("…")
-    assert charts._wrapped("red apple, flat style", 18) == "red apple,\nflat style"
+    assert pictures._wrapped("red apple, flat style", 18) == "red apple,\nflat style"
 
 
 def test_a_heatmap_of_a_big_model_fits_a_page():
@@ -122,4 +122,4 @@ def test_a_label_without_a_free_place_is_left_out_unless_it_must_be_there():
 def test_a_preset_without_pictures_is_refused(result):
     bare = dataclasses.replace(result.of("preset")[0], images=None)
     with pytest.raises(ValueError, match="'FORA N=2' has no pictures to show"):
-        charts.grid_png(result, bare)
+        pictures.grid_png(result, bare)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from search import Schedule, report
 from search.export import main as export_main
-from search.figures import charts
+from search.figures import charts, pictures
 from search.figures.heatmap import Layout
 from search.figures.report.page import MOST, report_content, report_page
 from search.loop import finish
@@ -97,7 +97,7 @@ def test_pictures_and_their_difference(result):
 def test_the_difference_is_four_times_as_large_and_clipped():
     a, b = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
     by_hand = [min(255, 4 * abs(int(x) - int(y))) for x, y in zip(a.ravel(), b.ravel(), strict=True)]
-    assert np.array_equal(charts.difference(a, b).ravel(), by_hand)
+    assert np.array_equal(pictures.difference(a, b).ravel(), by_hand)
 
 
 def test_big_pictures_are_made_small_until_the_page_is(result):

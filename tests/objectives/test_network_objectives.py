@@ -104,7 +104,7 @@ def test_the_bundled_clip_tells_captions_apart(pictures):
     own = Clip()
     assert own.score(pictures, PROMPTS).shape == (6,)
     with pytest.raises(
-        ValueError, match=r"knows the words of the bundled models only, and 'photo' is none.*clip\.path="
+        ValueError, match=r"knows the words of the bundled models only, and 'photo' is not one of them.*clip\.path="
     ):
         own.score(pictures[:1], ["photo of a tulip"])
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from search import promote
-from search.figures.charts import grid_png, pareto_png
+from search.figures.charts import pareto_png
+from search.figures.pictures import grid_png
 from search.figures.report.page import report_page
 from search.tracking import store, writing
 from tests.helpers.browser import CHROMIUM, opened

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.figures.charts import grid_png, pareto_png
+from search.figures.charts import pareto_png
+from search.figures.pictures import grid_png
 from search.results.scores import Score
 from search.tracking import store, views, writing
 from tests.helpers.finished_search import made_result

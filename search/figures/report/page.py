@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from search.figures.charts import axis_label, axis_limits, difference, is_log, preset_families
+from search.figures.charts import axis_label, axis_limits, is_log, preset_families
 from search.figures.heatmap import ACTIONS, BRANCHES, FULL, Layout, row_label
+from search.figures.pictures import difference
 from search.results.result import Entry, Result
 from search.results.scores import Score
 from search.results.usage import usage_snippet
