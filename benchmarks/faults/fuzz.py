@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 from benchmarks.faults import reliability
 from search.config.compose import compose_config, normalise_overrides
-from search.config.settings import CONF, Config, known_keys
+from search.config.settings import CONF, Config, all_keys
 from search.schedule import Schedule, ScheduleError
 from search.schedule.document import Document
 from tests.helpers import pipelines
@@ -256,7 +256,7 @@ def try_schedule(path: Path) -> str:
         raise AssertionError(f"no field is named: {told[:300]!r}") from None
 
 
-KEYS = sorted({part for key in known_keys() for part in key.split(".")} | set(Config.model_fields))
+KEYS = sorted({part for key in all_keys() for part in key.split(".")} | set(Config.model_fields))
 
 
 def try_configuration(path: Path) -> str:

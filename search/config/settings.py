@@ -82,6 +82,18 @@ class Budget(_Strict):
             raise ValueError("nothing ends the search; set one of them, for example budget.evaluations=300")
         return self
 
+    def is_spent(self, evaluations: int, seconds: float, block_executions: float) -> bool:
+        """Whether one of the limits is reached."""
+        return (
+            (self.evaluations is not None and evaluations >= self.evaluations)
+            or (self.minutes is not None and seconds >= 60 * self.minutes)
+            or (self.block_executions is not None and block_executions >= self.block_executions)
+        )
+
+    def next_generation(self, evaluations: int) -> int:
+        """How many candidates the next generation has at most, after so many evaluations."""
+        return self.generation if self.evaluations is None else min(self.generation, self.evaluations - evaluations)
+
 
 class Compute(_Strict):
     """Where to run. With `threads` null torch decides. The last three are for `executor` ray.

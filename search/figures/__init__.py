@@ -1,1 +1,1 @@
-"""What people look at: charts, pictures, heat-maps, and the report's page."""
+"""Charts, pictures, heat maps, and the HTML page of the report."""

@@ -188,7 +188,7 @@ def _write_labels(ax: Axes, result: Result, x: str, y: str) -> None:
         for e in group:
             variant = _family(e.name)[1]
             if 0 < len(variant) <= LONGEST and np.isfinite(places[id(e)]).all():
-                labels.write(places[id(e)], variant, (8, 13, 19), must=False, color=_darker(color), fontsize=8)
+                labels.write(places[id(e)], variant, (8, 13, 19), required=False, color=_darker(color), fontsize=8)
 
 
 def _darker(color: str) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""A figure of effects: a bar with its interval for everything that a schedule decides, one panel a group."""
+"""A figure of effects: a bar with its interval for every decision of a schedule, one panel per group."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ ROW = 0.24  # inches
 def bars_png(panels: Mapping[str, Sequence[Bar]], title: str, subtitle: str) -> bytes:
     """Left the drift that each decision adds, with its interval, right the MACs that it saves.
 
-    Pale bars are not separated from nothing by their interval; blue ones take drift away.
+    Intervals of pale bars include 0; blue bars reduce the drift.
     """
     counts = [len(bars) for bars in panels.values()]
     height = 1.35 + ROW * sum(counts) + 0.42 * len(counts)
@@ -30,8 +30,8 @@ def bars_png(panels: Mapping[str, Sequence[Bar]], title: str, subtitle: str) -> 
         places = np.arange(len(bars))
         names, value, low, high, saved = (list(column) for column in zip(*bars, strict=True))
         added = figure.add_subplot(grid[i, 0])
-        sure = [lo > 0 or hi < 0 for lo, hi in zip(low, high, strict=True)]
-        colors = [(ORANGE if v > 0 else BLUE) if s else PALE for v, s in zip(value, sure, strict=True)]
+        is_certain = [lo > 0 or hi < 0 for lo, hi in zip(low, high, strict=True)]
+        colors = [(ORANGE if v > 0 else BLUE) if s else PALE for v, s in zip(value, is_certain, strict=True)]
         value = np.nan_to_num(value)
         reach = [value - np.where(np.isnan(low), value, low), np.where(np.isnan(high), value, high) - value]
         added.barh(places, value, color=colors, height=0.7)

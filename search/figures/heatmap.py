@@ -1,4 +1,4 @@
-"""One schedule as a picture: what every node does at every step, and the bits and the guidance beside it."""
+"""A heat map of one schedule: what every node does at every step, its bits, and the guidance."""
 
 import textwrap
 from collections.abc import Mapping
@@ -33,15 +33,17 @@ BRANCHES = {
     "A": ("unconditional approximated", ORANGE),
     "M": ("branches merged", PINK),
 }
-FULL = 16  # bits of a layer that is not rounded: what bit operations are counted with
+FULL = 16  # bits of a layer that is not rounded, as bit operations count it
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is drawn where: nodes by label, and what each of them does.
+    """The rows of a heat map.
 
-    `actions` has one string per node with a letter of ACTIONS for every step; `bits` the mean weight bits of every
-    node, empty where no layer is rounded.
+    Attributes:
+        groups: Names of nodes by the label of their group.
+        actions: For each node a string with a letter of ACTIONS per step.
+        bits: Mean weight bits of each node; empty if no layer is rounded.
     """
 
     groups: Mapping[str, list[str]]
@@ -50,21 +52,21 @@ class Layout:
 
     @classmethod
     def of(cls, schedule: Schedule) -> "Layout":
-        """Nodes of one component kind together, the denoiser first."""
+        """The rows of a schedule: the denoiser first, then nodes of one kind of component together."""
         names, tokens = schedule.table()
         rows = dict(zip(names, tokens, strict=True))
         groups = _groups(rows)
         order = [name for group in groups.values() for name in group]
-        # any number of steps: everything is computed, which is drawn as one step
+        # a schedule for any number of steps computes everything, which is drawn as one step
         actions = {name: "".join(token[0] for token in rows[name]) or OFF for name in order}
         return cls(groups, actions, _bits(schedule, order))
 
 
 def heatmap_png(entry: Entry) -> bytes:
-    """Steps across, nodes down, one colour per action; nodes of one component kind together; the plan as text above.
+    """A heat map as PNG: steps from left to right, nodes from top to bottom, one colour per action.
 
-    Where the schedule has them: a strip with the guidance of every step above, a column with the mean weight bits
-    of every node on the right.
+    The plan is above it as text. If the schedule has guidance of its own, a strip shows it; if it has rounded layers,
+    a column on the right has the mean weight bits of every node.
     """
     schedule, layout = entry.schedule, Layout.of(entry.schedule)
     order, bits, guidance = list(layout.actions), layout.bits, entry.schedule.guidance
@@ -104,7 +106,7 @@ def heatmap_png(entry: Entry) -> bytes:
 
 
 def caption(schedule: Schedule, most: int) -> str:
-    """The plan in the plan notation, in not more than so many characters."""
+    """The plan in the plan notation, shortened to at most `most` characters."""
     return textwrap.shorten(schedule.plan_text, most, placeholder=" …")
 
 
@@ -128,12 +130,12 @@ def _name_rows(ax: Axes, groups: Mapping[str, list[str]], height: int) -> None:
 
 
 def row_label(kind: str, count: int, between: str = " ") -> str:
-    """What stands beside the rows of a group."""
+    """The label of a group of `count` rows."""
     return kind if count == 1 else f"{kind}{between}blocks 0–{count - 1}"
 
 
 def _name_steps(ax: Axes, schedule: Schedule, steps: int) -> None:
-    """The step, and below it the timestep where the schedule says it."""
+    """Label the steps, with their timesteps if the schedule states them."""
     shown = np.arange(0, steps, max(1, steps // 10))
     timesteps = (schedule.sampler or {}).get("timesteps")
     texts = [f"{i}\n{timesteps[i]:.0f}" if timesteps else str(i) for i in shown]
@@ -142,7 +144,7 @@ def _name_steps(ax: Axes, schedule: Schedule, steps: int) -> None:
 
 
 def _name_models(ax: Axes, schedule: Schedule, row: int) -> None:
-    """At steps of another denoiser its letter, on the row of the denoiser."""
+    """Write the letter of the denoiser that runs, at steps of another one, on the row of the denoiser."""
     for t, letter in enumerate(schedule.plan.at):
         if letter != OWN:
             color = "white" if schedule.plan.tokens[ROOT][t] == OFF else INK
@@ -150,7 +152,7 @@ def _name_models(ax: Axes, schedule: Schedule, row: int) -> None:
 
 
 def _draw_guidance(ax: Axes, schedule: Schedule) -> list[tuple[str, str]]:
-    """The strip above; returns what its colours mean."""
+    """Draw the strip of guidance; returns the meaning of its colours."""
     guidance = schedule.guidance
     assert guidance is not None and schedule.steps is not None
     branch = guidance.branch or "C" * schedule.steps
@@ -185,23 +187,23 @@ def _draw_bits(ax: Axes, bits: list[float], row: float) -> None:
 
 
 def _bits(schedule: Schedule, names: list[str]) -> dict[str, float]:
-    """Mean weight bits of the rounded layers in every node; `{}` where the schedule rounds none."""
-    found: dict[str, list[float]] = {}
+    """Mean weight bits of the rounded layers in every node; `{}` if the schedule rounds none."""
+    bits: dict[str, list[float]] = {}
     for layer, form in schedule.bits.items():
         if form.weight:
-            found.setdefault(schedule.tree.node_of(layer).name, []).append(form.weight)
-    return {name: float(np.mean(found.get(name, [FULL]))) for name in names} if found else {}
+            bits.setdefault(schedule.tree.node_of(layer).name, []).append(form.weight)
+    return {name: float(np.mean(bits.get(name, [FULL]))) for name in names} if bits else {}
 
 
 def _groups(rows: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Names of nodes by label: the denoiser, stacks and blocks that do something of their own, components by kind."""
-    found: dict[str, list[str]] = {}
+    """Names of nodes by label: the denoiser, components by kind, stacks and blocks that have actions of their own."""
+    groups: dict[str, list[str]] = {}
     for name in rows:
         stack, dot, _ = name.partition(".")
         kind = name.rpartition(":")[2] if ":" in name else stack + (" blocks" if dot else "")
-        found.setdefault(kind, []).append(name)
-    whole = [k for k, group in found.items() if ":" not in group[0] and k != "denoiser"]
-    for kind in whole:
-        if all(token in ("C", "-") for name in found[kind] for token in rows[name]):
-            del found[kind]
-    return found
+        groups.setdefault(kind, []).append(name)
+    stacks = [k for k, group in groups.items() if ":" not in group[0] and k != "denoiser"]
+    for kind in stacks:
+        if all(token in ("C", "-") for name in groups[kind] for token in rows[name]):
+            del groups[kind]
+    return groups

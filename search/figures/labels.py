@@ -1,4 +1,4 @@
-"""LabelPlacer beside the points of a chart, each at the nearest place that covers nothing."""
+"""Labels next to the points of a chart, each at the nearest place where it covers nothing."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ Point = tuple[float, float]
 
 
 class LabelPlacer:
-    """Writes on axes whose limits are set; remembers what is taken, in pixels."""
+    """Writes labels on axes whose limits are set; stores the boxes that are taken, in pixels."""
 
     def __init__(self, ax: Axes) -> None:
         self.ax = ax
@@ -38,37 +38,39 @@ class LabelPlacer:
                 self.taken.append(Bbox([(x - 2, y - 2), (x + 2, y + 2)]))
 
     def write(
-        self, point: Point, text: str, reach: Sequence[float], line: bool = False, must: bool = True, **style: Any
+        self, point: Point, text: str, reach: Sequence[float], line: bool = False, required: bool = True, **style: Any
     ) -> None:
         """Write `text` at one of the distances `reach` (in points) from a point, with a line to it if asked for.
 
-        Where every place covers something, what `must` be written covers the least, and the rest is left out.
+        If every place covers something, a `required` label goes where it covers the least; others are left out.
         """
         least, best = np.inf, None
         for distance in reach:
             for angle in ANGLES:
-                note = self._note(point, text, distance, np.radians(angle), line, style)
-                box = self._words(note)
+                annotation = self._annotate(point, text, distance, np.radians(angle), line, style)
+                box = self._text_box(annotation)
                 inside = (
                     self.frame.x0 < box.x0
                     and box.x1 < self.frame.x1
                     and self.frame.y0 < box.y0 < box.y1 < self.frame.y1
                 )
-                covered = sum(_overlap(box, other) for other in self.taken) + (0 if inside else 1e6)
+                covered = sum(_overlap(box, taken) for taken in self.taken) + (0 if inside else 1e6)
                 if covered < least:
-                    least, best, note = covered, note, best
-                if note is not None:
-                    note.remove()
+                    least, best, annotation = covered, annotation, best
+                if annotation is not None:
+                    annotation.remove()
                 if least == 0:
                     break
             if least == 0:
                 break
-        if best is not None and least > 0 and not must:
+        if best is not None and least > 0 and not required:
             best.remove()
         elif best is not None:
-            self.taken.append(self._words(best))
+            self.taken.append(self._text_box(best))
 
-    def _note(self, point: Point, text: str, distance: float, angle: float, line: bool, style: dict[str, Any]) -> Any:
+    def _annotate(
+        self, point: Point, text: str, distance: float, angle: float, line: bool, style: dict[str, Any]
+    ) -> Any:
         dx, dy = distance * np.cos(angle), distance * np.sin(angle)
         arrow = {"arrowstyle": "-", "color": style["color"], "lw": 1, "shrinkB": 9} if line else None
         return self.ax.annotate(
@@ -84,10 +86,10 @@ class LabelPlacer:
             **style,
         )
 
-    def _words(self, note: Annotation) -> Bbox:
-        """The box of an annotation's words, without its line."""
-        note.update_positions(self.renderer)
-        return Text.get_window_extent(note, self.renderer)
+    def _text_box(self, annotation: Annotation) -> Bbox:
+        """The box of an annotation's text, without its line."""
+        annotation.update_positions(self.renderer)
+        return Text.get_window_extent(annotation, self.renderer)
 
 
 def _overlap(a: Bbox, b: Bbox) -> float:

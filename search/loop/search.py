@@ -136,8 +136,8 @@ class Search:
         try:
             with progress_bar(self.console) as progress:
                 task = progress.add_task("search", total=self.config.budget.evaluations, note="")
-                while not self._budget_is_spent(time.monotonic() - began):
-                    rows = self.state.engine.ask(self._next_generation_size())
+                while not self._is_budget_spent(time.monotonic() - began):
+                    rows = self.state.engine.ask(self.config.budget.next_generation(self.state.asked))
                     if not len(rows):
                         return "the engine has nothing left to try"
 
@@ -242,18 +242,8 @@ class Search:
         last = self.state.history[-1]
         return f"front {last['front']:.0f}, hypervolume {last['hypervolume']:.4f}"
 
-    def _next_generation_size(self) -> int:
-        budget = self.config.budget
-        left = budget.generation if budget.evaluations is None else budget.evaluations - self.state.asked
-        return min(budget.generation, left)
-
-    def _budget_is_spent(self, seconds: float) -> bool:
-        budget = self.config.budget
-        return (
-            (budget.evaluations is not None and self.state.asked >= budget.evaluations)
-            or (budget.minutes is not None and seconds >= 60 * budget.minutes)
-            or (budget.block_executions is not None and self.state.block_executions >= budget.block_executions)
-        )
+    def _is_budget_spent(self, seconds: float) -> bool:
+        return self.config.budget.is_spent(self.state.asked, seconds, self.state.block_executions)
 
     def close(self) -> None:
         """End the workers, where there are any."""

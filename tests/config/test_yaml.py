@@ -12,7 +12,7 @@ import yaml
 from search.config.compose import compose_config, normalise_overrides
 from search.config.hints import closest_name_hint
 from search.config.prompts import read_prompts
-from search.config.settings import CONF, Config, known_keys
+from search.config.settings import CONF, Config, all_keys
 
 PARTS = sorted(p for g in ("model", "space", "engine", "objective") for p in (CONF / g).glob("*.yaml"))
 
@@ -162,7 +162,7 @@ def test_own_prompts(tmp_path: Path) -> None:
 
 
 def test_near_names() -> None:
-    keys = known_keys()
+    keys = all_keys()
     assert {"model.steps", "budget.minutes", "space.cache.granularity", "engine.population", "seed"} <= set(keys)
     assert closest_name_hint("bugdet", keys) == " Did you mean budget?"
     assert closest_name_hint("space.cache.max_orders", keys) == " Did you mean space.cache.max_order?"

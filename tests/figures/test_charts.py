@@ -113,7 +113,7 @@ def test_a_label_without_a_free_place_is_left_out_unless_it_must_be_there():
     ax = Figure(figsize=(2, 2)).add_subplot()
     labels = LabelPlacer(ax)
     labels.keep_free([(x, y) for x in np.linspace(0, 1, 20) for y in np.linspace(0, 1, 20)])
-    labels.write((0.5, 0.5), "N=3", (8, 13), must=False, color="k")
+    labels.write((0.5, 0.5), "N=3", (8, 13), required=False, color="k")
     assert len(ax.texts) == 0
     labels.write((0.5, 0.5), "N=3", (8, 13), color="k")
     assert len(ax.texts) == 1

@@ -17,7 +17,9 @@ from search import Schedule, report
 from search.export import main as export_main
 from search.figures import charts, pictures
 from search.figures.heatmap import Layout
-from search.figures.report.page import MOST, report_content, report_page
+from search.figures.report.content import report_content
+from search.figures.report.encoded_pictures import MOST
+from search.figures.report.page import report_page
 from search.loop import finish
 from search.report import main
 from search.results.result import Entry, Result

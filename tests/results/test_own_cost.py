@@ -11,7 +11,7 @@ from search.config.compose import compose_config, normalise_overrides
 from search.config.settings import Config
 from search.export import main as export
 from search.figures.charts import axis_label, pareto_png
-from search.figures.report.page import report_content
+from search.figures.report.content import report_content
 from search.objectives.base import Cost, Quality
 from search.profile.costs import Costs
 from search.results.folder import read_front

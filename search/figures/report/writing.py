@@ -1,4 +1,4 @@
-"""Write the report of a finished search from its folder."""
+"""Write the report of a finished search from its run folder."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
