@@ -1,7 +1,10 @@
 """The files of docs/examples work: an objective, a cost, a space and an engine of a user."""
 
 import sys
+from itertools import product
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -76,6 +79,31 @@ class TestPeriodSpace(SpaceContract):
         ((node, actions),) = space.decode([n - 1, 0], target)["plan"]["rules"]
         assert node == "denoiser"
         assert actions == "".join("R" if t % n else "C" for t in range(target.steps))
+
+    def test_each_row_is_found_again_by_its_actions(self, space, target):
+        for period in range(1, space.longest):
+            ((_, actions),) = space.decode([period, 1], target)["plan"]["rules"]
+            row = space.encode({"denoiser": list(actions)}, target)
+            assert space.decode(row, target) == space.decode([period, 1], target)
+        assert not space.encode({}, target).any()
+        assert space.encode({"denoiser": ["C", *["S"] * (target.steps - 1)]}, target) is None
+        assert space.encode({"attn1": ["C"] * target.steps}, target) is None
+
+    def test_the_warm_up_that_is_proposed_has_the_least_expected_drift(self, space, target):
+        steps, rng = target.steps, np.random.default_rng(0)
+        errors, weights = np.triu(rng.random((steps, steps)), 1), rng.random(steps)
+        tables = SimpleNamespace(target=target, weights=weights, reuse_errors=lambda names: errors)
+        drifts = {}
+        for period, warm_up in product(range(1, space.longest), range(4)):
+            ((_, actions),) = space.decode([period, warm_up], target)["plan"]["rules"]
+            source, drifts[period, warm_up] = 0, 0.0
+            for step, action in enumerate(actions):
+                source = step if action == "C" else source
+                drifts[period, warm_up] += weights[step] * errors[source, step]
+        rows = space.propose(tables)
+        assert [row[0] for row in rows] == list(range(1, space.longest))
+        for period, warm_up in rows:
+            assert drifts[period, warm_up] == pytest.approx(min(drifts[period, w] for w in range(4)))
 
     def test_the_period_begins_after_the_warm_up(self, space, target):
         ((_, actions),) = space.decode([2, 1], target)["plan"]["rules"]
