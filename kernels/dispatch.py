@@ -12,6 +12,7 @@ from torch import Tensor
 
 FORMS = ("reference", "compiled", "triton")
 VARIABLE = "SEARCH_KERNELS"
+Function = Callable[..., Any]
 SUMMED = (torch.float32, torch.bfloat16, torch.float16)  # in fp32 by Triton's forms; float64 is for the reference
 
 
@@ -22,20 +23,22 @@ class Kernel:
     name of the reference in the module `triton`.
     """
 
-    def __init__(self, reference: Callable, triton: str, compiled: Callable | None = None) -> None:
+    def __init__(self, reference: Function, triton: str, compiled: Function | None = None) -> None:
         self.reference, self._module, self._compiled = reference, triton, compiled
 
     @cached_property
-    def compiled(self) -> Callable:
+    def compiled(self) -> Function:
         return self._compiled or torch.compile(self.reference)
 
     @cached_property
-    def triton(self) -> Callable:
-        return getattr(import_module(self._module), self.reference.__name__)
+    def triton(self) -> Function:
+        function: Function = getattr(import_module(self._module), self.reference.__name__)
+        return function
 
-    def of(self, value: Tensor, implementation: str | None = None) -> Callable[..., Any]:
+    def of(self, value: Tensor, implementation: str | None = None) -> Function:
         """The form for a value, or the one that is asked for."""
-        return getattr(self, choose(value, implementation))
+        function: Function = getattr(self, choose(value, implementation))
+        return function
 
 
 def choose(value: Tensor, implementation: str | None = None) -> str:

@@ -43,7 +43,7 @@ def sweep(rows: Tensor, bits: Sequence[int], factors: Sequence[float], implement
 
 def bytes_moved(rows: Tensor, bits: Sequence[int], factors: Sequence[float]) -> int:
     """Rows are read once, errors are written once."""
-    return 4 * (rows.numel() + len(rows) * len(bits) * len(factors))
+    return 4 * (int(rows.numel()) + len(rows) * len(bits) * len(factors))
 
 
 def errors(rows: Tensor, bits: Sequence[int], factors: Sequence[float]) -> Tensor:

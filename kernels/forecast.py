@@ -22,7 +22,7 @@ def combine(values: Sequence[Tensor], weights: Sequence[float], implementation: 
 
 def bytes_moved(values: Sequence[Tensor]) -> int:
     """Each value is read once, the sum is written once."""
-    return (len(values) + 1) * values[0].numel() * values[0].element_size()
+    return (len(values) + 1) * int(values[0].nbytes)
 
 
 def weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -31,17 +31,20 @@ class Pairs:
     @property
     def relative(self) -> np.ndarray:
         """RMS distance [s, t] in units of the value at step t."""
-        return np.sqrt(self.squares / self.energy)
+        relative: np.ndarray = np.sqrt(self.squares / self.energy)
+        return relative
 
     @property
     def inner(self) -> np.ndarray:
         """Inner products [T, T]."""
-        return (self.energy[:, None] + self.energy - self.squares) / 2
+        products: np.ndarray = (self.energy[:, None] + self.energy - self.squares) / 2
+        return products
 
     @property
     def cosine(self) -> np.ndarray:
         """Cosines of the angles between them [T, T]."""
-        return self.inner / np.sqrt(self.energy[:, None] * self.energy)
+        cosines: np.ndarray = self.inner / np.sqrt(self.energy[:, None] * self.energy)
+        return cosines
 
 
 def pairwise(values: Tensor, band: int | None = None, l1: bool = False, implementation: str | None = None) -> Pairs:
@@ -66,7 +69,7 @@ def pairwise(values: Tensor, band: int | None = None, l1: bool = False, implemen
 
 def bytes_moved(values: Tensor) -> int:
     """Each value is read once."""
-    return values.numel() * values.element_size()
+    return int(values.nbytes)
 
 
 def tables(values: Tensor, band: int, l1: bool) -> Tables:
@@ -105,7 +108,8 @@ def _fused() -> Callable[[Tensor, bool], Tensor]:
         squares = difference.square().sum(-1)
         return torch.stack([difference.abs().sum(-1), squares] if l1 else [squares])
 
-    return torch.compile(distances)
+    compiled: Callable[[Tensor, bool], Tensor] = torch.compile(distances)
+    return compiled
 
 
 def without_origin(squares: Tensor, absolute: Tensor) -> Tables:

@@ -63,7 +63,7 @@ def run_command(name: str, arguments: list[str]) -> int:
     """Run the command `search.<name>`; returns its exit code, 2 where there is no such command."""
     known = commands()
     if name in known:
-        return importlib.import_module(f"search.{name}").main(arguments)
+        return int(importlib.import_module(f"search.{name}").main(arguments))
     from search.config.hints import closest_name_hint
 
     hint = f"There are {', '.join(known)}; options of a search are written key=value"

@@ -70,7 +70,7 @@ class DiT(Pipeline):
             near = difflib.get_close_matches(name, labels, n=3, cutoff=0.5)
             like = f"did you mean {' or '.join(near)}?" if near else f"for example {', '.join(list(labels)[:5])}"
             raise ValueError(f"{name!r} is not one of the {len(labels)} class names of model={self.name}; {like}")
-        return labels[name]
+        return int(labels[name])
 
 
 @contextmanager

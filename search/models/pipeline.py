@@ -176,7 +176,7 @@ class Pipeline(Model):
     @property
     def _factor(self) -> int:
         """Pixels to a latent, along each side."""
-        return 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
+        return int(2 ** (len(self.pipe.vae.config.block_out_channels) - 1))
 
     def _smaller(self, path: str | Path) -> Any:
         """Another pipeline with this one's text encoder and autoencoder: its denoiser alone is read."""

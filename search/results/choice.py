@@ -27,7 +27,7 @@ class Choice:
 
     @property
     def name(self) -> str:
-        return self.rows[0]["name"]
+        return str(self.rows[0]["name"])
 
     @property
     def schedule(self) -> "Schedule":

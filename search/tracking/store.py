@@ -58,7 +58,7 @@ def experiment_id(client: "MlflowClient", name: str, root: Path) -> str:
     if (experiment := client.get_experiment_by_name(name)) is None:
         location = None if _is_server(client.tracking_uri) else (_files(client.tracking_uri, root) / name).as_uri()
         try:
-            return client.create_experiment(name, artifact_location=location)
+            return str(client.create_experiment(name, artifact_location=location))
         except MlflowException:  # another search has just created it
             if (experiment := client.get_experiment_by_name(name)) is None:
                 raise

@@ -10,6 +10,7 @@ import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ def _fetch(package: str, cache: Path) -> Path:
     return folder / "package"
 
 
-def _svg(icon_set: dict, name: str) -> str | None:
+def _svg(icon_set: dict[str, Any], name: str) -> str | None:
     icon = icon_set["icons"].get(name)
     if icon is None:
         alias = icon_set.get("aliases", {}).get(name, {})
@@ -132,4 +133,6 @@ def _fit(image: Image.Image) -> np.ndarray:
     rgba = np.asarray(square).astype(np.float32) / 255
     rgba[..., :3] *= rgba[..., 3:]
     planes = [Image.fromarray(rgba[..., c]).resize((SIZE, SIZE), Image.Resampling.LANCZOS) for c in range(4)]
-    return (np.clip(np.stack([np.asarray(p) for p in planes], -1), 0, 1) * 255 + 0.5).astype(np.uint8)
+    levels = np.clip(np.stack([np.asarray(p) for p in planes], -1), 0, 1) * 255 + 0.5
+    picture: np.ndarray = levels.astype(np.uint8)
+    return picture
