@@ -1,3 +1,5 @@
+"""Cost tables against counted runs, drifts against recorded outputs, fitted latencies, thresholds of a cache."""
+
 import numpy as np
 import pytest
 import torch

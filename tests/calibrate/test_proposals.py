@@ -1,3 +1,5 @@
+"""Rows that calibration proposes: fronts of dynamic programming, minimax, tables of bits, and their combinations."""
+
 from pathlib import Path
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""search.export: which schedule is meant, where its files go, and what is printed."""
+
 import json
 import re
 import subprocess

@@ -14,10 +14,10 @@ from search.config.compose import compose_config, message_of_user_error, normali
 from search.config.settings import Config
 from search.results.folder import read_front
 from search.results.pick import pick_entries
+from search.testing.engine_contract import EvolutionContract
 from search.testing.models import tiny_folder, tiny_model
-from tests.helpers.engine_contract import EvolutionContract
+from search.testing.space_contract import SpaceContract
 from tests.helpers.repository import ROOT
-from tests.helpers.space_contract import SpaceContract
 
 CONF = ROOT / "docs" / "examples" / "my_conf"
 

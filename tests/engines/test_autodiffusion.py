@@ -8,7 +8,7 @@ import pytest
 from search.engines.autodiffusion import AutoDiffusionEngine
 from search.engines.base import EngineInputs
 from search.spaces.base import Gene
-from tests.helpers.engine_contract import EvolutionContract
+from search.testing.engine_contract import EvolutionContract
 
 STEPS, LAYERS = 8, 5
 WIDTH = 2 + LAYERS

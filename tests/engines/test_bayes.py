@@ -18,7 +18,7 @@ from search.engines.bayes import BayesEngine
 from search.engines.random import RandomEngine
 from search.pareto.domination import hypervolume
 from search.spaces.base import Gene
-from tests.helpers.engine_contract import LearningContract, continue_, genes, scores
+from search.testing.engine_contract import LearningContract, continue_, genes, scores
 from tests.helpers.repository import ROOT
 
 
@@ -137,7 +137,7 @@ def test_processes_share_a_journal(tmp_path: Path) -> None:
 import sys
 import numpy as np
 import search
-from tests.helpers.engine_contract import continue_, genes
+from search.testing.engine_contract import continue_, genes
 from search.engines.base import Start
 from search.engines.bayes import BayesEngine
 start = Start(genes((3, 2, 4, 5, 2, 3)), 2, np.random.default_rng(int(sys.argv[2])))

@@ -9,7 +9,7 @@ from pymoo.operators.mutation.bitflip import BitflipMutation
 
 from search.engines.base import EngineInputs
 from search.engines.ecad import EcadEngine, Flip, _Genes
-from tests.helpers.engine_contract import EvolutionContract, continue_, genes, scores
+from search.testing.engine_contract import EvolutionContract, continue_, genes, scores
 
 BITS = 200
 

@@ -9,7 +9,7 @@ import pytest
 from search.engines.base import Engine, EngineInputs
 from search.engines.exhaustive import ExhaustiveEngine
 from search.pareto.domination import non_dominated
-from tests.helpers.engine_contract import EngineContract, genes, scores
+from search.testing.engine_contract import EngineContract, genes, scores
 
 
 class TestExhaustive(EngineContract):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from search.engines.base import Engine, EngineInputs
 from search.engines.milp import MilpEngine, milp_rows
 from search.profile.tables import GeneTable
-from tests.helpers.engine_contract import EngineContract, genes
+from search.testing.engine_contract import EngineContract, genes
 
 
 def some_table(levels: Sequence[int], costs: int = 2, vectors: bool = True, seed: int = 3) -> GeneTable:

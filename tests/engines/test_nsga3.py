@@ -11,7 +11,7 @@ from search.engines.base import Engine, EngineInputs
 from search.engines.nsga2 import Nsga2Engine
 from search.engines.nsga3 import Nsga3Engine, directions
 from search.pareto.domination import hypervolume
-from tests.helpers.engine_contract import EngineContract, EvolutionContract, continue_, genes, scores
+from search.testing.engine_contract import EngineContract, EvolutionContract, continue_, genes, scores
 
 
 class TestNsga3(EvolutionContract):

@@ -1,3 +1,5 @@
+"""Shortest paths with a given number of steps, against brute force."""
+
 import itertools
 
 import numpy as np

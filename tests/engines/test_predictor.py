@@ -10,7 +10,7 @@ from search.engines.base import Engine, EngineInputs
 from search.engines.nsga2 import Nsga2Engine
 from search.engines.predictor import CHECKED, PredictorEngine, Surrogate
 from search.pareto.domination import hypervolume
-from tests.helpers.engine_contract import EngineContract, genes
+from search.testing.engine_contract import EngineContract, genes
 
 GENES, LEVELS = 32, 4
 

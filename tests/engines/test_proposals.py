@@ -7,7 +7,7 @@ import pytest
 
 from search.engines.base import Engine, EngineInputs
 from search.engines.proposals import ProposalEngine
-from tests.helpers.engine_contract import EngineContract, genes, some_seeds
+from search.testing.engine_contract import EngineContract, genes, some_seeds
 
 
 def with_rows(rows: object, seeds: object = ((0, 0, 0),), name: str = "dp") -> EngineInputs:

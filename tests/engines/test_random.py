@@ -7,7 +7,7 @@ import pytest
 
 from search.engines.base import EngineInputs
 from search.engines.random import RandomEngine, count_on, draw
-from tests.helpers.engine_contract import EngineContract, genes
+from search.testing.engine_contract import EngineContract, genes
 
 
 class TestRandom(EngineContract):

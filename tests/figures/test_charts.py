@@ -1,3 +1,5 @@
+"""Charts, heat maps and grids of pictures: what they show, and that labels can be read."""
+
 import copy
 import dataclasses
 import io

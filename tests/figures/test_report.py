@@ -1,3 +1,5 @@
+"""The report's page and its data: every schedule, plan and picture, names as text only, one file."""
+
 import base64
 import copy
 import dataclasses

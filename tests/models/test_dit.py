@@ -1,3 +1,5 @@
+"""DiT: names of classes in place of prompts, guidance away from no class, and the bundled model."""
+
 import pytest
 import torch
 from diffusers import DiTPipeline
@@ -6,9 +8,10 @@ from search.config.prompts import read_prompts
 from search.models.dit import DiT
 from search.models.training.emoji import CONCEPTS, caption
 from search.profile.bundled import bundled_model
+from search.testing.model_contract import ModelContract
 from search.testing.models import saved, tiny_family
 from search.testing.pipelines import dit
-from tests.helpers.model_contract import ModelContract, bundled_loops_agree, bundled_size
+from tests.helpers.bundled_models import bundled_loops_agree, bundled_size
 
 
 class TestDiT(ModelContract):

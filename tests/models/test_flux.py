@@ -1,3 +1,5 @@
+"""Flux: guidance as an input, grids shifted by the number of tokens, and the bundled model."""
+
 import math
 from functools import cache
 from pathlib import Path
@@ -10,9 +12,10 @@ from diffusers import FluxPipeline
 from search.models.flux import Flux
 from search.profile.bundled import bundled_model
 from search.spaces.guidance import GuidanceSpace
+from search.testing.model_contract import ModelContract
 from search.testing.models import saved, tiny_family
 from search.testing.pipelines import flux
-from tests.helpers.model_contract import ModelContract, bundled_loops_agree, bundled_size
+from tests.helpers.bundled_models import bundled_loops_agree, bundled_size
 
 
 class TestFlux(ModelContract):

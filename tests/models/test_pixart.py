@@ -1,9 +1,12 @@
+"""PixArt: the adapter, the bundled model, and the small one beside it."""
+
 from diffusers import PixArtAlphaPipeline
 
 from search.models.pixart import PixArt
 from search.profile.bundled import bundled_model
+from search.testing.model_contract import ModelContract
 from search.testing.models import tiny_folder
-from tests.helpers.model_contract import ModelContract, bundled_loops_agree, bundled_size
+from tests.helpers.bundled_models import bundled_loops_agree, bundled_size
 
 EMOJI = ["red apple, 3d style, white background", "cat face, flat style, blue background"]
 

@@ -1,3 +1,5 @@
+"""Stable Diffusion 3: the adapter, and grids shifted by the number of tokens."""
+
 import math
 from functools import cache
 from pathlib import Path
@@ -6,9 +8,9 @@ from tempfile import mkdtemp
 import pytest
 
 from search.models.sd3 import StableDiffusion3
+from search.testing.model_contract import ModelContract
 from search.testing.models import saved, tiny_family
 from search.testing.pipelines import stable_diffusion_3
-from tests.helpers.model_contract import ModelContract
 
 
 class TestStableDiffusion3(ModelContract):

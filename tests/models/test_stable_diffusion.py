@@ -1,12 +1,15 @@
+"""Stable Diffusion and SDXL: sizes as a condition, decoding in float16, schedulers, and the bundled model."""
+
 import pytest
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
 
 from search.models.stable_diffusion import StableDiffusion
 from search.profile.bundled import bundled_model
+from search.testing.model_contract import ModelContract
 from search.testing.models import saved, tiny_family
 from search.testing.pipelines import stable_diffusion
-from tests.helpers.model_contract import ModelContract, bundled_loops_agree, bundled_size
+from tests.helpers.bundled_models import bundled_loops_agree, bundled_size
 
 
 class TestStableDiffusion(ModelContract):

@@ -1,3 +1,5 @@
+"""Training of the bundled PixArt: resuming, the moving average, captions and their vocabulary."""
+
 import dataclasses
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Wan: frames of videos, guidance in two calls, and what is refused."""
+
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -8,9 +10,9 @@ import torch
 from search.calibrate.drifts import record_drifts
 from search.spaces.guidance import GuidanceSpace
 from search.testing.denoisers import wan as wan_transformer
+from search.testing.model_contract import SEEDS, ModelContract
 from search.testing.models import saved, tiny_family
 from search.testing.pipelines import wan
-from tests.helpers.model_contract import SEEDS, ModelContract
 
 
 class TestWan(ModelContract):

@@ -3,6 +3,7 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from search.objectives.reward import Preference
 from search.pareto.intervals import bootstrap_interval
 from search.profile.bundled import bundled_model
 from search.profile.costs import Costs
+from search.testing import QualityContract
 from search.testing.pipelines import tokenizer
 
 COSTS = Costs(6, {}, 1, {})
@@ -143,6 +145,14 @@ def test_a_reward_with_two_towers_is_the_logit(tiny_clip, pictures):
     own = Preference(str(tiny_clip), floor=-3.0)
     assert own.score(pictures, prompts).tolist() == pytest.approx(logits.tolist(), abs=1e-4)
     assert own.worst(COSTS) == -3.0 and own.minimised(2.0) == -2.0
+
+
+class TestPreference(QualityContract):
+    prompts: ClassVar[list[str]] = ["red apple", "blue boat", "flat style", "3d boat", "red"]
+
+    @pytest.fixture
+    def objective(self, tiny_clip: Path) -> Preference:
+        return Preference(str(tiny_clip), floor=-100.0)
 
 
 def test_a_reward_with_a_head_is_the_probability_of_its_last_column(tmp_path, pictures):

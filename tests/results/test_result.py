@@ -1,3 +1,5 @@
+"""The folder of a search: what is saved is loaded, names of files, the axes, the recommended entry."""
+
 import dataclasses
 import json
 import os

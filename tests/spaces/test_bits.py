@@ -8,7 +8,7 @@ from search.profile.target import Target
 from search.schedule.model.nodes import Tree
 from search.spaces.bits import TIME, BitsSpace
 from search.testing.models import tiny_model
-from tests.helpers.space_contract import SpaceContract
+from search.testing.space_contract import SpaceContract
 
 
 class TestDefault(SpaceContract):

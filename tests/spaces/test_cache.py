@@ -1,3 +1,5 @@
+"""The cache space: genes by interval, component, block and step, forecasts, encoding, published rules."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +11,7 @@ from search.profile.target import Target
 from search.schedule.model.nodes import ROOT, Tree
 from search.spaces.cache import STEP_MASKS, CacheSpace
 from search.testing.models import tiny_family, tiny_model
-from tests.helpers.space_contract import SpaceContract
+from search.testing.space_contract import SpaceContract
 
 
 class TestInterval(SpaceContract):
@@ -38,8 +40,8 @@ class TestStep(SpaceContract):
 
 @pytest.mark.slow
 class TestUNetByInterval(SpaceContract):
-    @pytest.fixture(scope="class")
-    def model(self):
+    @staticmethod
+    def make_model():
         return tiny_family("sd", steps=6)
 
     @pytest.fixture
@@ -61,8 +63,8 @@ class TestUNetByBlock(TestUNetByInterval):
 
 @pytest.mark.slow
 class TestFluxByInterval(SpaceContract):
-    @pytest.fixture(scope="class")
-    def model(self):
+    @staticmethod
+    def make_model():
         return tiny_family("flux", steps=6)
 
     @pytest.fixture

@@ -23,16 +23,16 @@ from search.spaces.joint import JointSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.timesteps import TimestepsSpace
 from search.testing.models import tiny_family, tiny_model
+from search.testing.space_contract import SpaceContract
 from tests.helpers.denoiser_loops import TINY, pipeline, run
-from tests.helpers.space_contract import SpaceContract
 
 STEPS = 6
 ENCODER, WHOLE = 7, 8  # levels of a UNet with 6 skip connections
 
 
 class Unet(SpaceContract):
-    @pytest.fixture(scope="class")
-    def model(self):
+    @staticmethod
+    def make_model():
         return tiny_family("sd", steps=6)
 
 

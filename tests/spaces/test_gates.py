@@ -1,3 +1,5 @@
+"""The gates space: thresholds and signals as genes, its rules, and gates beside other spaces."""
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,7 @@ from search.spaces.skip import SkipSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.timesteps import TimestepsSpace
 from search.testing.models import tiny_family, tiny_model
-from tests.helpers.space_contract import SpaceContract
+from search.testing.space_contract import SpaceContract
 
 TARGET = tiny_model().target  # 3 blocks of 3 components, 6 steps
 
@@ -36,8 +38,8 @@ class TestPhase(SpaceContract):
 
 
 class TestFlux(SpaceContract):
-    @pytest.fixture(scope="class")
-    def model(self):
+    @staticmethod
+    def make_model():
         return tiny_family("flux")
 
     @pytest.fixture

@@ -1,3 +1,5 @@
+"""The guidance space: branches and scales of each step as genes, and the published rules."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +12,7 @@ from search.spaces.cache import CacheSpace
 from search.spaces.guidance import GuidanceSpace
 from search.spaces.joint import JointSpace
 from search.testing.models import tiny_family, tiny_model
-from tests.helpers.space_contract import SpaceContract
+from search.testing.space_contract import SpaceContract
 
 
 class TestAll(SpaceContract):

@@ -1,3 +1,5 @@
+"""Several spaces as one: genes side by side, decoded in order, folded to the same behaviour."""
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from search.spaces.skip import SkipSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.timesteps import TimestepsSpace
 from search.testing.models import tiny_model
-from tests.helpers.space_contract import PROMPTS, SpaceContract
+from search.testing.space_contract import PROMPTS, SpaceContract
 
 SPACES = {
     "timesteps": TimestepsSpace(),

@@ -1,10 +1,12 @@
+"""The skip space: blocks or components left out of a step."""
+
 import numpy as np
 import pytest
 
 from search import Schedule
 from search.spaces.skip import SkipSpace
 from search.testing.models import tiny_model
-from tests.helpers.space_contract import SpaceContract
+from search.testing.space_contract import SpaceContract
 
 TARGET = tiny_model().target  # 3 blocks of 3 components, 6 steps
 

@@ -1,3 +1,5 @@
+"""The solver space: order, stencil and corrector of each step, and the fitted table."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +25,7 @@ from search.spaces.cache import CacheSpace
 from search.spaces.joint import JointSpace
 from search.spaces.solver import LARGEST, SolverSpace
 from search.testing.models import tiny_model
-from tests.helpers.space_contract import PROMPTS, SpaceContract
+from search.testing.space_contract import PROMPTS, SpaceContract
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' DEIS
 

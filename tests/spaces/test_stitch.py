@@ -43,10 +43,10 @@ from search.spaces.solver import SolverSpace
 from search.spaces.stitch import StitchSpace
 from search.spaces.timesteps import TimestepsSpace
 from search.testing.models import save_tiny, tiny_model
+from search.testing.space_contract import PROMPTS, SpaceContract
 from search.tracking.notes import describe_search
 from tests.helpers.finished_search import made_result
 from tests.helpers.population import latents
-from tests.helpers.space_contract import PROMPTS, SpaceContract
 
 LARGE, SMALL = 3, 1  # blocks
 
@@ -61,8 +61,8 @@ def pair_model(**arguments: object) -> PixArt:
 
 
 class StitchContract(SpaceContract):
-    @pytest.fixture(scope="class")
-    def model(self) -> PixArt:
+    @staticmethod
+    def make_model() -> PixArt:
         return pair_model()
 
 

@@ -1,3 +1,5 @@
+"""The timesteps space: grids by training timesteps and by log-SNR."""
+
 import numpy as np
 import pytest
 from diffusers import DPMSolverMultistepScheduler
@@ -8,7 +10,7 @@ from search.schedule.noise import Noise
 from search.schedule.schedulers import public_config, scheduler_grid
 from search.spaces.timesteps import TimestepsSpace, spacings
 from search.testing.models import tiny_model
-from tests.helpers.space_contract import SpaceContract
+from search.testing.space_contract import SpaceContract
 
 TARGET = tiny_model(steps=6).target
 

@@ -1,8 +1,9 @@
-"""What every engine must do. Inherit `EngineContract` in tests/engines/test_<name>.py and set `make`."""
+"""What every engine must do. Inherit `EngineContract` and set `make`."""
 
 import copy
 import pickle
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,16 +39,18 @@ def continue_(engine: Engine, rounds: int, n: int = 7, objectives: int = 2) -> l
 
 
 class EngineContract:
-    """`make` builds the engine from a Start, as `conf/engine/<name>.yaml` with its defaults would."""
+    """`make` builds the engine from its inputs, as `conf/engine/<name>.yaml` with its defaults would."""
 
     make: Callable[[EngineInputs], Engine]
     LEVELS = (3, 2, 4, 3, 2, 4, 3, 2, 4, 1, 1, 5)
 
     def start(self, levels: Sequence[int] = LEVELS, seed: int = 0, objectives: int = 2) -> EngineInputs:
+        """What an engine begins with on genes of so many levels."""
         return EngineInputs(genes(levels), objectives, np.random.default_rng(seed), some_seeds(levels))
 
-    def engine(self, *args: object, **kwargs: object) -> Engine:
-        return type(self).make(self.start(*args, **kwargs))  # type: ignore[arg-type]
+    def engine(self, *args: Any, **kwargs: Any) -> Engine:
+        """A fresh engine; arguments are those of `start`."""
+        return type(self).make(self.start(*args, **kwargs))
 
     @pytest.mark.parametrize("n", [1, 5, 24, 100])
     def test_rows_are_int64_within_levels_and_at_most_n(self, n: int) -> None:
