@@ -85,7 +85,12 @@ class ByHand:
         scheduler = copy.deepcopy(self.pipe.scheduler)
         scheduler.set_timesteps(steps)
         sigmas = scheduler.sigmas.tolist()
-        self.places = [-math.log(s) for s in sigmas[:-1]] if self.axis == "logsnr" else list(range(steps))
+        self.places = {
+            "index": list(range(steps)),
+            "timestep": scheduler.timesteps.tolist(),
+            "sigma": sigmas[:-1],
+            "logsnr": [-math.log(s) for s in sigmas[:-1]],
+        }[self.axis]
         given = self.embeddings or pipelines.embeddings(batch)
         text, mask = given["prompt_embeds"], given["prompt_attention_mask"]
         if guidance > 1:

@@ -7,14 +7,14 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, IPNDMScheduler, UNet2DModel
+from diffusers import EulerDiscreteScheduler
 
 from search import Schedule, ScheduleError
 from search.kernels.forecast import combine
 from search.schedule.apply.forecast import newton_weights
 from search.schedule.apply.handle import Handle
-from search.schedule.model.identity import denoiser_of, fingerprint, model_part
 from search.schedule.model.nodes import ROOT, Tree
+from search.testing.models import tiny_model
 from tests.helpers import pipelines
 from tests.helpers.pixart_by_hand import ByHand
 
@@ -34,6 +34,17 @@ PLANS = {
     "forecast block": [["transformer_blocks.2", "CCF1CCF3"]],
     "forecast stack": [["transformer_blocks", "CCF1CF2R"]],
     "forecast denoiser": [["denoiser", "CCF1CF2F1"]],
+    "forecast orders": [["transformer_blocks.*:attn2", "CC F1*2 C F1"], ["transformer_blocks.1:ff", "CCC F2 C F3"]],
+    "forecast and skip a block": [["transformer_blocks.1", "CRSCRF1"], ["transformer_blocks.0", "CSCSCC"]],
+    "forecast and skip the stack": [["transformer_blocks", "CRCF1CS"]],
+    "forecast above components": [["denoiser", "CRCF1CF2"], ["transformer_blocks.*:ff", "CCRCRC"]],
+    "skip": [["transformer_blocks.*:attn1", "CRRCRR"], ["transformer_blocks.[0,2]:ff", "CSCSCS"]],
+    "all levels": [
+        ["denoiser", "CCRCCC"],
+        ["transformer_blocks", "CCCRCC"],
+        ["transformer_blocks.2", "CCCCRC"],
+        ["transformer_blocks.*:*", "CRCCCR"],
+    ],
 }
 
 
@@ -60,6 +71,18 @@ def test_the_stock_pipeline_does_what_a_loop_by_hand_does(name, guidance, axis):
         tokens = [t for t in schedule.plan.tokens[node] if t != "-"]
         assert actions == {t: tokens.count(t) for t in set(tokens)}
         assert actions.get("C", 0) == counts[node]
+
+
+@pytest.mark.parametrize("axis", ["timestep", "sigma", "logsnr"])
+def test_forecasts_stand_on_the_true_places(axis):
+    pipe, rules = pipelines.pixart(), [["transformer_blocks.*:ff", "CCF1CF2C"]]
+    schedule = pipelines.schedule(pipe, rules, axis=axis)
+    expected = ByHand(pipe, schedule.plan.tokens, axis)()
+    with schedule.apply(pipe):
+        found = pipelines.run(pipe)
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+    with pipelines.schedule(pipe, rules, axis="index").apply(pipe):
+        assert not torch.equal(pipelines.run(pipe), found)
 
 
 def test_random_plans_do_what_a_loop_by_hand_does():
@@ -111,15 +134,23 @@ def test_off_is_bit_exact_at_any_number_of_steps():
     assert Schedule.off(pipe).steps is None
 
 
+def attributes(denoiser: torch.nn.Module) -> dict[str, tuple]:
+    """Names of the attributes of every module, and the function that is its forward."""
+    modules = denoiser.named_modules()
+    return {name: (set(module.__dict__), getattr(module.forward, "__func__", None)) for name, module in modules}
+
+
 @pytest.mark.parametrize("name", PLANS)
 def test_remove_is_bit_exact_and_leaves_nothing(name):
     pipe = pipelines.pixart()
     scheduler, config, before = pipe.scheduler, dict(pipe.config), pipelines.run(pipe)
-    state = copy.deepcopy(scheduler.__dict__)
+    state, untouched = copy.deepcopy(scheduler.__dict__), attributes(pipe.transformer)
     handle = pipelines.schedule(pipe, PLANS[name]).apply(pipe)
+    assert attributes(pipe.transformer) != untouched
     pipelines.run(pipe)
     handle.remove()
     handle.remove()  # twice is once
+    assert attributes(pipe.transformer) == untouched
     assert pipelines.traces(pipe.transformer) == []
     assert pipe.scheduler is scheduler and dict(pipe.config) == config
     assert scheduler.__dict__.keys() == state.keys()
@@ -178,6 +209,58 @@ def test_runs_of_other_batch_resolution_and_guidance_do_not_meet():
         for arguments, expected in zip(calls, alone, strict=True):
             assert torch.equal(pipelines.run(pipe, **arguments), expected)
         assert handle.stats()["runs"] == len(calls) and handle.memory.now == 0
+
+
+def test_two_calls_per_step_are_two_branches_with_values_of_their_own():
+    """Pipelines that call the denoiser once per CFG branch must get what the batched call gives."""
+    model = tiny_model()
+    rules = [["transformer_blocks.*:*", "CRCRCR"], ["denoiser", "CCCCRC"]]
+    conditions, noise = model.encode(["red apple", "blue boat"]), model.noise([0, 1])
+    texts, masks = (conditions[f"encoder_{name}"].chunk(2) for name in ("hidden_states", "attention_mask"))
+    with Schedule.from_dict(model.target.schedule({"plan": {"rules": rules}})).apply(model.pipe) as handle:
+        batched = model.sample(conditions, noise)
+        scheduler = model.pipe.scheduler
+        scheduler.set_timesteps(6)
+        latents = noise * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            empty, conditioned = (
+                model.denoiser(
+                    latents,
+                    encoder_hidden_states=text,
+                    encoder_attention_mask=mask,
+                    timestep=t.expand(2),
+                    added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+                    return_dict=False,
+                )[0]
+                for text, mask in zip(texts, masks, strict=True)
+            )
+            latents = scheduler.step(empty + 4.0 * (conditioned - empty), t, latents, return_dict=False)[0]
+        assert torch.allclose(latents, batched, atol=1e-5)
+        assert handle.stats()["denoiser_calls"] == 6 + 12
+
+
+def test_stats_are_of_all_runs_together():
+    pipe = pipelines.pixart()
+    rules = [["transformer_blocks.*:attn1", "CRRCRR"], ["transformer_blocks.1", "CCSCCC"], ["denoiser", "C*5 R"]]
+    with pipelines.schedule(pipe, rules).apply(pipe) as handle:
+        pipelines.run(pipe)
+        pipelines.run(pipe)
+        stats = handle.stats()
+    assert stats["runs"] == 2 and stats["denoiser_calls"] == 12
+    assert stats["nodes"]["denoiser"] == {"C": 10, "R": 2}
+    assert stats["nodes"]["transformer_blocks.1"] == {"C": 8, "S": 2}
+    assert stats["nodes"]["transformer_blocks.1:attn1"] == {"C": 4, "R": 4}
+    assert stats["block_executions"] == 2 * (5 * 3 - 1)
+
+
+def test_a_user_scheduler_of_another_class_is_given_back():
+    model, mine = tiny_model(), EulerDiscreteScheduler()
+    made = Schedule.from_dict(model.target.schedule({"plan": {"rules": [["transformer_blocks.*:*", "CRCRCR"]]}}))
+    model.pipe.scheduler = mine
+    with made.apply(model.pipe):
+        assert type(model.pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"  # the schedule's own
+        model.stock(["red apple"], [0], output_type="latent")
+    assert model.pipe.scheduler is mine
 
 
 # Hooks
@@ -282,6 +365,16 @@ def test_peak_bytes_are_those_of_a_count_by_hand(rules, values):
         assert handle.stats()["peak_bytes"] == values * one
 
 
+def test_values_are_freed_after_their_last_reader():
+    pipe, seen = pipelines.pixart(), []
+    with pipelines.schedule(pipe, [["transformer_blocks.*:ff", "CRCCRC"]]).apply(pipe) as handle:
+        pipelines.run(pipe, batch=1, callback=lambda *_: seen.append(handle.memory.now), callback_steps=1)
+    size = 3 * 2 * 16 * 16 * 4  # blocks x CFG halves x tokens x width x bytes
+    # kept after step 0, read and freed at 1, not kept at 2 (computed anew at 3), kept at 3, freed at 4
+    assert seen == [size, 0, 0, size, 0, 0]
+    assert handle.memory.peak == size
+
+
 def test_the_denoisers_value_counts_its_own_shape():
     pipe = pipelines.pixart()
     with pipelines.schedule(pipe, [["denoiser", "CRCRCR"]]).apply(pipe) as handle:
@@ -308,6 +401,7 @@ def test_kept_tensors_are_really_freed():
 def test_order_one_is_the_straight_line_on_uneven_places():
     a, b = newton_weights([0.3, 1.7], 2.2)
     assert a == pytest.approx(-(2.2 - 1.7) / (1.7 - 0.3)) and b == pytest.approx((2.2 - 0.3) / (1.7 - 0.3))
+    assert newton_weights([2.0, 4.0], 5.0) == pytest.approx([-0.5, 1.5])
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5, 9])
@@ -335,196 +429,5 @@ def test_forecasts_keep_the_dtype_and_accumulate_in_fp32():
 
 
 def test_equal_places_are_refused():
-    with pytest.raises(ScheduleError, match=r"equal places \[1.0, 1.0\]; use axis 'index'"):
+    with pytest.raises(ScheduleError, match=r"puts computed steps at equal places \[1.0, 1.0\]; use axis 'index'"):
         newton_weights([1.0, 1.0], 2.0)
-
-
-# Refusals
-
-
-def test_a_changed_batch_in_mid_run_is_refused():
-    pipe = pipelines.pixart()
-    embeddings, empty = pipelines.embeddings(2), pipelines.embeddings(1)
-    with torch.no_grad(), pipelines.schedule(pipe, [["transformer_blocks.1:ff", "CRCRCR"]]).apply(pipe) as handle:
-        pipe.scheduler.set_timesteps(6)
-        latents = torch.randn(2, 4, 8, 8)
-
-        def call(x, given):
-            return pipe.transformer(
-                x,
-                encoder_hidden_states=given["prompt_embeds"],
-                timestep=torch.tensor([500]).expand(len(x)),
-                return_dict=False,
-            )[0]
-
-        out = call(latents, embeddings)
-        pipe.scheduler.step(out.chunk(2, 1)[0], pipe.scheduler.timesteps[0], latents)
-        with pytest.raises(
-            ScheduleError, match=r"input changed from .*\(2, 4, 8, 8\).* to .*\(1, 4, 8, 8\).* at step 1"
-        ):
-            call(latents[:1], empty)
-        assert handle.stats()["denoiser_calls"] == 1
-    with torch.no_grad(), pipelines.schedule(pipe, [["transformer_blocks.1:ff", "CRCRCR"]]).apply(pipe):
-        pipe.scheduler.set_timesteps(6)
-        out = call(latents, embeddings)
-        pipe.scheduler.step(out.chunk(2, 1)[0], pipe.scheduler.timesteps[0], latents)
-        call(latents, embeddings)
-        with pytest.raises(ScheduleError, match="input changed from None"):  # a second branch appears
-            call(latents, embeddings)
-
-
-def test_a_branch_that_computed_nothing_reads_nothing():
-    from search.schedule.apply.clock import Clock
-    from search.schedule.apply.stores import MemoryMeter, Store
-    from search.schedule.plan.plan import Plan
-
-    plan = Plan.resolve([(ROOT, "CR")], Tree("PixArtTransformer2DModel", {"transformer_blocks": 1}), 2)
-    store = Store(ROOT, plan, MemoryMeter())
-    with pytest.raises(ScheduleError, match="denoiser reads 1 value.* at step 1, but this CFG branch computed 0"):
-        store.read(1, 1, Clock())
-
-
-def test_a_node_called_twice_in_one_call_is_refused():
-    pipe = pipelines.pixart()
-    with pipelines.schedule(pipe, [["transformer_blocks.1:ff", "CRCRCR"]]).apply(pipe):
-        pipe.transformer.transformer_blocks[1].set_chunk_feed_forward(8, 1)
-        with pytest.raises(
-            ScheduleError, match="transformer_blocks.1:ff was called twice in one denoiser call at step 0"
-        ):
-            pipelines.run(pipe)
-
-
-def test_another_number_of_steps_is_refused():
-    pipe = pipelines.pixart()
-    with pipelines.schedule(pipe, [["denoiser", "CRCRCR"]]).apply(pipe):
-        with pytest.raises(
-            ScheduleError, match="this schedule has 6 steps, but the pipeline runs 8; call it with num_inf"
-        ):
-            pipelines.run(pipe, steps=8)
-        pipelines.run(pipe)
-
-
-def test_calls_outside_of_a_run_are_refused():
-    pipe = pipelines.pixart()
-    given = {"encoder_hidden_states": torch.zeros(1, 5, pipelines.CAPTION), "timestep": torch.tensor([5])}
-    with torch.no_grad(), Schedule.off(pipe).apply(pipe):
-        with pytest.raises(ScheduleError, match="the denoiser was called outside of a run"):
-            pipe.transformer(torch.zeros(1, 4, 8, 8), **given)
-        with pytest.raises(ScheduleError, match="scheduler.step was called more often than there are steps"):
-            pipe.scheduler.step(torch.zeros(1, 4, 8, 8), 5, torch.zeros(1, 4, 8, 8))
-        pipelines.run(pipe)
-        with pytest.raises(ScheduleError, match="called outside of a run"):
-            pipe.transformer(torch.zeros(1, 4, 8, 8), **given)
-
-
-def test_partial_runs_are_refused():
-    pipe = pipelines.pixart()
-    given = {"encoder_hidden_states": torch.zeros(1, 5, pipelines.CAPTION), "timestep": torch.tensor([5])}
-    with torch.no_grad(), pipelines.schedule(pipe, [["denoiser", "CRCRCR"]]).apply(pipe):
-        pipe.scheduler.set_timesteps(6)
-        pipe.scheduler.set_begin_index(3)
-        with pytest.raises(ScheduleError, match="the run starts at step 3; a schedule applies to whole runs"):
-            pipe.transformer(torch.zeros(1, 4, 8, 8), **given)
-    pipe.scheduler = DDIMScheduler()  # knows no begin index
-    with torch.no_grad(), pipelines.schedule(pipe, [["denoiser", "CRCRCR"]]).apply(pipe):
-        pipe.scheduler.set_timesteps(6)
-        x = torch.zeros(1, 4, 8, 8)
-        out = pipe.transformer(x, **given).sample[:, :4]
-        with pytest.raises(ScheduleError, match="the run starts at timestep 498 instead of 830; a schedule applies to"):
-            pipe.scheduler.step(out, pipe.scheduler.timesteps[2], x)
-
-
-def test_a_swapped_scheduler_is_refused_and_kept():
-    pipe = pipelines.pixart()
-    swapped = EulerDiscreteScheduler()
-    with pipelines.schedule(pipe, [["denoiser", "CRCRCR"]]).apply(pipe):
-        pipe.scheduler = swapped
-        with pytest.raises(ScheduleError, match="scheduler was replaced by EulerDiscreteScheduler after the schedule"):
-            pipelines.run(pipe)
-    assert pipe.scheduler is swapped  # the user's choice stays
-    pipelines.run(pipe)
-
-
-def test_a_second_schedule_is_refused():
-    pipe = pipelines.pixart()
-    with Schedule.off(pipe).apply(pipe), pytest.raises(ScheduleError, match="already applied .*call .remove"):
-        Schedule.off(pipe).apply(pipe)
-    with Schedule.off(pipe).apply(pipe):
-        pipelines.run(pipe)
-
-
-def test_copies_are_refused():
-    pipe = pipelines.pixart()
-    with pipelines.schedule(pipe, [["transformer_blocks.*:ff", "CRCRCR"]]).apply(pipe):
-        before = pipelines.run(pipe)
-        for part in (pipe.scheduler, pipe.transformer, pipe.transformer.transformer_blocks[1], pipe):
-            with pytest.raises(ScheduleError, match="a schedule is applied here; remove it before copying"):
-                copy.deepcopy(part)
-        assert torch.equal(pipelines.run(pipe), before)
-    clean = copy.deepcopy(pipe.transformer)
-    assert pipelines.traces(clean) == []
-
-
-def test_a_failed_apply_leaves_nothing():
-    pipe = pipelines.pixart()
-    before, scheduler = pipelines.run(pipe), pipe.scheduler
-
-    def broken(forward):
-        raise Broken
-
-    with pytest.raises(Broken):
-        pipelines.schedule(pipe, [["transformer_blocks.*:ff", "CRCRCR"]]).apply(pipe, compile=broken)
-    assert pipelines.traces(pipe.transformer) == [] and pipe.scheduler is scheduler
-    assert torch.equal(pipelines.run(pipe), before)
-
-
-def test_other_models_are_refused():
-    pipe, other, dit = pipelines.pixart(), pipelines.pixart(blocks=2), pipelines.dit()
-    schedule = pipelines.schedule(pipe, [["denoiser", "CRCRCR"]])
-    with pytest.raises(ScheduleError, match="model.class is 'PixArt.*', but the pipeline's denoiser is a DiT"):
-        schedule.apply(dit)
-    with pytest.raises(ScheduleError, match=r"model.stacks is {'transformer_blocks': 3}, but this .* has .*: 2}"):
-        schedule.apply(other)
-    larger = pipelines.pixart(sample_size=16)
-    with pytest.raises(ScheduleError, match=r"model.fingerprint is '\w{16}', but this denoiser's is .*strict=False"):
-        schedule.apply(larger)
-    with schedule.apply(larger, strict=False):
-        pipelines.run(larger)
-
-
-def test_pipelines_without_a_known_denoiser_are_refused():
-    class Nothing:
-        pass
-
-    with pytest.raises(ScheduleError, match="Nothing has neither a transformer, a unet nor a denoiser"):
-        denoiser_of(Nothing())
-    with pytest.raises(ScheduleError, match="model.class 'UNet2DModel' has no node contract; known: DiT"):
-        Tree.of(
-            UNet2DModel(
-                block_out_channels=(4,),
-                down_block_types=("DownBlock2D",),
-                up_block_types=("UpBlock2D",),
-                norm_num_groups=2,
-            )
-        )
-
-
-def test_a_contract_that_a_model_breaks_is_named():
-    pipe = pipelines.pixart(cross_attention_dim=None, caption_channels=None)
-    with pytest.raises(ScheduleError, match="has no transformer_blocks.0:attn2: BasicTransformerBlock lacks 'attn2'"):
-        model_part(pipe.transformer)
-
-
-def test_an_axis_that_the_scheduler_cannot_give_is_refused():
-    pipe = pipelines.pixart(scheduler=IPNDMScheduler())
-    refused = pytest.raises(ScheduleError, match="plan.axis .logsnr.: IPNDMScheduler has no sigmas; use .index.")
-    with pipelines.schedule(pipe, [["denoiser", "CCF1CCC"]], axis="logsnr").apply(pipe), refused:
-        pipelines.run(pipe)
-
-
-def test_the_fingerprint_is_of_the_architecture_alone():
-    a, b = pipelines.pixart(), pipelines.pixart()
-    torch.nn.init.zeros_(b.transformer.proj_out.weight)
-    b.transformer.register_to_config(_name_or_path="/somewhere/else")
-    assert fingerprint(a.transformer) == fingerprint(b.transformer)
-    assert fingerprint(a.transformer) != fingerprint(pipelines.pixart(sample_size=16).transformer)

@@ -516,5 +516,7 @@ def test_b33_other_caches_are_refused(pipe):
         applied(pipe)
     fresh = pipelines.pixart()
     fresh.transformer.is_cache_enabled = True
-    with pytest.raises(ScheduleError, match="another cache is enabled on this denoiser"):
+    with pytest.raises(
+        ScheduleError, match=r"another cache is enabled on this denoiser.*; call disable_cache\(\) first"
+    ):
         applied(fresh)
