@@ -41,8 +41,8 @@ def config_for_schedule(schedule: Schedule, overrides: Sequence[str] = ()) -> Co
         raise ValueError("the schedule does not say which model it is for; type model=<name>, as for a search")
     if "model" not in typed:
         overrides.append(f"model={name}")
-    call = schedule.made.get("call") if searched_model in (None, name) else None
-    for argument, value in (call if isinstance(call, dict) else {}).items():
+    call = schedule.call if searched_model in (None, name) else {}
+    for argument, value in call.items():
         key = f"model.{CALL.get(argument)}"
         if argument in CALL and key not in typed and type(value) in (int, float):
             overrides.append(f"++{key}={value}")

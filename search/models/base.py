@@ -37,7 +37,7 @@ class Model(ABC):
     def apply(self, schedule: Schedule, **options: Any) -> Handle:
         """A schedule at work on this pipeline, with the other denoisers that it may name; `options` are `Handle`'s."""
         given = {"corrections": schedule.corrections, "models": self.others, **options}
-        return Handle(schedule._document, self.pipe, **given)
+        return Handle(schedule.document, self.pipe, **given)
 
     def costs(self) -> Costs:
         """Cost tables of the denoiser, and of the others as they run in its place."""

@@ -24,5 +24,5 @@ def usage_snippet(file: str, models: Mapping[str, Mapping[str, Any]] | None = No
         *loading,
         f"schedule = Schedule.load({json.dumps(file, ensure_ascii=False)})",
         f"handle = schedule.apply({apply_arguments(models or {})})",
-        'image = pipe("a prompt", **schedule.made["call"]).images[0]',
+        'image = pipe("a prompt", **schedule.call).images[0]',
     ]

@@ -35,8 +35,8 @@ class Schedule:
 
     def __init__(self, document: Document, corrections: Corrections | None = None) -> None:
         """`corrections` is the tensors file that the document's part of that name means."""
-        self._document = document
-        self._corrections = corrections if document.corrections else None
+        self.document = document
+        self.corrections_file = corrections if document.corrections else None
 
     @classmethod
     def load(cls, path: str | Path) -> "Schedule":
@@ -65,8 +65,8 @@ class Schedule:
 
     def to_dict(self) -> dict[str, Any]:
         """The file's content: canonical rules, with digest."""
-        data = self._document.model_dump(by_alias=True, exclude_none=True, mode="json")
-        normal = self._document.normal()
+        data = self.document.model_dump(by_alias=True, exclude_none=True, mode="json")
+        normal = self.document.normal()
         data |= normal
         for name in ("plan", "gates", "start"):
             if name not in normal:
@@ -77,10 +77,10 @@ class Schedule:
     def save(self, path: str | Path) -> Path:
         """Write the file, whole or not at all; corrections go into a .safetensors file beside it."""
         path = Path(path)
-        if self._document.corrections:
-            if self._corrections is None:
+        if self.document.corrections:
+            if self.corrections_file is None:
                 raise ScheduleError(f"{path}: this schedule's corrections were not read, so they cannot be saved")
-            _write(tensors_path(path), self._corrections.data)
+            _write(tensors_path(path), self.corrections_file.data)
         _write(path, (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode())
         return path
 
@@ -102,45 +102,45 @@ class Schedule:
         brings the other denoisers that the schedule names: `apply(pipe, models={"S": small_pipe})`, a pipeline or a
         denoiser.
         """
-        return Handle(self._document, pipe, strict, compile, bits=bits, corrections=self.corrections, models=models)
+        return Handle(self.document, pipe, strict, compile, bits=bits, corrections=self.corrections, models=models)
 
     @cached_property
     def digest(self) -> str:
         """`sha256:…` of the normal form: schedules of equal behaviour have equal digests."""
-        return document_digest(self._document)
+        return document_digest(self.document)
 
     @property
     def steps(self) -> int | None:
         """Denoiser evaluation slots per run; None where any number will do."""
-        return self._document.steps
+        return self.document.steps
 
     @property
     def sampler(self) -> dict[str, Any] | None:
         """The sampler part as in the file; None where the pipeline's own sampler runs."""
-        part = self._document.sampler
+        part = self.document.sampler
         return part.model_dump(by_alias=True, exclude_none=True) if part else None
 
     @property
     def guidance(self) -> GuidancePart | None:
         """Guidance per step; None where the pipeline's own is used."""
-        return self._document.guidance
+        return self.document.guidance
 
     @property
     def models(self) -> ModelsPart | None:
         """Which denoiser runs at each step; None where it is the pipeline's own throughout."""
-        part = self._document.models
+        part = self.document.models
         return None if part is None or part.is_off else part
 
     @property
     def bits(self) -> Mapping[str, FormatPart]:
         """Formats of the linear layers that are not at full precision, by full layer name."""
-        part = self._document.bits
+        part = self.document.bits
         return {layer: part.formats[name] for layer, name in part.layers.items()} if part else {}
 
     @property
     def corrections(self) -> Mapping[str, Affine]:
         """What corrects the reused values of each node; nothing where there are none, or they were not read."""
-        return self._corrections.nodes() if self._corrections else {}
+        return self.corrections_file.nodes() if self.corrections_file else {}
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -148,22 +148,33 @@ class Schedule:
 
     @property
     def made(self) -> dict[str, Any]:
-        return self._document.made
+        """What the file records of the search that made the schedule: model, versions, call, …; {} by default."""
+        return self.document.made
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """Arguments of the pipeline call that the schedule was searched with; {} where the file records none.
+
+        >>> Schedule.load("docs/presets/pixart/fora-n-2.json").call["num_inference_steps"]
+        20
+        """
+        call = self.made.get("call")
+        return call if isinstance(call, dict) else {}
 
     @cached_property
     def tree(self) -> Tree:
-        return self._document.model.tree()
+        return self.document.model.tree()
 
     @cached_property
     def plan(self) -> Plan:
         """Effective actions; where the schedule has no plan, everything is computed at each of its steps."""
         off = (OFF,) * (self.steps or 0)
-        return self._document.resolve() or Plan(self.tree, len(off), {n.name: off for n in self.tree})
+        return self.document.resolve() or Plan(self.tree, len(off), {n.name: off for n in self.tree})
 
     @property
     def gates(self) -> tuple[Gate, ...]:
         """Groups of blocks with actions of their own, which may be decided while the denoiser runs."""
-        return self._document.decide()
+        return self.document.decide()
 
     @cached_property
     def plan_text(self) -> str:
@@ -174,7 +185,7 @@ class Schedule:
     @cached_property
     def together(self) -> list[range]:
         """The steps that one call of the denoiser takes together (search/schedule/apply/ahead.py)."""
-        return self._document.together()
+        return self.document.together()
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Node names [N] and their effective actions `[N][T]`: C, R, F1.., S, G ask a gate, or - where not run."""
@@ -204,7 +215,7 @@ class Schedule:
         parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores")}
         rules = [list(rule) for rule in parse_notation(text, self.tree, self.steps)]
         return Schedule(
-            validate_document(parts | {"plan": parts.get("plan", {}) | {"rules": rules}}), self._corrections
+            validate_document(parts | {"plan": parts.get("plan", {}) | {"rules": rules}}), self.corrections_file
         )
 
     def with_scores(self, scores: Mapping[str, Any]) -> "Schedule":
@@ -227,7 +238,7 @@ class Schedule:
         if not tensors:
             return Schedule.from_dict(parts)
         nodes = {name.removesuffix(SCALE).removesuffix(SHIFT) for name in tensors}
-        own = self._document.corrections
+        own = self.document.corrections
         known = steps or (own.steps if own else reused_steps(self.plan))
         if unknown := sorted(nodes - set(known)):
             raise ScheduleError(
@@ -236,13 +247,13 @@ class Schedule:
             )
         corrections = Corrections.of(tensors, {name: known[name] for name in sorted(nodes)})
         if corrections.part == own:  # those that it had, now at hand
-            return Schedule(self._document, corrections)
+            return Schedule(self.document, corrections)
         return Schedule(validate_document(parts | {"corrections": corrections.part.model_dump()}), corrections)
 
     def with_sampler(self, sampler: Mapping[str, Any]) -> "Schedule":
         """The same schedule with another sampler part, and without scores."""
         parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores")}
-        return Schedule(validate_document(parts | {"sampler": dict(sampler)}), self._corrections)
+        return Schedule(validate_document(parts | {"sampler": dict(sampler)}), self.corrections_file)
 
     def with_ranges(self, ranges: Mapping[str, Sequence[Sequence[float]]]) -> "Schedule":
         """The same schedule with these ranges of its static layers' inputs, and without scores.
@@ -252,10 +263,10 @@ class Schedule:
         parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores")}
         found = {name: [list(span) for span in spans] for name, spans in ranges.items()}
         bits = parts.get("bits", {"formats": {}, "layers": {}}) | {"ranges": found}
-        return Schedule(validate_document(parts | {"bits": bits}), self._corrections)
+        return Schedule(validate_document(parts | {"bits": bits}), self.corrections_file)
 
     def _replace(self, **parts: Any) -> "Schedule":
-        return Schedule(validate_document(self.to_dict() | parts), self._corrections)
+        return Schedule(validate_document(self.to_dict() | parts), self.corrections_file)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and self.digest == other.digest

@@ -38,7 +38,7 @@ def step_keys(schedule: Schedule, prior: SolverRow | None = None) -> StepKey:
     if table or prior:
         data.pop("steps", None)
     throughout = hashlib.sha256(json.dumps([data, own], sort_keys=True).encode()).hexdigest()
-    axis, plan = schedule._document.plan.axis if schedule._document.plan else "index", schedule.plan
+    axis, plan = schedule.document.plan.axis if schedule.document.plan else "index", schedule.plan
     names = {k: part.model_dump_json() for k, part in schedule.models.names.items()} if schedule.models else {}
     keys = []
     for step, tokens in enumerate(zip(*plan.tokens.values(), strict=True)):
