@@ -15,7 +15,7 @@ from search.profile.costs import Costs
 from search.profile.count import count_costs
 from search.profile.target import Target
 from search.schedule import Schedule
-from search.schedule.apply.handle import Handle
+from search.schedule.apply.handle import Handle, apply_document
 from search.schedule.model.identity import denoiser_of
 from search.schedule.model.nodes import Tree
 
@@ -35,9 +35,12 @@ class Model(ABC):
         """The network that the schedules plan."""
 
     def apply(self, schedule: Schedule, **options: Any) -> Handle:
-        """A schedule at work on this pipeline, with the other denoisers that it may name; `options` are `Handle`'s."""
+        """Apply a schedule to this pipeline; the other denoisers that it may name are brought along.
+
+        `options` are those of `apply_document`.
+        """
         given = {"corrections": schedule.corrections, "models": self.others, **options}
-        return Handle(schedule.document, self.pipe, **given)
+        return apply_document(schedule.document, self.pipe, **given)
 
     def costs(self) -> Costs:
         """Cost tables of the denoiser, and of the others as they run in its place."""

@@ -63,12 +63,12 @@ class Document(Part):
         if self.bits:
             check_bits(self.bits)
         check_data(self.made, "made")
-        plan = self._resolved
-        if (guidance := self.guide()) and plan and is_narrow(guidance.branch):
+        plan, guidance = self.resolved_plan, self.resolved_guidance
+        if guidance and plan and is_narrow(guidance.branch):
             check_halves(plan, guidance.branch)
         if self.plan and plan and self.plan.value == "residual":
             check_residual(plan)
-        check_gates(self.decide())
+        check_gates(self.resolved_gates)
         if self.corrections:
             check_corrections(self.corrections, plan)
         if self._start() and sampler and sampler.coefficients:
@@ -91,15 +91,17 @@ class Document(Part):
         timesteps = self.sampler.timesteps if self.sampler else None
         return self.start.normal(timesteps, config.get("num_train_timesteps", 1000))
 
-    def together(self) -> list[range]:
-        """The steps that one call of the denoiser takes together; [] with gates, corrections or elided bits."""
-        plan = self._resolved
+    @property
+    def batched_steps(self) -> list[range]:
+        """The steps that one call of the denoiser runs as one batch; [] with gates, corrections or elided layers."""
+        plan = self.resolved_plan
         elided = self.bits and any(form.elided for form in self.bits.formats.values())
         if plan is None or self.plan is None or self.plan.ahead == 1 or self.gates or self.corrections or elided:
             return []
         return batched_steps(plan, self.plan.ahead, self.guidance.branch if self.guidance else None)
 
-    def guide(self) -> Guidance | None:
+    @property
+    def resolved_guidance(self) -> Guidance | None:
         """Guidance with an entry per step; None where it is the pipeline's own."""
         part = self.guidance
         if part is None or part.is_off or self.steps is None:
@@ -107,26 +109,20 @@ class Document(Part):
         weights = part.approximation(self.steps)
         return Guidance.of(self.model.tree(), self.steps, part.call, part.scale, part.branch, weights)
 
-    def resolve(self) -> Plan | None:
-        """The plan with every rule expanded; None where there is no plan and only one denoiser."""
-        return self._resolved
-
-    def decide(self) -> tuple[Gate, ...]:
-        """The gates in the order of execution, each in its simplest form; those that do nothing are left out."""
-        return self._decided
-
     @cached_property
-    def _decided(self) -> tuple[Gate, ...]:
+    def resolved_gates(self) -> tuple[Gate, ...]:
+        """The gates in the order of execution, each in its simplest form, without those that change nothing."""
         if not self.gates or self.steps is None:
             return ()
-        tree, plan, guidance = self.model.tree(), self.resolve(), self.guide()
+        tree, plan, guidance = self.model.tree(), self.resolved_plan, self.resolved_guidance
         branch = guidance.branch if guidance and is_narrow(guidance.branch) else None
         gates = [Gate.of(g, tree, plan, self.steps, branch, f"gates[{i}]") for i, g in enumerate(self.gates)]
         order = list(tree.nodes)
         return tuple(sorted((g for g in gates if not g.is_off), key=lambda g: order.index(g.blocks[0])))
 
     @cached_property
-    def _resolved(self) -> Plan | None:
+    def resolved_plan(self) -> Plan | None:
+        """The plan with every rule expanded; None where there is no plan and only one denoiser."""
         tree = self.model.tree()
         if (size := (self.steps or 0) * len(tree.nodes)) > MAX_ACTIONS:
             raise ScheduleError(
@@ -138,23 +134,22 @@ class Document(Part):
 
     def normal(self) -> dict[str, Any]:
         """The normal form: equal behaviour gives equal data. No scores, no history of how it was made."""
-        plan = self.resolve()
+        plan, gates = self.resolved_plan, self.resolved_gates
         rules = [list(rule) for rule in plan.rules()] if plan else []
         body: dict[str, Any] = {"format": FORMAT, "model": self.model.model_dump(by_alias=True, exclude_none=True)}
         if self.sampler:
             body["sampler"] = self.sampler.model_dump(by_alias=True, exclude_none=True)
         if self.steps is not None:
             body["steps"] = self.steps
-        gates = [gate.normal() for gate in self.decide()]
-        forecasts = any("F" in actions for _, actions in rules) or any(gate.forecasts for gate in self.decide())
+        forecasts = any("F" in actions for _, actions in rules) or any(gate.forecasts for gate in gates)
         axis = self.plan.axis if self.plan and forecasts else "index"
         if plan and self.plan and (rules or axis != "index"):
             value = self.plan.value if kept_whole(plan) else "out"
-            runs = self.together()
-            together = {"ahead": max(map(len, runs))} if runs else {}
-            body["plan"] = {"value": value, "axis": axis, **together, "rules": rules}
+            runs = self.batched_steps
+            ahead = {"ahead": max(map(len, runs))} if runs else {}
+            body["plan"] = {"value": value, "axis": axis, **ahead, "rules": rules}
         if gates:
-            body["gates"] = gates
+            body["gates"] = [gate.normal() for gate in gates]
         if self.guidance and not self.guidance.is_off:
             body["guidance"] = self.guidance.normal()
         if self.models and self.at:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from search.schedule.apply.corrections import SCALE, SHIFT, Affine, Corrections, reused_steps, tensors_path
-from search.schedule.apply.handle import Handle
+from search.schedule.apply.handle import Handle, apply_document
 from search.schedule.document import FORMAT, Document, document_digest
 from search.schedule.errors import ScheduleError
 from search.schedule.model.identity import denoiser_of, model_part
@@ -102,7 +102,15 @@ class Schedule:
         brings the other denoisers that the schedule names: `apply(pipe, models={"S": small_pipe})`, a pipeline or a
         denoiser.
         """
-        return Handle(self.document, pipe, strict, compile, bits=bits, corrections=self.corrections, models=models)
+        return apply_document(
+            self.document,
+            pipe,
+            strict=strict,
+            compile=compile,
+            bits=bits,
+            corrections=self.corrections,
+            models=models,
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -169,12 +177,12 @@ class Schedule:
     def plan(self) -> Plan:
         """Effective actions; where the schedule has no plan, everything is computed at each of its steps."""
         off = (OFF,) * (self.steps or 0)
-        return self.document.resolve() or Plan(self.tree, len(off), {n.name: off for n in self.tree})
+        return self.document.resolved_plan or Plan(self.tree, len(off), {n.name: off for n in self.tree})
 
     @property
     def gates(self) -> tuple[Gate, ...]:
         """Groups of blocks with actions of their own, which may be decided while the denoiser runs."""
-        return self.document.decide()
+        return self.document.resolved_gates
 
     @cached_property
     def plan_text(self) -> str:
@@ -183,9 +191,9 @@ class Schedule:
         return " | ".join([*rules, *(gate.text(self.tree) for gate in self.gates)]) or ALL_COMPUTED
 
     @cached_property
-    def together(self) -> list[range]:
-        """The steps that one call of the denoiser takes together (search/schedule/apply/ahead.py)."""
-        return self.document.together()
+    def batched_steps(self) -> list[range]:
+        """The steps that one call of the denoiser runs as one batch (search/schedule/apply/ahead.py)."""
+        return self.document.batched_steps
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Node names [N] and their effective actions `[N][T]`: C, R, F1.., S, G ask a gate, or - where not run."""

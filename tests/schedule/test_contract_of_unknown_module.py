@@ -124,7 +124,7 @@ def test_the_file_carries_the_contract(tmp_path):
     loaded = Schedule.load(made.save(tmp_path / "own.json"))
     assert loaded == made and loaded.to_dict()["model"]["contract"] == contract().to_dict()
     with loaded.apply(pipeline()) as handle:
-        assert torch.equal(run(handle._pipe()), expected)
+        assert torch.equal(run(handle.run.pipe()), expected)
 
 
 def test_a_forward_that_a_base_class_has_is_no_patch():

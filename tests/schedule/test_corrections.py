@@ -370,7 +370,7 @@ def test_no_channels_error_rises_and_the_file_does_what_was_fitted(model, correc
     plain = planned(model, PLANS[name])
     corrected = corrector.fit(plain)
     fits = {node: CorrectionFit(node, corrector.ridge) for node in reused_steps(plain.plan)}
-    with Handle(plain.document, model.pipe, corrections=fits):
+    with apply_document(plain.document, model.pipe, corrections=fits):
         fitted = model.sample(corrector.conditions, corrector.noise)
     for node, steps in reused_steps(plain.plan).items():
         assert sorted(fits[node].errors) == steps
@@ -400,11 +400,11 @@ def test_the_truth_is_what_the_node_computes(model, corrector, name):
                 truths.append(compute())
             return value
 
-    with Handle(plain.document, model.pipe, corrections={node: Spy(node, 0.0)}):
+    with apply_document(plain.document, model.pipe, corrections={node: Spy(node, 0.0)}):
         model.sample(corrector.conditions, corrector.noise)
     later = [[s, "CC" + a[2:]] for s, a in PLANS[name]]
     kept = {}
-    with Handle(planned(model, later).document, model.pipe, keep={node: 9}) as handle:
+    with apply_document(planned(model, later).document, model.pipe, keep={node: 9}) as handle:
         model.pipe.scheduler.set_timesteps(6)
         latents = model.begin(corrector.conditions, corrector.noise)
         for i, t in enumerate(model.pipe.scheduler.timesteps[:2]):

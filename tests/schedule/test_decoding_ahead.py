@@ -26,7 +26,7 @@ def propagated(pipe, actions, ahead=1, more=(), **parts):
 
 
 def together(pipe, actions, ahead, more=(), **parts):
-    return [list(steps) for steps in propagated(pipe, actions, ahead, more, **parts).together]
+    return [list(steps) for steps in propagated(pipe, actions, ahead, more, **parts).batched_steps]
 
 
 def assert_close(found, expected):
@@ -70,11 +70,11 @@ def test_a_batch_gives_what_single_steps_give(actions, more):
     with ahead.apply(pipe) as handle:
         first, second = run(pipe, STEPS), run(pipe, STEPS)
         stats = handle.stats()
-        assert handle.memory.now == 0 and not handle.ahead.ready
+        assert handle.memory.now == 0 and not handle.run.ahead.ready
     remover.remove()
     assert_close(first, expected)
     assert torch.equal(first, second)
-    batched = sum(len(steps) - 1 for steps in ahead.together)
+    batched = sum(len(steps) - 1 for steps in ahead.batched_steps)
     assert len(calls) == 2 * (counted["nodes"]["denoiser"]["C"] - batched) and batched
     assert stats["nodes"] == {n: {t: 2 * k for t, k in c.items()} for n, c in counted["nodes"].items()}
     assert stats["block_executions"] == 2 * counted["block_executions"]
@@ -126,7 +126,7 @@ def test_ahead_that_does_nothing_leaves_no_trace():
     pixart = tiny_model(steps=STEPS)
     plan = {"ahead": 4, "rules": [["transformer_blocks.*", "CRRRCRRR"]]}
     document = {"format": "schedule/1", "model": model_part(pixart.denoiser), "steps": STEPS, "plan": plan}
-    assert Schedule.from_dict(document).together == []
+    assert Schedule.from_dict(document).batched_steps == []
 
 
 @torch.no_grad()
@@ -151,7 +151,7 @@ def test_spaces_ask_for_it():
     row = alone.presets(model.target)["Faster Diffusion k=3"]
     for space, x in ((alone, row), (joint, joint.join({"depth": row}, model.target))):
         schedule = Schedule.from_dict(model.target.schedule(space.decode(x, model.target)))
-        assert [list(steps) for steps in schedule.together] == [[1, 2], [4, 5]]
+        assert [list(steps) for steps in schedule.batched_steps] == [[1, 2], [4, 5]]
     assert alone.decode([0] * 5, model.target) == {}
     with pytest.raises(ValueError, match=r"ahead is 0; give 1 to 1000 steps, for example space.depth.ahead=4"):
         DepthSpace(ahead=0)

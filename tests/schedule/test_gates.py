@@ -19,7 +19,7 @@ from search.models.base import to_schedule
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.profile.count import count_costs
-from search.schedule.apply.handle import Handle
+from search.schedule.apply.handle import apply_document
 from search.schedule.model.nodes import Tree
 from search.testing.models import tiny_model
 from tests.helpers import denoiser_loops, pipelines

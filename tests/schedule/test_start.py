@@ -107,7 +107,7 @@ def test_no_noise_is_held_between_runs():
     with schedule(pipe, inject(), steps=STEPS).apply(pipe) as handle:
         run(pipe, STEPS)
         pipe.scheduler.set_timesteps(STEPS)
-        assert handle.injection.noise is None
+        assert handle.run.injection.noise is None
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ class Job:
     @cached_property
     def alone(self) -> bool:
         """Whether it has to be run as a whole: gates decide by what is denoised, steps ahead are not taken singly."""
-        return bool(self.schedule.gates or self.schedule.together or self.schedule.corrections)
+        return bool(self.schedule.gates or self.schedule.batched_steps or self.schedule.corrections)
 
     @cached_property
     def prior(self) -> SolverRow | None:

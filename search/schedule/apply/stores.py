@@ -1,7 +1,7 @@
-"""StoredSteps values of a node, and how much memory they take."""
+"""Stored values of nodes, and how much memory they take."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,12 +13,8 @@ from search.schedule.errors import ScheduleError
 from search.schedule.model.nodes import ROOT
 from search.schedule.plan.guidance import DIFFERENCE, WITH, WITHOUT, Guidance, last_use
 from search.schedule.plan.plan import Plan
-from search.schedule.plan.tokens import values_read
+from search.schedule.plan.tokens import OFF, values_read
 from search.schedule.values import Value, join_halves, map_tensors, nbytes, take_half
-
-if TYPE_CHECKING:
-    pass
-
 
 StoredSteps = tuple[tuple[int, Value], ...]  # steps and what was computed there, oldest first
 
@@ -118,6 +114,15 @@ class Store:
             else:
                 self.memory.free(pair[1])
         self.values[branch] = tuple(alive)
+
+
+class StoreWithoutPlan(Store):
+    """The store of a schedule without a plan: every node is computed at every step, whatever their number."""
+
+    def __init__(self, name: str, memory: "MemoryMeter") -> None:
+        self.name, self.memory = name, memory
+        self.tokens, self.last_use = defaultdict(lambda: OFF), {}
+        self.values, self.weights = {}, {}
 
 
 class HalvedStore(Store):
