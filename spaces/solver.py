@@ -12,11 +12,11 @@ from search.exact.rows import unique_rows
 from search.profile.tables import Tables
 from search.profile.target import Target
 from search.schedule.noise import Noise
-from search.schedule.schedulers import GRIDDED
+from search.schedule.schedulers import GRIDDED, scheduler_of_part
 from search.solvers.multistep import compile_rules
 from search.solvers.rules import own_rules
 from search.solvers.table import MAX_ORDER, STENCILS, SolverRule, SolverTable
-from search.solvers.trace import check_linear, scheduler_of_part, trace_scheduler
+from search.solvers.trace import check_linear, trace_scheduler
 from search.spaces.base import Gene, Space
 
 FORMS = ("data", "noise")

@@ -170,7 +170,7 @@ def align_your_steps(target: Target, count: int) -> Iterator[tuple[str, np.ndarr
     made_for = target.tree.model_class == "UNet2DConditionModel" and noise.kind != "flow"
     if made_for and abs(noise.sigmas[-1] / ays.FIRST - 1) < 0.01:
         for name, table in ays.TIMESTEPS.items():
-            yield name, np.array(ays.timesteps(table, count, noise.sigmas.tolist()))
+            yield name, np.array(ays.timesteps(table, count, noise))
 
 
 def _timesteps(noise: Noise, ratios: np.ndarray) -> np.ndarray:

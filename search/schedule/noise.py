@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from search.schedule.schedulers import scheduler_class
+from search.schedule.errors import ScheduleError
+from search.schedule.schedulers import GRIDDED, build_scheduler
 
 FLOW = ("flow_prediction", "flow")
 # These classes divide the denoiser's input by sqrt(sigma² + 1) and keep x0 + sigma * noise as their state.
@@ -38,8 +39,29 @@ class Noise:
 
     @classmethod
     def of(cls, sampler: Mapping[str, Any]) -> "Noise":
-        """The noise schedule of a schedule file's sampler part (class and config); ValueError where it has none."""
-        return _of(sampler["class"], json.dumps(sampler.get("config", {}), sort_keys=True))
+        """The noise schedule of a schedule file's sampler part (class and config); ScheduleError where it has none."""
+        return _of_part(sampler["class"], json.dumps(sampler.get("config", {}), sort_keys=True))
+
+    @classmethod
+    def of_scheduler(cls, scheduler: Any) -> "Noise":
+        """The noise schedule of a scheduler of diffusers; ScheduleError where it has no table of noise levels."""
+        prediction = str(scheduler.config.get("prediction_type", "epsilon"))
+        if is_flow(scheduler):
+            count = int(scheduler.config.num_train_timesteps)
+            # a shift moves the grid, not this relation
+            return cls(
+                _read_only(np.arange(count) / count), "flow", "flow" if _predicts_flow(scheduler) else prediction
+            )
+        name = type(scheduler).__name__
+        if getattr(scheduler, "alphas_cumprod", None) is None:
+            raise ScheduleError(
+                f"{name} has no table of noise levels (alphas_cumprod); use a pipeline with "
+                f"{GRIDDED[0]}, or another that has one: {', '.join(GRIDDED[1:])}"
+            )
+        alphas = scheduler.alphas_cumprod.double().numpy()
+        with np.errstate(divide="ignore"):
+            sigmas = np.sqrt((1 - alphas) / alphas)
+        return cls(_read_only(sigmas), "ve" if name in VE else "vp", prediction)
 
     def scales(self, sigma: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
         """Signal scale alpha and noise scale sigma of the state, for sigma/alpha (flow: sigma) as stored in files."""
@@ -79,28 +101,22 @@ class Noise:
 
 
 @lru_cache(maxsize=64)
-def _of(class_name: str, config_json: str) -> Noise:
+def _of_part(class_name: str, config_json: str) -> Noise:
     """Noise.of, once per class and config: to build a scheduler takes a millisecond."""
-    cls: Any = scheduler_class(class_name)
-    scheduler = cls.from_config(json.loads(config_json))
+    return Noise.of_scheduler(build_scheduler(class_name, json.loads(config_json)))
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler's sigmas are those of flow matching: x = (1 - sigma) * x0 + sigma * noise."""
     config = scheduler.config
-    prediction = str(getattr(config, "prediction_type", "epsilon"))
-    shifted = class_name.startswith("FlowMatch") or prediction in FLOW
-    if shifted or getattr(config, "use_flow_sigmas", False):
-        count = int(config.num_train_timesteps)
-        # a shift moves the grid, not this relation
-        return Noise(_fixed(np.arange(count) / count), "flow", "flow" if shifted else prediction)
-    if getattr(scheduler, "alphas_cumprod", None) is None:
-        raise ValueError(
-            f"{class_name} has no table of noise levels (alphas_cumprod); use a pipeline with "
-            "DPMSolverMultistepScheduler, or another that has one"
-        )
-    kept = scheduler.alphas_cumprod.double().numpy()
-    with np.errstate(divide="ignore"):
-        sigmas = np.sqrt((1 - kept) / kept)
-    return Noise(_fixed(sigmas), "ve" if class_name in VE else "vp", prediction)
+    return _predicts_flow(scheduler) or bool(config.get("use_flow_sigmas", False))
 
 
-def _fixed(values: np.ndarray) -> np.ndarray:
-    values.flags.writeable = False  # shared by all who ask
+def _predicts_flow(scheduler: Any) -> bool:
+    prediction = str(scheduler.config.get("prediction_type", ""))
+    return type(scheduler).__name__.startswith("FlowMatch") or prediction in FLOW
+
+
+def _read_only(values: np.ndarray) -> np.ndarray:
+    values.flags.writeable = False  # shared by all callers
     return values

@@ -2,8 +2,10 @@
 
 import copy
 import inspect
+import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import diffusers
@@ -27,8 +29,29 @@ def scheduler_class(name: str) -> type:
     """A scheduler class of diffusers by name; ScheduleError for any other name."""
     found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
-        raise ScheduleError(f"sampler.class {name!r} is no scheduler of diffusers {diffusers.__version__}")
+        raise ScheduleError(f"sampler.class {name!r} is not a scheduler of diffusers {diffusers.__version__}")
     return found
+
+
+def build_scheduler(class_name: str, config: Mapping[str, Any]) -> Any:
+    """A scheduler of diffusers; ScheduleError where there is no such class, or the configuration does not fit it."""
+    cls: Any = scheduler_class(class_name)
+    try:
+        return cls.from_config(dict(config))
+    except ScheduleError:
+        raise
+    except Exception as error:  # diffusers raises many kinds for one mistake: a config that does not fit
+        raise ScheduleError(f"sampler.config does not fit {class_name}: {error}") from error
+
+
+def scheduler_of_part(sampler: Mapping[str, Any]) -> Any:
+    """The scheduler of a sampler part, built once, to read from and never to run."""
+    return _cached_scheduler(sampler["class"], json.dumps(sampler.get("config", {}), sort_keys=True))
+
+
+@lru_cache(maxsize=64)
+def _cached_scheduler(class_name: str, config_json: str) -> Any:
+    return build_scheduler(class_name, json.loads(config_json))
 
 
 def public_config(scheduler: Any) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from search.schedule.noise import Noise
+from search.schedule.schedulers import scheduler_of_part
 from search.solvers.integrals import integral_moments, interpolated
 from search.solvers.table import EVEN, MAX_ORDER, SolverRule, SolverTable
-from search.solvers.trace import scheduler_of_part
 
 # Compiling
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from search.schedule.schedulers import ORDERED
+from search.schedule.schedulers import ORDERED, scheduler_of_part
 from search.solvers.multistep import _text
 from search.solvers.table import MAX_ORDER, SolverRule
-from search.solvers.trace import check_linear, scheduler_of_part
+from search.solvers.trace import check_linear
 
 # diffusers' own solvers as rules
 

@@ -1,9 +1,7 @@
 """Trace a scheduler of diffusers to the linear table that it computes."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,6 @@ import torch
 
 from search.schedule.apply.clock import Clock
 from search.schedule.apply.scheduler import plan_scheduler
-from search.schedule.schedulers import scheduler_class
 from search.solvers.table import SolverTable
 
 # Tracing
@@ -95,14 +92,3 @@ def check_linear(scheduler: Any) -> None:
         raise ValueError(f"{name} draws noise; set its algorithm_type dpmsolver++")
     if getattr(config, "stochastic_sampling", False):
         raise ValueError(f"{name} draws noise; set its stochastic_sampling false")
-
-
-@lru_cache(maxsize=64)
-def build_scheduler(class_name: str, config_json: str) -> Any:
-    cls: Any = scheduler_class(class_name)
-    return cls.from_config(json.loads(config_json))
-
-
-def scheduler_of_part(sampler: Mapping[str, Any]) -> Any:
-    """The scheduler of a sampler part, to read from and never to run."""
-    return build_scheduler(sampler["class"], json.dumps(sampler.get("config", {}), sort_keys=True))

@@ -20,7 +20,8 @@ from search.models.base import Model
 from search.schedule import Schedule
 from search.schedule.apply.scheduler import LinearSolver
 from search.schedule.noise import Noise
-from search.solvers.trace import scheduler_of_part, trace_scheduler
+from search.schedule.schedulers import scheduler_of_part
+from search.solvers.trace import trace_scheduler
 
 RIDGE = 1e-3
 

@@ -6,25 +6,17 @@ interpolation, from the scheduler at hand.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers.schedulers import AysSchedules
 
 from search.schedule.errors import ScheduleError
 from search.schedule.exchange.check import object_of, steps_of
-from search.schedule.exchange.grid import (
-    gridded,
-    is_flow,
-    set_grid,
-    sigma_at,
-    takes,
-    timestep_at,
-    timesteps_of,
-    training_sigmas,
-)
+from search.schedule.exchange.grid import finite_noise, gridded, set_grid, takes, timesteps_of
 from search.schedule.exchange.masks import Parts
 from search.schedule.exchange.sigmas import grid_parts
+from search.schedule.noise import Noise
 
 TIMESTEPS = {"AYS SD": "StableDiffusionTimesteps", "AYS SDXL": "StableDiffusionXLTimesteps"}
 FIRST = 14.615  # the largest sigma of the models that these were made for
@@ -37,25 +29,25 @@ def from_ays(data: Any, sampler: Mapping[str, Any] | None) -> Parts:
     if not isinstance(name, str) or name not in AysSchedules:
         raise ScheduleError(f"ays is {name!r:.60}; there are {', '.join(AysSchedules)}")
     sampler, scheduler = gridded(sampler)
-    training = training_sigmas(scheduler)
-    if is_flow(scheduler) or abs(nodes(name, training)[0] / training[-1] - 1) > 0.02:
+    noise = finite_noise(scheduler)
+    if noise.kind == "flow" or abs(nodes(name, noise)[0] / noise.sigmas[-1] - 1) > 0.02:
         raise ScheduleError(
-            f"ays {name} begins at sigma {nodes(name, training)[0]:g}, and the training sigmas of this "
-            f"{sampler['class']} end at {training[-1]:.4g}: it is for another kind of model"
+            f"ays {name} begins at sigma {nodes(name, noise)[0]:g}, and the training sigmas of this "
+            f"{sampler['class']} end at {noise.sigmas[-1]:.4g}: it is for another kind of model"
         )
-    steps = steps_of(config.get("num_inference_steps", len(nodes(name, training))), "num_inference_steps")
+    steps = steps_of(config.get("num_inference_steps", len(nodes(name, noise))), "num_inference_steps")
     if name.endswith("Timesteps") and steps == len(AysSchedules[name]) and takes(scheduler, "timesteps"):
         return grid_parts(*set_grid(scheduler, timesteps=AysSchedules[name]), sampler)
-    sigmas = levels(name, steps, training)
+    sigmas = levels(name, steps, noise)
     return grid_parts(timesteps_of(sigmas, scheduler), [*sigmas, 0.0], sampler)
 
 
-def levels(name: str, steps: int, training: Sequence[float]) -> list[float]:
-    """Falling sigmas [steps] of a table, without the terminal one; `training` are those of the training timesteps."""
-    points = nodes(name, training)
+def levels(name: str, steps: int, noise: Noise) -> list[float]:
+    """Falling sigmas [steps] of a table, without the terminal one, for a model of this noise schedule."""
+    points = nodes(name, noise)
     if steps == len(points):
         return points
-    logs = [math.log(sigma) for sigma in (*points, training[0])]
+    logs = [math.log(sigma) for sigma in (*points, float(noise.sigmas[0]))]
     found = []
     for i in range(steps):
         low, part = divmod(i / steps * len(points), 1)
@@ -63,14 +55,14 @@ def levels(name: str, steps: int, training: Sequence[float]) -> list[float]:
     return found
 
 
-def timesteps(name: str, steps: int, training: Sequence[float]) -> list[float]:
+def timesteps(name: str, steps: int, noise: Noise) -> list[float]:
     """The same as fractional training timesteps."""
     if steps == len(table := AysSchedules[name]) and name.endswith("Timesteps"):
         return [float(t) for t in table]
-    return [timestep_at(training, sigma) for sigma in levels(name, steps, training)]
+    return list(noise.timestep(levels(name, steps, noise)).tolist())
 
 
-def nodes(name: str, training: Sequence[float]) -> list[float]:
+def nodes(name: str, noise: Noise) -> list[float]:
     """The published sigmas without the terminal one."""
     table = AysSchedules[name]
-    return [sigma_at(training, t) for t in table] if name.endswith("Timesteps") else [float(s) for s in table[:-1]]
+    return list(noise.sigma(table).tolist()) if name.endswith("Timesteps") else [float(s) for s in table[:-1]]

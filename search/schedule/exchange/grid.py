@@ -4,22 +4,24 @@ A sampler here is the part of a schedule file, `{"class": …, "config": …}` a
 of models that predict noise, v or samples, and in 0..1 of flow models.
 """
 
-import bisect
 import copy
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from search.schedule.errors import ScheduleError
-from search.schedule.schedulers import GRIDDED, public_config, scheduler_class, scheduler_grid
+from search.schedule.noise import Noise, is_flow
+from search.schedule.schedulers import GRIDDED, build_scheduler, public_config, scheduler_grid
 
 Grid = tuple[list[float], list[float] | None]
-FLOW = ("flow_prediction", "flow")
 FRACTIONAL = ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")  # the others run whole timesteps
 NEAR = 2e-3  # of one training timestep: float32 arithmetic
+MAX_SIGMA = math.sqrt((1 - 2.0**-48) / 2.0**-48)  # of 48 bits of signal
 MOST = 100_000  # training timesteps, and any other whole number of a configuration
 CLOSE = 0.05  # of 1000 training timesteps: two grids of this distance are one
 
@@ -31,14 +33,10 @@ def sampler_of(pipe: Any) -> dict[str, Any]:
 
 def build(sampler: Mapping[str, Any]) -> Any:
     """The scheduler; ScheduleError where its configuration does not fit."""
-    cls, config = scheduler_class(sampler["class"]), dict(sampler.get("config", {}))
-    for name, value in config.items():
+    for name, value in sampler.get("config", {}).items():
         if isinstance(value, int) and abs(value) > MOST:  # a scheduler makes tables of such a size at once
             raise ScheduleError(f"sampler.config.{name:.40} is {value}; admissible are numbers up to {MOST}")
-    try:
-        return cls.from_config(config)  # type: ignore[attr-defined]
-    except Exception as error:  # diffusers raises many kinds for one mistake
-        raise ScheduleError(f"sampler.config does not fit {sampler['class']}: {error}") from error
+    return build_scheduler(sampler["class"], sampler.get("config", {}))
 
 
 def gridded(sampler: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], Any]:
@@ -50,35 +48,10 @@ def gridded(sampler: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], Any]:
     return sampler, build(sampler)
 
 
-def is_flow(scheduler: Any) -> bool:
-    config = scheduler.config
-    flow = str(config.get("prediction_type", "")) in FLOW or bool(config.get("use_flow_sigmas", False))
-    return flow or type(scheduler).__name__.startswith("FlowMatch")
-
-
-def training_sigmas(scheduler: Any) -> list[float]:
-    """Rising sigmas [N] of the training timesteps 0..N-1."""
-    if is_flow(scheduler):
-        count = int(scheduler.config.num_train_timesteps)
-        return [i / count for i in range(count)]
-    if (kept := getattr(scheduler, "alphas_cumprod", None)) is None:
-        raise ScheduleError(f"{type(scheduler).__name__} has no table of noise levels; use {', '.join(GRIDDED)}")
-    kept = kept.double().clamp(min=2.0**-48)
-    return ((1 - kept) / kept).sqrt().tolist()
-
-
-def sigma_at(training: Sequence[float], timestep: float) -> float:
-    """Between training timesteps linear, as diffusers interpolates."""
-    low = min(max(int(timestep), 0), len(training) - 2)
-    part = min(max(timestep - low, 0.0), 1.0)
-    return training[low] * (1 - part) + training[low + 1] * part
-
-
-def timestep_at(training: Sequence[float], sigma: float) -> float:
-    """The fractional training timestep of a sigma, linear in its logarithm."""
-    high = min(max(bisect.bisect_left(training, sigma), 1), len(training) - 1)
-    low, top, wanted = (math.log(max(s, 1e-10)) for s in (training[high - 1], training[high], sigma))
-    return high - 1 + min(max((wanted - low) / (top - low), 0.0), 1.0)
+def finite_noise(scheduler: Any) -> Noise:
+    """The scheduler's noise schedule, its sigmas finite also where nothing of the signal is left."""
+    noise = Noise.of_scheduler(scheduler)
+    return replace(noise, sigmas=np.minimum(noise.sigmas, MAX_SIGMA))
 
 
 def timesteps_of(sigmas: Sequence[float], scheduler: Any) -> list[float]:
@@ -90,8 +63,7 @@ def timesteps_of(sigmas: Sequence[float], scheduler: Any) -> list[float]:
         count = int(scheduler.config.num_train_timesteps)
         found = (torch.tensor(list(sigmas), dtype=torch.float32) * count).tolist()
     else:
-        training = training_sigmas(scheduler)
-        found = [timestep_at(training, sigma) for sigma in sigmas]
+        found = finite_noise(scheduler).timestep(sigmas).tolist()
     if name not in FRACTIONAL:
         whole = [float(math.floor(t + NEAR) if is_flow(scheduler) else round(t)) for t in found]
         found = whole if _falls(whole) else found
@@ -116,8 +88,7 @@ def full_sigmas(sampler: Mapping[str, Any], steps: int | None) -> tuple[list[flo
             raise ScheduleError("the schedule is for any number of steps; its timesteps are not known")
         timesteps, sigmas = scheduler_grid(scheduler, steps)
     if sigmas is None:
-        training = training_sigmas(scheduler)
-        sigmas = [*(sigma_at(training, t) for t in timesteps), 0.0]
+        sigmas = [*finite_noise(scheduler).sigma(timesteps).tolist(), 0.0]
     return list(timesteps), list(sigmas)
 
 

@@ -14,15 +14,15 @@ from search.schedule.exchange.grid import (
     CLOSE,
     build,
     distance,
+    finite_noise,
     full_sigmas,
     gridded,
-    is_flow,
     set_grid,
     timesteps_of,
-    training_sigmas,
 )
 from search.schedule.exchange.loss import admit, plain, solver_words, unsaid
 from search.schedule.exchange.masks import Parts
+from search.schedule.noise import is_flow
 from search.schedule.plan.tokens import MAX_STEPS
 from search.schedule.schedule import Schedule
 
@@ -42,7 +42,7 @@ def from_sigmas(data: Any, sampler: Sampler | None) -> Parts:
             f"sigmas are {', '.join(f'{s:g}' for s in given[:6])}; they have to fall from step to step, down to a "
             "terminal value such as 0.0, which belongs to the list"
         )
-    if given[0] > (most := 1.0 if is_flow(scheduler) else training_sigmas(scheduler)[-1] * BEYOND):
+    if given[0] > (most := 1.0 if is_flow(scheduler) else finite_noise(scheduler).sigmas[-1] * BEYOND):
         raise ScheduleError(
             f"sigmas begin at {given[0]:g}, and this {sampler['class']} knows none above {most:.4g}: they are for "
             "another kind of model"

@@ -36,7 +36,7 @@ from search.schedule.exchange import (
     to_sdnext,
 )
 from search.schedule.exchange.ays import levels, timesteps
-from search.schedule.exchange.grid import has_own_grid, sigma_at, timestep_at, training_sigmas
+from search.schedule.exchange.grid import finite_noise, has_own_grid
 from search.schedule.model.identity import model_part
 from search.schedule.model.nodes import Tree
 from search.schedule.schedulers import public_config, scheduler_grid
@@ -96,10 +96,10 @@ def test_sigmas_get_the_timesteps_that_diffusers_gives_them():
 
 def test_sigmas_and_timesteps_of_a_scheduler_invert_each_other():
     for name in ("euler", "dpm"):
-        training = training_sigmas(SCHEDULERS[name])
+        noise = finite_noise(SCHEDULERS[name])
         for t in (0, 1, 17.25, 500, 998.5, 999):
-            assert timestep_at(training, sigma_at(training, t)) == pytest.approx(t, abs=0.01)
-        assert sigma_at(training, 250) == training[250]
+            assert noise.timestep(noise.sigma(t)) == pytest.approx(t, abs=0.01)
+        assert noise.sigma(250) == noise.sigmas[250]
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "ddim"])
@@ -242,7 +242,7 @@ def test_ten_steps_are_the_published_ones():
 @pytest.mark.parametrize("steps", [5, 8, 13, 20, 40])
 def test_other_numbers_are_interpolated_in_log_sigma(steps):
     logs = np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, 11), np.log(PUBLISHED))
-    found = levels("StableDiffusionSigmas", steps, training_sigmas(SCHEDULERS["dpm"]))
+    found = levels("StableDiffusionSigmas", steps, finite_noise(SCHEDULERS["dpm"]))
     assert found == pytest.approx(np.exp(logs)[:-1], rel=0.02)  # 0.029 is a rounded training sigma
     parts = parts_of({"ays": "StableDiffusionSigmas", "num_inference_steps": steps}, UNET, sampler(SCHEDULERS["dpm"]))
     assert schedule(parts, UNET).steps == steps and parts["sampler"]["sigmas"][-1] == 0
@@ -270,7 +270,7 @@ def test_ays_is_a_preset_of_the_unets_that_it_was_made_for():
         decoded = TimestepsSpace().decode(found[f"{name}, 10 steps"], target(UNET, SCHEDULERS["dpm"]))
         assert decoded["sampler"]["timesteps"] == AysSchedules[table]
         shorter = TimestepsSpace().decode(found[f"{name}, 5 steps"], target(UNET, SCHEDULERS["dpm"]))
-        wanted = timesteps(table, 5, training_sigmas(SCHEDULERS["dpm"]))
+        wanted = timesteps(table, 5, finite_noise(SCHEDULERS["dpm"]))
         assert shorter["sampler"]["timesteps"] == pytest.approx(wanted, abs=0.51)
     for tree, scheduler in (
         (PIXART, SCHEDULERS["dpm"]),
