@@ -33,9 +33,9 @@ def scheduler_class(name: str) -> type:
     return found
 
 
-def build_scheduler(class_name: str, config: Mapping[str, Any]) -> Any:
-    """A scheduler of diffusers; ScheduleError where there is no such class, or the configuration does not fit it."""
-    cls: Any = scheduler_class(class_name)
+def build_scheduler(class_name: str, config: Mapping[str, Any], cls: Any = None) -> Any:
+    """A scheduler of diffusers, or of `cls`; ScheduleError where the class is unknown or the configuration wrong."""
+    cls = cls or scheduler_class(class_name)
     try:
         return cls.from_config(dict(config))
     except ScheduleError:

@@ -268,7 +268,7 @@ def test_what_a_class_cannot_run_is_refused():
 
 @pytest.mark.parametrize("name", ["Scheduler", "os", "UNet2DModel", "SchedulerMixin", "NobodyScheduler", ""])
 def test_only_diffusers_own_schedulers_are_built(name):
-    with pytest.raises(ScheduleError, match=f"sampler.class '{name}' is no scheduler of diffusers"):
+    with pytest.raises(ScheduleError, match=f"sampler.class '{name}' is not a scheduler of diffusers"):
         scheduler_class(name)
 
 

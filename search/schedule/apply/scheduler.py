@@ -4,7 +4,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from search.schedule.apply.clock import Clock
 from search.schedule.apply.injection import Injection
 from search.schedule.errors import ScheduleError
 from search.schedule.parts.start import TRAINING
-from search.schedule.schedulers import GRIDDED, check_order, forecast_coordinates, scheduler_class
+from search.schedule.schedulers import GRIDDED, build_scheduler, check_order, forecast_coordinates, scheduler_class
 
 
 class LinearSolver:
@@ -85,9 +85,23 @@ def plan_scheduler(
     solver: LinearSolver | None = None,
     injection: Injection | None = None,
 ) -> Any:
-    """A copy of `scheduler` that keeps `clock` and runs the given grid and orders; all parts are optional.
+    """Copy a scheduler of diffusers, so that the copy drives a clock and follows a plan; every part is optional.
 
-    ScheduleError names what this class of scheduler cannot run.
+    Args:
+        scheduler: The pipeline's; it is not changed.
+        clock: Is started by the copy's `set_timesteps` and advanced by its `step`.
+        steps: How many steps a run has; None for any number.
+        class_name: Another class of scheduler.
+        config: The configuration of that class.
+        timesteps: [T], falling.
+        sigmas: [T+1], after the shift; they go with `timesteps`.
+        order: Order of the solver at each step [T].
+        axis: Where forecasts place the steps: index, timestep, sigma or logsnr.
+        solver: A table that runs in place of the scheduler's own solver.
+        injection: Adds initial noise at some steps.
+
+    Raises:
+        ScheduleError: This class of scheduler cannot run the plan.
     """
     planned = _build(scheduler, class_name, config, order)
     name = type(planned).__name__
@@ -99,74 +113,110 @@ def plan_scheduler(
         raise ScheduleError(f"sampler.sigmas ends with 0; {name} takes its logarithm, so end above 0")
     if order is not None:
         check_order(name, order, sigmas, planned.config)
-    original_set, original_step = planned.set_timesteps, planned.step
-    stepping = inspect.signature(original_step)
-    gaps: list[int] = []  # DDIM only: from each step to the next; its own grid runs as diffusers runs it
+    plan = _PlannedScheduler(planned, clock, steps, timesteps, sigmas, order, axis, solver, injection)
+    planned.set_timesteps = _like(planned.set_timesteps, plan.set_timesteps)
+    planned.step = _like(planned.step, plan.step)
+    planned.__deepcopy__ = clock.__deepcopy__
+    return planned
 
-    @functools.wraps(original_set)
-    def set_timesteps(*args: Any, **kwargs: Any) -> None:
-        if timesteps is None:
-            original_set(*args, **kwargs)
-            if steps is not None and len(planned.timesteps) != steps:
+
+class _PlannedScheduler:
+    """What a planned scheduler does in place of `set_timesteps` and `step`; the arguments are `plan_scheduler`'s."""
+
+    def __init__(
+        self,
+        scheduler: Any,
+        clock: Clock,
+        steps: int | None,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        order: Sequence[int] | None,
+        axis: str,
+        solver: LinearSolver | None,
+        injection: Injection | None,
+    ) -> None:
+        self.scheduler, self.clock, self.steps = scheduler, clock, steps
+        self.timesteps, self.sigmas, self.order, self.axis = timesteps, sigmas, order, axis
+        self.solver, self.injection = solver, injection
+        self.original_set_timesteps, self.original_step = scheduler.set_timesteps, scheduler.step
+        self.step_signature = inspect.signature(scheduler.step)
+        self.gaps: list[int] = []  # DDIM only: from each step to the next; its own grid runs as diffusers runs it
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        """Begin a run, on the planned timesteps where there are any."""
+        scheduler = self.scheduler
+        if self.timesteps is None:
+            self.original_set_timesteps(*args, **kwargs)
+            if self.steps is not None and len(scheduler.timesteps) != self.steps:
                 raise ScheduleError(
-                    f"this schedule has {steps} steps, but the pipeline runs {len(planned.timesteps)}; "
-                    f"call it with num_inference_steps={steps}"
+                    f"this schedule has {self.steps} steps, but the pipeline runs {len(scheduler.timesteps)}; "
+                    f"call it with num_inference_steps={self.steps}"
                 )
         else:
-            given = inspect.signature(original_set).bind(*args, **kwargs).arguments
-            if given.get("timesteps") is not None or not _even(given.get("sigmas")):
-                raise ScheduleError(
-                    "the schedule brings its own timesteps; call the pipeline without timesteps and sigmas"
-                )
-            kept = {k: v for k, v in given.items() if k in ("device", "mu") and v is not None}
-            original_set(num_inference_steps=len(timesteps), **kept)
-            gaps.clear()
-            if name == "DDIMScheduler" and planned.timesteps.tolist() != list(timesteps):
-                gaps.extend(int(a - b) for a, b in zip(timesteps, [*timesteps[1:], -1], strict=True))
-            _write_grid(planned, timesteps, sigmas)
-        if injection is not None:
-            injection.begin(planned.timesteps.tolist(), planned.config.get("num_train_timesteps", TRAINING))
-        clock.start(
-            len(planned.timesteps),
-            forecast_coordinates(planned, axis)
-            if axis != "index"
-            else [float(i) for i in range(len(planned.timesteps))],
-        )
+            self._set_planned(self.timesteps, *args, **kwargs)
+        places = [float(i) for i in range(len(scheduler.timesteps))]
+        if self.injection is not None:
+            training = scheduler.config.get("num_train_timesteps", TRAINING)
+            self.injection.begin(scheduler.timesteps.tolist(), training)
+        if self.axis != "index":
+            places = forecast_coordinates(scheduler, self.axis)
+        self.clock.start(len(scheduler.timesteps), places)
 
-    @functools.wraps(original_step)
-    def step(model_output: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        at = clock.step
+    def _set_planned(self, timesteps: Sequence[float], *args: Any, **kwargs: Any) -> None:
+        given = inspect.signature(self.original_set_timesteps).bind(*args, **kwargs).arguments
+        if given.get("timesteps") is not None or not _even(given.get("sigmas")):
+            raise ScheduleError("the schedule brings its own timesteps; call the pipeline without timesteps and sigmas")
+        passed_on = {k: v for k, v in given.items() if k in ("device", "mu") and v is not None}
+        self.original_set_timesteps(num_inference_steps=len(timesteps), **passed_on)
+        self.gaps.clear()
+        if type(self.scheduler).__name__ == "DDIMScheduler" and self.scheduler.timesteps.tolist() != list(timesteps):
+            self.gaps.extend(int(a - b) for a, b in zip(timesteps, [*timesteps[1:], -1], strict=True))
+        _write_grid(self.scheduler, timesteps, self.sigmas)
+
+    def step(self, model_output: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take one step, by the table or by the scheduler's own solver at the planned order."""
+        at = self.clock.step
+        self._check_step(at, timestep)
+        if self.order is not None:
+            self.scheduler.lower_order_nums = self.order[at] - 1
+        if self.gaps:
+            self.scheduler.num_inference_steps = _StepsOfGap(len(self.gaps), self.gaps[at])
+        if self.solver is None:
+            result = self.original_step(model_output, timestep, *args, **kwargs)
+        else:
+            given = self.step_signature.bind(model_output, timestep, *args, **kwargs).arguments
+            sample = self.solver.step(at, model_output, given["sample"])
+            result = (sample,) if not given.get("return_dict", True) else SchedulerOutput(prev_sample=sample)
+        if self.injection is not None:
+            sample = self.step_signature.bind(model_output, timestep, *args, **kwargs).arguments["sample"]
+            result = _with_latents(result, self.injection.after(at, sample, result[0]))
+        self.clock.advance()
+        return result
+
+    def _check_step(self, at: int, timestep: Any) -> None:
         if at < 0:
             raise ScheduleError(
                 "scheduler.step was called more often than there are steps; call the pipeline again, or "
                 "scheduler.set_timesteps before a loop of your own"
             )
-        if at == 0 and float(timestep) != float(planned.timesteps[0]):
+        if at == 0 and float(timestep) != float(self.scheduler.timesteps[0]):
             raise ScheduleError(
-                f"the run starts at timestep {float(timestep):g} instead of {float(planned.timesteps[0]):g}; "
+                f"the run starts at timestep {float(timestep):g} instead of {float(self.scheduler.timesteps[0]):g}; "
                 "a schedule applies to whole runs, not to image-to-image or resumed ones"
             )
-        if order is not None:
-            planned.lower_order_nums = order[at] - 1
-        if gaps:
-            planned.num_inference_steps = _Gap(len(gaps), gaps[at])
-        if solver is None:
-            result = original_step(model_output, timestep, *args, **kwargs)
-        else:
-            given = stepping.bind(model_output, timestep, *args, **kwargs).arguments
-            sample = solver.step(at, model_output, given["sample"])
-            result = (sample,) if not given.get("return_dict", True) else SchedulerOutput(prev_sample=sample)
-        if injection is not None:
-            sample = stepping.bind(model_output, timestep, *args, **kwargs).arguments["sample"]
-            result = _replaced(result, injection.after(at, sample, result[0]))
-        clock.advance()
-        return result
-
-    planned.set_timesteps, planned.step, planned.__deepcopy__ = set_timesteps, step, clock.__deepcopy__
-    return planned
 
 
-def _replaced(result: Any, latents: torch.Tensor) -> Any:
+def _like(original: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
+    """The replacement with the signature of the original, which pipelines look at."""
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return replacement(*args, **kwargs)
+
+    return call
+
+
+def _with_latents(result: Any, latents: torch.Tensor) -> Any:
     """What a scheduler's step returned, with other latents."""
     if isinstance(result, tuple):
         return (latents, *result[1:])
@@ -174,19 +224,19 @@ def _replaced(result: Any, latents: torch.Tensor) -> Any:
 
 
 def _even(sigmas: Sequence[float] | None) -> bool:
-    """No sigmas of the caller's own: none, or the even ones from 1 to 1/n that Flux pipelines always hand over."""
+    """Whether a caller gave no sigmas, or the even ones from 1 to 1/n that Flux pipelines always give."""
     if sigmas is None:
         return True
-    found = torch.tensor([float(s) for s in sigmas])
-    return bool(torch.allclose(found, torch.linspace(1, 1 / max(len(found), 1), len(found)), atol=1e-6))
+    given = torch.tensor([float(s) for s in sigmas])
+    return bool(torch.allclose(given, torch.linspace(1, 1 / max(len(given), 1), len(given)), atol=1e-6))
 
 
-class _Gap(int):
+class _StepsOfGap(int):
     """A step count that DDIM's `num_train_timesteps // num_inference_steps` turns into the wanted gap."""
 
     gap: int
 
-    def __new__(cls, steps: int, gap: int) -> "_Gap":
+    def __new__(cls, steps: int, gap: int) -> "_StepsOfGap":
         self = super().__new__(cls, steps)
         self.gap = gap
         return self
@@ -195,13 +245,14 @@ class _Gap(int):
         return self.gap
 
 
-def _build(scheduler: Any, class_name: str | None, config: dict[str, Any] | None, order: Any) -> Any:
+def _build(scheduler: Any, class_name: str | None, config: dict[str, Any] | None, order: Sequence[int] | None) -> Any:
+    """A scheduler of this class and configuration, set up for `order`; by default a copy of the one at hand."""
     if class_name is None:
         cls, config = type(scheduler), dict(scheduler.config)
     else:
         cls = scheduler_class(class_name)
-        known = set(inspect.signature(cls.__init__).parameters)
-        if unknown := sorted(set(config or {}) - known):
+        parameters = set(inspect.signature(cls.__init__).parameters)
+        if unknown := sorted(set(config or {}) - parameters):
             raise ScheduleError(f"sampler.config has {unknown[:9]}, which {class_name} does not take")
         if config and config.get("solver_p") is not None:
             raise ScheduleError("sampler.config.solver_p is another scheduler, which no file can hold; leave it out")
@@ -212,12 +263,7 @@ def _build(scheduler: Any, class_name: str | None, config: dict[str, Any] | None
         config |= {"solver_order": max(order), "lower_order_final": False}
         if "euler_at_final" in inspect.signature(cls.__init__).parameters:
             config["euler_at_final"] = False
-    try:
-        return cls.from_config({k: v for k, v in config.items() if not k.startswith("_")})
-    except ScheduleError:
-        raise
-    except Exception as error:  # diffusers raises many kinds for one mistake: a config that does not fit
-        raise ScheduleError(f"sampler.config does not fit {cls.__name__}: {error}") from error
+    return build_scheduler(cls.__name__, {k: v for k, v in config.items() if not k.startswith("_")}, cls)
 
 
 def _write_grid(planned: Any, timesteps: Sequence[float], sigmas: Sequence[float] | None) -> None:
