@@ -51,7 +51,7 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
     finally:
         for remover in removers:
             remover.remove()
-    for stack in tree.contract:
+    for stack in tree.stack_contracts:
         sizes[stack.name] = sizes[f"{stack.name}.{tree.stacks[stack.name] - 1}"]
     own = dict(counts)
     for node in tree:

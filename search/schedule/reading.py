@@ -19,9 +19,9 @@ def parse_document(text: str | bytes) -> Document:
     try:
         data = json.loads(text)
     except RecursionError:
-        raise ScheduleError("this is no schedule: its JSON is nested too deep") from None
+        raise ScheduleError("this is not a schedule: its JSON is nested too deep") from None
     except ValueError as error:
-        raise ScheduleError(f"this is no complete JSON file: {error}") from None
+        raise ScheduleError(f"this is not a complete JSON file: {error}") from None
     return validate_document(data)
 
 
@@ -60,5 +60,5 @@ def _explain(error: ValidationError) -> str:
     place = ".".join(parts)[:200] or "file"
     if first["type"] == "extra_forbidden":
         known = ", ".join(field.alias or name for name, field in Document.model_fields.items())
-        return f"{place} is no field of {FORMAT} that this version knows; at the top it knows {known}"
+        return f"{place} is not a field of {FORMAT} in this version; the fields at the top are {known}"
     return f"{place} is {str(first.get('input'))[:80]!r}: {first['msg']}"

@@ -247,8 +247,8 @@ def test_components_within_components_are_compiled_as_they_are_called():
 @pytest.mark.parametrize(
     ("zeros", "told"),
     [
-        ({"turn": ["x", "y"]}, r"trunk.blocks.1:turn gives back float32 \[2, 6\], but .*zeros like x, y where it is"),
-        ({"turn": ["z"]}, r"trunk.blocks.1:turn gives back .* None where it is skipped, after z"),
+        ({"turn": ["x", "y"]}, r"trunk.blocks.1:turn returns float32 \[2, 6\], but .*zeros like x, y where it is"),
+        ({"turn": ["z"]}, r"trunk.blocks.1:turn returns .* None where it is skipped, after z"),
         ({"turn": ["x"]}, None),
     ],
 )

@@ -184,13 +184,16 @@ def test_a_contract_is_needed():
     [
         ({"name": "trunk.blokcs"}, "Anybody has no trunk.blokcs: Module has blocks"),
         ({"name": "stem.blocks"}, "Anybody has no stem.blocks: Anybody has trunk, neck"),
-        ({"name": "trunk"}, "trunk is a Module, no list of blocks; where it is one block, write 'single: true'"),
+        (
+            {"name": "trunk"},
+            "trunk is a Module, instead of a list of blocks; where it is one block, write 'single: true'",
+        ),
         ({"components": ["turn", "net", "ent"]}, "no trunk.blocks.0:ent: Block lacks 'ent'; it has turn, net"),
         ({"components": ["turn", "net", "net.7"]}, "Block lacks 'net.7'"),
         ({"components": ["net.1", "turn", "net"]}, "net.1 lies in net; name net before it"),
         (
             {"outputs": ["x", "z"]},
-            r"trunk.blocks.0: the contract's outputs name 'z', which is no argument of Block.forward; ",
+            r"trunk.blocks.0: the contract's outputs name 'z', which is not an argument of Block.forward; ",
         ),
     ],
 )
@@ -284,7 +287,7 @@ def test_outputs_are_verified_when_a_block_is_first_computed(forward, outputs, t
         if told is None:
             run(pipe)
         else:
-            with pytest.raises(ScheduleError, match=rf"trunk.blocks.[01] gives back .*{told}"):
+            with pytest.raises(ScheduleError, match=rf"trunk.blocks.[01] returns .*{told}"):
                 run(pipe)
     run(pipe)
 
@@ -303,7 +306,7 @@ def test_a_tuple_of_one_is_no_tensor():
             return super().forward(x, time)[0]
 
     pipe = pipeline(Loose())
-    refused(pipe, schedule(pipe, [["neck.0", "CSCSCS"]]), r"neck.0 gives back a tuple of 1 .*one tensor, in place of x")
+    refused(pipe, schedule(pipe, [["neck.0", "CSCSCS"]]), r"neck.0 returns a tuple of 1 .*one tensor, in place of x")
 
 
 def test_under_autocast_types_are_torchs_own_choice():
@@ -316,7 +319,7 @@ def test_blocks_of_a_gated_group_are_verified_too():
     pipe = pipeline(of_blocks(lambda self, x, y, time: (x, y.double())))
     gate = {"group": "trunk.blocks.[0-1]", "actions": "CRCRCR"}
     made = schedule(pipe, [], contract(zeros={}), gates=[gate])
-    refused(pipe, made, r"a Block gives back .* float64 \[2, 6\] is in place of y, which is float32 \[2, 6\]")
+    refused(pipe, made, r"a Block returns .* float64 \[2, 6\] is in place of y, which is float32 \[2, 6\]")
 
 
 def test_verification_runs_once_for_each_block_and_handle(monkeypatch):
@@ -345,9 +348,9 @@ def test_verification_runs_once_for_each_block_and_handle(monkeypatch):
         (
             {"turn": ["x", "y"]},
             [],
-            r"trunk.blocks.1:turn gives back float32 \[2, 6\], but .*zeros like x, y where it is skipped",
+            r"trunk.blocks.1:turn returns float32 \[2, 6\], but .*zeros like x, y where it is skipped",
         ),
-        ({"turn": ["z"]}, [], r"trunk.blocks.1:turn gives back .* None where it is skipped, after z"),
+        ({"turn": ["z"]}, [], r"trunk.blocks.1:turn returns .* None where it is skipped, after z"),
     ],
 )
 def test_a_component_that_will_be_skipped_is_verified_too(zeros, passes, told):
@@ -369,7 +372,7 @@ def test_a_component_that_passes_its_input_on_must_give_one_like_it():
     pipe = pipeline()
     pipe.denoiser.trunk.blocks[0].turn = Wide(WIDTH, WIDTH)
     made = schedule(pipe, [["trunk.blocks.0:turn", "CSCCCC"]], contract(zeros={}, passes=["turn"]))
-    refused(pipe, made, r"turn gives back float32 \[1, 2, 6\], .* float32 \[2, 6\] where it is")
+    refused(pipe, made, r"turn returns float32 \[1, 2, 6\], .* float32 \[2, 6\] where it is")
 
 
 def test_what_is_skipped_before_it_was_ever_computed_needs_its_argument():
@@ -385,7 +388,7 @@ def test_a_denoiser_that_gives_back_something_else_is_refused():
 
     pipe = pipeline(Dictionary())
     made = schedule(pipe, [["neck.0", "CRCRCR"]])
-    refused(pipe, made, "the denoiser gives back a dict; a schedule takes a tensor, a tuple")
+    refused(pipe, made, "the denoiser returns a dict; a schedule takes a tensor, a tuple")
 
 
 # What is no contract
@@ -402,18 +405,18 @@ def test_a_denoiser_that_gives_back_something_else_is_refused():
         ({"stacks": [{"name": "a"}]}, "contract.stacks.0.components is missing"),
         (
             {"stacks": [{"name": "a", "components": ["b"], "output": ["x"]}]},
-            "there is no contract.stacks.0.output; there are name",
+            "contract.stacks.0.output does not exist; there are name",
         ),
         (
             {"stacks": [{"name": "a", "components": []}], "steps": 3},
-            "there is no contract.steps; there are stacks, conditional",
+            "contract.steps does not exist; there are stacks, conditional",
         ),
         ({"stacks": [{"name": "a", "components": "b"}]}, "contract.stacks.0.components is 'b'"),
         ({"stacks": [{"name": "a", "components": [3]}]}, "contract.stacks.0.components.0 is 3"),
-        ({"stacks": [{"name": "a b", "components": []}]}, "contract.stacks.0: 'a b' is no attribute path such as"),
-        ({"stacks": [{"name": "a", "components": ["é"]}]}, "contract.stacks.0: 'é' is no attribute path"),
-        ({"stacks": [{"name": "a", "components": [""]}]}, "contract.stacks.0: '' is no attribute path"),
-        ({"stacks": [{"name": "a", "components": ["b" * 201]}]}, "is no attribute path"),
+        ({"stacks": [{"name": "a b", "components": []}]}, "contract.stacks.0: 'a b' is not an attribute path such as"),
+        ({"stacks": [{"name": "a", "components": ["é"]}]}, "contract.stacks.0: 'é' is not an attribute path"),
+        ({"stacks": [{"name": "a", "components": [""]}]}, "contract.stacks.0: '' is not an attribute path"),
+        ({"stacks": [{"name": "a", "components": ["b" * 201]}]}, "is not an attribute path"),
         ({"stacks": [{"name": "a.*", "components": []}]}, r"contract.stacks.0.name is 'a.\*'; a stack is one list"),
         ({"stacks": [{"name": "denoiser", "components": []}]}, "contract.stacks.0.name is 'denoiser'"),
         (
@@ -444,7 +447,7 @@ def test_a_denoiser_that_gives_back_something_else_is_refused():
         ({"stacks": [{"name": "a", "components": []}] * 2}, "contract.stacks: of 'a' and 'a' one lies in the other"),
         ({"stacks": [{"name": n, "components": []} for n in ("a.b", "a")]}, "of 'a.b' and 'a' one lies in the other"),
         ({"stacks": [{"name": "a", "components": []}], "conditional": 2}, "contract.conditional is 2; give 0 or 1"),
-        ({"stacks": [{"name": "a", "components": []}], "text": ""}, "contract: '' is no name of an argument"),
+        ({"stacks": [{"name": "a", "components": []}], "text": ""}, "contract: '' is not the name of an argument"),
         ({"stacks": [{"name": "a", "components": [f"c{i}" for i in range(201)]}]}, "has 203 names in 1 stacks"),
     ],
 )

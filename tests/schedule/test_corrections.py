@@ -266,14 +266,14 @@ def test_what_is_no_tensors_file_is_refused(tmp_path):
     content = pipelines.content(pipelines.pixart(), [[NODE, "CRCRCR"]], corrections=part)
     (tmp_path / "s.json").write_text(json.dumps(content))
     (tmp_path / "s.safetensors").write_bytes(data)
-    with pytest.raises(ScheduleError, match="s.safetensors: this is no .safetensors file"):
+    with pytest.raises(ScheduleError, match="s.safetensors: this is not a .safetensors file"):
         Schedule.load(tmp_path / "s.json")
 
 
 @pytest.mark.parametrize(
     ("steps", "text"),
     [
-        ({"transformer_blocks.9:ff": [1]}, "names 'transformer_blocks.9:ff', which is no node"),
+        ({"transformer_blocks.9:ff": [1]}, "names 'transformer_blocks.9:ff', which is not a node"),
         ({NODE: [2]}, f"corrections.steps.{NODE} has step 2, which is C; only what is reused .R. or forecast"),
         ({NODE: [5]}, f"corrections.steps.{NODE} has step 5, which is -"),
         ({NODE: [6]}, "has step 6, which is no step"),

@@ -73,7 +73,7 @@ def test_the_valid_file_is_valid(tmp_path):
         ("model", [], r"model is '\[\]'"),
         ("model.class", "UNet1DModel", "model.class 'UNet1DModel' has no node contract"),
         ("model.class", None, "model.class is 'None'"),
-        ("model.weights", 1, "model.weights is no field of schedule/1"),
+        ("model.weights", 1, "model.weights is not a field of schedule/1"),
         ("model.stacks", {"transformer_blocks": "3"}, "model.stacks.transformer_blocks is '3': .*valid integer"),
         ("model.stacks", {"transformer_blocks": True}, "model.stacks.transformer_blocks is 'True'"),
         ("model.stacks", {"transformer_blocks": 2}, r"selector 'transformer_blocks.\[0,2\]:ff' matches no node"),
@@ -133,7 +133,7 @@ def test_the_valid_file_is_valid(tmp_path):
         (
             "masks",
             {},
-            "masks is no field of schedule/1 that this version knows; at the top it knows format, digest, model",
+            "masks is not a field of schedule/1 in this version; the fields at the top are format, digest, model",
         ),
     ],
     ids=lambda value: str(value)[:30],
@@ -180,12 +180,12 @@ TEXT = json.dumps(VALID).encode()
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"", "this is no complete JSON file: Expecting value"),
-        (TEXT[:-1], "this is no complete JSON file"),
-        (TEXT[: len(TEXT) // 2], "this is no complete JSON file"),
-        (TEXT + b"}", "this is no complete JSON file: Extra data"),
-        (b"\x80\x04K\x01.", "this is no complete JSON file"),  # a pickle
-        (TEXT.decode().encode("utf-16")[:-3], "this is no complete JSON file"),
+        (b"", "this is not a complete JSON file: Expecting value"),
+        (TEXT[:-1], "this is not a complete JSON file"),
+        (TEXT[: len(TEXT) // 2], "this is not a complete JSON file"),
+        (TEXT + b"}", "this is not a complete JSON file: Extra data"),
+        (b"\x80\x04K\x01.", "this is not a complete JSON file"),  # a pickle
+        (TEXT.decode().encode("utf-16")[:-3], "this is not a complete JSON file"),
         (b"null", "a schedule is a JSON object, not NoneType"),
         (b'"schedule/1"', "a schedule is a JSON object, not str"),
         (b"{}", "format is 'None'"),
@@ -193,7 +193,7 @@ TEXT = json.dumps(VALID).encode()
         (b'{"a":' * 500_000, "its JSON is nested too deep"),
         (TEXT.replace(b"0.05", b"1e999"), r"file.scores.drift.ci\[0\] is inf"),
         (TEXT.replace(b"0.05", b"-Infinity"), r"file.scores.drift.ci\[0\] is -inf"),
-        (TEXT.replace(b"0.05", b"9" * 1_000_000), "this is no complete JSON file"),
+        (TEXT.replace(b"0.05", b"9" * 1_000_000), "this is not a complete JSON file"),
         (TEXT.replace(b'"a"', b'"\\ud800"'), "is not valid Unicode text"),
         (b"[" + b"0," * (MAX_BYTES // 2), "the file has more than the 4194304 bytes that a schedule may have"),
         (b'{"format":"schedule/1","made":[' + b"0," * 2_000_000 + b"0]}", "file.made has 2000001 entries"),
@@ -245,7 +245,7 @@ def test_scores_and_history_are_checked_too():
     schedule = Schedule.from_dict(VALID)
     with pytest.raises(ScheduleError, match="file.scores.drift.value is nan"):
         schedule.with_scores({"drift": {"value": math.nan}})
-    with pytest.raises(ScheduleError, match="file.made.where is a PosixPath, which is no JSON value"):
+    with pytest.raises(ScheduleError, match="file.made.where is a PosixPath, which is not a JSON value"):
         from pathlib import PurePosixPath
 
         schedule.with_made({"where": type("PosixPath", (PurePosixPath,), {})("/")})

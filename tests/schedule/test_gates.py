@@ -632,7 +632,7 @@ RESIDUAL = {"signal": "first_block_residual", "threshold": 0.1}
 @pytest.mark.parametrize(
     ("gates", "told"),
     [
-        ([gate("transformer_blocks.[0,2]", "CRCRCR")], "are no blocks that follow each other; give a run of blocks"),
+        ([gate("transformer_blocks.[0,2]", "CRCRCR")], "are not blocks that follow each other; give a run of blocks"),
         (
             [gate("transformer_blocks.1:ff", "CRCRCR")],
             r"gates\[0\]: transformer_blocks.1:ff is a component; a group is made of blocks",
@@ -640,7 +640,7 @@ RESIDUAL = {"signal": "first_block_residual", "threshold": 0.1}
         ([gate("denoiser", "CRCRCR")], "denoiser is a denoiser; a group is made of blocks"),
         ([gate("transformer_blocks.7", "CRCRCR")], "matches no node"),
         ([gate("transformer_blocks.1", "CRCRC")], r"gates\[0\].actions: 5 actions for 6 steps"),
-        ([gate("transformer_blocks.1", "CSCRCR")], "'SCRCR' is no action; use C, R, G, F1..F9"),
+        ([gate("transformer_blocks.1", "CSCRCR")], "'SCRCR' is not an action; use C, R, G, F1..F9"),
         ([gate("transformer_blocks.1", "CF1CRCR")], "at step 1 is F1, which reads 2 .*, but 1 came .* put 1 more C"),
         ([gate("transformer_blocks.1", "CGF1CRC", **RESIDUAL)], "at step 2 is F1, .* 1 came before for certain"),
         ([gate("transformer_blocks.1", "CGGGGG")], r"gates\[0\] asks at steps G; give signal, .* and threshold"),

@@ -11,7 +11,8 @@ from search.profile.count import count_costs
 from search.schedule import Schedule, ScheduleError
 from search.schedule.model.contracts import CONTRACTS, Contract
 from search.schedule.model.identity import model_part
-from search.schedule.model.nodes import Tree, blocks_of
+from search.schedule.model.modules import blocks_of
+from search.schedule.model.nodes import Tree
 from search.schedule.values import leaves, map_tensors
 from tests.helpers.denoiser_loops import BATCH, TINY, pipeline, run
 
@@ -204,7 +205,7 @@ def test_nested_components_lie_in_their_parents():
     assert tree.node_of("mid_block.attentions.0.proj_in").name == "mid_block.0:attentions.0"
     assert tree.node_of("down_blocks.0.attentions.1.transformer_blocks.0.ff.net.2") == ff
     assert tree.node_of("time_embedding.linear_1").name == "denoiser"
-    with pytest.raises(ScheduleError, match=r"the blocks of up_blocks are no chain .* use 'up_blocks.\*'"):
+    with pytest.raises(ScheduleError, match=r"the blocks of up_blocks are not a chain .* use 'up_blocks.\*'"):
         tree.select("up_blocks")
 
 

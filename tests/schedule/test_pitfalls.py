@@ -87,7 +87,7 @@ def test_b03_another_batch_or_resolution_meets_no_stale_value(pipe):
         t = pipe.scheduler.timesteps[0]
         latents = torch.randn(2, 4, 8, 8)
         pipe.scheduler.step(call(pipe, latents, t).sample[:, :4], t, latents)
-        with pytest.raises(ScheduleError, match="batch, resolution, type, device and guidance may not change"):
+        with pytest.raises(ScheduleError, match="batch, resolution, type, device and guidance must not change"):
             call(pipe, latents[:1], t)
         with pytest.raises(ScheduleError, match="the denoiser's input changed"):
             call(pipe, latents.half(), t)

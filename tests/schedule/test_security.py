@@ -110,7 +110,7 @@ def hostile(folder: Path) -> dict[str, str]:
         put(name, good | {"corrections": {"digest": digest, "steps": steps}}, told)
 
     put("good", good, "valid")
-    put("broken", b"{", "no complete JSON")
+    put("broken", b"{", "not a complete JSON")
     # Texts that are code, paths or addresses somewhere else
     for i, text in enumerate(
         (
@@ -177,7 +177,7 @@ def hostile(folder: Path) -> dict[str, str]:
     put("twice", json.dumps(good)[:-1].encode() + b', "steps": 6, "steps": 9999999}', "steps")
     put("proto", good | {"__proto__": {"a": 1}}, "__proto__ is no field")
     put("dunder", good | {"__class__": "os"}, "__class__ is no field")
-    put("pickle", pickle.dumps(Evil(folder / "made-by-json")), "no complete JSON")
+    put("pickle", pickle.dumps(Evil(folder / "made-by-json")), "not a complete JSON")
     # Tensors
     fp16 = {"dtype": "F16", "shape": [3, 16], "data_offsets": [0, 96]}
     pair = {"transformer_blocks.0:ff.scale": fp16, "transformer_blocks.0:ff.shift": fp16 | {"data_offsets": [96, 192]}}
@@ -203,7 +203,7 @@ def hostile(folder: Path) -> dict[str, str]:
     )
     # Names in the file system
     (folder / "link.json").symlink_to("/etc/passwd")
-    wanted["link.json"] = "no complete JSON"
+    wanted["link.json"] = "not a complete JSON"
     (folder / "self.json").symlink_to("self.json")
     wanted["self.json"] = "cannot read"
     (folder / "directory.json").mkdir()

@@ -167,7 +167,7 @@ def test_deep_cache_before_and_after_apply_is_refused() -> None:
         helper.disable()
         pipe.scheduler.set_timesteps(6)
     helper.enable()
-    with pytest.raises(ScheduleError, match=r"replaced by one of DeepCache\.\S+; .* fights with a schedule"):
+    with pytest.raises(ScheduleError, match=r"replaced by one of DeepCache\.\S+; .* conflicts with the schedule"):
         schedule.apply(pipe)
     helper.disable()
     with schedule.apply(pipe):

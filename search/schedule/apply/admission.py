@@ -11,12 +11,12 @@ from search.schedule.model.identity import fingerprint
 from search.schedule.model.nodes import Tree
 
 HOOK = "diffusion-schedule-search"
-# Arguments with what a denoiser adds between the blocks of a stack.
+# Arguments whose values a denoiser adds between the blocks of a stack.
 BETWEEN = ("controlnet_block_samples", "controlnet_single_block_samples", "block_controlnet_hidden_states")
 
 
 def check_denoiser(denoiser: nn.Module) -> None:
-    """Refuse what would fight with the hooks."""
+    """Raise ScheduleError where the denoiser is compiled, patched or cached, which the hooks do not work with."""
     check_free(denoiser)
     compiled = hasattr(denoiser, "_orig_mod") or any(
         getattr(module, "_compiled_call_impl", None) is not None
@@ -25,28 +25,29 @@ def check_denoiser(denoiser: nn.Module) -> None:
     )
     if compiled:
         raise ScheduleError(
-            "the denoiser is compiled, and a schedule inside of compiled code would be traced anew at every "
+            "the denoiser is compiled, and a schedule inside of compiled code would be traced again at every "
             "step; apply it to the bare pipeline with schedule.apply(pipe, compile=True)"
         )
-    owner = next(cls for cls in type(denoiser).__mro__ if "forward" in vars(cls))  # a base class may lie elsewhere
+    owner = next(cls for cls in type(denoiser).__mro__ if "forward" in vars(cls))  # possibly a base class
     if (source := type(denoiser).forward.__module__) != owner.__module__:
         raise ScheduleError(f"{type(denoiser).__name__}.forward was replaced by one of {source}; undo that patch first")
     modules = list(denoiser.named_modules())
-    check_caches(denoiser, modules, "fights with a schedule")
+    check_caches(denoiser, modules, "conflicts with the schedule")
     for name, module in modules:
         if getattr(module, "_chunk_size", None) is not None:
             raise ScheduleError(f"{name} runs its feed-forward in chunks; call disable_forward_chunking() first")
 
 
 def check_free(denoiser: nn.Module) -> None:
-    """Refuse a denoiser that a schedule or another cache drives already."""
+    """Raise ScheduleError where a schedule is already applied to a denoiser, or another cache is enabled on it."""
     registry = getattr(denoiser, "_diffusers_hook", None)
     if registry is not None and registry.get_hook(HOOK) is not None:
         raise ScheduleError("a schedule is already applied to this denoiser; call .remove() on it first")
-    check_caches(denoiser, [], "fights with a schedule")
+    check_caches(denoiser, [], "conflicts with the schedule")
 
 
 def check_model(document: Document, denoiser: nn.Module, tree: Tree, strict: bool) -> None:
+    """Raise ScheduleError where a document is for another denoiser; not `strict`: of another class or shape."""
     model = document.model
     if model.class_name != tree.model_class:
         raise ScheduleError(f"model.class is {model.class_name!r}, but the pipeline's denoiser is a {tree.model_class}")
@@ -54,13 +55,14 @@ def check_model(document: Document, denoiser: nn.Module, tree: Tree, strict: boo
         raise ScheduleError(
             f"model.stacks is {shorten(model.stacks)}, but this {tree.model_class} has {shorten(tree.shape)}"
         )
-    if strict and model.fingerprint and model.fingerprint != (found := fingerprint(denoiser)):
+    if strict and model.fingerprint and model.fingerprint != (fingerprint_here := fingerprint(denoiser)):
         raise ScheduleError(
-            f"model.fingerprint is {model.fingerprint!r}, but this denoiser's is {found!r}: another "
+            f"model.fingerprint is {model.fingerprint!r}, but this denoiser's is {fingerprint_here!r}: another "
             "architecture or resolution; apply(pipe, strict=False) applies the schedule all the same"
         )
 
 
 def shorten(value: Any) -> str:
+    """A value as text of at most 200 characters."""
     text = str(value)
     return text if len(text) <= 200 else f"{text[:200]}…"

@@ -45,7 +45,7 @@ class Ahead:
         self.ready.clear()
 
     def output(self, module: nn.Module, forward: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What the denoiser returns for this call; None where it is no step of a batch."""
+        """What the denoiser returns for this call; None where its step is not in a batch."""
         step, branch = self.clock.step, self.clock.calls - 1
         if (step, branch) in self.ready:
             output = self.ready.pop((step, branch))

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,14 +10,11 @@ from torch import nn
 from search.schedule.apply.outputs import argument_of_call
 from search.schedule.values import Value
 
-if TYPE_CHECKING:
-    pass
-
 
 def skipped_output(name: str, names: Sequence[str], skipped: Sequence[str] | None, *args: Any, **kwargs: Any) -> Value:
-    """What a component gives where it is skipped: zeros like these arguments, or its first one as it is.
+    """What stands for a skipped component: zeros like these arguments, or its first argument as it is.
 
-    `names` are those of all its arguments, `name` its own.
+    `names` are those of all its arguments; `name` is the component's, for errors.
     """
     given = dict(zip(names, args, strict=False)) | kwargs
     if not skipped:
@@ -30,18 +27,18 @@ def skipped_output(name: str, names: Sequence[str], skipped: Sequence[str] | Non
 def replaced_arguments(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Sequence[str]
 ) -> Value:
-    """What enters a block, as the block would give it back."""
+    """The arguments that a block's outputs replace, in the structure of its outputs."""
     given = arguments_by_name(module, args, kwargs)
     inputs = tuple(argument_of_call(type(module).__name__, name, given) for name in outputs)
     return inputs[0] if len(inputs) == 1 else inputs
 
 
 def arguments_by_name(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of the module by name, first those given by place."""
+    """The arguments of a call of a module by name, positional ones first."""
     return dict(zip(parameter_names(type(module)), args, strict=False)) | dict(kwargs)
 
 
-_PARAMETERS: dict[Any, tuple[str, ...]] = {}  # by module class: to look them up takes longer than a small block
+_PARAMETERS: dict[Any, tuple[str, ...]] = {}  # by module class: inspecting a signature takes longer than a small block
 
 
 def parameter_names(cls: Any) -> tuple[str, ...]:
@@ -51,6 +48,6 @@ def parameter_names(cls: Any) -> tuple[str, ...]:
     return _PARAMETERS[cls]
 
 
-def shown_names(known: tuple | None) -> str:
-    """Shape, type and device of an input, as an error names them."""
-    return "None" if known is None else str((known[0], *map(str, known[1:])))
+def describe_input(signature: tuple[Any, ...] | None) -> str:
+    """Shape, type and device of an input, for an error."""
+    return "None" if signature is None else str((signature[0], *map(str, signature[1:])))

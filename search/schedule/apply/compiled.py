@@ -1,9 +1,9 @@
 """Compilation beneath the hooks: whole blocks, one variant for each set of components that a plan does not compute.
 
-A variant is the block's own forward, traced with stand-ins for its components: one that is reused or forecast gives
-back a value that is handed in, one that is computed hands its output out. So the graph knows nothing of steps and
-plans, all blocks of a class share it, and what served a reused component alone (its norm, its modulation) is not
-computed. Where that does not fit, components are compiled by themselves.
+A variant is the block's own forward, traced with stand-ins for its components: one that is reused or forecast returns
+a value that is passed in, one that is computed passes its output out. So the graph does not depend on steps and plans,
+all blocks of a class share it, and what only a reused component reads (its norm, its modulation) is not computed.
+Where whole blocks cannot be compiled, each component is compiled by itself.
 """
 
 import copy
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from search.schedule.apply.calls import arguments_by_name, parameter_names, skipped_output
 from search.schedule.apply.clock import Clock
-from search.schedule.apply.hooks import BlockHook, verify
+from search.schedule.apply.hooks import BlockHook, check_output
 from search.schedule.apply.stores import Store
 from search.schedule.model.nodes import Tree
 from search.schedule.plan.plan import Plan
@@ -26,14 +26,14 @@ from search.schedule.plan.tokens import ABSENT, OFF
 from search.schedule.values import Value
 
 Compile = Callable[[Callable], Callable]
-Row = tuple[str, ...]  # what a block's stand-ins do: C compute, R give what is stored, S nothing
-MOST = 8  # variants of a stack: every set of three components; each takes as long to compile as a block does
+Row = tuple[str, ...]  # what a block's stand-ins do: C compute, R return a stored value, S nothing
+MAX_VARIANTS = 8  # variants of a stack: every set of three components; each takes as long to compile as a block does
 
 
 def compiler(compile: bool | Compile | None, denoiser: nn.Module, static: bool) -> tuple[Compile | None, bool]:
-    """What compiles a function, None for nothing, and whether it makes CUDA graphs.
+    """The function that compiles (None where nothing is compiled), and whether it makes CUDA graphs.
 
-    `True` is torch.compile, with CUDA graphs on a GPU where the plan is `static`: nothing depends on what is denoised.
+    `True` is torch.compile, with CUDA graphs on a GPU where the plan is `static`: nothing depends on the latents.
     """
     if not compile or callable(compile):
         return compile or None, False
@@ -45,7 +45,7 @@ def compiler(compile: bool | Compile | None, denoiser: nn.Module, static: bool) 
 class BlockPart:
     """A component of a block that is planned in some block of the stack; `store` is None where it is not in this one.
 
-    `skipped` are the arguments whose zeros it gives where it is skipped, () for its first one as it is.
+    `skipped` are the arguments whose zeros it returns where it is skipped, () for its first one as it is.
     """
 
     name: str
@@ -63,17 +63,17 @@ Variants = dict[str, tuple[list[BlockPart], set[Row]]]  # by block
 
 
 def block_variants(tree: Tree, denoiser: nn.Module, stack: str, plan: Plan, stores: Mapping[str, Store]) -> Variants:
-    """Of each block of a stack the components that matter, and the rows that it has to be compiled for.
+    """Of each block of a stack the planned components, and the rows that it has to be compiled for.
 
-    `stores` are those of the planned nodes. Nothing where blocks are not to be compiled whole: they have too many rows,
-    components within components, or hooks of others.
+    `stores` are those of the planned nodes. {} where blocks cannot be compiled whole: they have too many rows,
+    components within components, or hooks of other code.
     """
     nodes = [node for node in tree if node.stack == stack and node.kind != "stack"]
     modules = {node.name: tree.module(denoiser, node) for node in nodes}
     kinds = {node.component for node in nodes if node.kind == "component" and node.name in stores}
-    if tree.whole.copies or any("." in kind for kind in kinds) or not all(map(_plain, modules.values())):
+    if tree.contract.copies or any("." in kind for kind in kinds) or not all(map(_plain, modules.values())):
         return {}
-    found: Variants = {}
+    variants: Variants = {}
     for block in (node.name for node in nodes if node.kind == "block"):
         parts = [
             BlockPart(node.component, modules[node.name], tree.skipped(node), stores.get(node.name))
@@ -81,12 +81,12 @@ def block_variants(tree: Tree, denoiser: nn.Module, stack: str, plan: Plan, stor
             if node.parent == block and node.component in kinds
         ]
         steps = [step for step, token in enumerate(plan.tokens[block]) if token == OFF] if plan.steps else [0]
-        found[block] = parts, {tuple(part.kind(step) for part in parts) for step in steps}
-    return found if len(set().union(*(rows for _, rows in found.values()))) <= MOST else {}
+        variants[block] = parts, {tuple(part.kind(step) for part in parts) for step in steps}
+    return variants if len(set().union(*(rows for _, rows in variants.values()))) <= MAX_VARIANTS else {}
 
 
 class CompiledBlock:
-    """One block: what computes it at each step, beneath its hook and without hooks of its components."""
+    """One block compiled beneath its hook, without hooks of its components."""
 
     def __init__(self, hook: BlockHook, parts: Sequence[BlockPart], rows: Iterable[Row], compile: Compile) -> None:
         self.hook, self.parts, self.verified = hook, parts, False
@@ -100,17 +100,19 @@ class CompiledBlock:
         graph, shadow = self.graphs[row]
         clock: Clock = self.hook.clock
         pairs = list(zip(self.parts, row, strict=True))
-        given = [part.store for part, kind in pairs if kind == "R" and part.store]
-        made = [part.store if part.store and part.store.keeps(step) else None for part, kind in pairs if kind == "C"]
+        read_stores = [part.store for part, kind in pairs if kind == "R" and part.store]
+        kept_stores = [
+            part.store if part.store and part.store.keeps(step) else None for part, kind in pairs if kind == "C"
+        ]
 
         def run(*args: Any, **kwargs: Any) -> Value:
             if not self.verified:
                 self._verify(args, kwargs)
             branch = clock.calls - 1
-            values = [store.read(step, branch, clock) for store in given]
+            values = [store.read(step, branch, clock) for store in read_stores]
             streams = {name: _even(kwargs[name]) for name in self.hook.outputs if name in kwargs}
             output, computed = graph(shadow, values, tuple(map(_even, args)), kwargs | streams)
-            for store, value in zip(made, computed, strict=True):
+            for store, value in zip(kept_stores, computed, strict=True):
                 if store is not None:
                     store.keep(step, branch, value)
             return output
@@ -118,13 +120,15 @@ class CompiledBlock:
         return run
 
     def _verify(self, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Run the block as it is once, to look at its components against the contract."""
+        """Run the block once without compilation, to check its components' outputs against the contract."""
 
-        def look(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Value, part: BlockPart) -> None:
+        def check(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Value, part: BlockPart) -> None:
             if part.store:
-                verify(part.store, part.skipped, arguments_by_name(module, args, kwargs), output)
+                check_output(part.store, part.skipped, arguments_by_name(module, args, kwargs), output)
 
-        watched = [part.module.register_forward_hook(partial(look, part=part), with_kwargs=True) for part in self.parts]
+        watched = [
+            part.module.register_forward_hook(partial(check, part=part), with_kwargs=True) for part in self.parts
+        ]
         try:
             self.hook.forward(*args, **kwargs)
         finally:
@@ -133,7 +137,7 @@ class CompiledBlock:
         self.verified = True
 
     def _shadow(self, block: nn.Module, row: Row) -> nn.Module:
-        """The block with stand-ins, in a module beside it: parameters, buffers and all else are the block's own."""
+        """A copy of the block with stand-ins; parameters, buffers and other attributes are shared."""
         shadow = copy.copy(block)
         for name in ("forward", "_diffusers_hook"):
             shadow.__dict__.pop(name, None)
@@ -147,12 +151,12 @@ class CompiledBlock:
 
 
 def _even(value: Any) -> Any:
-    """A stream as blocks give it: the first block's own, which an embedding has transposed, would take other graphs."""
+    """A stream in contiguous memory, as blocks return it: a transposed first input would need more graphs."""
     return value.contiguous() if isinstance(value, Tensor) else value
 
 
 class ComputedComponent:
-    """In place of a component that runs; what it gave is noted."""
+    """In place of a component that runs; its output is recorded."""
 
     value: Value = None
 
@@ -190,7 +194,7 @@ class SkippedComponent:
 
 @cache
 def compiled_variant(block: Any, names: tuple[str, ...], row: Row) -> Callable:
-    """`_run` for these stand-ins, as code of its own: torch keeps graphs, and limits recompilations, by code object."""
+    """`_run` for these stand-ins, as a code object of its own: torch keeps graphs and counts recompilations by code."""
     name = f"{block.__name__}_{''.join(row)}"
     code = _run.__code__.replace(co_name=name, co_qualname=name)
     return types.FunctionType(code, _run.__globals__, argdefs=(names, row))
@@ -199,7 +203,7 @@ def compiled_variant(block: Any, names: tuple[str, ...], row: Row) -> Callable:
 def _run(
     block: nn.Module, values: list[Value], args: tuple, kwargs: dict, names: tuple[str, ...] = (), row: Row = ()
 ) -> tuple[Value, list[Value]]:
-    """A block with stand-ins: its output, and those of the components that it computed. `values` are of those given."""
+    """Run a block with stand-ins on stored `values`: its output, and those of its computed components."""
     stand_ins = [getattr(block, name) for name in names]
     for i, stand_in in enumerate([s for s, kind in zip(stand_ins, row, strict=True) if kind == "R"]):
         stand_in.value = values[i]
@@ -211,5 +215,5 @@ def _run(
 
 
 def _plain(module: Any) -> bool:
-    """Whether a module's forward is that of its class and nobody listens, so that a copy may run in its place."""
+    """Whether a module's forward is that of its class and it has no hooks, so that a copy can run in its place."""
     return not ("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks)

@@ -93,7 +93,7 @@ class Corrections:
         try:
             tensors = load(data)
         except SafetensorError as error:
-            raise ScheduleError(f"this is no {SUFFIX} file: {error}") from None
+            raise ScheduleError(f"this is not a {SUFFIX} file: {error}") from None
         _check(tensors, part)
         return cls(part, tensors, data)
 

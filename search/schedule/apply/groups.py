@@ -214,7 +214,7 @@ class Group:
         if len(kept) < count:
             raise ScheduleError(
                 f"{self.gate.name} reads {count} value(s) at step {self.clock.step}, but this CFG branch computed "
-                f"{len(kept)}; guidance may not be switched on during a run"
+                f"{len(kept)}; guidance must not be switched on during a run"
             )
         return self._combined(kept)
 

@@ -20,7 +20,8 @@ from search.schedule.apply.tampering import ModuleSnapshot
 from search.schedule.document import Document
 from search.schedule.errors import ScheduleError
 from search.schedule.model.identity import denoiser_of
-from search.schedule.model.nodes import ROOT, Node, blocks_of
+from search.schedule.model.modules import blocks_of
+from search.schedule.model.nodes import ROOT, Node
 from search.schedule.plan.tokens import ABSENT, OFF, OWN
 
 

@@ -16,7 +16,7 @@ def add_hook(module: nn.Module, hook: ModelHook) -> None:
     def register(module: nn.Module) -> None:
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
         if isinstance(hook, StepHook):
-            hook.attend()
+            hook.follow_clock()
 
     _beneath_offload(module, register)
 

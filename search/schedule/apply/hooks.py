@@ -1,4 +1,4 @@
-"""What happens at a planned node: compute, reuse, forecast or skip, with values kept as long as they are read."""
+"""Hooks at planned modules: compute, reuse, forecast or skip, and store values as long as later steps read them."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from search.schedule.apply.calls import (
     arguments_by_name,
+    describe_input,
     parameter_names,
     replaced_arguments,
-    shown_names,
     skipped_output,
 )
 from search.schedule.apply.clock import Clock
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class PlannedHook(ModelHook):
-    """Base of the hooks: knows the step and the CFG branch."""
+    """Base of the hooks; `clock` has the step and the CFG branch of the running call."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -44,21 +44,22 @@ class PlannedHook(ModelHook):
             value = map_tensors(lambda tensor: tensor.repeat(clock.span, *[1] * (tensor.dim() - 1)), value)
         if store.correction is None:
             return value
-        return store.correction(clock.step, value, partial(self._aside, compute))
+        return store.correction(clock.step, value, partial(self._compute_suspended, compute))
 
     def keep(self, store: Store, value: Value) -> None:
+        """Store a value that the running call computed."""
         store.keep(self.clock.step, self.clock.calls - 1, value)
 
-    def _aside(self, compute: Callable[[], Value]) -> Value:
-        with self.clock.aside():
+    def _compute_suspended(self, compute: Callable[[], Value]) -> Value:
+        with self.clock.suspended():
             return compute()
 
 
 class StepHook(PlannedHook):
-    """A module within the denoiser: as a step begins, what it does there takes the place of its forward.
+    """A module within the denoiser: as a step begins, the step's action is put in the place of its forward.
 
-    So a module that computes and keeps nothing is called as if nobody had planned anything. Between runs, and where
-    somebody else has wrapped the module since, diffusers' chain of hooks is called and comes to the same.
+    So a module that computes and stores nothing is called directly, without overhead. Between runs, and where other
+    code has wrapped the module since, diffusers' chain of hooks is called, with the same result.
     """
 
     compiled: Callable[[int], Callable] | None = None  # what runs at a step in place of the module's own forward
@@ -74,17 +75,17 @@ class StepHook(PlannedHook):
         return module
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Value:
-        """Until the first run; diffusers wants the name."""
+        """Run the module until the first run begins; the name is that of `ModelHook`."""
         return self.forward(*args, **kwargs)
 
-    def attend(self) -> None:
-        """Follow the clock, once diffusers has put its chain in the forward's place."""
+    def follow_clock(self) -> None:
+        """Follow the clock; called once diffusers has put its chain of hooks in the place of the forward."""
         self.attributes = self.module.__dict__
         self.chain = self.placed = self.attributes["forward"]
-        self.clock.on_step.append(self.turn)
+        self.clock.on_step.append(self.begin_step)
 
-    def turn(self, step: int) -> None:
-        """Do from now on what is planned for this step; compute where there is none."""
+    def begin_step(self, step: int) -> None:
+        """Put the action of this step in place; -1, outside of a run: compute."""
         action = self.actions.get(step)
         if action is None:
             action = self.actions[step] = self.forward if step < 0 else self.action(step)
@@ -96,7 +97,7 @@ class StepHook(PlannedHook):
 
     @property
     def forward(self) -> Callable:
-        """The module's own."""
+        """The module's own forward."""
         return self.fn_ref.original_forward
 
     def action(self, step: int) -> Callable:
@@ -107,14 +108,14 @@ class StepHook(PlannedHook):
         """What computes the module at a step."""
         return self.forward if self.compiled is None else self.compiled(step)
 
-    def reconsider(self) -> None:
-        """Actions are other ones from now on."""
+    def reset_actions(self) -> None:
+        """Choose the actions again, as they have changed."""
         self.actions.clear()
-        self.turn(self.clock.step)
+        self.begin_step(self.clock.step)
 
 
 class ComponentHook(StepHook):
-    """A component: its output is kept before the block's gate; skipped, it adds nothing or passes its input on."""
+    """A component: its output is stored before the block's gate; skipped, it adds nothing or passes its input on."""
 
     def __init__(self, clock: Clock, store: Store, skipped: Sequence[str] | None) -> None:
         """`skipped` are the arguments whose zeros it returns where it is skipped, () for its input as it is."""
@@ -126,49 +127,49 @@ class ComponentHook(StepHook):
         if token == "S":
             return partial(skipped_output, self.store.name, parameter_names(type(self.module)), self.skipped)
         if token not in (OFF, ABSENT):
-            return self._again if self.store.correction else self._stored()
+            return self._read_corrected if self.store.correction else self._reading()
         if not self.verified:
-            return self._first
-        return self._keeping(self.computing(step)) if self.store.keeps(step) else self.computing(step)
+            return self._compute_first
+        return self._storing(self.computing(step)) if self.store.keeps(step) else self.computing(step)
 
-    # Called at every kept and reused component: each lookup and each call within costs as much as a small kernel.
+    # Called at every stored and reused component: each lookup and each call within costs as much as a small kernel.
 
-    def _keeping(self, compute: Callable) -> Callable:
+    def _storing(self, compute: Callable) -> Callable:
         clock, keep = self.clock, self.store.keep
 
-        def kept(*args: Any, **kwargs: Any) -> Value:
+        def compute_and_keep(*args: Any, **kwargs: Any) -> Value:
             output = compute(*args, **kwargs)
             keep(clock.step, clock.calls - 1, output)
             return output
 
-        return kept
+        return compute_and_keep
 
-    def _stored(self) -> Callable:
-        clock, read, again = self.clock, self.store.read, self._again
+    def _reading(self) -> Callable:
+        clock, read, read_batch = self.clock, self.store.read, self._read_corrected
 
-        def stored(*args: Any, **kwargs: Any) -> Value:
-            return read(clock.step, clock.calls - 1, clock) if clock.span == 1 else again(*args, **kwargs)
+        def read_stored(*args: Any, **kwargs: Any) -> Value:
+            return read(clock.step, clock.calls - 1, clock) if clock.span == 1 else read_batch(*args, **kwargs)
 
-        return stored
+        return read_stored
 
-    def _again(self, *args: Any, **kwargs: Any) -> Value:
+    def _read_corrected(self, *args: Any, **kwargs: Any) -> Value:
         return self.read(self.store, lambda: self.forward(*args, **kwargs))
 
-    def _first(self, *args: Any, **kwargs: Any) -> Value:
-        """The first time that it is computed."""
+    def _compute_first(self, *args: Any, **kwargs: Any) -> Value:
+        """Compute it for the first time, and check its output against the contract."""
         output = self.computing(self.clock.step)(*args, **kwargs)
-        verify(self.store, self.skipped, arguments_by_name(self.module, args, kwargs), output)
+        check_output(self.store, self.skipped, arguments_by_name(self.module, args, kwargs), output)
         if self.store.keeps(self.clock.step):
             self.keep(self.store, output)
         self.verified = True
-        self.reconsider()
+        self.reset_actions()
         return output
 
 
 class BlockHook(StepHook):
     """A block, and the stack around it: where the stack is not computed, its last block gives the stack's value.
 
-    What is kept is what they give, or with `residual` what they add to what entered them.
+    Stored are their outputs, or with `residual` what they add to their inputs.
     """
 
     def __init__(
@@ -189,48 +190,48 @@ class BlockHook(StepHook):
         around, token = self.stack.tokens[step], self.block.tokens[step]
         last = self.module is self.blocks[-1]
         if around not in (OFF, ABSENT):
-            return self._stack_again if last and around != "S" else self._passed
+            return self._read_stack if last and around != "S" else self._pass_inputs
         if token == "S":
-            run = self._passed
+            run = self._pass_inputs
         elif token not in (OFF, ABSENT):
-            run = self._again
+            run = self._read_block
         elif not self.verified:
-            run = self._first
+            run = self._compute_first
         else:
             run = self.computing(step)
-            run = partial(self._kept, run) if self.block.keeps(step) else run
+            run = partial(self._compute_and_keep, run) if self.block.keeps(step) else run
         if self.stack.keeps(step) and (last or self.module is self.blocks[0]):
-            return partial(self._edge, run, last)
+            return partial(self._run_at_edge, run, last)
         return run
 
-    def _passed(self, *args: Any, **kwargs: Any) -> Value:
+    def _pass_inputs(self, *args: Any, **kwargs: Any) -> Value:
         return replaced_arguments(self.module, args, kwargs, self.outputs) if self.outputs else None
 
-    def _kept(self, compute: Callable, *args: Any, **kwargs: Any) -> Value:
+    def _compute_and_keep(self, compute: Callable, *args: Any, **kwargs: Any) -> Value:
         output = compute(*args, **kwargs)
-        self.keep(self.block, self._added(self._passed(*args, **kwargs), output) if self.residual else output)
+        self.keep(self.block, self._added(self._pass_inputs(*args, **kwargs), output) if self.residual else output)
         return output
 
-    def _again(self, *args: Any, **kwargs: Any) -> Value:
+    def _read_block(self, *args: Any, **kwargs: Any) -> Value:
         return self._value(self.block, lambda: self.forward(*args, **kwargs), args, kwargs)
 
-    def _stack_again(self, *args: Any, **kwargs: Any) -> Value:
-        return self._value(self.stack, lambda: self._through(args, kwargs), args, kwargs)
+    def _read_stack(self, *args: Any, **kwargs: Any) -> Value:
+        return self._value(self.stack, lambda: self._run_stack(args, kwargs), args, kwargs)
 
-    def _first(self, *args: Any, **kwargs: Any) -> Value:
-        """The first time that it is computed: looked at against the contract."""
+    def _compute_first(self, *args: Any, **kwargs: Any) -> Value:
+        """Compute it for the first time, and check its output against the contract."""
         output = self.computing(self.clock.step)(*args, **kwargs)
         check_block(self.block.name, self.outputs, arguments_by_name(self.module, args, kwargs), output)
         if self.block.keeps(self.clock.step):
-            self._kept(lambda *_, **__: output, *args, **kwargs)
+            self._compute_and_keep(lambda *_, **__: output, *args, **kwargs)
         self.verified = True
-        self.reconsider()
+        self.reset_actions()
         return output
 
-    def _edge(self, run: Callable, last: bool, *args: Any, **kwargs: Any) -> Value:
-        """The first and the last block of a stack whose value is kept."""
+    def _run_at_edge(self, run: Callable, last: bool, *args: Any, **kwargs: Any) -> Value:
+        """Run the first or the last block of a stack whose value is stored."""
         if self.residual and self.module is self.blocks[0]:
-            self.stack.entered = self._passed(*args, **kwargs)
+            self.stack.entered = self._pass_inputs(*args, **kwargs)
         output = run(*args, **kwargs)
         if last:
             self.keep(self.stack, self._added(self.stack.entered, output) if self.residual else output)
@@ -240,18 +241,18 @@ class BlockHook(StepHook):
     def _value(
         self, store: Store, compute: Callable[[], Value], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Value:
-        """What stands for the block, or for its stack."""
+        """The value in place of the block's output, or of its stack's."""
         if not self.residual:
             return self.read(store, compute)
-        inputs = self._passed(*args, **kwargs)
+        inputs = self._pass_inputs(*args, **kwargs)
         return map_tensors(torch.add, self.read(store, lambda: self._added(inputs, compute())), inputs)
 
     @staticmethod
     def _added(inputs: Value, output: Value) -> Value:
         return map_tensors(torch.sub, output, inputs)
 
-    def _through(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
-        """The whole stack, from what entered it."""
+    def _run_stack(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
+        """Run the whole stack on the inputs of its first block."""
         given = arguments_by_name(self.blocks[0], args, kwargs)
         output: Value = None
         for block in self.blocks:
@@ -261,10 +262,10 @@ class BlockHook(StepHook):
 
 
 class DenoiserHook(PlannedHook):
-    """The denoiser: counts CFG branches, checks that the run is whole, reuses or forecasts whole steps, and guides.
+    """The denoiser: counts CFG branches, checks that the run is complete, reuses or forecasts whole steps, and guides.
 
-    At a step of another denoiser that one is called instead, as it stands: with whatever hooks it has, none of ours.
-    Values are cloned on the way in and out, because a pipeline may write into what it was given.
+    At a step of another denoiser that one is called instead, with the hooks that it has and none of ours. Values are
+    cloned when they are stored and when they are returned, because a pipeline may write into what it gets.
     """
 
     def __init__(
@@ -288,13 +289,14 @@ class DenoiserHook(PlannedHook):
         hidden = args[0] if args else kwargs[parameter_names(type(module))[0]]
         step, branch = self.clock.step, self.clock.calls
         self.clock.calls += 1
-        found = tuple(hidden.shape), hidden.dtype, hidden.device
+        signature = tuple(hidden.shape), hidden.dtype, hidden.device
         if step == 0:
-            self.inputs = {b: known for b, known in self.inputs.items() if b < branch} | {branch: found}
-        elif (known := self.inputs.get(branch)) != found:
+            self.inputs = {b: first for b, first in self.inputs.items() if b < branch} | {branch: signature}
+        elif (first := self.inputs.get(branch)) != signature:
             raise ScheduleError(
-                f"the denoiser's input changed from {shown_names(known)} to {shown_names(found)} at step {step}; "
-                "batch, resolution, type, device and guidance may not change during a run"
+                f"the denoiser's input changed from {describe_input(first)} to {describe_input(signature)} at step "
+                f"{step}; "
+                "batch, resolution, type, device and guidance must not change during a run"
             )
         guidance = self.guidance
         if guidance is not None:
@@ -304,8 +306,8 @@ class DenoiserHook(PlannedHook):
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()  # outputs of the call before may be written into
 
-        other = self.stitch.denoiser(step) if self.stitch else None
-        run = self.fn_ref.original_forward if other is None else other
+        substitute = self.stitch.denoiser(step) if self.stitch else None
+        run = self.fn_ref.original_forward if substitute is None else substitute
 
         def compute() -> Any:
             if self.ahead and (output := self.ahead.output(module, run, args, kwargs)) is not None:
@@ -340,8 +342,8 @@ class DenoiserHook(PlannedHook):
         return guidance.returned(step, value, stored)
 
 
-def verify(store: Store, skipped: Sequence[str] | None, given: Mapping[str, Any], output: Value) -> None:
-    """Look at what a component gave against its contract, as far as the plan relies on it."""
+def check_output(store: Store, skipped: Sequence[str] | None, given: Mapping[str, Any], output: Value) -> None:
+    """Check a component's output against its contract, as far as the plan relies on it."""
     if skipped is not None and "S" in store.tokens:
         check_component(store.name, skipped, given, output)
     else:

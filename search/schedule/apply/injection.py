@@ -1,6 +1,6 @@
-"""The start part: what a run begins with. There is exactly one initialiser, told apart by its `kind`.
+"""The start part of a schedule: what a run begins with.
 
-Another kind is another class here, a name in KINDS and a member of the union StartPart.
+Another kind of start is another class here, a name in KINDS and a member of the union StartPart (parts/start.py).
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class Injection:
         self._steps: frozenset[int] = frozenset()
 
     def begin(self, timesteps: Sequence[float], training: int) -> None:
-        """A run begins on these timesteps [T]."""
+        """Begin a run on these timesteps [T], of `training` training timesteps."""
         self.noise, self._steps = None, frozenset(self.inject.steps(timesteps, training))
 
     def after(self, step: int, sample: Tensor, latents: Tensor) -> Tensor:

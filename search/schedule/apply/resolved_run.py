@@ -65,7 +65,7 @@ class ResolvedRun:
         else:
             store = Store(name, self.plan, self.memory)
         store.latest = self.latest.get(name, 0)
-        store.copies = self.tree.whole.copies and name != ROOT  # the denoiser's hook copies in any case
+        store.copies = self.tree.contract.copies and name != ROOT  # the denoiser's hook copies in any case
         store.correction = self.corrections.get(name)
         return store
 

@@ -54,7 +54,7 @@ class Store:
         kept = self.values.get(branch, ())
         if kept and kept[-1][0] == step:
             raise ScheduleError(
-                f"{self.name} was called twice in one denoiser call at step {step}; its values cannot be told "
+                f"{self.name} was called twice in one denoiser call at step {step}; its values cannot be kept "
                 "apart (call disable_forward_chunking() if its feed-forward runs in chunks)"
             )
         if self.copies or self.borrowed:
@@ -90,7 +90,7 @@ class Store:
         if len(kept) < needs:
             raise ScheduleError(
                 f"{self.name} reads {needs} value(s) at step {step}, but this CFG branch computed {len(kept)}; "
-                "guidance may not be switched on during a run"
+                "guidance must not be switched on during a run"
             )
         if needs == 1:
             value = map_tensors(copy_value, kept[-1][1]) if self.copies else kept[-1][1]

@@ -1,6 +1,6 @@
-"""What was changed on a denoiser behind an applied schedule's back: adapters, other caches, patched methods.
+"""Changes of a denoiser that were made after a schedule was applied: adapters, other caches, patched methods.
 
-Looked at when a run begins. It takes some microseconds per hundred modules: their list is made once.
+They are checked when a run begins, which takes some microseconds per hundred modules: the list is made once.
 """
 
 from functools import partial
@@ -11,8 +11,13 @@ from torch import nn
 from search.schedule.errors import ScheduleError
 from search.schedule.model.nodes import ROOT
 
-OURS = ("diffusers.hooks", "accelerate", "torch", "search.schedule")  # who may stand before a module's own forward
-AGAIN = "remove the schedule, then do that, then apply it again"
+ALLOWED_SOURCES = (
+    "diffusers.hooks",
+    "accelerate",
+    "torch",
+    "search.schedule",
+)  # packages that may replace a module's forward
+REAPPLY = "remove the schedule, then do that, then apply it again"
 
 
 class ModuleSnapshot:
@@ -24,31 +29,40 @@ class ModuleSnapshot:
         self.children = [(name, m._modules, tuple(m._modules.items())) for name, m in self.modules if m._modules]
 
     def check(self) -> None:
-        """ScheduleError where a run would not be what the schedule says."""
+        """Raise ScheduleError where modules are no longer those that the schedule was applied to."""
         check_caches(self.denoiser, self.modules, "was turned on after the schedule was applied")
         for name, now, before in self.children:
             for child, module in before:
-                if (found := now.get(child)) is not module:
+                if (current := now.get(child)) is not module:
                     place = f"{name}.{child}" if name else child
-                    raise ScheduleError(f"{place} {_replaced(found)} after the schedule was applied; {AGAIN}")
+                    raise ScheduleError(
+                        f"{place} {_describe_change(current)} after the schedule was applied; {REAPPLY}"
+                    )
 
 
-def check_caches(denoiser: Any, modules: list[tuple[str, nn.Module]], told: str) -> None:
-    """ScheduleError where another cache works on a denoiser, or somebody has patched one of its modules."""
+def check_caches(denoiser: Any, modules: list[tuple[str, nn.Module]], reason: str) -> None:
+    """Raise ScheduleError where another cache is enabled on a denoiser, or one of its modules is patched.
+
+    `reason` ends the message: why the cache or the patch has to go.
+    """
     if getattr(denoiser, "is_cache_enabled", False) or getattr(denoiser, "_is_cached", False):
-        raise ScheduleError(f"another cache is enabled on this denoiser; call disable_cache() first: it {told}")
+        raise ScheduleError(f"another cache is enabled on this denoiser; call disable_cache() first: it {reason}")
     for name, module in modules:
-        own = module.__dict__
-        if "_diffusers_hook" in own:
-            hooks = own["_diffusers_hook"].hooks
+        attributes = module.__dict__
+        if "_diffusers_hook" in attributes:
+            hooks = attributes["_diffusers_hook"].hooks
             if stateful := [hook for hook in hooks if hooks[hook]._is_stateful]:
                 raise ScheduleError(
-                    f"{name or ROOT} carries the cache hook {stateful[0]!r}; remove the other cache first: it {told}"
+                    f"{name or ROOT} carries the cache hook {stateful[0]!r}; remove the other cache first: it {reason}"
                 )
-        if "forward" in own and (source := _source(own["forward"])) and not source.startswith(OURS):
+        if (
+            "forward" in attributes
+            and (source := _source(attributes["forward"]))
+            and not source.startswith(ALLOWED_SOURCES)
+        ):
             raise ScheduleError(
                 f"{name or ROOT}.forward was replaced by one of {source}; undo that patch first (DeepCache: "
-                f"helper.disable()): it {told}"
+                f"helper.disable()): it {reason}"
             )
 
 
@@ -61,12 +75,12 @@ def _source(forward: Any) -> str:
     return getattr(forward, "__globals__", {}).get("__name__", "")
 
 
-def _replaced(found: Any) -> str:
-    """What became of a module, in words."""
-    if found is None:
+def _describe_change(current: Any) -> str:
+    """What stands in the place of a module, in words."""
+    if current is None:
         return "was taken away"
-    if type(found).__module__.startswith("peft."):
+    if type(current).__module__.startswith("peft."):
         return "was wrapped by an adapter (a LoRA was loaded)"
-    if hasattr(found, "adapter_name") or "lora" in type(found).__name__.lower():
-        return f"was wrapped by a {type(found).__name__} (an adapter was loaded)"
-    return f"was replaced by a {type(found).__name__}"
+    if hasattr(current, "adapter_name") or "lora" in type(current).__name__.lower():
+        return f"was wrapped by a {type(current).__name__} (an adapter was loaded)"
+    return f"was replaced by a {type(current).__name__}"

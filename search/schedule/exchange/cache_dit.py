@@ -179,7 +179,7 @@ def _unlike(schedule: Schedule, reason: str) -> list[str]:
 
 
 def _chain(tree: Tree) -> list[str]:
-    """The blocks in the order of execution; ScheduleError where they are no chain."""
+    """The blocks in the order of execution; ScheduleError where they are not a chain."""
     for stack in tree.stacks:
         if not tree.stack(stack).outputs:
             raise ScheduleError(

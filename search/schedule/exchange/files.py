@@ -69,7 +69,7 @@ def detect(data: Any) -> str:
     if keys and all(isinstance(value, list) for value in data.values()):
         return "smoothcache"
     raise ScheduleError(
-        "this is no file of ECAD (cache_schedule), SmoothCache (a list for every component), cache-dit "
+        "this is not a file of ECAD (cache_schedule), SmoothCache (a list for every component), cache-dit "
         f"({', '.join(MASKS)}), DeepCache (cache_interval), MagCache (mag_ratios), diffusers (scheduler and call), no "
         "table of AYS (ays), sigmas or timesteps"
         + (f"; it has {', '.join(sorted(map(str, keys)))[:200]}" if keys else "")
@@ -133,7 +133,7 @@ def _parsed(text: bytes) -> Any:
             return text.decode(errors="replace")
         if text.lstrip()[:1] not in (b"{", b"[") and len(text) <= MAX_YAML and isinstance(found := _yaml(text), dict):
             return found
-        raise ScheduleError(f"this is no complete JSON file: {error}") from None
+        raise ScheduleError(f"this is not a complete JSON file: {error}") from None
 
 
 def _yaml(text: bytes) -> Any:
@@ -141,7 +141,7 @@ def _yaml(text: bytes) -> Any:
     try:
         import yaml
     except ImportError:
-        raise ScheduleError("this is no JSON, and to read YAML takes PyYAML; type: pip install pyyaml") from None
+        raise ScheduleError("this is not JSON, and reading YAML takes PyYAML; type: pip install pyyaml") from None
     try:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
             return None

@@ -44,7 +44,7 @@ def from_sdcpp(data: str, tree: Tree, sampler: Mapping[str, Any] | None) -> Part
     try:
         words = shlex.split(data)
     except ValueError as error:
-        raise ScheduleError(f"this is no command line: {error}") from None
+        raise ScheduleError(f"this is not a valid command line: {error}") from None
     given = {flag: words[i + 1] for i, flag in enumerate(words[:-1]) if flag in FLAGS}
     if not {"--sigmas", "--scm-mask"} & set(given):
         raise ScheduleError("the command line has neither --sigmas nor --scm-mask")

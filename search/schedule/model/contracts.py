@@ -35,7 +35,7 @@ class Stack:
     its output, taken before the gate that the block multiplies it with.
 
     `outputs` names, in the block's return order, the argument that each of its outputs replaces in the next block;
-    it is empty where blocks are no such map, and then neither a block nor the stack can be skipped.
+    it is empty where blocks replace no arguments, and then neither a block nor the stack can be skipped.
     """
 
     __pydantic_config__ = _CLOSED
@@ -105,7 +105,7 @@ def _explain(error: ValidationError) -> str:
     where = ".".join(["contract", *(str(part)[:60] for part in mistake["loc"])])
     if mistake["type"] == "unexpected_keyword_argument":
         known = ", ".join(key.name for key in fields(Stack if len(mistake["loc"]) > 1 else Contract))
-        return f"there is no {where}; there are {known}"
+        return f"{where} does not exist; there are {known}"
     if mistake["type"] == "missing":
         return f"{where} is missing"
     return f"{where} is {repr(mistake['input'])[:60]}: {mistake['msg']}"
@@ -134,7 +134,7 @@ def _check(contract: Contract) -> None:
 def _check_stack(where: str, stack: Stack) -> None:
     for name in (stack.name, *stack.components):
         if len(name) > 200 or not PATH.fullmatch(name):
-            raise ScheduleError(f"{where}: {name[:60]!r} is no attribute path such as 'attn' or 'resnets.*'")
+            raise ScheduleError(f"{where}: {name[:60]!r} is not an attribute path such as 'attn' or 'resnets.*'")
     if "*" in stack.name or stack.name == "denoiser":
         raise ScheduleError(f"{where}.name is {stack.name!r}; a stack is one list of blocks, by its path without *")
     if stack.uniform and (open_ := [name for name in stack.components if "*" in name]):
@@ -147,13 +147,13 @@ def _check_stack(where: str, stack: Stack) -> None:
         if unknown := sorted(set(listed) - set(stack.components)):
             raise ScheduleError(f"{where}.{key} has {unknown[0][:60]!r}, which is none of its components")
     if empty := [name for name, arguments in stack.zeros.items() if not arguments]:
-        raise ScheduleError(f"{where}.zeros.{empty[0]} is empty; name the argument like which its zeros are")
+        raise ScheduleError(f"{where}.zeros.{empty[0]} is empty; name the argument whose shape the zeros take")
 
 
 def _words(where: str, *names: str) -> None:
     for name in names:
         if len(name) > 200 or not WORD.fullmatch(name):
-            raise ScheduleError(f"{where}: {name[:60]!r} is no name of an argument such as 'hidden_states'")
+            raise ScheduleError(f"{where}: {name[:60]!r} is not the name of an argument such as 'hidden_states'")
 
 
 def _zeros(*names: str) -> dict[str, tuple[str, ...]]:
@@ -164,7 +164,7 @@ def _unet(name: str, sampler: str = "", single: bool = False) -> Stack:
     layers = "attentions.*.transformer_blocks.*"
     inner = (f"{layers}.attn1", f"{layers}.attn2", f"{layers}.ff")
     components = ("resnets.*", "attentions.*", *inner) + ((sampler,) if sampler else ())
-    # an up block takes its skips from a list, and a down block adds to it: blocks are no maps
+    # an up block takes its skips from a list, and a down block adds to it: blocks replace no arguments
     return Stack(name, components, (), single, False, _zeros(*inner), ("attentions.*",))
 
 

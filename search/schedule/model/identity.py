@@ -34,4 +34,4 @@ def model_part(denoiser: nn.Module, contract: Contract | None = None) -> dict[st
     """The `model` part of a schedule for this denoiser; a class that is not known needs a contract."""
     tree = Tree.of(denoiser, contract)
     part = {"class": tree.model_class, "fingerprint": fingerprint(denoiser), "stacks": tree.shape}
-    return part | ({"contract": tree.whole.to_dict()} if tree.own else {})
+    return part | ({"contract": tree.contract.to_dict()} if tree.has_given_contract else {})

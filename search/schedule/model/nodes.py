@@ -1,13 +1,12 @@
-"""Which places of a denoiser can be planned: the tree that a contract makes of a model.
+"""The nodes of a denoiser that can be planned: a tree of names, built from a contract and a shape.
 
-A tree knows names, not modules: `denoiser`, its stacks (`transformer_blocks`), their blocks
+A tree has names, not modules: `denoiser`, its stacks (`transformer_blocks`), their blocks
 (`transformer_blocks.3`) and the components of a block (`transformer_blocks.3:attn1`). A component may lie in
 another one (`up_blocks.1:attentions.0.transformer_blocks.0.ff`), which is its parent.
 """
 
-import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,17 +15,25 @@ from torch import nn
 
 from search.schedule.errors import ScheduleError
 from search.schedule.model.contracts import CONTRACTS, Contract, Stack
+from search.schedule.model.modules import (
+    Shape,
+    blocks_of,
+    check_stack,
+    child_module,
+    child_names,
+    expand_components,
+    stack_shape,
+)
 
 ROOT = "denoiser"
 MAX_BLOCKS = 10_000
 MAX_NODES = 200_000
 _BLOCKS = re.compile(r"(?:\.(\*|\d{1,5}|\[[\d,-]{1,9999}\]))?(?::([\w.*]{1,200}))?", re.ASCII)
-Shape = int | Sequence[Mapping[str, int]]  # of a stack: a number of equal blocks, or the lists that each block has
 
 
 @dataclass(frozen=True)
 class Node:
-    """One place in the tree. `kind` is denoiser, stack, block or component."""
+    """One node of the tree. `kind` is denoiser, stack, block or component."""
 
     name: str
     kind: str
@@ -37,7 +44,7 @@ class Node:
 
     @property
     def nested(self) -> bool:
-        """A component inside of another component."""
+        """Whether it is a component inside of another component."""
         return self.kind == "component" and ":" in (self.parent or "")
 
 
@@ -45,25 +52,25 @@ class Tree:
     """All nodes of one denoiser, ancestors before descendants, blocks and components in the order of execution."""
 
     def __init__(self, model_class: str, shape: Mapping[str, Shape], contract: Contract | None = None) -> None:
-        """`shape` says of every stack how many equal blocks it has, `{"transformer_blocks": 28}`, or for each of
-        its blocks how long the lists in it are, `{"down_blocks": [{"resnets": 2, "attentions": 2}, …]}`.
+        """`shape` has for every stack the number of its equal blocks, `{"transformer_blocks": 28}`, or for each of
+        its blocks the lengths of the lists in it, `{"down_blocks": [{"resnets": 2, "attentions": 2}, …]}`.
 
         `contract` is for a class that is not among CONTRACTS.
         """
         if contract is None and model_class not in CONTRACTS:
             raise ScheduleError(
-                f"model.class {model_class!r} has no node contract; known: {', '.join(sorted(CONTRACTS))}; "
+                f"model.class {model_class!r} has no node contract; classes with one: {', '.join(sorted(CONTRACTS))}; "
                 "describe any other module by a contract in YAML"
             )
-        self.model_class, self.whole = model_class, contract or CONTRACTS[model_class]
-        self.own = contract is not None
-        self.contract = self.whole.stacks
-        if set(shape) != {stack.name for stack in self.contract}:
-            expected = ", ".join(stack.name for stack in self.contract)
+        self.model_class, self.contract = model_class, contract or CONTRACTS[model_class]
+        self.has_given_contract = contract is not None
+        self.stack_contracts = self.contract.stacks
+        if set(shape) != {stack.name for stack in self.stack_contracts}:
+            expected = ", ".join(stack.name for stack in self.stack_contracts)
             raise ScheduleError(f"model.stacks {sorted(shape)} does not fit {model_class}, which has: {expected}")
-        for stack in self.contract:
+        for stack in self.stack_contracts:
             self._check(stack, shape[stack.name])
-        self.shape = {stack.name: shape[stack.name] for stack in self.contract}
+        self.shape = {stack.name: shape[stack.name] for stack in self.stack_contracts}
         self.stacks = {name: size if isinstance(size, int) else len(size) for name, size in self.shape.items()}
 
     @staticmethod
@@ -72,8 +79,8 @@ class Tree:
         if not 1 <= size <= MAX_BLOCKS:
             raise ScheduleError(f"model.stacks.{stack.name} is {size}; a stack has between 1 and {MAX_BLOCKS} blocks")
         if isinstance(shape, int) != stack.uniform:
-            wanted = "a number of equal blocks" if stack.uniform else "a list with what each block has"
-            raise ScheduleError(f"model.stacks.{stack.name} is {str(shape)[:60]}; it is {wanted}")
+            wanted = "a number of equal blocks" if stack.uniform else "a list with the contents of each block"
+            raise ScheduleError(f"model.stacks.{stack.name} is {str(shape)[:60]}; it must be {wanted}")
         if isinstance(shape, int) and size * len(stack.components) > MAX_NODES:
             raise ScheduleError(f"model.stacks.{stack.name} has more than {MAX_NODES} components in all")
         lists = [count for block in ([] if isinstance(shape, int) else shape) for count in block.values()]
@@ -82,53 +89,55 @@ class Tree:
 
     @classmethod
     def of(cls, denoiser: nn.Module, contract: Contract | None = None) -> "Tree":
-        """The tree of a live denoiser; checks that everything that the contract names is there."""
+        """The tree of a live denoiser; ScheduleError where something that the contract names is missing."""
         name = type(denoiser).__name__
-        stacks = contract or CONTRACTS.get(name)
-        for stack in stacks.stacks if stacks else ():
-            _check_stack(denoiser, stack)
-        shape = {s.name: _shape(s, blocks_of(denoiser, s)) for s in (stacks.stacks if stacks else ())}
+        used = contract or CONTRACTS.get(name)
+        stacks = used.stacks if used else ()
+        for stack in stacks:
+            check_stack(denoiser, stack)
+        shape = {s.name: stack_shape(s, blocks_of(denoiser, s)) for s in stacks}
         tree = cls(name, shape, contract)
-        seen: dict[int, str] = {}
+        node_of_module: dict[int, str] = {}
         for node in tree:
             module = tree.module(denoiser, node)
-            if module is not None and (other := seen.setdefault(id(module), node.name)) != node.name:
+            if module is not None and (other := node_of_module.setdefault(id(module), node.name)) != node.name:
                 raise ScheduleError(f"{node.name} and {other} are one module, which cannot be planned twice")
         return tree
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
-        found = [Node(ROOT, "denoiser")]
-        for stack in self.contract:
-            found.append(Node(stack.name, "stack", ROOT, stack.name))
+        """All nodes by name."""
+        nodes = [Node(ROOT, "denoiser")]
+        for stack in self.stack_contracts:
+            nodes.append(Node(stack.name, "stack", ROOT, stack.name))
             for i in range(self.stacks[stack.name]):
                 block = f"{stack.name}.{i}"
-                found.append(Node(block, "block", stack.name, stack.name, i))
-                own = self.components(stack.name, i)
-                for component in own:
-                    around = [c for c in own if component.startswith(f"{c}.")]
-                    if late := [c for c in around if own.index(c) > own.index(component)]:
+                nodes.append(Node(block, "block", stack.name, stack.name, i))
+                components = self.components(stack.name, i)
+                for component in components:
+                    around = [c for c in components if component.startswith(f"{c}.")]
+                    if late := [c for c in around if components.index(c) > components.index(component)]:
                         raise ScheduleError(f"contract.stacks: {component} lies in {late[0]}; name {late[0]} before it")
                     parent = f"{block}:{max(around, key=len)}" if around else block
-                    found.append(Node(f"{block}:{component}", "component", parent, stack.name, i, component))
-        return {node.name: node for node in found}
+                    nodes.append(Node(f"{block}:{component}", "component", parent, stack.name, i, component))
+        return {node.name: node for node in nodes}
 
     def components(self, stack: str, block: int | None = None) -> list[str]:
-        """Component names of a block; of all blocks of the stack together where none is named."""
+        """Component names of a block of a stack, by default of all its blocks together."""
         contract, shape = self.stack(stack), self.shape[stack]
         if isinstance(shape, int):
             return list(contract.components)
         if block is None:
             return list(dict.fromkeys(c for i in range(len(shape)) for c in self.components(stack, i)))
-        return _expanded(contract.components, shape[block])
+        return expand_components(contract.components, shape[block])
 
     def stack(self, name: str) -> Stack:
         """The contract of a stack."""
-        return next(stack for stack in self.contract if stack.name == name)
+        return next(stack for stack in self.stack_contracts if stack.name == name)
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """Names of components that lie in no other one, in the order of the stacks."""
+        """Names of the components that lie in no other component, in the order of the stacks."""
         return tuple(dict.fromkeys(n.component for n in self if n.kind == "component" and not n.nested))
 
     def __iter__(self) -> Iterator[Node]:
@@ -145,18 +154,18 @@ class Tree:
         """The module behind a node; None for a stack, which is only a list of blocks."""
         if node.kind == "stack":
             return None
-        found: Any = denoiser
+        module: Any = denoiser
         for part in filter(None, self.path(node).split(".")):
-            found = _child(found, part)
-            if found is None:
+            module = child_module(module, part)
+            if module is None:
                 break
-        if not isinstance(found, nn.Module):
+        if not isinstance(module, nn.Module):
             block = blocks_of(denoiser, self.stack(node.stack))[node.block]
             raise ScheduleError(
                 f"{self.model_class} has no {node.name}: {type(block).__name__} lacks {node.component!r}; it has "
-                f"{_children(block)}"
+                f"{child_names(block)}"
             )
-        return found
+        return module
 
     def node_of(self, layer: str) -> Node:
         """The innermost node that a layer lies in, by its full name `transformer_blocks.3.attn1.to_q`."""
@@ -171,8 +180,8 @@ class Tree:
         return {self.path(node): node for node in self if node.kind in ("block", "component")}
 
     def skipped(self, node: Node) -> tuple[str, ...] | None:
-        """The arguments that a skipped node's outputs stand for: of a block those that it passes on, of a component
-        those whose zeros it gives, or () for its first one as it is. None where a node cannot be skipped.
+        """The arguments that replace a skipped node's outputs: of a block those that it passes on, of a component
+        those whose shapes its zeros take, or () for its first one as it is. None where a node cannot be skipped.
         """
         if node.kind in ("denoiser", "stack", "block"):
             return None if node.kind == "denoiser" else self.stack(node.stack).outputs or None
@@ -183,21 +192,21 @@ class Tree:
         return contract.zeros.get(node.component, contract.zeros.get(pattern))
 
     def select(self, selector: str) -> list[str]:
-        """Names of the nodes that a selector means; ScheduleError where it means none.
+        """Names of the nodes that a selector means; ScheduleError where there are none.
 
         `denoiser`, `STACK`, `STACK.BLOCKS`, `STACK.BLOCKS:COMPONENT`, where BLOCKS is `*`, a number or `[0-3,7]`,
-        and COMPONENT a name, one with `*` for parts of it (`resnets.*`), or `*` for all that lie in no other one.
+        and COMPONENT a name, which may have `*` in it (`resnets.*`), or `*` for all that lie in no other component.
         """
         if selector == ROOT:
             return [ROOT]
-        stack = next((s for s in self.contract if f"{selector}.".startswith(f"{s.name}.")), None)
+        stack = next((s for s in self.stack_contracts if f"{selector}.".startswith(f"{s.name}.")), None)
         match = stack and _BLOCKS.fullmatch(selector, len(stack.name))
         if not match or not stack or (match[2] and not match[1]):
             raise ScheduleError(self._no_match(selector))
         if match[1] is None:
             if not stack.outputs:
                 raise ScheduleError(
-                    f"selector {selector!r}: the blocks of {stack.name} are no chain that could be planned as a whole; "
+                    f"selector {selector!r}: the blocks of {stack.name} are not a chain that could be planned together; "
                     f"use '{stack.name}.*'"
                 )
             return [stack.name]
@@ -223,7 +232,7 @@ class Tree:
     def _blocks(text: str, size: int) -> list[int]:
         if text == "*":
             return list(range(size))
-        found: set[int] = set()
+        blocks: set[int] = set()
         for part in text.strip("[]").split(","):
             low, dash, high = part.partition("-")
             if not low.isdigit() or (dash and not high.isdigit()) or len(low) > 5 or len(high) > 5:
@@ -231,102 +240,16 @@ class Tree:
             first, last = int(low), int(high or low)
             if not first <= last < size:
                 return []
-            found.update(range(first, last + 1))
-        return sorted(found)
+            blocks.update(range(first, last + 1))
+        return sorted(blocks)
 
     def _no_match(self, selector: str) -> str:
         stacks = "; ".join(
             f"{s.name}.[0-{self.stacks[s.name] - 1}] with components {', '.join(s.components) or 'none'}"
-            for s in self.contract
+            for s in self.stack_contracts
         )
-        example = next((f"{s.name}.*:{s.components[-1]}" for s in self.contract if s.components), ROOT)
+        example = next((f"{s.name}.*:{s.components[-1]}" for s in self.stack_contracts if s.components), ROOT)
         return (
             f"selector {selector[:80]!r} matches no node of {self.model_class}; nodes are {ROOT}, {stacks}, "
             f"for example '{example}'"
         )
-
-
-def _child(module: Any, part: str) -> Any:
-    """What one part of an attribute path means, an index or a name; None where there is no such thing."""
-    if not part.isdigit():
-        return getattr(module, part, None)
-    inner = list(module) if isinstance(module, nn.ModuleList | nn.Sequential) else []
-    return inner[int(part)] if int(part) < len(inner) else None
-
-
-def _check_stack(denoiser: nn.Module, stack: Stack) -> None:
-    """ScheduleError where the denoiser has no such stack, or its blocks do not take what they are said to give."""
-    found: Any = denoiser
-    for part in stack.name.split("."):
-        within, found = found, getattr(found, part, None)
-        if not isinstance(found, nn.Module):
-            raise ScheduleError(
-                f"{type(denoiser).__name__} has no {stack.name}: {type(within).__name__} has {_children(within)}"
-            )
-    if not stack.single and not isinstance(found, nn.ModuleList | nn.Sequential):
-        raise ScheduleError(
-            f"{stack.name} is a {type(found).__name__}, no list of blocks; where it is one block, write 'single: true'"
-        )
-    for i, block in enumerate(blocks_of(denoiser, stack)):
-        taken = inspect.signature(type(block).forward).parameters
-        if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-            continue
-        if missing := [name for name in stack.outputs if name not in taken]:
-            raise ScheduleError(
-                f"{stack.name}.{i}: the contract's outputs name {missing[0]!r}, which is no argument of "
-                f"{type(block).__name__}.forward; it takes {', '.join(list(taken)[1:])}"
-            )
-
-
-def _children(module: nn.Module) -> str:
-    return ", ".join(name for name, _ in module.named_children()) or "no modules"
-
-
-def blocks_of(denoiser: nn.Module, stack: Stack) -> Sequence[nn.Module]:
-    """The live blocks of a stack, none where the denoiser lacks it."""
-    found: Any = denoiser
-    for part in stack.name.split("."):
-        found = getattr(found, part, None)
-    if found is None:
-        return ()
-    return (found,) if stack.single else found
-
-
-def _shape(stack: Stack, blocks: Sequence[nn.Module]) -> Shape:
-    if stack.uniform:
-        return len(blocks)
-    return [_lists(stack.components, block) for block in blocks]
-
-
-def _lists(components: Sequence[str], block: nn.Module) -> dict[str, int]:
-    """Lengths of the lists that the component paths run through, and 1 for each single component that is there."""
-    found: dict[str, int] = {}
-    for path in components:
-        head, star, rest = path.partition(".*")
-        module: Any = block
-        for part in head.split("."):
-            module = getattr(module, part, None)
-        if module is None:
-            continue
-        found[head] = len(module) if star else 1
-        for i in range(found[head] if rest else 0):
-            inner = rest.lstrip(".").partition(".*")[0]
-            if ".*" in rest:
-                found |= {f"{head}.{i}.{k}": n for k, n in _lists([rest.lstrip(".")], module[i]).items() if k == inner}
-    return {name: count for name, count in found.items() if count}
-
-
-def _expanded(components: Sequence[str], lists: Mapping[str, int]) -> list[str]:
-    """Component names of a block with these lists, in the order of execution (resnets.0, attentions.0, resnets.1)."""
-    found: list[tuple[bool, list[int], int, str]] = []
-    for order, path in enumerate(components):
-        names = [""]
-        for i, part in enumerate(path.split(".*")):
-            if i:
-                names = [f"{name}.{j}" for name in names for j in range(lists.get(name, 0))]
-            names = [name + part for name in names]
-        if ".*" not in path:
-            names = [path] if lists.get(path) else []
-        for name in names:
-            found.append(("sampler" in path, [int(i) for i in re.findall(r"\.(\d+)", name)], order, name))
-    return [name for *_, name in sorted(found)]

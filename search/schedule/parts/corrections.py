@@ -27,7 +27,7 @@ def check_corrections(corrections: CorrectionsPart, plan: Plan | None) -> None:
     tokens = plan.tokens if plan else {}
     for name, steps in corrections.steps.items():
         if name not in tokens:
-            raise ScheduleError(f"corrections.steps names {name!r:.80}, which is no node of the plan")
+            raise ScheduleError(f"corrections.steps names {name!r:.80}, which is not a node of the plan")
         if any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
             raise ScheduleError(f"corrections.steps.{name} must rise strictly")
         for step in steps:

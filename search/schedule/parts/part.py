@@ -43,4 +43,4 @@ def check_data(value: Any, where: str, depth: int = 0) -> None:
     elif isinstance(value, int) and abs(value) >= 2**63:
         raise ScheduleError(f"{where} has {value.bit_length()} bits; whole numbers must fit in 64")
     elif value is not None and not isinstance(value, bool | int | float):
-        raise ScheduleError(f"{where} is a {type(value).__name__}, which is no JSON value")
+        raise ScheduleError(f"{where} is a {type(value).__name__}, which is not a JSON value")

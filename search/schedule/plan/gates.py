@@ -285,13 +285,13 @@ def group_of_blocks(text: str, tree: Tree, where: str = "group") -> tuple[str, .
                 raise ScheduleError(f"{where}: {name} is a {node.kind}; a group is made of blocks, such as STACK.[1-3]")
             if not tree.stack(node.stack).outputs:
                 raise ScheduleError(
-                    f"{where}: the blocks of {node.stack} are no chain that could be left out as a whole"
+                    f"{where}: the blocks of {node.stack} are not a chain that could be left out together"
                 )
             names += inner
     order = _order(tree)
     places = [order.index(name) for name in names]
     if places != list(range(places[0], places[0] + len(places))):
-        raise ScheduleError(f"{where}: {text[:80]!r} are no blocks that follow each other; give a run of blocks")
+        raise ScheduleError(f"{where}: {text[:80]!r} are not blocks that follow each other; give a run of blocks")
     streams = {frozenset(tree.stack(tree.nodes[name].stack).outputs) for name in names}
     if len(streams) > 1:
         raise ScheduleError(

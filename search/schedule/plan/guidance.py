@@ -165,7 +165,7 @@ class Guidance:
         approximation: Approximation | None = None,
     ) -> "Guidance":
         """ScheduleError where the model class is not known to guide, or cannot merge its branches."""
-        contract, name = tree.whole, tree.model_class
+        contract, name = tree.contract, tree.model_class
         if contract.conditional is None:
             known = sorted(name for name, other in CONTRACTS.items() if other.conditional is not None)
             raise ScheduleError(
@@ -209,7 +209,7 @@ class Guidance:
         return half
 
     def difference(self, step: int, output: Tensor) -> Tensor:
-        """Of both halves [B, C, H, W]: u - c; ScheduleError where the output is no picture."""
+        """Of both halves [B, C, H, W]: u - c; ScheduleError where the output is not a picture."""
         if output.dim() != 4:
             raise ScheduleError(
                 f"guidance.branch is A after step {step}, but the denoiser gives {list(output.shape)}; the frequencies "

@@ -145,7 +145,7 @@ def _where(start: int, text: str) -> str:
 
 
 def _example(tree: Tree, steps: int) -> str:
-    component = next((s.components[0] for s in tree.contract if s.components), ROOT)
+    component = next((s.components[0] for s in tree.stack_contracts if s.components), ROOT)
     return f"{component}: " + ("C" if steps < 2 else "C R" if steps == 2 else f"C R*{steps - 1}")
 
 
@@ -167,7 +167,7 @@ def _selectors(place: str, start: int, tree: Tree, steps: int) -> list[str]:
         head, component = "", head
     stacks = [stack for stack in _stacks_with(component, tree) if head in ("", stack)]
     if not stacks:
-        known = [ROOT, *tree.stacks, *dict.fromkeys(c for s in tree.contract for c in s.components)]
+        known = [ROOT, *tree.stacks, *dict.fromkeys(c for s in tree.stack_contracts for c in s.components)]
         near = difflib.get_close_matches(component[:80], known, 1)
         listed = ", ".join(known[:MAX_LISTED]) + (", …" if len(known) > MAX_LISTED else "")
         hint = f"; the nearest name is {near[0]!r}" if near else ""

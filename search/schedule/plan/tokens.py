@@ -28,7 +28,7 @@ def parse_actions(text: str, steps: int, where: str = "plan", letters: str = "CR
             break
         if match is None or (match[1] and match[1][0] not in f"F{letters}"):
             raise ScheduleError(
-                f"{where}: {text[position : position + 12]!r} is no action; use {', '.join(letters)}, F1..F9, "
+                f"{where}: {text[position : position + 12]!r} is not an action; use {', '.join(letters)}, F1..F9, "
                 "repeated as 'R*7' or '(C R)*4'"
             )
         token, opens, closes, times = match.groups()

@@ -412,7 +412,7 @@ def test_flags_that_do_not_fit_are_refused():
         from_sdcpp("--steps 4", PIXART, None)
     with pytest.raises(ScheduleError, match="--scm-policy is dynamic: .*; write static"):
         from_sdcpp("--scm-mask 1,0", PIXART, None)
-    with pytest.raises(ScheduleError, match="this is no command line: No closing quotation"):
+    with pytest.raises(ScheduleError, match="this is not a valid command line: No closing quotation"):
         from_sdcpp('--sigmas "1', PIXART, None)
     with pytest.raises(ScheduleError, match="--sigmas are of 2 steps, --scm-mask is of 3"):
         flags = "--sigmas 1.0,0.5,0.0 --scm-mask 1,0,1 --scm-policy static"

@@ -287,7 +287,7 @@ def test_a_configuration_in_yaml(tmp_path):
         "x" * 2**17,
     ):
         path.write_text(text)
-        with pytest.raises(ScheduleError, match="scm.yaml: this is no complete JSON file"):
+        with pytest.raises(ScheduleError, match="scm.yaml: this is not a complete JSON file"):
             read(path, PIXART)
 
 
@@ -525,14 +525,14 @@ def test_each_kind_of_file_is_recognised(tmp_path):
 
 def test_unknown_files_are_refused(tmp_path):
     for data in ({"plan": 1, "model": {}}, 7, None, {}):
-        with pytest.raises(ScheduleError, match=r"no file of ECAD \(cache_schedule\), SmoothCache .*MagCache"):
+        with pytest.raises(ScheduleError, match=r"not a file of ECAD \(cache_schedule\), SmoothCache .*MagCache"):
             parts_of(data, PIXART)
     with pytest.raises(ScheduleError, match="it has model, plan"):
         parts_of({"plan": 1, "model": {}}, PIXART)
     path = tmp_path / "file"
     for text, message in (
-        (b"{", "file: this is no complete JSON file"),
-        (b"\xff\xfe", "no complete JSON file"),
+        (b"{", "file: this is not a complete JSON file"),
+        (b"\xff\xfe", "not a complete JSON file"),
         (b"[" * 100_000, "nested too deep"),
         (b" " * (2**22 + 1), "more than the 4194304 bytes"),
         (b'{"ff": [0]}', "file: transformer_blocks.0:ff is not computed at step 0"),
