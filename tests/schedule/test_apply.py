@@ -331,7 +331,7 @@ def test_snapshots_share_what_is_kept():
     made = pipelines.schedule(pipe, [["transformer_blocks.*:*", "CRCRCR"]])
     keep = {node.name: 1 for node in made.tree}
     taken: list[dict] = []
-    with Handle(made._document, pipe, keep=keep) as handle:
+    with apply_document(made.document, pipe, keep=keep) as handle:
         pipelines.run(pipe, callback=lambda *_: taken.append(handle.snapshot()), callback_steps=1)
     first, second = (snapshot["values"]["transformer_blocks.1:ff"] for snapshot in taken[:2])
     assert [step for step, _ in first[0]] == [step for step, _ in second[0]] == [0]

@@ -186,7 +186,7 @@ def test_a_contract_is_needed():
         ({"name": "stem.blocks"}, "Anybody has no stem.blocks: Anybody has trunk, neck"),
         (
             {"name": "trunk"},
-            "trunk is a Module, instead of a list of blocks; where it is one block, write 'single: true'",
+            "trunk is a Module instead of a list of blocks; if it is one block, write 'single: true'",
         ),
         ({"components": ["turn", "net", "ent"]}, "no trunk.blocks.0:ent: Block lacks 'ent'; it has turn, net"),
         ({"components": ["turn", "net", "net.7"]}, "Block lacks 'net.7'"),

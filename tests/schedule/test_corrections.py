@@ -17,7 +17,7 @@ from search.results.folder import find_run
 from search.results.result import Result
 from search.schedule.apply import corrections
 from search.schedule.apply.corrections import reused_steps
-from search.schedule.apply.handle import Handle
+from search.schedule.apply.handle import apply_document
 from search.testing.models import tiny_model
 from tests.helpers import pipelines
 from tests.helpers.finished_search import made_result
@@ -128,7 +128,7 @@ def test_halves_of_guidance_are_corrected_alike():
 
         return correct
 
-    with Handle(corrected._document, pipe, corrections={name: look(name) for name in nodes}):
+    with apply_document(corrected.document, pipe, corrections={name: look(name) for name in nodes}):
         watched = pipelines.run(pipe)
     with corrected.apply(pipe):
         assert torch.equal(pipelines.run(pipe), watched)

@@ -620,7 +620,7 @@ def test_what_cannot_be_shared_is_refused() -> None:
     with pytest.raises(ValueError, match=r"transformer_blocks.\[1-2\] is a group, whose gate decides"):
         step_keys(schedule)
     with pytest.raises(ScheduleError, match="step by step .* know no groups"):
-        Handle(schedule._document, pipe, keep={})
+        apply_document(schedule.document, pipe, keep={})
     assert pipelines.traces(pipe.transformer) == []
 
 

@@ -24,7 +24,7 @@ def child_module(module: Any, part: str) -> Any:
 
 
 def check_stack(denoiser: nn.Module, stack: Stack) -> None:
-    """Raise ScheduleError where the denoiser has no such stack, or its blocks lack the arguments that outputs replace."""
+    """Raise ScheduleError where the denoiser lacks a stack, or its blocks the arguments that outputs replace."""
     module: Any = denoiser
     for part in stack.name.split("."):
         within, module = module, getattr(module, part, None)

@@ -206,8 +206,8 @@ class Tree:
         if match[1] is None:
             if not stack.outputs:
                 raise ScheduleError(
-                    f"selector {selector!r}: the blocks of {stack.name} are not a chain that could be planned together; "
-                    f"use '{stack.name}.*'"
+                    f"selector {selector!r}: the blocks of {stack.name} are not a chain that could be planned "
+                    f"together; use '{stack.name}.*'"
                 )
             return [stack.name]
         blocks = self._blocks(match[1], self.stacks[stack.name])
