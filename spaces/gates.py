@@ -8,7 +8,7 @@ import numpy as np
 
 from search.profile.target import Target
 from search.schedule.parts.gates import ASK, OF_BEFORE
-from search.schedule.plan.gates import block_selector
+from search.schedule.plan.block_groups import block_selector
 from search.schedule.plan.tokens import OFF, format_actions
 from search.spaces.base import Gene, Space
 

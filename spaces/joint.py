@@ -9,7 +9,7 @@ import numpy as np
 from search.profile.target import Target
 from search.schedule.apply.forecast import newton_weights
 from search.schedule.model.nodes import ROOT, Tree
-from search.schedule.plan.gates import undecided_tokens
+from search.schedule.plan.gate_conflicts import undecided_tokens
 from search.schedule.plan.guidance import settle_branches
 from search.schedule.plan.tokens import OFF, Tokens, format_actions, parse_actions, values_read
 from search.spaces.base import Gene, Space

@@ -19,7 +19,8 @@ from search.schedule.parts.sampler import SamplerPart, check_sampler
 from search.schedule.parts.scores import ScorePart
 from search.schedule.parts.start import StartPart
 from search.schedule.plan.batches import batched_steps
-from search.schedule.plan.gates import Gate, check_gates
+from search.schedule.plan.gate_conflicts import check_gates
+from search.schedule.plan.gates import Gate
 from search.schedule.plan.guidance import Guidance, check_halves, is_narrow
 from search.schedule.plan.plan import Plan
 from search.schedule.plan.tokens import MAX_ACTIONS, MAX_STEPS, OWN

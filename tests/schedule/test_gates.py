@@ -526,7 +526,7 @@ def test_runs_are_alike_exceptions_forget_and_nothing_is_left(signal: str) -> No
             pipelines.run(pipe)
         remover.remove()
         (group,) = handle.groups
-        assert handle.memory.now == 0 and group.inputs is None and group.seen is None and not group.probing
+        assert handle.memory.now == 0 and group.inputs is None and group.recorded is None and not group.probing
         assert torch.equal(pipelines.run(pipe), first)
         pipelines.run(pipe, batch=3)
     assert pipelines.traces(pipe.transformer) == []
@@ -642,8 +642,11 @@ RESIDUAL = {"signal": "first_block_residual", "threshold": 0.1}
         ([gate("transformer_blocks.1", "CRCRC")], r"gates\[0\].actions: 5 actions for 6 steps"),
         ([gate("transformer_blocks.1", "CSCRCR")], "'SCRCR' is not an action; use C, R, G, F1..F9"),
         ([gate("transformer_blocks.1", "CF1CRCR")], "at step 1 is F1, which reads 2 .*, but 1 came .* put 1 more C"),
-        ([gate("transformer_blocks.1", "CGF1CRC", **RESIDUAL)], "at step 2 is F1, .* 1 came before for certain"),
-        ([gate("transformer_blocks.1", "CGGGGG")], r"gates\[0\] asks at steps G; give signal, .* and threshold"),
+        ([gate("transformer_blocks.1", "CGF1CRC", **RESIDUAL)], "at step 2 is F1, .* 1 certainly came before"),
+        (
+            [gate("transformer_blocks.1", "CGGGGG")],
+            r"gates\[0\]: the gate decides at steps G; give signal, .* and threshold",
+        ),
         ([gate("transformer_blocks.1", "CGGGGG", signal="model_input")], "give signal, .* and threshold"),
         ([gate("transformer_blocks.1", "C G*5", signal="model_input", threshold=[0.1])], "1 entries; 6 steps need 6"),
         ([gate("transformer_blocks.1", "C G*5", signal="table", threshold=0.1)], "table and signal 'table' belong"),

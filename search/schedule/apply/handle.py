@@ -10,9 +10,10 @@ from torch.utils.hooks import RemovableHandle
 
 from search.schedule.apply.admission import BETWEEN
 from search.schedule.apply.compiled import Compile, CompiledBlock, Variants, block_variants, compiler
-from search.schedule.apply.groups import GroupHook, watch_blocks
+from search.schedule.apply.denoiser_hook import DenoiserHook
+from search.schedule.apply.group_hooks import GroupHook, watch_blocks
 from search.schedule.apply.hooking import add_hook, hook_of, remove_hook
-from search.schedule.apply.hooks import BlockHook, ComponentHook, DenoiserHook, StepHook
+from search.schedule.apply.hooks import BlockHook, ComponentHook, StepHook
 from search.schedule.apply.resolved_run import ResolvedRun, resolve_run
 from search.schedule.apply.scheduler import LinearSolver, resume_scheduler, scheduler_attributes, solver_progress
 from search.schedule.apply.stores import Correction, Store, merge_halves, split_halves

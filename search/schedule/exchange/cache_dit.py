@@ -12,7 +12,8 @@ from search.schedule.exchange.loss import admit, few, gate_words, plain, plan_wo
 from search.schedule.exchange.masks import Parts
 from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.parts.gates import ASK
-from search.schedule.plan.gates import Gate, block_selector
+from search.schedule.plan.block_groups import block_selector
+from search.schedule.plan.gates import Gate
 from search.schedule.plan.tokens import OFF, format_actions
 from search.schedule.reading import MAX_BYTES
 from search.schedule.schedule import Schedule
