@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 
 from search import Schedule, ScheduleError
-from search.schedule.apply.compiled import MOST, compiler
+from search.schedule.apply.compiled import MAX_VARIANTS, compiler
 from tests.helpers import pipelines, unknown_module
 from tests.helpers.counting_compiler import Counting
 
@@ -201,10 +201,10 @@ def test_too_many_variants_are_not_compiled(monkeypatch):
         (2, "attn2", "CSCSCS"), (2, "attn1", "CCCCRC"),
     )]  # fmt: skip
     schedule = pipelines.schedule(pipe, rules)
-    assert len(rows(schedule)) > MOST
+    assert len(rows(schedule)) > MAX_VARIANTS
     names = compiled_names(pipe, schedule)
     assert set(names) == COMPONENTS and len(names) == 9
-    monkeypatch.setattr("search.schedule.apply.compiled.MOST", len(rows(schedule)))
+    monkeypatch.setattr("search.schedule.apply.compiled.MAX_VARIANTS", len(rows(schedule)))
     assert set(compiled_names(pipe, schedule)).isdisjoint(COMPONENTS)
 
 
