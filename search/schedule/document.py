@@ -14,7 +14,7 @@ from search.schedule.parts.gates import GatePart
 from search.schedule.parts.guidance import GuidancePart, check_guidance
 from search.schedule.parts.model import ModelPart, ModelsPart, check_models
 from search.schedule.parts.part import Name, Part, check_data
-from search.schedule.parts.plan import PlanPart, check_residual, kept_whole
+from search.schedule.parts.plan import PlanPart, check_residual, reused_blocks
 from search.schedule.parts.sampler import SamplerPart, check_sampler
 from search.schedule.parts.scores import ScorePart
 from search.schedule.parts.start import StartPart
@@ -29,7 +29,7 @@ FORMAT = "schedule/1"
 
 
 class Document(Part):
-    """One schedule. A missing part means off."""
+    """The content of a schedule file. A missing part means off."""
 
     format: str = Field(default=FORMAT, max_length=40)
     digest: str | None = Field(default=None, max_length=100)
@@ -48,7 +48,7 @@ class Document(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Document":
-        """Everything that can be checked without a model."""
+        """Raise ScheduleError for all mistakes that show without a model."""
         sampler = self.sampler
         stepwise = self.plan or self.gates or self.guidance or self.models
         if self.steps is None and (stepwise or (sampler and (sampler.timesteps or sampler.order))):
@@ -85,7 +85,7 @@ class Document(Part):
         return self.models.at if self.models and not self.models.is_off else ""
 
     def _start(self) -> dict[str, Any]:
-        """The start part's normal form; {} where a run begins as the pipeline's own does."""
+        """The start part's normal form; {} where a run begins as without a schedule."""
         if self.start is None:
             return {}
         config = self.sampler.config if self.sampler else {}
@@ -134,7 +134,7 @@ class Document(Part):
         return Plan.resolve(self.plan.rules if self.plan else (), tree, self.steps, self.at)
 
     def normal(self) -> dict[str, Any]:
-        """The normal form: equal behaviour gives equal data. No scores, no history of how it was made."""
+        """The normal form, plain data: equal behaviour gives equal data. Without scores and the record in `made`."""
         plan, gates = self.resolved_plan, self.resolved_gates
         rules = [list(rule) for rule in plan.rules()] if plan else []
         body: dict[str, Any] = {"format": FORMAT, "model": self.model.model_dump(by_alias=True, exclude_none=True)}
@@ -145,7 +145,7 @@ class Document(Part):
         forecasts = any("F" in actions for _, actions in rules) or any(gate.forecasts for gate in gates)
         axis = self.plan.axis if self.plan and forecasts else "index"
         if plan and self.plan and (rules or axis != "index"):
-            value = self.plan.value if kept_whole(plan) else "out"
+            value = self.plan.value if reused_blocks(plan) else "out"
             runs = self.batched_steps
             ahead = {"ahead": max(map(len, runs))} if runs else {}
             body["plan"] = {"value": value, "axis": axis, **ahead, "rules": rules}
@@ -165,6 +165,7 @@ class Document(Part):
 
 
 def document_digest(document: Document) -> str:
+    """`sha256:…` of the normal form."""
     text = json.dumps(document.normal(), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
@@ -174,7 +175,7 @@ def json_schema() -> dict[str, Any]:
     return Document.model_json_schema(by_alias=True) | {"$id": FORMAT, "title": "Diffusion schedule"}
 
 
-if __name__ == "__main__":  # python -m search.schedule.document writes the schema anew
+if __name__ == "__main__":  # python -m search.schedule.document writes the schema file again
     from pathlib import Path
 
     text = json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"

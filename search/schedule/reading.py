@@ -26,19 +26,19 @@ def parse_document(text: str | bytes) -> Document:
 
 
 def validate_document(data: Any) -> Document:
-    """Check a decoded document; also its digest, where it carries one."""
+    """Check a decoded document, and its digest where it has one; ScheduleError names the field and the value."""
     if not isinstance(data, dict):
         raise ScheduleError(f"a schedule is a JSON object, not {type(data).__name__}")
     try:
         check_data(data, "file")
         _check_format(data.get("format", None))
         document = Document.model_validate_json(json.dumps(data))
-        found = document_digest(document)
+        digest = document_digest(document)
     except ValidationError as error:
         raise ScheduleError(_explain(error)) from None
-    if document.digest not in (None, found):
+    if document.digest not in (None, digest):
         raise ScheduleError(
-            f"digest is {document.digest!r}, but the content gives {found!r}: the file was edited; "
+            f"digest is {document.digest!r}, but the content gives {digest!r}: the file was edited; "
             "remove the digest field to accept it as it is"
         )
     return document
@@ -47,7 +47,7 @@ def validate_document(data: Any) -> Document:
 def _check_format(value: Any) -> None:
     name, slash, major = value.partition("/") if isinstance(value, str) else ("", "", "")
     if name != "schedule" or not slash or not (major.isascii() and major.isdecimal()) or len(major) > 6:
-        raise ScheduleError(f"format is {str(value)[:60]!r}; a schedule file says {FORMAT!r}")
+        raise ScheduleError(f"format is {str(value)[:60]!r}; the format of a schedule file is {FORMAT!r}")
     if int(major) != 1:
         raise ScheduleError(f"format is {value!r}, this version reads {FORMAT!r}: upgrade diffusion-schedule-search")
 
@@ -59,6 +59,6 @@ def _explain(error: ValidationError) -> str:
     parts = [str(part) for part in first["loc"] if part != "int" and not str(part).startswith("list[")]  # of a union
     place = ".".join(parts)[:200] or "file"
     if first["type"] == "extra_forbidden":
-        known = ", ".join(field.alias or name for name, field in Document.model_fields.items())
-        return f"{place} is not a field of {FORMAT} in this version; the fields at the top are {known}"
+        names = ", ".join(field.alias or name for name, field in Document.model_fields.items())
+        return f"{place} is not a field of {FORMAT} in this version; the fields at the top are {names}"
     return f"{place} is {str(first.get('input'))[:80]!r}: {first['msg']}"

@@ -27,10 +27,10 @@ GRIDDED = (
 
 def scheduler_class(name: str) -> type:
     """A scheduler class of diffusers by name; ScheduleError for any other name."""
-    found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
+    cls = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
         raise ScheduleError(f"sampler.class {name!r} is not a scheduler of diffusers {diffusers.__version__}")
-    return found
+    return cls
 
 
 def build_scheduler(class_name: str, config: Mapping[str, Any], cls: Any = None) -> Any:
@@ -56,15 +56,15 @@ def _cached_scheduler(class_name: str, config_json: str) -> Any:
 
 def public_config(scheduler: Any) -> dict[str, Any]:
     """The scheduler's own arguments as JSON data; JSON has no infinities, so those are left to the default."""
-    known = inspect.signature(type(scheduler).__init__).parameters
+    parameters = inspect.signature(type(scheduler).__init__).parameters
     config = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in sorted(scheduler.config.items())}
-    return {k: v for k, v in config.items() if k in known and not (isinstance(v, float) and not math.isfinite(v))}
+    return {k: v for k, v in config.items() if k in parameters and not (isinstance(v, float) and not math.isfinite(v))}
 
 
 def scheduler_grid(scheduler: Any, steps: int, **given: Any) -> tuple[list[float], list[float] | None]:
     """Timesteps [T] and post-shift sigmas [T+1] (None where the class has none) as diffusers sets them.
 
-    `given` is what the pipeline gives to `set_timesteps` beside the number of steps.
+    `given` are the arguments of `set_timesteps` besides the number of steps.
     """
     probe = copy.deepcopy(scheduler)
     probe.set_timesteps(steps, **given)
@@ -76,7 +76,7 @@ def scheduler_grid(scheduler: Any, steps: int, **given: Any) -> tuple[list[float
 
 
 def forecast_coordinates(scheduler: Any, axis: str) -> list[float]:
-    """Place of every step on a forecast axis: index, timestep, sigma or logsnr."""
+    """Place of every step [T] on a forecast axis: index, timestep, sigma or logsnr."""
     timesteps = scheduler.timesteps.detach().float().cpu()
     sigmas = getattr(scheduler, "sigmas", None)
     flow = getattr(scheduler.config, "prediction_type", "") == "flow_prediction" or type(scheduler).__name__.startswith(
@@ -90,17 +90,17 @@ def forecast_coordinates(scheduler: Any, axis: str) -> list[float]:
         sigma = sigmas.detach().float().cpu()[:-1]
         small = sigma.clamp(1e-4, 1 - 1e-4)
         values = sigma if axis == "sigma" else ((1 - small) / small if flow else 1 / sigma).log()
-    elif (kept := getattr(scheduler, "alphas_cumprod", None)) is None:
+    elif (alphas := getattr(scheduler, "alphas_cumprod", None)) is None:
         raise ScheduleError(f"plan.axis {axis!r}: {type(scheduler).__name__} has no sigmas; use 'index' or 'timestep'")
     else:
-        kept = kept.detach().float().cpu()[timesteps.round().long()].clamp(min=1e-12)
-        sigma = ((1 - kept) / kept).sqrt()
+        alphas = alphas.detach().float().cpu()[timesteps.round().long()].clamp(min=1e-12)
+        sigma = ((1 - alphas) / alphas).sqrt()
         values = sigma if axis == "sigma" else -sigma.log()
     return values.tolist()
 
 
 def check_order(name: str, order: Sequence[int], sigmas: Sequence[float] | None, config: Mapping[str, Any]) -> None:
-    """ScheduleError where the class of scheduler would not follow these orders."""
+    """Raise ScheduleError where the class of scheduler would not follow these orders, one per step [T]."""
     highest = 3 if name in ORDERED else 1
     for i, k in enumerate(order):
         if not 1 <= k <= min(highest, i + 1):

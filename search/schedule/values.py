@@ -1,4 +1,4 @@
-"""What a node gives back: a tensor, or a tuple of such values and Nones (two streams, a UNet block's skips)."""
+"""Values of nodes: a tensor, or a tuple of such values and Nones (two streams, a UNet block's skips)."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,15 +21,15 @@ def leaves(value: Value) -> Iterator[Tensor]:
 def map_tensors(change: Callable[..., Tensor], *values: Value) -> Value:
     """The value of the same structure whose tensors are `change` of the tensors at their place in `values`.
 
-    What is one tensor twice stays one, as in a down block's sample and last skip.
+    A tensor that appears twice stays one tensor, as in a down block's sample and last skip.
     """
-    known: dict[tuple[int, ...], Tensor] = {}
+    changed: dict[tuple[int, ...], Tensor] = {}
 
     def inner(*parts: Value) -> Value:
         if isinstance(parts[0], Tensor):
             ids = tuple(map(id, parts))
-            known[ids] = change(*parts) if ids not in known else known[ids]
-            return known[ids]
+            changed[ids] = change(*parts) if ids not in changed else changed[ids]
+            return changed[ids]
         return None if parts[0] is None else tuple(inner(*each) for each in zip(*parts, strict=True))
 
     return change(*values) if isinstance(values[0], Tensor) else inner(*values)  # most are one tensor
@@ -47,7 +47,7 @@ def batch_rows(change: Callable[[Tensor], Tensor], value: Any, batch: int) -> An
 
 
 def nbytes(value: Value) -> int:
-    """Bytes of its tensors; one that is there twice counts once."""
+    """Bytes of its tensors; a tensor that appears twice counts once."""
     return sum({id(t): t.nbytes for t in leaves(value)}.values())
 
 

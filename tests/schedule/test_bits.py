@@ -340,14 +340,14 @@ def test_rounded_weights_are_made_once_and_go_with_their_parameter():
     assert cache.bytes == 8 * 16 * 4
     del weight
     gc.collect()
-    assert (len(cache.kept), cache.bytes) == (0, 0)
+    assert (len(cache.entries), cache.bytes) == (0, 0)
 
 
 def test_rounded_weights_are_bounded():
     cache = RoundedWeights(3 * 8 * 16 * 4)
     weights = [nn.Parameter(torch.randn(8, 16)) for _ in range(5)]
     kept = [cache.get(w, FORMATS["w8"], "simulate") for w in weights]
-    assert len(cache.kept) == 3
+    assert len(cache.entries) == 3
     assert cache.get(weights[4], FORMATS["w8"], "simulate") is kept[4]
     assert cache.get(weights[0], FORMATS["w8"], "simulate") is not kept[0]
 

@@ -237,7 +237,7 @@ NODE = "transformer_blocks.0:ff"
         (lambda t: t.pop(f"{NODE}.shift"), rf"the file lacks the tensor '{NODE}.shift'"),
         (
             lambda t: t.update(other=t[f"{NODE}.scale"].clone()),
-            "the file has, beside those of the schedule's nodes, the tensor",
+            "the file has, besides those of the schedule's nodes, the tensor",
         ),
         (lambda t: t.update({f"{NODE}.scale": torch.ones(3, 16)}), r"\[3, 16\] in torch.float32; its 3 steps need"),
         (lambda t: t.update({f"{NODE}.scale": torch.ones(2, 16).half()}), r"\[2, 16\] .* its 3 steps need \[3, chan"),

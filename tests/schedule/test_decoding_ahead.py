@@ -134,12 +134,12 @@ def test_what_is_another_at_every_step_is_refused():
     pipe = pipeline(UNET)
     schedule = propagated(pipe, "CRRRCRRR", 3)
     residual = {"mid_block_additional_residual": torch.zeros(1)}
-    told = r"plan.ahead runs 3 steps at once from step 1 on, but mid_block_additional_residual is another at every step"
-    with schedule.apply(pipe), pytest.raises(ScheduleError, match=told):
+    message = r"plan.ahead runs 3 steps at once from step 1 on, but mid_block_additional_residual differs from step to"
+    with schedule.apply(pipe), pytest.raises(ScheduleError, match=message):
         run(pipe, STEPS, lambda _, x, **given: pipe.denoiser(x, **residual, **given))
     three = {"timestep": torch.full((BATCH,), 3)}
-    told = r"plan.ahead knows the timesteps of the scheduler alone, \d+ at step 1, but the denoiser was given 3; leave"
-    with schedule.apply(pipe), pytest.raises(ScheduleError, match=told):
+    message = r"plan.ahead takes the timesteps of the scheduler, \d+ at step 1, but the denoiser was given 3; leave"
+    with schedule.apply(pipe), pytest.raises(ScheduleError, match=message):
         run(pipe, STEPS, lambda _, x, **given: pipe.denoiser(x, **given | three))
     assert not any("_diffusers_hook" in vars(m) for m in pipe.denoiser.modules())
 

@@ -66,8 +66,8 @@ def test_a_free_plan_of_a_full_size_model_is_small(tmp_path):
     ("parts", "text"),
     [
         ({"format": "schedule/2"}, "format is 'schedule/2', this version reads 'schedule/1': upgrade"),
-        ({"format": "picture"}, "format is 'picture'; a schedule file says 'schedule/1'"),
-        ({"format": 3}, "format is '3'; a schedule file says"),
+        ({"format": "picture"}, "format is 'picture'; the format of a schedule file is 'schedule/1'"),
+        ({"format": 3}, "format is '3'; the format of a schedule file is"),
         ({"model": None}, "model is .*Field required"),
         (
             {"model": {"class": "Nobody", "stacks": {}}},

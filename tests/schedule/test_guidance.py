@@ -472,7 +472,7 @@ def test_weights_that_do_not_fit_are_refused():
 def test_only_pictures_have_frequencies():
     guidance = Guidance.of(TREE, 2, CALL, branch="CA")
     with pytest.raises(
-        ScheduleError, match=r"branch is A after step 0, but the denoiser gives \[2, 64, 16\]; .* use C"
+        ScheduleError, match=r"branch is A after step 0, but the denoiser returns \[2, 64, 16\]; .* use C"
     ):
         guidance.difference(0, torch.zeros(2, 64, 16))
 

@@ -113,8 +113,8 @@ def test_no_noise_is_held_between_runs():
 @pytest.mark.parametrize(
     ("start", "told"),
     [
-        ({"kind": "teleport"}, r"start\.kind is 'teleport'; this version knows noise"),
-        ({"inject": {"strength": 0.1, "below": 500}}, r"start\.kind is 'None'; this version knows noise"),
+        ({"kind": "teleport"}, r"start\.kind is 'teleport'; this version has noise"),
+        ({"inject": {"strength": 0.1, "below": 500}}, r"start\.kind is 'None'; this version has noise"),
         (inject(-0.1), r"start\.inject\.strength is '-0.1': Input should be greater than or equal to 0"),
         (inject(2), r"start\.inject\.strength is '2': Input should be less than or equal to 1"),
         (inject(0.1, 0), r"start\.inject\.below is '0'"),

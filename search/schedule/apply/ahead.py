@@ -1,7 +1,7 @@
-"""Steps decoded ahead: where a UNet's encoder is reused nothing sees the latents, so one call can run several steps.
+"""Steps run ahead: where a UNet's encoder is reused nothing reads the latents, so one call can run several steps.
 
 Faster Diffusion (arXiv:2312.09608) decodes the steps that follow a key step as one batch. Outputs are those of single
-steps up to the rounding of larger batches; the batch itself takes as much more memory while it runs.
+steps up to the rounding of larger batches; while it runs, the batch takes memory for all its steps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from search.schedule.apply.stores import MemoryMeter
 from search.schedule.errors import ScheduleError
 from search.schedule.values import batch_rows
 
-CHANGING = (
+STEP_ARGUMENTS = (
     "down_block_additional_residuals",
     "mid_block_additional_residual",
     "down_intrablock_additional_residuals",
@@ -25,7 +25,7 @@ CHANGING = (
 
 
 class Ahead:
-    """Runs the denoiser for several steps at once, and hands out what it gave at each of them."""
+    """Runs the denoiser for several steps at once, and returns the output of each step at its turn."""
 
     def __init__(
         self,
@@ -34,12 +34,13 @@ class Ahead:
         memory: MemoryMeter,
         timesteps: Callable[[], Tensor],
     ) -> None:
-        """`timesteps` gives those of the run [T]."""
+        """`runs` are the batches of steps; `timesteps` gives the timesteps of the run [T]."""
         self.runs, self.clock, self.memory = {run[0]: run for run in runs}, clock, memory
         self.timesteps = timesteps
         self.ready: dict[tuple[int, int], Any] = {}  # (step, branch) -> what the denoiser returns there
 
     def clear(self) -> None:
+        """Free the outputs that wait for their step."""
         for output in self.ready.values():
             self.memory.free(first_tensor(output))
         self.ready.clear()
@@ -64,17 +65,17 @@ class Ahead:
     ) -> list[Any]:
         """The denoiser's return values at all steps of a run, from one call."""
         given, times = arguments_by_name(module, args, kwargs), self.timesteps()[run.start : run.stop]
-        if changing := [name for name in CHANGING if given.get(name) is not None]:
+        if changing := [name for name in STEP_ARGUMENTS if given.get(name) is not None]:
             raise ScheduleError(
-                f"plan.ahead runs {len(run)} steps at once from step {run.start} on, but {changing[0]} is another at "
-                "every step; leave ahead out"
+                f"plan.ahead runs {len(run)} steps at once from step {run.start} on, but {changing[0]} differs from "
+                "step to step; leave ahead out"
             )
         sample = next(iter(given.values()))
-        own = torch.as_tensor(given["timestep"]).flatten()[0].item()
-        if own != times[0].item():
+        timestep = torch.as_tensor(given["timestep"]).flatten()[0].item()
+        if timestep != times[0].item():
             raise ScheduleError(
-                f"plan.ahead knows the timesteps of the scheduler alone, {times[0].item():g} at step {run.start}, but "
-                f"the denoiser was given {own:g}; leave ahead out"
+                f"plan.ahead takes the timesteps of the scheduler, {times[0].item():g} at step {run.start}, but "
+                f"the denoiser was given {timestep:g}; leave ahead out"
             )
         batch = len(sample)
         given = {

@@ -1,4 +1,4 @@
-"""Layers at few bits: the formats, and how they get on a live denoiser and off again."""
+"""Layers at few bits: their formats, and installing and removing them on a denoiser."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ BACKENDS = ("simulate", "torchao")
 
 
 class LayerBits:
-    """The `bits` part of a schedule at work on a denoiser; checked at once, installed later, removed exactly."""
+    """The `bits` part of a schedule on a denoiser: checked at once, installed later, removed without a trace."""
 
     def __init__(self, part: BitsPart | None, denoiser: nn.Module, backend: str) -> None:
         if backend not in BACKENDS:
@@ -50,14 +50,17 @@ class LayerBits:
             _check_offload(denoiser)
 
     @property
-    def watches(self) -> bool:
-        """Whether anything of it runs in Python while the denoiser does: rounding of activations, tables by step."""
+    def runs_hooks(self) -> bool:
+        """Whether any layer has a hook of ours: rounding of activations, tables by step."""
         return any(form.elided or self.backend == "simulate" for _, form in self.layers.values())
 
     def install(
         self, clock: Clock, add: Callable[[nn.Module, ModelHook], None], timesteps: Callable[[], list[float]]
     ) -> None:
-        """`add` puts a hook on a module and sees to its removal; `timesteps` are those of the run at hand."""
+        """Replace the weights and add the hooks.
+
+        `add` puts a hook on a module and removes it later; `timesteps` gives those of the current run.
+        """
         for name, (module, form) in self.layers.items():
             if form.elided:
                 add(module, TableHook(clock, name, timesteps))
@@ -71,7 +74,7 @@ class LayerBits:
                 self._removers.append(module.register_forward_pre_hook(rounding, with_kwargs=True))
 
     def remove(self) -> None:
-        """Give every layer its own parameter back, wherever the pipeline was moved in the meantime."""
+        """Give every layer its own parameter back, on the device and in the type that the pipeline has by now."""
         while self._removers:
             self._removers.pop().remove()
         while self._originals:

@@ -1,8 +1,8 @@
-"""Corrections: what a reused or forecast value is multiplied with and what is added, per node, step and channel.
+"""Corrections: a factor and a summand for reused or forecast values, per node, step and channel.
 
-The numbers lie in a .safetensors file beside the schedule: for every corrected node `<node>.scale` and
+The numbers are in a .safetensors file beside the schedule: for every corrected node `<node>.scale` and
 `<node>.shift` [steps, C] in fp16. The schedule names the steps of their rows, and the file by its sha256. Like the
-schedule the file is data: its size is bounded, and its place is the schedule's own with another ending.
+schedule the file is data: its size is bounded, and its path is that of the schedule with another ending.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ SCALE, SHIFT = ".scale", ".shift"
 
 
 class Affine:
-    """The correction of one node at work: value * scale + shift over the channels, in fp32.
+    """The correction of one node: value * scale + shift over the channels, in fp32.
 
     Channels are the last dimension of token sequences [B, N, C], and dimension 1 of images [B, C, h, w].
     """
@@ -41,30 +41,30 @@ class Affine:
         if step not in self.rows:
             return value
         scale, shift = (row.to(value.device, torch.float32) for row in self.rows[step])
-        self.rows[step] = scale, shift  # stays there for the runs to come
+        self.rows[step] = scale, shift  # on this device for later runs
         if value.shape[channel_dim(value)] != len(scale):
             raise ScheduleError(
                 f"corrections of {self.name} have {len(scale)} channels, but its value has "
-                f"{value.shape[channel_dim(value)]}: they were made for another model"
+                f"{value.shape[channel_dim(value)]}: they are for another model"
             )
         shape = [-1, *[1] * (value.dim() - 2)] if channel_dim(value) == 1 else [-1]
         return (value * scale.view(shape) + shift.view(shape)).to(value.dtype)
 
 
 def channel_dim(value: Tensor) -> int:
-    """Where the channels of a node's value are."""
+    """The dimension of a value's channels."""
     return -1 if value.dim() <= 3 else 1
 
 
 def reused_steps(plan: Plan) -> dict[str, list[int]]:
     """The steps at which each node is reused or forecast; nodes without any are left out."""
     steps = {name: [t for t, token in enumerate(tokens) if values_read(token)] for name, tokens in plan.tokens.items()}
-    return {name: found for name, found in steps.items() if found}
+    return {name: reused for name, reused in steps.items() if reused}
 
 
 @dataclass(frozen=True)
 class Corrections:
-    """A tensors file that fits its part of a schedule; `data` is its content."""
+    """A tensors file that was checked against its part of a schedule; `data` is its content."""
 
     part: CorrectionsPart
     tensors: Mapping[str, Tensor]
@@ -73,21 +73,21 @@ class Corrections:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], steps: Mapping[str, Sequence[int]]) -> "Corrections":
         """From the tensors by their names, and the steps of every node's rows; rounds to fp16."""
-        whole = torch.contiguous_format
+        dense = torch.contiguous_format
         data = save(
-            {name: t.detach().to("cpu", torch.float16).clone(memory_format=whole) for name, t in tensors.items()}
+            {name: t.detach().to("cpu", torch.float16).clone(memory_format=dense) for name, t in tensors.items()}
         )
-        part = CorrectionsPart(digest=_digest(data), steps={name: list(found) for name, found in steps.items()})
+        part = CorrectionsPart(digest=_digest(data), steps={name: list(rows) for name, rows in steps.items()})
         return cls.parse(data, part)
 
     @classmethod
     def parse(cls, data: bytes, part: CorrectionsPart) -> "Corrections":
-        """From a file's content; ScheduleError where it is not the one that the part means, or not sound."""
+        """From a file's content; ScheduleError where it is not the file that the part names, or is damaged."""
         if len(data) > MAX_TENSOR_BYTES:
             raise ScheduleError(f"the file has more than the {MAX_TENSOR_BYTES} bytes that corrections may have")
-        if (found := _digest(data)) != part.digest:
+        if (digest := _digest(data)) != part.digest:
             raise ScheduleError(
-                f"the file's digest is {found!r}, but corrections.digest is {part.digest!r}: it was changed, or "
+                f"the file's digest is {digest!r}, but corrections.digest is {part.digest!r}: it was changed, or "
                 f"belongs to another schedule; copy the {SUFFIX} file that was saved with this one"
             )
         try:
@@ -99,7 +99,7 @@ class Corrections:
 
     @classmethod
     def read(cls, schedule: Path, part: CorrectionsPart) -> "Corrections":
-        """The file beside a schedule's."""
+        """Read the tensors file of a schedule file."""
         path = tensors_path(schedule)
         try:
             with open(path, "rb") as file:
@@ -113,7 +113,7 @@ class Corrections:
             ) from None
 
     def nodes(self) -> dict[str, Affine]:
-        """What corrects each node."""
+        """The correction of each node."""
         return {
             name: Affine(name, steps, self.tensors[name + SCALE], self.tensors[name + SHIFT])
             for name, steps in self.part.steps.items()
@@ -121,7 +121,7 @@ class Corrections:
 
 
 def tensors_path(schedule: str | Path) -> Path:
-    """Where the tensors of a schedule file are."""
+    """The path of the tensors file of a schedule file."""
     path = Path(schedule)
     if path.suffix == SUFFIX:
         raise ScheduleError(f"{path}: this is the name of the tensors file; the schedule's ends in .json")
@@ -133,10 +133,10 @@ def _digest(data: bytes) -> str:
 
 
 def _check(tensors: Mapping[str, Tensor], part: CorrectionsPart) -> None:
-    """Two tensors of equal shape for every node, and nothing else."""
-    wanted = {name + ending for name in part.steps for ending in (SCALE, SHIFT)}
-    if wrong := sorted(wanted ^ set(tensors)):
-        problem = "lacks" if wrong[0] in wanted else "has, beside those of the schedule's nodes,"
+    """Raise ScheduleError unless there are two tensors of equal shape for every node, and no others."""
+    expected = {name + ending for name in part.steps for ending in (SCALE, SHIFT)}
+    if wrong := sorted(expected ^ set(tensors)):
+        problem = "lacks" if wrong[0] in expected else "has, besides those of the schedule's nodes,"
         raise ScheduleError(f"corrections: the file {problem} the tensor {wrong[0]!r:.200}")
     for name, steps in part.steps.items():
         scale, shift = tensors[name + SCALE], tensors[name + SHIFT]

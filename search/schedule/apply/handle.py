@@ -185,7 +185,7 @@ class Handle:
         self._root = DenoiserHook(self.clock, root, self._check_run, run.guidance, run.stitch, run.ahead)
         self._add(run.denoiser, self._root)
         run.bits.install(self.clock, self._add, lambda: run.scheduler.timesteps.tolist())
-        static = not (self.groups or run.corrections or run.ahead or run.bits.watches)  # the plan is all there is
+        static = not (self.groups or run.corrections or run.ahead or run.bits.runs_hooks)  # the plan is all there is
         compiling, graphs = compiler(compile, run.denoiser, static)
         stores = {name: self._store(name) for name in planned}
         stacks = run.tree.stacks if compiling and static else ()

@@ -1,4 +1,4 @@
-"""Rounding to few bits, simulated: values go to a grid of so many levels and stay in their own type."""
+"""Rounding to few bits, simulated: values are rounded to a grid of 2^bits levels and stay in their own type."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ Range = Sequence[float]  # least and greatest value
 
 
 def round_weight(weight: Tensor, form: FormatPart) -> Tensor:
-    """A weight [outputs, inputs] or [outputs, channels, h, w] as its format can say it, in its own type.
+    """A weight [outputs, inputs] or [outputs, channels, h, w] rounded to its format, in its own type.
 
-    8 bits are symmetric, as torchao has them. Below, the range from least to greatest is shrunk by the factor
+    8 bits are symmetric, as in torchao. Below, the range from least to greatest is shrunk by the factor
     that gives the least squared error. Each is done per row, per group of a flattened row, and with `split` for
     the channels before and after it alone.
     """
@@ -41,14 +41,14 @@ def round_activation(value: Tensor, bits: int) -> Tensor:
 
 
 def round_picture(value: Tensor, bits: int) -> Tensor:
-    """Values [B, C, h, w] with `bits` bits, each picture on the grid from its least to its greatest value."""
+    """Values [B, C, h, w] with `bits` bits, each picture on a grid from its least to its greatest value."""
     dims = tuple(range(1, value.ndim))
     low, high = value.amin(dims, keepdim=True).float(), value.amax(dims, keepdim=True).float()
     return affine(value.float(), low.clamp(max=0), high.clamp(min=0), bits).to(value.dtype)
 
 
 def round_static(value: Tensor, bits: int, span: Range) -> Tensor:
-    """Values with `bits` bits on the grid of a range known before; what lies outside is clipped."""
+    """Values with `bits` bits on the grid of a given range; values outside of it are clipped."""
     low, high = (torch.tensor(end, dtype=torch.float32, device=value.device) for end in span)
     return affine(value.float(), low, high, bits).to(value.dtype)
 

@@ -1,4 +1,4 @@
-"""Layers whose outputs depend on the timestep alone: computed for one row per step, and kept."""
+"""Layers whose outputs depend on the timestep alone: computed for one row per step, and stored."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,8 +11,8 @@ from search.schedule.apply.clock import Clock
 from search.schedule.apply.hooks import PlannedHook
 from search.schedule.errors import ScheduleError
 
-# To add a model class: layers whose outputs depend on the timestep alone, as patterns of their full names. What
-# a run holds constant beside it (PixArt-alpha's resolution) may enter too: a table is dropped when it changes.
+# To add a model class: layers whose outputs depend on the timestep alone, as patterns of their full names. Inputs
+# that are constant in a run (PixArt-alpha's resolution) are allowed too: a table is dropped when they change.
 ELIDABLE: Mapping[str, tuple[str, ...]] = {
     "PixArtTransformer2DModel": (
         r"adaln_single\.emb\.timestep_embedder\.linear_[12]",
@@ -33,7 +33,7 @@ def elidable_layers(model_class: str, layer: str) -> bool:
 
 
 def check_elided(name: str, denoiser: nn.Module) -> None:
-    """ScheduleError where a layer's outputs depend on more than the timestep."""
+    """Raise ScheduleError where a layer's outputs depend on more than the timestep."""
     model_class = type(denoiser).__name__
     if not elidable_layers(model_class, name):
         allowed = [n for n, _ in denoiser.named_modules() if elidable_layers(model_class, n)]
@@ -44,7 +44,7 @@ def check_elided(name: str, denoiser: nn.Module) -> None:
 
 
 class TableHook(PlannedHook):
-    """An elided layer: its output for one row per step, kept over the runs of one grid, handed to every row."""
+    """An elided layer: its output for one row per step, stored for all runs of one grid, and returned for every row."""
 
     def __init__(self, clock: Clock, name: str, timesteps: Callable[[], list[float]]) -> None:
         super().__init__(clock)
@@ -77,7 +77,7 @@ class TableHook(PlannedHook):
         self.first = None
 
     def _check_first(self, given: Tensor, step: int) -> None:
-        """Once a run: forget the rows of another input (a resolution), type or device."""
+        """Once a run: drop the rows where the input (a resolution), its type or its device has changed."""
         if self.first is None:
             return
         at, row = self.first

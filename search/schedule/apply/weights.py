@@ -1,4 +1,4 @@
-"""Rounded weights, made once per layer and format and shared."""
+"""Rounded weights, computed once per layer and format and shared."""
 
 import weakref
 from collections import OrderedDict
@@ -16,31 +16,32 @@ CACHE_BYTES = 4 * 2**30
 class RoundedWeights:
     """Rounded weights by parameter and format, for searches that apply thousands of schedules.
 
-    An entry goes with its parameter, when the parameter's values have changed, or when it is the one that was
-    not used for longest and `limit` bytes are kept.
+    An entry is dropped with its parameter, when the parameter's values have changed, or, where more than `limit` bytes
+    are stored, when it was not used for the longest time.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes = limit, 0
-        self.kept: OrderedDict[tuple[int, FormatPart, str], tuple[Any, tuple, Tensor]] = OrderedDict()
+        self.entries: OrderedDict[tuple[int, FormatPart, str], tuple[Any, tuple, Tensor]] = OrderedDict()
 
     def get(self, weight: nn.Parameter, form: FormatPart, backend: str) -> Tensor:
+        """The weight as this format stores it: rounded in its own type ("simulate"), or packed ("torchao")."""
         form = form.model_copy(update={"activation": None, "static": False}) if backend == "simulate" else form
         key, state = (id(weight), form, backend), weight_state(weight)
-        entry = self.kept.get(key)
+        entry = self.entries.get(key)
         if entry is not None and entry[0]() is weight and entry[1] == state:
-            self.kept.move_to_end(key)
+            self.entries.move_to_end(key)
             return entry[2]
         self._drop(key)
         rounded = round_weight(weight, form) if backend == "simulate" else pack(weight, form)
-        self.kept[key] = weakref.ref(weight, lambda _: self._drop(key)), state, rounded
+        self.entries[key] = weakref.ref(weight, lambda _: self._drop(key)), state, rounded
         self.bytes += weight_bytes_of(rounded)
-        while self.bytes > self.limit and len(self.kept) > 1:
-            self._drop(next(iter(self.kept)))
+        while self.bytes > self.limit and len(self.entries) > 1:
+            self._drop(next(iter(self.entries)))
         return rounded
 
     def _drop(self, key: tuple[int, FormatPart, str]) -> None:
-        if (entry := self.kept.pop(key, None)) is not None:
+        if (entry := self.entries.pop(key, None)) is not None:
             self.bytes -= weight_bytes_of(entry[2])
 
 
@@ -48,18 +49,19 @@ ROUNDED_WEIGHTS = RoundedWeights(CACHE_BYTES)
 
 
 def weight_bytes_of(tensor: Tensor) -> int:
+    """Bytes of a tensor's values."""
     return tensor.numel() * tensor.element_size()
 
 
 def weight_state(weight: Tensor) -> tuple:
-    """Device, type and two sums: adapters are fused into `.data`, which torch's version counter does not see."""
+    """Device, type and two sums: adapters are fused into `.data`, which does not change torch's version counter."""
     weight = weight.detach()
     sums = torch.stack([weight.sum(dtype=torch.float64), torch.linalg.vector_norm(weight, dtype=torch.float64)])
     return str(weight.device), weight.dtype, *sums.tolist()
 
 
 def pack(weight: Tensor, form: FormatPart) -> Tensor:
-    """An int8 weight of torchao, made on a layer of its own: `quantize_` leaves attributes behind."""
+    """An int8 weight of torchao, made on a temporary layer: `quantize_` leaves attributes behind."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
 
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")

@@ -1,6 +1,6 @@
-"""What is known of a denoiser class: its stacks of blocks, what a block gives back, and how it is guided.
+"""Node contracts: of a denoiser class its stacks of blocks, what a block returns, and how it is guided.
 
-Of any other module somebody writes it down, in YAML or in Python, and a schedule's file carries it from then on:
+The contract of any other module is written in YAML or Python, and stored in the schedule file:
 
 >>> contract = Contract.from_dict({"stacks": [{"name": "layers", "components": ["attn", "mlp"], "outputs": ["x"]}]})
 >>> model = model_part(denoiser, contract)  # of search.schedule.model.identity
@@ -55,7 +55,7 @@ class Contract:
     """`stacks` in the order of execution. `conditional` is the half of a guided batch that is conditional, 0 or 1,
     None where pipelines guide by two calls or not at all; `text` is the argument with the text states; `sample` the
     denoiser's first argument. `copies`: blocks may write into what they are given (FreeU and adapters do in UNets), so
-    that values are kept and given back as copies.
+    that values are stored and returned as copies.
     """
 
     __pydantic_config__ = _CLOSED
@@ -69,7 +69,7 @@ class Contract:
     def from_dict(cls, data: Mapping[str, Any]) -> "Contract":
         """A contract for any other module, as it is written in YAML or in a schedule file.
 
-        ScheduleError names the key and the value that is wrong. Whether it fits a module, `Tree.of` says.
+        ScheduleError names the key and the value that is wrong. `Tree.of` checks a contract against a module.
         """
         try:
             contract = _adapter().validate_python(_tuples(data))
@@ -79,7 +79,7 @@ class Contract:
         return contract
 
     def to_dict(self) -> dict[str, Any]:
-        """As `from_dict` reads it: plain data for a file, without what is at its default."""
+        """Plain data for a file, as `from_dict` reads it, without default values."""
         return _adapter().dump_python(self, mode="json", exclude_defaults=True)
 
 
@@ -100,19 +100,19 @@ def _tuples(value: Any, depth: int = 0) -> Any:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first mistake: where it is, what stands there, and what may."""
+    """The first mistake: the field, its value, and what is admissible."""
     mistake = error.errors()[0]
     where = ".".join(["contract", *(str(part)[:60] for part in mistake["loc"])])
     if mistake["type"] == "unexpected_keyword_argument":
-        known = ", ".join(key.name for key in fields(Stack if len(mistake["loc"]) > 1 else Contract))
-        return f"{where} does not exist; there are {known}"
+        names = ", ".join(key.name for key in fields(Stack if len(mistake["loc"]) > 1 else Contract))
+        return f"{where} does not exist; there are {names}"
     if mistake["type"] == "missing":
         return f"{where} is missing"
     return f"{where} is {repr(mistake['input'])[:60]}: {mistake['msg']}"
 
 
 def _check(contract: Contract) -> None:
-    """ScheduleError for what no module could fit."""
+    """Raise ScheduleError for mistakes that show without a module."""
     names = [name for stack in contract.stacks for name in (stack.name, *stack.components, *stack.outputs)]
     if not contract.stacks or len(names) > MAX_NAMES:
         raise ScheduleError(

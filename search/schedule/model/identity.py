@@ -1,4 +1,4 @@
-"""Which network a pipeline calls at each step, and how it is known again: by class, stacks and configuration."""
+"""The denoiser of a pipeline, and how it is identified: by class, stacks and configuration."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from search.schedule.model.nodes import Tree
 
 
 def denoiser_of(pipe: Any) -> nn.Module:
-    """The network that the pipeline calls at each step."""
+    """The network that a pipeline calls at each step; ScheduleError where it has none."""
     for attribute in ("transformer", "unet", "denoiser"):
         if isinstance(module := getattr(pipe, attribute, None), nn.Module):
             return module
@@ -31,7 +31,7 @@ def fingerprint(denoiser: nn.Module) -> str:
 
 
 def model_part(denoiser: nn.Module, contract: Contract | None = None) -> dict[str, Any]:
-    """The `model` part of a schedule for this denoiser; a class that is not known needs a contract."""
+    """The `model` part of a schedule for this denoiser; a class without a contract in this version needs one."""
     tree = Tree.of(denoiser, contract)
     part = {"class": tree.model_class, "fingerprint": fingerprint(denoiser), "stacks": tree.shape}
     return part | ({"contract": tree.contract.to_dict()} if tree.has_given_contract else {})

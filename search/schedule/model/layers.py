@@ -18,7 +18,7 @@ def layers_of(denoiser: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def is_layer(module: nn.Module | None) -> bool:
-    """Whether bits can be said of a module: no adapter around it, no class of another library."""
+    """Whether a module is a plain linear layer or convolution: not an adapter, nor a class of another library."""
     return type(module) in (nn.Linear, nn.Conv2d)
 
 
@@ -31,17 +31,17 @@ def shape_of(layer: nn.Module) -> tuple[int, int]:
 def input_splits(layers: Mapping[str, Any]) -> dict[str, int]:
     """Of each convolution that reads a UNet's concatenation of deep and skip channels: how many are deep.
 
-    A ResNet block of an up block gets what the module before it gave, then what a skip brings. `conv_shortcut`
-    reads both as they are, `conv1` after their norm, which levels the two only where no group spans the seam.
+    A ResNet block of an up block reads the output of the module before it, then that of a skip. `conv_shortcut` reads
+    both as they are, `conv1` after their norm, which equalises the two unless a group of channels contains both.
     `layers` are those of `layers_of`. Split shortcuts: Q-Diffusion (arXiv:2302.04304), section 4.3.
     """
-    given = [name for name in layers if re.fullmatch(r"mid_block\.resnets\.\d+\.conv2", name)]
-    given = given or [name for name in layers if re.fullmatch(r"down_blocks\.\d+\.resnets\.\d+\.conv2", name)]
-    found: dict[str, int] = {}
+    sources = [name for name in layers if re.fullmatch(r"mid_block\.resnets\.\d+\.conv2", name)]
+    sources = sources or [name for name in layers if re.fullmatch(r"down_blocks\.\d+\.resnets\.\d+\.conv2", name)]
+    splits: dict[str, int] = {}
     for name in layers:
         if match := re.fullmatch(r"(up_blocks\.\d+\.resnets\.\d+\.)conv2", name):
             for reader in ("conv1", "conv_shortcut"):
-                if given and match[1] + reader in layers:
-                    found[match[1] + reader] = layers[given[-1]][0]
-            given = [name]
-    return found
+                if sources and match[1] + reader in layers:
+                    splits[match[1] + reader] = layers[sources[-1]][0]
+            sources = [name]
+    return splits

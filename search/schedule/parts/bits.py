@@ -11,7 +11,7 @@ from search.schedule.parts.part import MAX_ENTRIES, Finite, Name, Part
 class FormatPart(Part):
     """How a layer's weight, and if given its input, are rounded. `group` is inputs per scale, null a whole row.
 
-    `static`: the input's range is the file's, where it is else that of each token or picture. `split`: a convolution
+    `static`: the input's range is in the file; otherwise it is that of each token or picture. `split`: a convolution
     rounds so many of its input channels apart from those after them. `elided`: the layer's outputs depend on the
     timestep alone and are tabulated per step.
     """
@@ -37,7 +37,7 @@ class BitsPart(Part):
     )
 
     def normal(self) -> dict[str, Any]:
-        """Without the formats that no layer has."""
+        """The normal form: without formats that no layer uses."""
         used = sorted(set(self.layers.values()))
         formats = {name: self.formats[name].model_dump(exclude_defaults=True) for name in used}
         body = {"formats": formats, "layers": dict(self.layers)}
@@ -45,6 +45,7 @@ class BitsPart(Part):
 
 
 def check_bits(bits: BitsPart) -> None:
+    """Raise ScheduleError where a format contradicts itself, or a layer lacks its format or its range."""
     for name, form in bits.formats.items():
         if form.elided and (form.weight or form.activation or form.split):
             raise ScheduleError(f"bits.formats.{name} is elided and has bits; an elided layer has none")

@@ -13,7 +13,7 @@ from search.schedule.plan.tokens import MAX_STEPS, values_read
 class CorrectionsPart(Part):
     """Channel-wise affine corrections of reused values: a * value + b, CacheQuant (arXiv:2503.01323).
 
-    The numbers lie in a .safetensors file beside the schedule; `digest` is the file's sha256. `steps` names the
+    The numbers are in a .safetensors file beside the schedule; `digest` is the file's sha256. `steps` names the
     corrected steps of every node, at which the plan reuses or forecasts it.
     """
 
@@ -24,6 +24,7 @@ class CorrectionsPart(Part):
 
 
 def check_corrections(corrections: CorrectionsPart, plan: Plan | None) -> None:
+    """Raise ScheduleError where a corrected step of a node is not reused or forecast."""
     tokens = plan.tokens if plan else {}
     for name, steps in corrections.steps.items():
         if name not in tokens:
@@ -32,8 +33,8 @@ def check_corrections(corrections: CorrectionsPart, plan: Plan | None) -> None:
             raise ScheduleError(f"corrections.steps.{name} must rise strictly")
         for step in steps:
             if not 0 <= step < len(tokens[name]) or not values_read(tokens[name][step]):
-                found = tokens[name][step] if 0 <= step < len(tokens[name]) else "no step"
+                action = tokens[name][step] if 0 <= step < len(tokens[name]) else "no step"
                 raise ScheduleError(
-                    f"corrections.steps.{name} has step {step}, which is {found}; only what is reused (R) or forecast "
+                    f"corrections.steps.{name} has step {step}, which is {action}; only what is reused (R) or forecast "
                     "(F) is corrected"
                 )

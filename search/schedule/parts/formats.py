@@ -1,4 +1,4 @@
-"""Number formats by name, whether they fit a layer, and packed sizes."""
+"""Number formats by name, adapted to the size of a layer, and packed sizes."""
 
 import math
 from collections.abc import Mapping
@@ -41,10 +41,10 @@ def formats_that_fit(name: str, inputs: int, split: int | None = None) -> tuple[
 
 
 def format_id(form: FormatPart) -> str:
-    """The id of the table, or one made like it: `w4g64a8d`; with its split, `w4a8s/640`."""
-    whole, seam = form.model_copy(update={"split": None}), f"/{form.split}" if form.split else ""
-    for name, known in FORMATS.items():
-        if known == whole:
+    """The id in the table, or one of the same pattern: `w4g64a8d`; with its split, `w4a8s/640`."""
+    unsplit, seam = form.model_copy(update={"split": None}), f"/{form.split}" if form.split else ""
+    for name, table_form in FORMATS.items():
+        if table_form == unsplit:
             return name + seam
     group = f"g{form.group}" if form.group else ""
     activation = f"a{form.activation}{'s' if form.static else 'd'}" if form.activation else ""

@@ -1,4 +1,4 @@
-"""The part of the file about groups of blocks that are decided at run time."""
+"""The part of the file about groups of blocks whose actions are decided while the denoiser runs."""
 
 from typing import Annotated, Literal
 
@@ -18,12 +18,12 @@ class GatePart(Part):
     """A run of blocks as one node, whose actions may be decided while the denoiser runs.
 
     `group` is of blocks that follow each other, `transformer_blocks.[1-18]+single_transformer_blocks.*`; `actions` has
-    one per step: C compute, R reuse, F1..F9 forecast, G ask. Asked, the gate passes where `signal` changed by less
-    than `threshold`, a number or one per step (0 always computes), and the group does what `then` says; else it
-    computes. Changes are relative L1, the largest of the batch, rescaled by the polynomial `poly` (highest power
-    first), with `accumulate` summed up since the group was last computed. Not more than `max_run` steps in a row are
-    passed, and once the gate has computed `most` steps of a run it passes always: the bound on what a run costs.
-    `table` [T] are the ratios of signal `table`. `value` is what is kept: what the group gives, or what it adds.
+    one per step: C compute, R reuse, F1..F9 forecast, G let the gate decide. At G the gate passes where `signal`
+    changed by less than `threshold`, a number or one per step (0 always computes), and the group's action is `then`;
+    else it is computed. Changes are relative L1, the largest of the batch, rescaled by the polynomial `poly` (highest
+    power first), with `accumulate` summed up since the group was last computed. At most `max_run` steps in a row pass,
+    and once the gate has computed `most` steps of a run it always passes: a bound on the cost of a run. `table` [T] are
+    the ratios of signal `table`. `value` is what is stored: the group's output, or what it adds to its input.
     """
 
     group: Annotated[str, Field(min_length=1, max_length=20_000)]

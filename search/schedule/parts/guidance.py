@@ -14,7 +14,7 @@ Weights = Weight | Annotated[list[Weight], Field(max_length=MAX_STEPS)]
 
 
 class ApproximatePart(Part):
-    """How a step A makes the unconditional output of the conditional one, FasterCache (arXiv:2410.19355).
+    """How a step A estimates the unconditional output from the conditional one, FasterCache (arXiv:2410.19355).
 
     It adds the last full step's difference of the halves: its low frequencies times `low`, the others times `high`,
     a number or one per step. Low are those within `radius`, in parts of the shorter side, of the spectrum's centre.
@@ -26,9 +26,9 @@ class ApproximatePart(Part):
 
 
 class GuidancePart(Part):
-    """Classifier-free guidance per step. `call` is the guidance_scale that the pipeline call is given.
+    """Classifier-free guidance per step. `call` is the guidance_scale of the pipeline call.
 
-    `scale` [T] is what each step is guided with instead. `branch` [T]: C computes both halves of the batch, O only
+    `scale` [T] is the scale of each step instead. `branch` [T]: C computes both halves of the batch, O only
     the conditional one (no guidance), R reuses the unconditional half's last output, A approximates it, M runs one
     merged pass on text states extrapolated from the unconditional by the scale.
     """
@@ -40,10 +40,11 @@ class GuidancePart(Part):
 
     @property
     def is_off(self) -> bool:
+        """Whether every step is guided as the pipeline does it."""
         return self.normal() == {"call": self.call}
 
     def normal(self) -> dict[str, Any]:
-        """What it does: no scale where none is used (O), no weights but those of A, nothing that is the pipeline's."""
+        """The normal form: without scales that are not used (O), unused weights, and the pipeline's own values."""
         scale, branch = list(self.scale or ()), self.branch or ""
         for i, kind in enumerate(branch[: len(scale)]):
             scale[i] = self.call if kind == "O" else scale[i]
@@ -62,15 +63,16 @@ class GuidancePart(Part):
         """What steps A use: one number where they agree, and no radius where low and high weights are the same."""
         weights = self.approximation(len(branch))
         used = [i for i, kind in enumerate(branch) if kind == "A"]
-        found: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
         for name, values in (("low", weights.low), ("high", weights.high)):
             one = len({values[i] for i in used}) == 1
-            kept = [value if kind == "A" else 1.0 for value, kind in zip(values, branch, strict=True)]
-            found[name] = float(values[used[0]]) if one else kept
-        return found | ({"radius": weights.radius} if found["low"] != found["high"] else {})
+            used_values = [value if kind == "A" else 1.0 for value, kind in zip(values, branch, strict=True)]
+            entries[name] = float(values[used[0]]) if one else used_values
+        return entries | ({"radius": weights.radius} if entries["low"] != entries["high"] else {})
 
 
 def check_guidance(guidance: GuidancePart, steps: int, at: str) -> None:
+    """Raise ScheduleError where lengths or scales are wrong, or a step reuses what no full step has computed."""
     approximate = guidance.approximate or ApproximatePart()
     lists = (("approximate.low", approximate.low), ("approximate.high", approximate.high))
     for field, values in (("scale", guidance.scale), ("branch", guidance.branch), *lists):

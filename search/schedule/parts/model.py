@@ -17,15 +17,15 @@ class ModelPart(Part):
     class_name: Name = Field(alias="class")
     fingerprint: str = Field(default="", max_length=100)
     stacks: dict[Name, int | Annotated[list[dict[Name, int]], Field(max_length=MAX_BLOCKS)]] = Field(max_length=20)
-    contract: dict[str, Any] | None = Field(default=None, max_length=5)  # of a class that this version does not know
+    contract: dict[str, Any] | None = Field(default=None, max_length=5)  # of a class without a contract in this version
 
     def tree(self) -> Tree:
-        """The denoiser's nodes; ScheduleError where they make no sense."""
+        """The denoiser's nodes; ScheduleError where the class, the stacks or the contract is wrong."""
         return Tree(self.class_name, self.stacks, Contract.from_dict(self.contract) if self.contract else None)
 
 
 class OtherPart(ModelPart):
-    """Another denoiser: its architecture, and a name for people. Whoever applies the schedule brings it along."""
+    """Another denoiser: its architecture, and a name to read. It is given when the schedule is applied."""
 
     name: str = Field(default="", max_length=200)
 
@@ -41,10 +41,11 @@ class ModelsPart(Part):
 
     @property
     def is_off(self) -> bool:
+        """Whether the pipeline's own denoiser runs at every step."""
         return set(self.at) == {OWN}
 
     def normal(self) -> dict[str, Any]:
-        """Without the names that no step has."""
+        """The normal form: without names that no step uses."""
         used = sorted(set(self.at) - {OWN})
         return {
             "names": {k: self.names[k].model_dump(by_alias=True, exclude_defaults=True) for k in used},
@@ -53,11 +54,14 @@ class ModelsPart(Part):
 
 
 def check_models(models: ModelsPart, steps: int) -> None:
+    """Raise ScheduleError where a step has no denoiser, or an unknown one."""
     if len(models.at) != steps:
         raise ScheduleError(f"models.at has {len(models.at)} entries; {steps} steps need {steps}")
     for step, letter in enumerate(models.at):
         if letter != OWN and letter not in models.names:
-            known = ", ".join([OWN, *models.names])
-            raise ScheduleError(f"models.at is {letter!r} at step {step}, which models.names lacks; there are {known}")
+            letters = ", ".join([OWN, *models.names])
+            raise ScheduleError(
+                f"models.at is {letter!r} at step {step}, which models.names lacks; there are {letters}"
+            )
     for part in models.names.values():
         part.tree()

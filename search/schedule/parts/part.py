@@ -1,4 +1,4 @@
-"""What all parts of the schedule file share."""
+"""The base of all parts of the schedule file, and checks of plain data."""
 
 import math
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ MAX_ENTRIES = 20_000  # of one JSON object or array
 
 
 def check_data(value: Any, where: str, depth: int = 0) -> None:
-    """Plain finite JSON data of bounded depth."""
+    """Raise ScheduleError unless a value is plain finite JSON data of bounded depth and size; `where` names it."""
     if depth > 20:
         raise ScheduleError(f"{where[:80]} is nested more than 20 deep")
     if isinstance(value, dict | list | tuple) and len(value) > MAX_ENTRIES:

@@ -12,10 +12,10 @@ from search.schedule.plan.tokens import MAX_STEPS, values_read
 
 
 class PlanPart(Part):
-    """Actions per node and step, `[selector, actions]`; a later rule wins.
+    """Actions per node and step, `[selector, actions]`; a later rule takes precedence.
 
-    `value` is what is kept of blocks and stacks: out, what they give, or residual, what they add to what enters them;
-    of other nodes it is always what they give. `axis` is where forecasts place the steps, those of gates too. Up to
+    `value` is what is stored of blocks and stacks: out, their outputs, or residual, what they add to their inputs; of
+    other nodes it is always the output. `axis` is where forecasts place the steps, those of gates too. Up to
     `ahead` steps that reuse a UNet's encoder run as one batch (search/schedule/apply/ahead.py), where they can.
     """
 
@@ -27,14 +27,15 @@ class PlanPart(Part):
     )
 
 
-def kept_whole(plan: Plan) -> list[Node]:
+def reused_blocks(plan: Plan) -> list[Node]:
     """The blocks and stacks whose values are reused or forecast."""
     planned = [plan.tree.nodes[name] for name in plan.planned()]
     return [n for n in planned if n.kind in ("stack", "block") and any(values_read(t) for t in plan.tokens[n.name])]
 
 
 def check_residual(plan: Plan) -> None:
-    for node in kept_whole(plan):
+    """Raise ScheduleError where a reused block or stack has no residual."""
+    for node in reused_blocks(plan):
         if not plan.tree.stack(node.stack).outputs:
             raise ScheduleError(
                 f"plan.value is 'residual', but what enters {node.name} is not what it gives; use 'out', or plan its "

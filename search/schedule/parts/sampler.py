@@ -15,7 +15,7 @@ MAX_TABLE = 1000  # steps of a solver table, whose size is their square
 class CoefficientsPart(Part):
     """A linear multistep solver as a table: x[i+1] = state[i] * x[0] + sum over j <= i of outputs[i][j] * e[j].
 
-    x[0] is the initial latent, e[j] what the denoiser gave at step j (guided). OLSS (arXiv:2305.14677).
+    x[0] are the initial latents, e[j] is the guided output of the denoiser at step j. OLSS (arXiv:2305.14677).
     """
 
     state: list[Finite] = Field(max_length=MAX_TABLE)
@@ -25,7 +25,7 @@ class CoefficientsPart(Part):
 class SamplerPart(Part):
     """How the scheduler runs. `timesteps` [T] and post-shift `sigmas` [T+1] go together; `order` is per step.
 
-    With `coefficients` the table is run instead of the class's own solver.
+    With `coefficients` the table runs instead of the class's own solver.
     """
 
     class_name: Name = Field(alias="class")
@@ -37,6 +37,7 @@ class SamplerPart(Part):
 
 
 def check_sampler(sampler: SamplerPart, steps: int | None) -> None:
+    """Raise ScheduleError where lengths, order or range of the grid, the solver's orders or the table are wrong."""
     timesteps, sigmas, order = sampler.timesteps, sampler.sigmas, sampler.order
     for field, values, size in (("timesteps", timesteps, 0), ("sigmas", sigmas, 1), ("order", order, 0)):
         if values is not None and steps is not None and len(values) != steps + size:
@@ -59,6 +60,7 @@ def check_sampler(sampler: SamplerPart, steps: int | None) -> None:
 
 
 def check_coefficients(sampler: SamplerPart, steps: int | None) -> None:
+    """Raise ScheduleError where the table does not have one row of the right length per step."""
     table = sampler.coefficients
     assert table is not None
     if sampler.timesteps is None or steps is None:
@@ -67,9 +69,9 @@ def check_coefficients(sampler: SamplerPart, steps: int | None) -> None:
         raise ScheduleError(
             "sampler.order and sampler.coefficients are both given; the table says the order, leave one"
         )
-    for field, found in (("state", len(table.state)), ("outputs", len(table.outputs))):
-        if found != steps:
-            raise ScheduleError(f"sampler.coefficients.{field} has {found} rows; {steps} steps need {steps}")
+    for field, rows in (("state", len(table.state)), ("outputs", len(table.outputs))):
+        if rows != steps:
+            raise ScheduleError(f"sampler.coefficients.{field} has {rows} rows; {steps} steps need {steps}")
     for i, row in enumerate(table.outputs):
         if len(row) != i + 1:
             raise ScheduleError(f"sampler.coefficients.outputs[{i}] has {len(row)} entries; row {i} has {i + 1}")

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 from search.schedule.errors import ScheduleError
 from search.schedule.parts.part import Part
 
-TRAINING = 1000  # timesteps that `below` counts in, whatever the scheduler's own number is
+TRAINING = 1000  # `below` is of that many timesteps, whatever the scheduler's own number is
 
 
 class InjectPart(Part):
@@ -28,13 +28,13 @@ class InjectPart(Part):
 
 
 class NoiseStart(Part):
-    """Noise, as the pipeline draws it; with `inject` some of it comes back later."""
+    """Noise, as the pipeline draws it; with `inject` some of it is added again at later steps."""
 
     kind: Literal["noise"]
     inject: InjectPart | None = None
 
     def normal(self, timesteps: Sequence[float] | None, training: int) -> dict[str, Any]:
-        """What it does: nothing where no step of these timesteps gets noise."""
+        """The normal form: {} where noise is added at no step of these timesteps [T]."""
         inject = self.inject
         if inject is None or not inject.strength or (timesteps and not inject.steps(timesteps, training)):
             return {}
@@ -44,11 +44,11 @@ class NoiseStart(Part):
 KINDS = ("noise",)
 
 
-def _known(value: Any) -> Any:
+def _check_kind(value: Any) -> Any:
     kind = value.get("kind") if isinstance(value, dict) else None
     if isinstance(value, dict) and kind not in KINDS:
-        raise ScheduleError(f"start.kind is {str(kind)[:60]!r}; this version knows {', '.join(KINDS)}")
+        raise ScheduleError(f"start.kind is {str(kind)[:60]!r}; this version has {', '.join(KINDS)}")
     return value
 
 
-StartPart = Annotated[NoiseStart, BeforeValidator(_known)]
+StartPart = Annotated[NoiseStart, BeforeValidator(_check_kind)]

@@ -1,8 +1,8 @@
-"""Guidance per step: which halves of the batch are computed, and what the pipeline is given to combine.
+"""Guidance per step: which halves of the batch are computed, and the outputs that the pipeline combines.
 
-The pipeline combines u + call * (c - u) itself. At a narrow step (O, R, M, A) the denoiser sees half of the batch;
-values that nodes keep are then kept per half, and the unconditional half is only written at full steps (C). Of the
-denoiser a third value is kept where a step A reads it: u - c.
+The pipeline combines u + call * (c - u) itself. At a narrow step (O, R, M, A) the denoiser gets half of the batch;
+values of nodes are then stored per half, and the unconditional half is only computed at full steps (C). Of the denoiser
+a third value is stored where a step A reads it: u - c.
 """
 
 import inspect
@@ -24,7 +24,7 @@ from search.schedule.values import batch_rows
 
 FULL = "C"
 WITH, WITHOUT, DIFFERENCE = "conditional", "unconditional", "difference"  # the halves, and u - c
-KEPT = (WITH, WITHOUT, DIFFERENCE)
+STORED = (WITH, WITHOUT, DIFFERENCE)
 GAIN = 1.1  # FasterCache's factor on either band of frequencies
 RADIUS = 0.2  # of the low frequencies, in parts of the shorter side
 
@@ -51,11 +51,11 @@ def branch_reads(name: str, tokens: Sequence[str], branch: str, half: str) -> tu
 
 def last_use(plan: Plan, name: str, branch: str) -> dict[str, dict[int, int]]:
     """`Plan.last_use` of each half and of their difference."""
-    return {half: last_uses(*branch_reads(name, plan.tokens[name], branch, half)) for half in KEPT}
+    return {half: last_uses(*branch_reads(name, plan.tokens[name], branch, half)) for half in STORED}
 
 
 def check_halves(plan: Plan, branch: str) -> None:
-    """ScheduleError where an unconditional half, or what it leaves, is read that no full step has computed."""
+    """Raise ScheduleError where an unconditional half or a difference is read that no full step has computed."""
     barriers = denoiser_switches(plan.at)
     for (name, tokens), half in itertools.product(plan.tokens.items(), (WITHOUT, DIFFERENCE)):
         computed = began = 0
@@ -78,9 +78,9 @@ def settle_branches(
     """The actions of some nodes with every R and F lowered to what was computed before: F2, F1, R, C.
 
     Full steps count what was computed in both halves, narrow ones the conditional half; `branch` None is full
-    throughout. A node below one that does not compute is written as C. Nodes that are not given compute. `at` names
-    the denoiser of every step: where another one runs nothing but the denoiser as a whole does, and a change of it
-    leaves nothing from before.
+    throughout. A node in one that is not computed gets C. Nodes that are not given are computed. `at` has the denoiser
+    of every step: where another one runs only the node `denoiser` has actions, and values from before a switch are not
+    read.
     """
     steps = len(next(iter(tokens.values()), ()))
     settled: dict[str, list[str]] = {name: [] for name in tokens}
@@ -90,10 +90,10 @@ def settle_branches(
         if step in barriers:
             both, one = dict.fromkeys(tokens, 0), dict.fromkeys(tokens, 0)
         full = branch is None or branch[step] == FULL
-        own = not at or at[step] == OWN
+        own_denoiser = not at or at[step] == OWN
         runs: dict[str | None, bool] = {None: True}
         for node in tree:
-            runs[node.name] = runs[node.parent] and (own or node.parent != ROOT)
+            runs[node.name] = runs[node.parent] and (own_denoiser or node.parent != ROOT)
             if node.name not in settled:
                 continue
             token = OFF
@@ -114,10 +114,10 @@ def _lowered(token: str, computed: int) -> str:
 
 @dataclass(frozen=True)
 class Approximation:
-    """What a step A adds to the conditional output for the unconditional one, FasterCache (arXiv:2410.19355).
+    """The unconditional output of a step A, estimated from the conditional one, FasterCache (arXiv:2410.19355).
 
-    The difference u - c of the last full step, its low frequencies times `low` [T], all others times `high` [T].
-    Low are those within `radius`, in parts of the shorter side, of the spectrum's centre.
+    Added is the difference u - c of the last full step, its low frequencies times `low` [T], the others times `high`
+    [T]. Low are those within `radius`, in parts of the shorter side, of the spectrum's centre.
     """
 
     low: tuple[float, ...]
@@ -125,22 +125,22 @@ class Approximation:
     radius: float
 
     def unconditional(self, step: int, conditional: Tensor, difference: Tensor) -> Tensor:
-        """Of c [B, C, H, W], and of u - c some steps before: u."""
+        """The estimate of u [B, C, H, W] from c, and from u - c of the last full step."""
         low, high = self.low[step], self.high[step]
         if low == high:
             return conditional + low * difference
-        whole = difference.float()  # no transform of half precision on every device
-        height, width = sides = whole.shape[-2:]
-        rows = torch.fft.fftfreq(height, 1 / height, device=whole.device)[:, None]
-        columns = torch.fft.rfftfreq(width, 1 / width, device=whole.device)
+        precise = difference.float()  # not every device transforms half precision
+        height, width = sides = precise.shape[-2:]
+        rows = torch.fft.fftfreq(height, 1 / height, device=precise.device)[:, None]
+        columns = torch.fft.rfftfreq(width, 1 / width, device=precise.device)
         mask = rows**2 + columns**2 <= math.floor(self.radius * min(sides)) ** 2
-        smooth = torch.fft.irfft2(torch.fft.rfft2(whole) * mask, s=sides)
-        return conditional + (low * smooth + high * (whole - smooth)).to(conditional.dtype)
+        smooth = torch.fft.irfft2(torch.fft.rfft2(precise) * mask, s=sides)
+        return conditional + (low * smooth + high * (precise - smooth)).to(conditional.dtype)
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """A schedule's guidance at work. `conditional` is the place of that half in the batch, 0 or 1.
+    """Guidance of a schedule. `conditional` is the place of that half in the batch, 0 or 1.
 
     `scale` and `branch` have one entry per step; `sample` and `text` name the denoiser's first argument and the one
     that M merges.
@@ -164,13 +164,16 @@ class Guidance:
         branch: str | None = None,
         approximation: Approximation | None = None,
     ) -> "Guidance":
-        """ScheduleError where the model class is not known to guide, or cannot merge its branches."""
+        """Guidance of a denoiser with this tree; `call` is the pipeline call's guidance_scale.
+
+        ScheduleError where the contract has no conditional half, or no text states to merge.
+        """
         contract, name = tree.contract, tree.model_class
         if contract.conditional is None:
-            known = sorted(name for name, other in CONTRACTS.items() if other.conditional is not None)
+            classes = sorted(n for n, c in CONTRACTS.items() if c.conditional is not None)
             raise ScheduleError(
                 f"guidance: it is not known which half of the batch is conditional for {name}; "
-                f"known: {', '.join(known)}"
+                f"known: {', '.join(classes)}"
             )
         if contract.text is None and "M" in (branch or ""):
             raise ScheduleError(f"guidance.branch is M, but {name} has no text states to merge; use C, O, R and A")
@@ -179,10 +182,11 @@ class Guidance:
         return cls(call, scales, branch or FULL * steps, weights, contract.conditional, contract.sample, contract.text)
 
     def narrow(self, step: int) -> bool:
+        """Whether a step computes the conditional half of the batch only."""
         return self.branch[step] != FULL
 
     def check(self, hidden: Tensor, step: int, calls: int) -> None:
-        """Refuse a pipeline that runs without guidance, or calls the denoiser once per branch."""
+        """Raise ScheduleError where the pipeline runs without guidance, or calls the denoiser once per branch."""
         if calls:
             raise ScheduleError(
                 f"the denoiser was called {calls + 1} times at step {step}; a guidance part is for pipelines that "
@@ -209,20 +213,20 @@ class Guidance:
         return half
 
     def difference(self, step: int, output: Tensor) -> Tensor:
-        """Of both halves [B, C, H, W]: u - c; ScheduleError where the output is not a picture."""
+        """The difference u - c of both halves [B, C, H, W]; ScheduleError where the output is not a picture."""
         if output.dim() != 4:
             raise ScheduleError(
-                f"guidance.branch is A after step {step}, but the denoiser gives {list(output.shape)}; the frequencies "
-                "of A are those of pictures [B, C, H, W]; use C, O and R"
+                f"guidance.branch is A after step {step}, but the denoiser returns {list(output.shape)}; the "
+                "frequencies of A are those of pictures [B, C, H, W]; use C, O and R"
             )
         without, conditional = self.split(output)
         return without - conditional
 
     def returned(self, step: int, output: Tensor, stored: Tensor | None) -> Tensor:
-        """Both halves [B, ...] for the pipeline: `output` is what this step computed, full or conditional.
+        """Both halves [B, ...] for the pipeline, from the full or conditional `output` of this step.
 
-        `stored` is the last unconditional output for R, the last difference for A. A step of the teacher's own gets
-        `output` itself.
+        `stored` is the last unconditional output for R, the last difference for A. At a full step of the call's own
+        scale it is `output` itself.
         """
         kind, scale = self.branch[step], self.scale[step]
         if kind in "OM":

@@ -1,7 +1,7 @@
 """The plan: for every node one action per step, written as short rules.
 
 Actions: C compute, R reuse the last computed value, F1..F9 forecast of that order, S skip. A node whose
-ancestor is not computed does not run at that step; internally that is "-".
+ancestor is not computed does not run at that step; its token is then "-".
 
 Where other denoisers run at some steps, `at` [T] names one per step, L the pipeline's own; "" is L throughout. Nodes
 are those of L. Only the denoiser as a whole has an action at the steps of another one.
@@ -58,7 +58,18 @@ class Plan:
 
     @classmethod
     def resolve(cls, rules: Sequence[tuple[str, str]], tree: Tree, steps: int, at: str = "") -> "Plan":
-        """Expand rules (the later wins), apply the precedence of ancestors and check what is read."""
+        """Expand rules, apply the precedence of ancestors and check that the values that are read are computed before.
+
+        Args:
+            rules: Pairs of a selector (`Tree.select`) and actions, `("transformer_blocks.*:attn1", "(C R)*4")`; a
+                later rule takes precedence over earlier ones.
+            tree: The nodes of the denoiser.
+            steps: How many steps a run has.
+            at: The denoiser of each step by its letter [steps], "" where it is the pipeline's own throughout.
+
+        Raises:
+            ScheduleError: A selector or an action is wrong; the rule, or the node and the step, is named.
+        """
         chosen: dict[str, Tokens] = {}
         texts: dict[str, Tokens] = {}  # many nodes share few texts
         work = 0
@@ -76,14 +87,14 @@ class Plan:
         off = (OFF,) * steps
         effective: dict[str, Tokens] = {}
         for node in tree:
-            own = chosen.get(node.name, off)
+            tokens = chosen.get(node.name, off)
             if node.parent is not None:
                 above = effective[node.parent]
                 if at and node.parent == ROOT:
                     above = tuple(a if name == OWN else ABSENT for a, name in zip(above, at, strict=True))
                 if above != off:
-                    own = tuple(t if a == OFF else ABSENT for t, a in zip(own, above, strict=True))
-            effective[node.name] = own
+                    tokens = tuple(t if a == OFF else ABSENT for t, a in zip(tokens, above, strict=True))
+            effective[node.name] = tokens
         plan = cls(tree, steps, effective, at)
         plan._check()
         return plan
@@ -118,10 +129,11 @@ class Plan:
 
     @property
     def is_off(self) -> bool:
+        """Whether every node is computed at every step."""
         return all(token == OFF for tokens in self.tokens.values() for token in tokens)
 
     def planned(self) -> list[str]:
-        """Names of the nodes that do anything but compute."""
+        """Names of the nodes that reuse, forecast or skip at some step."""
         return [n for n, tokens in self.tokens.items() if any(t not in (OFF, ABSENT) for t in tokens)]
 
     def last_use(self, name: str) -> dict[int, int]:
@@ -130,7 +142,7 @@ class Plan:
         return last_uses([token == OFF for token in tokens], [values_read(token) for token in tokens])
 
     def rules(self) -> list[tuple[str, str]]:
-        """The canonical rules: nodes of equal actions share one selector, off is left out."""
+        """The canonical rules of the file: nodes of equal actions share a selector; nodes that are off have no rule."""
         off = (OFF,) * self.steps
         rules: list[tuple[str, str]] = []
         for kind in ("denoiser", "stack", "block", "component"):

@@ -1,4 +1,4 @@
-"""Actions and blocks as text: parse, format, and what a row of actions reads and keeps."""
+"""Actions and blocks as text: parse, format, and the values that a row of actions reads and stores."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,10 @@ _TERM = re.compile(r"\s*(?:(C|R|S|G|F[1-9])|(\()|(\)))(?:\s*\*\s*(\d+))?", re.AS
 def parse_actions(text: str, steps: int, where: str = "plan", letters: str = "CRS") -> Tokens:
     """`C*4 (C F1)*8` as a tuple of `steps` tokens; never builds more than `steps` of them.
 
-    `letters` are the actions that are admissible here, besides F1..F9.
+    `letters` are the actions that are admissible besides F1..F9.
+
+    >>> parse_actions("C (R F1)*2", 5)
+    ('C', 'R', 'F1', 'R', 'F1')
     """
     stack: list[list[str]] = [[]]
     position = 0
@@ -61,7 +64,7 @@ def _extend(out: list[str], tokens: list[str], count: int, steps: int, where: st
 
 
 def format_actions(tokens: Iterable[str]) -> str:
-    """The canonical text: runs of four and more as `R*7`, everything else spelt out."""
+    """The canonical text: runs of four and more as `R*7`, all others one by one."""
     runs: list[tuple[str, int]] = []
     for token in tokens:
         if runs and runs[-1][0] == token:
@@ -85,9 +88,11 @@ def shortest_actions(tokens: Tokens, longest: int = LONGEST_PERIOD) -> str:
     '(C R R)*6 C F1'
     """
     size = len(tokens)
-    equal = [[0] * (size + 1) for _ in range(longest + 1)]  # [period][t]: so many actions from t on equal the next ones
+    equal = [
+        [0] * (size + 1) for _ in range(longest + 1)
+    ]  # [period][t]: how many actions from t on equal those a period later
     costs: list[tuple[int, int]] = [(0, 0)] * (size + 1)  # characters, then repetitions, of the rest from t on
-    chosen: list[tuple[str, int]] = [("", size)] * (size + 1)  # what is written at t, and where the rest begins
+    chosen: list[tuple[str, int]] = [("", size)] * (size + 1)  # the text at t, and where the rest begins
     for t in reversed(range(size)):
         options = []
         for period in range(1, min(longest, size - t - 1) + 1):
@@ -113,12 +118,12 @@ def values_read(token: str) -> int:
 
 
 def denoiser_switches(at: str) -> frozenset[int]:
-    """The steps at which another denoiser runs than at the step before: behind them nothing from before is read."""
+    """The steps at which another denoiser runs than at the step before; no values from before are read after them."""
     return frozenset(step for step in range(1, len(at)) if at[step] != at[step - 1])
 
 
 def steps_since_switch(step: int) -> str:
-    """Words for what began with the switch at a step; none where that is the first step."""
+    """For an error: since which switch values are counted; "" since the first step."""
     return f" since models.at changed at step {step}" if step else ""
 
 
