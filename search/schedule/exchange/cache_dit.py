@@ -8,7 +8,7 @@ from typing import Any
 from search.schedule.errors import ScheduleError
 from search.schedule.exchange import masks
 from search.schedule.exchange.check import action_of, count_of, list_of, object_of, steps_of
-from search.schedule.exchange.loss import admit, few, gate_words, plain, plan_words, unsaid
+from search.schedule.exchange.loss import first_lines, gate_words, plain, plan_words, refuse_losses, unsupported_parts
 from search.schedule.exchange.masks import Parts
 from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.parts.gates import ASK
@@ -18,9 +18,9 @@ from search.schedule.plan.tokens import OFF, format_actions
 from search.schedule.reading import MAX_BYTES
 from search.schedule.schedule import Schedule
 
-MASKS = ("steps_computation_mask", "scm_mask", "compute_bins")  # any of them makes a step mask of an object
-FIRST, LAST = 8, 0  # cache-dit's blocks that always compute, where a configuration does not say
-ALWAYS = 1.0  # from this threshold on cache-dit does not ask
+MASKS = ("steps_computation_mask", "scm_mask", "compute_bins")  # an object with one of these keys has a step mask
+FIRST, LAST = 8, 0  # cache-dit's defaults: how many first and last blocks always compute
+ALWAYS = 1.0  # from this threshold on cache-dit always reuses
 FORECASTS = ("enable_taylorseer", "enable_dmd", "enable_foca")
 REASON = "cache-dit masks whole steps of one run of blocks behind the first, and adds their residual"
 BARE = "a mask has whole steps, nothing else"
@@ -37,11 +37,11 @@ class Mask:
 
 def from_scm(data: Any, tree: Tree) -> Parts:
     """cache-dit's step mask: `[1, 1, 0]`, "1,1,0", or an object with one (`steps_computation_mask`) or with
-    `compute_bins` and `cache_bins`, how many steps are computed and reused in turn. 1 computes.
+    `compute_bins` and `cache_bins`, how many steps are computed and reused alternately. 1 computes.
 
-    A bare mask reuses the whole denoiser's output. A configuration (`cache_config`, or an object that says how many
-    blocks always compute) is what cache-dit does with it: the first `Fn_compute_blocks` (8) and the last
-    `Bn_compute_blocks` (0) compute at all steps, and what the blocks between them had added is added again.
+    A bare mask reuses the whole denoiser's output. A configuration (`cache_config`, or an object with the numbers of
+    blocks that always compute) is read as cache-dit does: the first `Fn_compute_blocks` (8) and the last
+    `Bn_compute_blocks` (0) compute at all steps, and the residual of the blocks between them is reused.
     """
     wrapped = isinstance(data, Mapping) and "cache_config" in data
     config = data["cache_config"] if wrapped else data if isinstance(data, Mapping) else {MASKS[0]: data}
@@ -78,10 +78,10 @@ def from_scm(data: Any, tree: Tree) -> Parts:
 def to_cache_dit(schedule: Schedule, lossy: bool = False) -> str:
     """YAML that cache-dit's `load_configs` reads; ScheduleError says what it would lose.
 
-    A gate that asks the change of the first block's residual stays one (policy dynamic).
+    A gate whose signal is the change of the first block's residual stays a gate (policy dynamic).
     """
     masks.need_steps(schedule, "cache-dit")
-    admit("cache-dit", losses(schedule), lossy)
+    refuse_losses("cache-dit", losses(schedule), lossy)
     gate = _asked(schedule)
     mask = _nearest(schedule) if gate is None else _of_gate(gate, schedule.tree)
     config: dict[str, Any] = {"Fn_compute_blocks": mask.first, "Bn_compute_blocks": mask.last}
@@ -96,26 +96,26 @@ def to_cache_dit(schedule: Schedule, lossy: bool = False) -> str:
 def to_scm(schedule: Schedule, lossy: bool = False) -> str:
     """A plain mask, `1,1,0`; ScheduleError says what it would lose."""
     masks.need_steps(schedule, "mask")
-    admit("scm", losses_of_mask(schedule), lossy)
+    refuse_losses("scm", losses_of_mask(schedule), lossy)
     return ",".join(map(str, step_bits(schedule)))
 
 
 def losses(schedule: Schedule) -> list[str]:
-    """What a configuration of cache-dit cannot say of this schedule."""
+    """What a configuration of cache-dit would lose of this schedule, in words."""
     _chain(schedule.tree)
     if gate := _asked(schedule):
-        found = [f"gates: {gate.name} asks the largest change in the batch (cache-dit asks the mean of the batch)"]
+        lines = [f"gates: {gate.name} asks the largest change in the batch (cache-dit asks the mean of the batch)"]
     else:
-        found = [] if _exact(schedule) else _unlike(schedule, REASON)
-    return found + unsaid(schedule, ("plan", "gates"), REASON)
+        lines = [] if _exact(schedule) else _unlike(schedule, REASON)
+    return lines + unsupported_parts(schedule, ("plan", "gates"), REASON)
 
 
 def losses_of_mask(schedule: Schedule) -> list[str]:
-    """What a plain mask cannot say of this schedule."""
+    """What a plain mask would lose of this schedule, in words."""
     rules = schedule.plan.rules()
-    whole = [rule for rule in rules if rule[0] == ROOT and not set(rule[1]) & set("FS")]
-    found = [] if whole == rules and not schedule.gates else _unlike(schedule, BARE)
-    return found + unsaid(schedule, ("plan", "gates"), BARE)
+    of_steps = [rule for rule in rules if rule[0] == ROOT and not set(rule[1]) & set("FS")]
+    lines = [] if of_steps == rules and not schedule.gates else _unlike(schedule, BARE)
+    return lines + unsupported_parts(schedule, ("plan", "gates"), BARE)
 
 
 def step_bits(schedule: Schedule) -> list[int]:
@@ -140,7 +140,7 @@ def _exact(schedule: Schedule) -> Mask | None:
 
 
 def _asked(schedule: Schedule) -> Gate | None:
-    """The one gate that cache-dit asks as well: by the change of the first block's residual, for a residual."""
+    """The gate that cache-dit has as well: its signal is the first block's residual, and a residual is reused."""
     if schedule.plan.rules() or len(schedule.gates) != 1:
         return None
     (gate,) = schedule.gates
@@ -152,21 +152,21 @@ def _asked(schedule: Schedule) -> Gate | None:
 
 
 def _of_gate(gate: Gate, tree: Tree) -> Mask:
-    """A step that asks is a reused one."""
+    """The mask of a gate's blocks; a step at which the gate decides counts as reused."""
     order = _chain(tree)
     first = order.index(gate.blocks[0])
     return Mask(masks.bits_of(gate.tokens), first, len(order) - first - len(gate.blocks))
 
 
 def _nearest(schedule: Schedule) -> Mask:
-    """The mask that means the same, or reuses where most is reused, all but the outer blocks that always compute."""
+    """The mask that means the same, or else one that reuses the steps at which most components are reused."""
     if exact := _exact(schedule):
         return exact
-    whole = [True] * len(order := _chain(schedule.tree))
-    for name, own in masks.component_bits(schedule).items():
+    always = [True] * len(order := _chain(schedule.tree))
+    for name, bits in masks.component_bits(schedule).items():
         node = schedule.tree.nodes[name]
-        whole[order.index(f"{node.stack}.{node.block}")] &= all(own)
-    first, last = max(leading(whole), 1), leading(whole[::-1])
+        always[order.index(f"{node.stack}.{node.block}")] &= all(bits)
+    first, last = max(leading(always), 1), leading(always[::-1])
     return Mask(step_bits(schedule), *((first, last) if first + last < len(order) else (1, 0)))
 
 
@@ -176,7 +176,7 @@ def _unlike(schedule: Schedule, reason: str) -> list[str]:
         rules = [line.replace("plan: ", "plan: the output of ", 1) for line in rules]
     rules += plan_words(schedule, lambda node, actions: bool(node.component))
     gates = [gate_words(gate, schedule) for gate in schedule.gates]
-    return few([f"{line} ({reason})" for line in rules]) + [f"{line} ({reason})" for line in gates]
+    return first_lines([f"{line} ({reason})" for line in rules]) + [f"{line} ({reason})" for line in gates]
 
 
 def _chain(tree: Tree) -> list[str]:

@@ -49,15 +49,15 @@ def centred(steps: int, count: int, center: int, power: float = 1.2) -> list[int
     while bent > 1:
         low, high = complex(-center) ** (1 / bent), (steps - center) ** (1 / bent)
         bases = [low + (high - low) * i / count for i in range(count + 1)]
-        found = sorted({int((base**bent).real) for base in bases})
-        if len(found) == count + 1:
-            return [0, *(center + place for place in found[1:-1])]
+        places = sorted({int((base**bent).real) for base in bases})
+        if len(places) == count + 1:
+            return [0, *(center + place for place in places[1:-1])]
         bent -= 0.02
     raise ScheduleError(f"no power from {power} down gives {count} distinct steps of {steps} about {center}")
 
 
 def below(tree: Tree, branch: int) -> list[str]:
-    """The nodes of a UNet that DeepCache reuses: those that lie deeper than a branch.
+    """The nodes of a UNet that DeepCache reuses: those deeper than a branch.
 
     Branches count the layers of the up blocks from the output on, three a block as DeepCache does, whatever a block
     has: branch 0 computes the last layer of the last up block, on top of what enters it, and each further one a layer

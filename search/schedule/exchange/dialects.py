@@ -1,4 +1,4 @@
-"""All files that a schedule can be written as: what each loses, and how it is used."""
+"""All dialects that a schedule can be written in: what each loses, and how its files are used."""
 
 import json
 import re
@@ -14,8 +14,8 @@ from search.schedule.schedule import Schedule
 
 @dataclass(frozen=True)
 class Dialect:
-    """`write(schedule, lossy)` gives text or data, `lost` says what of a schedule it cannot say, `ending` is that of
-    its files, and `use(path, schedule)` are lines that say how to use one.
+    """`write(schedule, lossy)` returns text or data, `lost(schedule)` what a file would lose in words; `ending` is that
+    of its files, and `use(path, schedule)` returns lines on how to use one.
     """
 
     write: Callable[[Schedule, bool], Any]
@@ -25,27 +25,40 @@ class Dialect:
 
 
 def export(schedule: Schedule, dialect: str, lossy: bool = False) -> str:
-    """The text of a file; ScheduleError says what it would lose, unless `lossy` agrees to that."""
-    found = dialect_of(dialect).write(schedule, lossy)
-    if isinstance(found, str):
-        return found
-    text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    """Write a schedule as a file of another tool.
+
+    Args:
+        schedule: The schedule.
+        dialect: A key of DIALECTS, such as "cache-dit" or "comfyui".
+        lossy: Whether to write the nearest file where the dialect cannot hold all of the schedule.
+
+    Returns:
+        The text of the file.
+
+    Raises:
+        ScheduleError: The dialect is unknown, or the file would lose something and `lossy` is false.
+    """
+    content = dialect_of(dialect).write(schedule, lossy)
+    if isinstance(content, str):
+        return content
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     return re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda match: f"[{' '.join(match[1].split())}]", text)  # a list, a line
 
 
 def losses(schedule: Schedule, dialect: str) -> list[str]:
-    """What a file cannot say of this schedule, in words; nothing where it means the same."""
+    """What a file would lose of this schedule, in words; [] where it means the same."""
     return dialect_of(dialect).lost(schedule)
 
 
 def dialect_of(name: str) -> Dialect:
+    """A dialect by name; ScheduleError where there is none."""
     if name not in DIALECTS:
         raise ScheduleError(f"dialect={name!r:.40} is unknown; there are {', '.join(DIALECTS)}")
     return DIALECTS[name]
 
 
-def beside(schedule: Schedule) -> list[str]:
-    """What has to be set beside a file that holds a plan only: nothing of the search got lost, but it is not in it."""
+def remaining_settings(schedule: Schedule) -> list[str]:
+    """The settings to use with a file that holds a plan only: number of steps and scheduler."""
     steps = [f"num_inference_steps={schedule.steps}"] if schedule.steps else []
     scheduler = [f"a {schedule.sampler['class']} as the pipeline's scheduler"] if schedule.sampler else []
     return [f"# run it with {' and '.join(steps + scheduler)}"] if steps or scheduler else []
@@ -64,12 +77,15 @@ def _cache_dit(path: Path, schedule: Schedule) -> list[str]:
     return [
         "import cache_dit",
         f"cache_dit.enable_cache(pipe, **cache_dit.load_configs({str(path)!r}))",
-        *beside(schedule),
+        *remaining_settings(schedule),
     ]
 
 
 def _scm(path: Path, schedule: Schedule) -> list[str]:
-    return ["# steps_computation_mask of cache-dit, or --scm-mask of stable-diffusion.cpp", *beside(schedule)]
+    return [
+        "# steps_computation_mask of cache-dit, or --scm-mask of stable-diffusion.cpp",
+        *remaining_settings(schedule),
+    ]
 
 
 def _comfyui(path: Path, schedule: Schedule) -> list[str]:
@@ -103,15 +119,15 @@ def _smoothcache(path: Path, schedule: Schedule) -> list[str]:
         f"bits = json.load(open({str(path)!r}))",
         "kinds = sorted({name.partition('-')[0] for name in bits})",
         "SmoothCacheHelper(pipe.transformer, BasicTransformerBlock, kinds, bits).enable()",
-        *beside(schedule),
+        *remaining_settings(schedule),
     ]
 
 
 def _ecad(path: Path, schedule: Schedule) -> list[str]:
-    return [f"# give {path} to ECAD as a cache schedule", *beside(schedule)]
+    return [f"# give {path} to ECAD as a cache schedule", *remaining_settings(schedule)]
 
 
-# ComfyUI's samplers that solve as a class of diffusers does.
+# ComfyUI's samplers by the class of diffusers that they equal.
 SAMPLERS = {
     "EulerDiscreteScheduler": "euler",
     "FlowMatchEulerDiscreteScheduler": "euler",

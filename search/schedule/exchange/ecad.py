@@ -5,7 +5,7 @@ from typing import Any
 from search.schedule.errors import ScheduleError
 from search.schedule.exchange import masks
 from search.schedule.exchange.check import action_of, object_of, same_keys, steps_of
-from search.schedule.exchange.loss import admit, few, unsaid
+from search.schedule.exchange.loss import first_lines, refuse_losses, unsupported_parts
 from search.schedule.exchange.masks import Parts
 from search.schedule.model.nodes import Tree
 from search.schedule.schedule import Schedule
@@ -48,7 +48,7 @@ def from_ecad(data: Any, tree: Tree) -> Parts:
 def to_ecad(schedule: Schedule, lossy: bool = False) -> dict[str, Any]:
     """The content of an ECAD file; ScheduleError says what it would lose."""
     steps, places = masks.need_steps(schedule, "ECAD"), _places(schedule.tree)
-    admit("ecad", losses(schedule), lossy)
+    refuse_losses("ecad", losses(schedule), lossy)
     own = masks.component_bits(schedule)
     table = {
         f"{t:03}": {block: {c: bool(own[name][t]) for c, name in names.items()} for block, names in places.items()}
@@ -61,7 +61,7 @@ def to_ecad(schedule: Schedule, lossy: bool = False) -> dict[str, Any]:
 
 def losses(schedule: Schedule) -> list[str]:
     """What an ECAD file cannot say of this schedule."""
-    return few(masks.component_losses(schedule, REASON)) + unsaid(schedule, ("plan",), REASON)
+    return first_lines(masks.component_losses(schedule, REASON)) + unsupported_parts(schedule, ("plan",), REASON)
 
 
 def _places(tree: Tree) -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""From a file of another tool, whose kind is recognised, to a schedule of a pipeline."""
+"""Read files of other tools, whose kind is detected, as schedules of a pipeline."""
 
 import json
 import re
@@ -24,15 +24,15 @@ from search.schedule.model.nodes import Tree
 from search.schedule.reading import MAX_BYTES
 from search.schedule.schedule import Schedule
 
-MAX_YAML = 2**16  # what takes a tool of its own to read, and has a few lines
+MAX_YAML = 2**16  # bytes; cache-dit's configurations have a few lines
 Sampler = Mapping[str, Any]
 
 
 def load(path: str | Path, pipe: Any) -> Schedule:
     """The schedule of a pipeline from another tool's file; ScheduleError says what does not fit."""
     denoiser = denoiser_of(pipe)
-    found = read(path, Tree.of(denoiser), sampler_of(pipe))
-    return Schedule.from_dict({"format": FORMAT, "model": model_part(denoiser)} | found)
+    parts = read(path, Tree.of(denoiser), sampler_of(pipe))
+    return Schedule.from_dict({"format": FORMAT, "model": model_part(denoiser)} | parts)
 
 
 def read(path: str | Path, tree: Tree, sampler: Sampler | None = None) -> Parts:
@@ -43,7 +43,7 @@ def read(path: str | Path, tree: Tree, sampler: Sampler | None = None) -> Parts:
     try:
         with open(path, "rb") as file:
             text = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a path that can be no path
+    except (OSError, ValueError) as error:  # ValueError: not a valid path
         raise ScheduleError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
     try:
         return parts_of(_parsed(text), tree, sampler)
@@ -52,19 +52,19 @@ def read(path: str | Path, tree: Tree, sampler: Sampler | None = None) -> Parts:
 
 
 def parts_of(data: Any, tree: Tree, sampler: Sampler | None = None) -> Parts:
-    """The same of a file's content."""
+    """The same from a file's content."""
     return READERS[detect(data)](data, tree, sampler)
 
 
 def detect(data: Any) -> str:
-    """Whose file this is: a key of READERS."""
+    """The kind of a file's content: a key of READERS; ScheduleError where it is none of them."""
     if isinstance(data, str):
         return _detect_text(data)
     if isinstance(data, list):
         return "scm" if all(value in (0, 1) for value in data) or not _is_falling(data) else "sigmas"
     keys = set(data) if isinstance(data, Mapping) else set()
-    for kind, known in KEYS.items():
-        if known & keys:
+    for kind, any_of in KEYS.items():
+        if any_of & keys:
             return kind
     if keys and all(isinstance(value, list) for value in data.values()):
         return "smoothcache"
@@ -131,13 +131,13 @@ def _parsed(text: bytes) -> Any:
             return text.decode()
         if b"--sigmas" in text or b"--scm-mask" in text:
             return text.decode(errors="replace")
-        if text.lstrip()[:1] not in (b"{", b"[") and len(text) <= MAX_YAML and isinstance(found := _yaml(text), dict):
-            return found
+        if text.lstrip()[:1] not in (b"{", b"[") and len(text) <= MAX_YAML and isinstance(data := _yaml(text), dict):
+            return data
         raise ScheduleError(f"this is not a complete JSON file: {error}") from None
 
 
 def _yaml(text: bytes) -> Any:
-    """What a YAML file says, None where it is none; without aliases, which could make much of little."""
+    """The content of a YAML file, else None; without aliases, by which a small file could become huge."""
     try:
         import yaml
     except ImportError:

@@ -1,4 +1,4 @@
-"""Timesteps and sigmas of a scheduler: which of them belong together, and which are the scheduler's own doing.
+"""Timesteps and sigmas of a scheduler: which of them belong together, and which the scheduler sets by itself.
 
 A sampler here is the part of a schedule file, `{"class": …, "config": …}` and perhaps a grid. Sigmas are sigma/alpha
 of models that predict noise, v or samples, and in 0..1 of flow models.
@@ -58,21 +58,21 @@ def timesteps_of(sigmas: Sequence[float], scheduler: Any) -> list[float]:
     """The timesteps that a class runs at these sigmas, without the terminal one [T]; ScheduleError where they meet."""
     name = type(scheduler).__name__
     if name == "EulerDiscreteScheduler":
-        found = set_grid(scheduler, sigmas=[*sigmas, 0.0])[0]
+        timesteps = set_grid(scheduler, sigmas=[*sigmas, 0.0])[0]
     elif is_flow(scheduler):
         count = int(scheduler.config.num_train_timesteps)
-        found = (torch.tensor(list(sigmas), dtype=torch.float32) * count).tolist()
+        timesteps = (torch.tensor(list(sigmas), dtype=torch.float32) * count).tolist()
     else:
-        found = finite_noise(scheduler).timestep(sigmas).tolist()
+        timesteps = finite_noise(scheduler).timestep(sigmas).tolist()
     if name not in FRACTIONAL:
-        whole = [float(math.floor(t + NEAR) if is_flow(scheduler) else round(t)) for t in found]
-        found = whole if _falls(whole) else found
-    if not _falls(found):
-        close = next(i for i, (a, b) in enumerate(zip(found, found[1:], strict=False)) if not a > b)
+        whole = [float(math.floor(t + NEAR) if is_flow(scheduler) else round(t)) for t in timesteps]
+        timesteps = whole if _falls(whole) else timesteps
+    if not _falls(timesteps):
+        close = next(i for i, (a, b) in enumerate(zip(timesteps, timesteps[1:], strict=False)) if not a > b)
         raise ScheduleError(
-            f"sigmas {sigmas[close]:g} and {sigmas[close + 1]:g} are one timestep, {found[close]:g}; leave one out"
+            f"sigmas {sigmas[close]:g} and {sigmas[close + 1]:g} are one timestep, {timesteps[close]:g}; leave one out"
         )
-    return found
+    return timesteps
 
 
 def _falls(values: Sequence[float]) -> bool:
@@ -111,15 +111,15 @@ def set_grid(scheduler: Any, **given: Any) -> Grid:
     return timesteps, None if sigmas is None or len(sigmas) != len(timesteps) + 1 else [float(s) for s in sigmas]
 
 
-def distance(found: Grid, wanted: Grid) -> float:
+def distance(grid: Grid, wanted: Grid) -> float:
     """The largest difference: of timesteps, and of sigmas relative to the largest, in training timesteps."""
-    if len(found[0]) != len(wanted[0]):
+    if len(grid[0]) != len(wanted[0]):
         return math.inf
-    gap = max(abs(a - b) for a, b in zip(found[0], wanted[0], strict=True))
-    if found[1] is None or wanted[1] is None:
+    gap = max(abs(a - b) for a, b in zip(grid[0], wanted[0], strict=True))
+    if grid[1] is None or wanted[1] is None:
         return gap
     scale = 1000 / max(*wanted[1], 1e-9)
-    return max(gap, *(abs(a - b) * scale for a, b in zip(found[1], wanted[1], strict=True)))
+    return max(gap, *(abs(a - b) * scale for a, b in zip(grid[1], wanted[1], strict=True)))
 
 
 def has_own_grid(sampler: Mapping[str, Any]) -> bool:
@@ -127,11 +127,11 @@ def has_own_grid(sampler: Mapping[str, Any]) -> bool:
     if sampler.get("timesteps") is None:
         return True
     wanted = list(sampler["timesteps"]), sampler.get("sigmas")
-    return any(distance(found, wanted) < CLOSE for found in own_grids(sampler))
+    return any(distance(grid, wanted) < CLOSE for grid in own_grids(sampler))
 
 
 def own_grids(sampler: Mapping[str, Any]) -> Iterator[Grid]:
-    """What pipelines may set for so many steps: the class's own, or even sigmas, as Flux hands over.
+    """Grids that pipelines may set for that many steps: the class's own, or even sigmas, as those of Flux do.
 
     Where the shift depends on the resolution, it is taken from the last sigma of the sampler part.
     """

@@ -25,10 +25,10 @@ def from_magcache(data: Any, tree: Tree) -> Parts:
     longest = count_of(config.get("max_skip_steps", 3), "max_skip_steps")
     retained = int(number_of(config.get("retention_ratio", 0.2), "retention_ratio", 1) * steps + 0.5)
     scale = (len(ratios) - 1) / max(steps - 1, 1)
-    own = [ratios[round(t * scale)] for t in range(steps)] if steps > 1 else ratios[-1:]
+    step_ratios = [ratios[round(t * scale)] for t in range(steps)] if steps > 1 else ratios[-1:]
     actions: list[str] = []
     product, error, reused = 1.0, 0.0, 0
-    for t, ratio in enumerate(own):
+    for t, ratio in enumerate(step_ratios):
         if t >= max(retained, 1):
             product, reused = product * ratio, reused + 1
             error += abs(1 - product)

@@ -1,4 +1,4 @@
-"""Zeros and ones, which most tools say what is reused with: as the actions of a plan, and back."""
+"""Masks of ones (compute) and zeros (reuse), which most tools use: to the actions of a plan, and back."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from search.schedule.plan.plan import Plan
 from search.schedule.plan.tokens import OFF
 from search.schedule.schedule import Schedule
 
-Parts = dict[str, Any]  # of a schedule file: `steps`, and what else a file says
+Parts = dict[str, Any]  # of a schedule file: `steps`, and other fields
 
 
 def parts(tokens: Mapping[str, Sequence[str]], tree: Tree, computes: str) -> Parts:
-    """`steps`, and `plan` where anything is reused, for one action per step of some nodes.
+    """`steps`, and `plan` where anything is reused, from one action per step of some nodes.
 
-    `computes` is how the file writes that one computes.
+    `computes` is how the file writes "compute", for errors.
     """
     steps = steps_of(len(next(iter(tokens.values()), ())), "the file's number of steps")
     check_first(tokens, computes)
@@ -27,7 +27,7 @@ def parts(tokens: Mapping[str, Sequence[str]], tree: Tree, computes: str) -> Par
 
 
 def check_first(tokens: Mapping[str, Sequence[str]], computes: str) -> None:
-    """ScheduleError where something is reused before it was computed."""
+    """Raise ScheduleError where a node is reused before it was computed."""
     for name, actions in tokens.items():
         if actions[0] != OFF:
             raise ScheduleError(
@@ -37,21 +37,21 @@ def check_first(tokens: Mapping[str, Sequence[str]], computes: str) -> None:
 
 def bits_of(tokens: Sequence[str]) -> list[int]:
     """1 where a node is computed or has nothing to reuse yet, else 0 [T]."""
-    found: list[int] = []
+    bits: list[int] = []
     for token in tokens:
-        found.append(int(token == OFF or not any(found)))
-    return found
+        bits.append(int(token == OFF or not any(bits)))
+    return bits
 
 
 def component_bits(schedule: Schedule) -> dict[str, list[int]]:
-    """Of every component by its name, 1 where it is computed [T]; what gates leave out is not."""
+    """Of every component by its name, 1 where it is computed [T]; components in a group that is not computed have 0."""
     tree = schedule.tree
     names, table = schedule.table()
     return {n: bits_of(t) for n, t in zip(names, table, strict=True) if tree.nodes[n].kind == "component"}
 
 
 def component_losses(schedule: Schedule, reason: str) -> list[str]:
-    """What bits of components cannot say of a plan."""
+    """What a plan loses in a mask of components, in words."""
     lost = plan_words(schedule, lambda node, actions: not node.component or any(a[0] in "FS" for a in actions))
     return [f"{line} ({reason})" for line in lost]
 

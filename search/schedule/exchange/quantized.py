@@ -3,7 +3,7 @@
 from typing import Any
 
 from search.schedule.errors import ScheduleError
-from search.schedule.exchange.loss import admit, few, unsaid
+from search.schedule.exchange.loss import first_lines, refuse_losses, unsupported_parts
 from search.schedule.parts.bits import FormatPart
 from search.schedule.schedule import Schedule
 
@@ -16,11 +16,11 @@ CLASSES = {
 
 
 def to_torchao(schedule: Schedule, lossy: bool = False) -> dict[str, Any]:
-    """What `TorchAoConfig.from_dict` reads; ScheduleError says what it would lose, or that torchao is missing.
+    """The data that `TorchAoConfig.from_dict` reads; ScheduleError says what it would lose, or that torchao is missing.
 
     A format per layer by its full name (`FqnToConfig`); the other layers stay as they are.
     """
-    admit("torchao", losses(schedule), lossy)
+    refuse_losses("torchao", losses(schedule), lossy)
     try:
         from diffusers import TorchAoConfig
         from torchao import quantization
@@ -28,21 +28,21 @@ def to_torchao(schedule: Schedule, lossy: bool = False) -> dict[str, Any]:
         raise ScheduleError(
             f'dialect=torchao needs torchao ({error}); type: pip install "diffusion-schedule-search[quant]"'
         ) from None
-    made = {form: getattr(quantization, name)(set_inductor_config=False) for form, name in CLASSES.items()}
-    layers = {layer: made[form] for layer, form in schedule.bits.items() if form in made}
+    configs = {form: getattr(quantization, name)(set_inductor_config=False) for form, name in CLASSES.items()}
+    layers = {layer: configs[form] for layer, form in schedule.bits.items() if form in configs}
     if not layers:
         raise ScheduleError("no layer of this schedule has a format that torchao runs: w8 or w8a8d")
     return TorchAoConfig(quantization.FqnToConfig(layers)).to_dict()
 
 
 def losses(schedule: Schedule) -> list[str]:
-    """What torchao cannot run of this schedule's bits, and all else."""
-    found = [
+    """The bits that torchao cannot run, and all other parts, in words."""
+    lines = [
         f"bits: {layer} stays at full precision ({_words(form)}; torchao runs w8 and w8a8d of linear layers here)"
         for layer, form in schedule.bits.items()
         if form not in CLASSES
     ]
-    return few(found) + unsaid(schedule, ("bits",), REASON)
+    return first_lines(lines) + unsupported_parts(schedule, ("bits",), REASON)
 
 
 def _words(form: FormatPart) -> str:

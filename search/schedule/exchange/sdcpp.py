@@ -13,15 +13,15 @@ from search.schedule.errors import ScheduleError
 from search.schedule.exchange.cache_dit import from_scm, leading, step_bits
 from search.schedule.exchange.grid import full_sigmas
 from search.schedule.exchange.loss import (
-    admit,
     constant_scale,
-    few,
+    first_lines,
     gate_words,
     plain,
     plan_words,
+    refuse_losses,
     solver_words,
     steps_words,
-    unsaid,
+    unsupported_parts,
 )
 from search.schedule.exchange.masks import Parts
 from search.schedule.exchange.sigmas import from_sigmas, losses_of_sigmas
@@ -30,7 +30,7 @@ from search.schedule.schedule import Schedule
 
 REASON = "stable-diffusion.cpp has no option for it"
 WHOLE = "stable-diffusion.cpp adds what the whole network had added to its input"
-# Its solvers that work as a class of diffusers does.
+# Its solvers by the class of diffusers that they equal.
 METHODS = {
     "EulerDiscreteScheduler": "euler",
     "FlowMatchEulerDiscreteScheduler": "euler",
@@ -40,7 +40,7 @@ FLAGS = ("--sigmas", "--scm-mask", "--scm-policy", "--steps", "--cfg-scale", "--
 
 
 def from_sdcpp(data: str, tree: Tree, sampler: Mapping[str, Any] | None) -> Parts:
-    """What `--sigmas` and `--scm-mask` say; a mask reuses the whole denoiser's output."""
+    """The parts that `--sigmas` and `--scm-mask` mean; a mask reuses the whole denoiser's output."""
     try:
         words = shlex.split(data)
     except ValueError as error:
@@ -50,16 +50,16 @@ def from_sdcpp(data: str, tree: Tree, sampler: Mapping[str, Any] | None) -> Part
         raise ScheduleError("the command line has neither --sigmas nor --scm-mask")
     if "--scm-mask" in given and (policy := given.get("--scm-policy", "dynamic")) != "static":
         raise ScheduleError(f"--scm-policy is {policy[:40]}: what is reused is decided in the run; write static")
-    found = from_sigmas(given["--sigmas"], sampler) if "--sigmas" in given else {}
+    grid = from_sigmas(given["--sigmas"], sampler) if "--sigmas" in given else {}
     mask = from_scm(given["--scm-mask"], tree) if "--scm-mask" in given else {}
-    if found and mask and found["steps"] != mask["steps"]:
-        raise ScheduleError(f"--sigmas are of {found['steps']} steps, --scm-mask is of {mask['steps']}")
-    return found | mask
+    if grid and mask and grid["steps"] != mask["steps"]:
+        raise ScheduleError(f"--sigmas are of {grid['steps']} steps, --scm-mask is of {mask['steps']}")
+    return grid | mask
 
 
 def to_sdcpp(schedule: Schedule, lossy: bool = False) -> str:
     """Flags for `sd-cli`; ScheduleError says what they would lose."""
-    admit("sdcpp", losses(schedule), lossy)
+    refuse_losses("sdcpp", losses(schedule), lossy)
     flags = []
     if schedule.sampler is not None:
         sigmas = full_sigmas(schedule.sampler, schedule.steps)[1]
@@ -77,18 +77,18 @@ def to_sdcpp(schedule: Schedule, lossy: bool = False) -> str:
 
 
 def losses(schedule: Schedule) -> list[str]:
-    """What the flags cannot say of this schedule."""
-    found = losses_of_sigmas(schedule, REASON) if schedule.sampler else [*solver_words(schedule)]
-    found = [line for line in found if line.startswith("sampler")]
-    found += few([f"{line} ({WHOLE})" for line in plan_words(schedule)])
-    found += [f"{gate_words(gate, schedule)} ({WHOLE})" for gate in schedule.gates]
-    if found_outside := _outside(step_bits(schedule) if schedule.steps else []):
-        found.append(f"plan: reuse at {steps_words(found_outside)} (reuses within 15 to 95 % of the steps only)")
-    said = ["sampler", "plan", "gates"] + (["guidance"] if constant_scale(schedule) is not None else [])
-    return found + unsaid(schedule, said, REASON)
+    """What the flags would lose of this schedule, in words."""
+    lines = losses_of_sigmas(schedule, REASON) if schedule.sampler else [*solver_words(schedule)]
+    lines = [line for line in lines if line.startswith("sampler")]
+    lines += first_lines([f"{line} ({WHOLE})" for line in plan_words(schedule)])
+    lines += [f"{gate_words(gate, schedule)} ({WHOLE})" for gate in schedule.gates]
+    if outside := _outside(step_bits(schedule) if schedule.steps else []):
+        lines.append(f"plan: reuse at {steps_words(outside)} (reuses within 15 to 95 % of the steps only)")
+    supported = ["sampler", "plan", "gates"] + (["guidance"] if constant_scale(schedule) is not None else [])
+    return lines + unsupported_parts(schedule, supported, REASON)
 
 
 def _outside(mask: list[int]) -> list[int]:
-    """The steps that are reused and lie where it never reuses."""
+    """The reused steps at which stable-diffusion.cpp never reuses."""
     start, end = int(0.15 * len(mask)), int(0.95 * len(mask))
     return [t for t, bit in enumerate(mask) if not bit and not start <= t < end]

@@ -20,7 +20,7 @@ from search.schedule.exchange.grid import (
     set_grid,
     timesteps_of,
 )
-from search.schedule.exchange.loss import admit, plain, solver_words, unsaid
+from search.schedule.exchange.loss import plain, refuse_losses, solver_words, unsupported_parts
 from search.schedule.exchange.masks import Parts
 from search.schedule.noise import is_flow
 from search.schedule.plan.tokens import MAX_STEPS
@@ -56,7 +56,7 @@ def from_timesteps(data: Any, sampler: Sampler | None) -> Parts:
     """
     given = _numbers(data, "timesteps")
     sampler, scheduler = gridded(sampler)
-    timesteps, sigmas = set_grid(scheduler, **_handed(given, scheduler))
+    timesteps, sigmas = set_grid(scheduler, **_set_arguments(given, scheduler))
     return grid_parts(timesteps, sigmas, sampler)
 
 
@@ -71,19 +71,19 @@ def grid_parts(timesteps: Sequence[float], sigmas: Sequence[float] | None, sampl
 def to_comfyui(schedule: Schedule, lossy: bool = False) -> str:
     """The text of a ManualSigmas node; ScheduleError says what it would lose."""
     _, sigmas = _grid(schedule)
-    admit("comfyui", losses_of_sigmas(schedule), lossy)
+    refuse_losses("comfyui", losses_of_sigmas(schedule), lossy)
     return ", ".join(map(plain, sigmas))
 
 
 def losses_of_sigmas(schedule: Schedule, reason: str = COMFYUI) -> list[str]:
-    """What a list of sigmas cannot say of this schedule."""
+    """What a list of sigmas would lose of this schedule, in words."""
     timesteps, sigmas = _grid(schedule)
-    own = timesteps_of(sigmas[:-1], build(_sampler(schedule)))
-    gap = max(abs(a - b) for a, b in zip(own, timesteps, strict=True))
-    found = [f"{line} ({reason})" for line in solver_words(schedule)]
+    implied = timesteps_of(sigmas[:-1], build(_sampler(schedule)))
+    gap = max(abs(a - b) for a, b in zip(implied, timesteps, strict=True))
+    lines = [f"{line} ({reason})" for line in solver_words(schedule)]
     if gap > CLOSE:
-        found.append(f"sampler: the network is told timesteps up to {gap:.3g} away from those of its sigmas ({reason})")
-    return found + unsaid(schedule, ("sampler",), reason)
+        lines.append(f"sampler: the denoiser gets timesteps up to {gap:.3g} away from those of its sigmas ({reason})")
+    return lines + unsupported_parts(schedule, ("sampler",), reason)
 
 
 def to_sdnext(schedule: Schedule, lossy: bool = False) -> str:
@@ -92,29 +92,31 @@ def to_sdnext(schedule: Schedule, lossy: bool = False) -> str:
     if len(numbers) < FEWEST:
         raise ScheduleError(f"the schedule has {len(numbers)} steps; SD.Next reads timesteps from {FEWEST} on")
     scheduler = build(_sampler(schedule))
-    set_grid(scheduler, **_handed(numbers, scheduler))  # or refuse: there is nothing near it
-    admit("sdnext", losses_of_timesteps(schedule), lossy)
+    set_grid(scheduler, **_set_arguments(numbers, scheduler))  # ScheduleError where the class takes none
+    refuse_losses("sdnext", losses_of_timesteps(schedule), lossy)
     return ", ".join(map(str, numbers))
 
 
 def losses_of_timesteps(schedule: Schedule) -> list[str]:
-    """What whole timesteps cannot say of this schedule."""
+    """What whole timesteps would lose of this schedule, in words."""
     wanted = _grid(schedule)
     scheduler = build(_sampler(schedule))
-    found = [f"{line} ({SDNEXT})" for line in solver_words(schedule)]
+    lines = [f"{line} ({SDNEXT})" for line in solver_words(schedule)]
     try:
-        gap = distance(set_grid(scheduler, **_handed(_whole(schedule), scheduler)), wanted)
+        gap = distance(set_grid(scheduler, **_set_arguments(_whole(schedule), scheduler)), wanted)
     except ScheduleError as error:
-        found.append(f"sampler: {error}")
+        lines.append(f"sampler: {error}")
     else:
         if gap > CLOSE:
-            found.append(f"sampler: whole timesteps move the grid by up to {gap:.3g} of 1000 training timesteps")
-    return found + unsaid(schedule, ("sampler",), SDNEXT)
+            lines.append(f"sampler: whole timesteps move the grid by up to {gap:.3g} of 1000 training timesteps")
+    return lines + unsupported_parts(schedule, ("sampler",), SDNEXT)
 
 
 def _sampler(schedule: Schedule) -> Sampler:
     if schedule.sampler is None:
-        raise ScheduleError("the schedule has no sampler part: the pipeline's own timesteps run, nothing is to be said")
+        raise ScheduleError(
+            "the schedule has no sampler part: the pipeline's own timesteps run, there is nothing to write"
+        )
     return schedule.sampler
 
 
@@ -123,7 +125,7 @@ def _grid(schedule: Schedule) -> tuple[list[float], list[float]]:
 
 
 def _whole(schedule: Schedule) -> list[int]:
-    """Timesteps as they are handed over: of flow matching, before the shift."""
+    """Timesteps as pipelines take them: of flow matching, before the shift."""
     timesteps, sigmas = _grid(schedule)
     scheduler = build(_sampler(schedule))
     if not type(scheduler).__name__.startswith("FlowMatch"):
@@ -132,8 +134,8 @@ def _whole(schedule: Schedule) -> list[int]:
     return [round(1000 * s / (shift - (shift - 1) * s)) for s in sigmas[:-1]]
 
 
-def _handed(timesteps: Sequence[float], scheduler: Any) -> dict[str, list]:
-    """The argument that pipelines hand to `set_timesteps`: timesteps, or sigmas where their class is of flow matching.
+def _set_arguments(timesteps: Sequence[float], scheduler: Any) -> dict[str, list]:
+    """The argument that pipelines give to `set_timesteps`: timesteps, or sigmas where their class is of flow matching.
 
     SD.Next divides by 1000 where a pipeline takes sigmas only, as those of Flux and SD 3 do.
     """

@@ -6,7 +6,7 @@ from typing import Any
 from search.schedule.errors import ScheduleError
 from search.schedule.exchange import masks
 from search.schedule.exchange.check import action_of, list_of, object_of
-from search.schedule.exchange.loss import admit, few, unsaid
+from search.schedule.exchange.loss import first_lines, refuse_losses, unsupported_parts
 from search.schedule.exchange.masks import Parts
 from search.schedule.model.nodes import Tree
 from search.schedule.schedule import Schedule
@@ -33,7 +33,7 @@ def to_smoothcache(schedule: Schedule, lossy: bool = False) -> dict[str, list[in
     """The content of a SmoothCache file; ScheduleError says what it would lose."""
     masks.need_steps(schedule, "SmoothCache")
     _check(schedule.tree)
-    admit("smoothcache", losses(schedule), lossy)
+    refuse_losses("smoothcache", losses(schedule), lossy)
     own, found = masks.component_bits(schedule), {}
     for component, names in _kinds(schedule.tree).items():
         lists = [own[name] for name in names]
@@ -49,12 +49,12 @@ def to_smoothcache(schedule: Schedule, lossy: bool = False) -> dict[str, list[in
 def losses(schedule: Schedule) -> list[str]:
     """What a SmoothCache file cannot say of this schedule."""
     _check(schedule.tree)
-    found = few(masks.component_losses(schedule, REASON))
+    found = first_lines(masks.component_losses(schedule, REASON))
     own = masks.component_bits(schedule) if schedule.steps else {}
     for component, names in _kinds(schedule.tree).items() if own else ():
         if _shared(schedule.tree, component) and any(own[name] != own[names[0]] for name in names):
             found.append(f"plan: {component} differs between blocks, and two stacks have it (one list is for both)")
-    return found + unsaid(schedule, ("plan",), REASON)
+    return found + unsupported_parts(schedule, ("plan",), REASON)
 
 
 def _kinds(tree: Tree) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""What plain diffusers runs by itself: a scheduler, and arguments of the pipeline's call."""
+"""Schedules for diffusers alone: a scheduler, and arguments of the pipeline's call."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from search.schedule.exchange.grid import (
     set_grid,
     takes,
 )
-from search.schedule.exchange.loss import admit, constant_scale, solver_words, unsaid
+from search.schedule.exchange.loss import constant_scale, refuse_losses, solver_words, unsupported_parts
 from search.schedule.exchange.masks import Parts
 from search.schedule.exchange.sigmas import grid_parts
 from search.schedule.model.nodes import Tree
@@ -23,7 +23,7 @@ from search.schedule.schedule import Schedule
 from search.schedule.schedulers import ORDERED, public_config
 
 REASON = "the pipeline's call takes no argument for it"
-# What the calls of the pipelines of a denoiser take, of timesteps and sigmas; of other denoisers, both are tried.
+# Which of timesteps and sigmas the calls of a denoiser's pipelines take; for other denoisers both are tried.
 ACCEPTED: Mapping[str, tuple[str, ...]] = {
     "DiTTransformer2DModel": (),
     "WanTransformer3DModel": (),
@@ -31,13 +31,13 @@ ACCEPTED: Mapping[str, tuple[str, ...]] = {
     "SD3Transformer2DModel": ("sigmas",),
 }
 BOTH = ("timesteps", "sigmas")
-FLUX = "FluxTransformer2DModel"  # its pipelines hand over even sigmas where they are given none
+FLUX = "FluxTransformer2DModel"  # its pipelines use even sigmas by default
 
 
 def from_diffusers(data: Any, tree: Tree, sampler: Mapping[str, Any] | None = None) -> Parts:
     """`{"scheduler": {"class": …, "config": {…}}, "call": {…}}` as the grid that a pipeline of `tree` would run.
 
-    Without a scheduler it is `sampler`, the pipeline's own.
+    Where the data has no scheduler, it is `sampler`, the pipeline's own.
     """
     call = object_of(object_of(data, "file").get("call", {}), "call")
     given: dict[str, Any] = {name: list_of(call[name], f"call.{name}") for name in BOTH if call.get(name) is not None}
@@ -57,29 +57,29 @@ def from_diffusers(data: Any, tree: Tree, sampler: Mapping[str, Any] | None = No
 
 def to_diffusers(schedule: Schedule, lossy: bool = False) -> dict[str, Any]:
     """`scheduler` (class and config) and `call` (arguments); ScheduleError says what they would lose."""
-    admit("diffusers", losses(schedule), lossy)
-    found, call = _plan(schedule)[:2]
+    refuse_losses("diffusers", losses(schedule), lossy)
+    scheduler, call = _plan(schedule)[:2]
     scale = constant_scale(schedule)
     call |= {"guidance_scale": scale if scale is not None else schedule.guidance.call} if schedule.guidance else {}
-    return ({"scheduler": found} if found else {}) | {"call": call}
+    return ({"scheduler": scheduler} if scheduler else {}) | {"call": call}
 
 
 def losses(schedule: Schedule) -> list[str]:
-    """What a scheduler and arguments cannot say of this schedule."""
+    """What a scheduler and arguments would lose of this schedule, in words."""
     sampler, call, gap = _plan(schedule)
-    found = []
+    lines = []
     if gap > CLOSE:
         how = f"the nearest, {', '.join(call)}, moves them by up to {gap:.3g} of 1000 training timesteps"
-        found.append(f"sampler: timesteps of its own ({sampler['class']} and its pipelines do not take them; {how})")
+        lines.append(f"sampler: timesteps of its own ({sampler['class']} and its pipelines do not take them; {how})")
     words = solver_words(schedule)
     if words and not (_ordered(schedule) and "coefficients" not in (schedule.sampler or {})):
-        found += [f"{line} ({REASON})" for line in words]
-    said = ["sampler"] + (["guidance"] if constant_scale(schedule) is not None else [])
-    return found + unsaid(schedule, said, REASON)
+        lines += [f"{line} ({REASON})" for line in words]
+    supported = ["sampler"] + (["guidance"] if constant_scale(schedule) is not None else [])
+    return lines + unsupported_parts(schedule, supported, REASON)
 
 
 def _plan(schedule: Schedule) -> tuple[dict[str, Any], dict[str, Any], float]:
-    """Scheduler, arguments, and how far they move the grid: the first that do not, or those that do least."""
+    """Scheduler, arguments, and how far they move the grid: the first that do not move it, else the nearest."""
     steps = {"num_inference_steps": schedule.steps} if schedule.steps else {}
     if schedule.sampler is None:
         return {}, steps, 0.0
@@ -87,13 +87,13 @@ def _plan(schedule: Schedule) -> tuple[dict[str, Any], dict[str, Any], float]:
     if has_own_grid(schedule.sampler):
         return own, steps, 0.0
     wanted = full_sigmas(schedule.sampler, schedule.steps)
-    tried = [(own, call, distance(found, wanted)) for own, call, found in _attempts(schedule, own, wanted)]
+    tried = [(own, call, distance(grid, wanted)) for own, call, grid in _attempts(schedule, own, wanted)]
     exact = [attempt for attempt in tried if attempt[2] <= CLOSE]
     return exact[0] if exact else min(tried, key=lambda attempt: attempt[2])
 
 
 def _attempts(schedule: Schedule, own: dict[str, Any], wanted: Grid) -> Iterator[tuple[dict, dict, Grid]]:
-    """Scheduler, arguments, and the grid that they give, where the class takes them."""
+    """Scheduler, arguments, and their grid, of all attempts that the class of scheduler takes."""
     accepted = ACCEPTED.get(schedule.tree.model_class, BOTH)
     timesteps, sigmas = wanted
     assert sigmas is not None
