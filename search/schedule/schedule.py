@@ -27,35 +27,65 @@ from search.schedule.reading import MAX_BYTES, parse_document, validate_document
 
 
 class Schedule:
-    """Which timesteps, which order and which action at each node and step; immutable.
+    """How a diffusion model is run: timesteps, solver, and the action of each node at each step. Immutable.
 
-    >>> with Schedule.load("schedule.json").apply(pipe):
-    ...     image = pipe("red apple, 3d style").images[0]
+    Two schedules are equal where they run a model in the same way: where their digests are equal.
+
+    Attributes:
+        document: The content of the file, checked.
+        corrections_file: The tensors file that the corrections part names; None without one, or where it was not read.
+
+    Example:
+        >>> schedule = Schedule.load("docs/presets/pixart/fora-n-2.json")
+        >>> schedule.steps, schedule.plan_text
+        (20, 'transformer_blocks: (C R)*10')
+
+        Applied to a pipeline of diffusers:
+
+            with schedule.apply(pipe):
+                image = pipe("red apple, 3d style", **schedule.call).images[0]
     """
 
     def __init__(self, document: Document, corrections: Corrections | None = None) -> None:
-        """`corrections` is the tensors file that the document's part of that name means."""
+        """`corrections` is the tensors file that the document's part of that name names."""
         self.document = document
         self.corrections_file = corrections if document.corrections else None
 
     @classmethod
     def load(cls, path: str | Path) -> "Schedule":
-        """Read a schedule file, and its tensors beside it where it has some.
+        """Read a schedule file, and the tensors file next to it where it has corrections.
 
-        ScheduleError names the field and the value that is wrong.
+        Args:
+            path: The schedule file, `schedule.json`; its tensors file is then `schedule.safetensors`.
+
+        Raises:
+            ScheduleError: A file cannot be read, or is wrong; path, field and value are named.
         """
         try:
             with open(path, "rb") as file:
                 document = parse_document(file.read(MAX_BYTES + 1))
         except ScheduleError as error:
             raise ScheduleError(f"{path}: {error}") from None
-        except (OSError, ValueError) as error:  # ValueError: a path that can be no path
+        except (OSError, ValueError) as error:  # ValueError: not a valid path
             raise ScheduleError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
         return cls(document, Corrections.read(Path(path), document.corrections) if document.corrections else None)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Schedule":
-        """A schedule from the content of its file."""
+        """A schedule from the content of its file.
+
+        Args:
+            data: The decoded JSON: `format`, `model`, and any of the other parts of schedule/1 (docs/format.md).
+
+        Raises:
+            ScheduleError: A part is wrong; the field and the value are named.
+
+        Example:
+            >>> model = {"class": "PixArtTransformer2DModel", "stacks": {"transformer_blocks": 28}}
+            >>> plan = {"rules": [["transformer_blocks.*:attn1", "(C R)*4"]]}
+            >>> Schedule.from_dict({"format": "schedule/1", "model": model, "steps": 8, "plan": plan}).plan_text
+            'attn1: (C R)*4'
+        """
         return cls(validate_document(dict(data) if isinstance(data, Mapping) else data))
 
     @classmethod
@@ -64,7 +94,7 @@ class Schedule:
         return cls.from_dict({"format": FORMAT, "model": model_part(denoiser_of(pipe))})
 
     def to_dict(self) -> dict[str, Any]:
-        """The file's content: canonical rules, with digest."""
+        """The file's content, plain data: the plan in canonical rules, and the digest."""
         data = self.document.model_dump(by_alias=True, exclude_none=True, mode="json")
         normal = self.document.normal()
         data |= normal
@@ -75,7 +105,14 @@ class Schedule:
         return head | {k: v for k, v in data.items() if k not in head and v != {}}
 
     def save(self, path: str | Path) -> Path:
-        """Write the file, whole or not at all; corrections go into a .safetensors file beside it."""
+        """Write the file, completely or not at all; corrections go into a .safetensors file next to it.
+
+        Returns:
+            The path.
+
+        Raises:
+            ScheduleError: The schedule has corrections that were not read.
+        """
         path = Path(path)
         if self.document.corrections:
             if self.corrections_file is None:
@@ -93,14 +130,25 @@ class Schedule:
         bits: str = "simulate",
         models: Mapping[str, Any] | None = None,
     ) -> Handle:
-        """Run `pipe` by this schedule until the handle is removed.
+        """Run a pipeline by this schedule until the handle is removed.
 
-        `strict=False` accepts another resolution or configuration of the same architecture. `compile=True` compiles
-        the denoiser's blocks beneath the hooks, once for each set of components that the plan computes in them, and
-        takes CUDA graphs on a GPU; a function such as `torch.compile` compiles in its place. `bits` says who runs
-        layers at few bits: `simulate` rounds on any device and saves nothing, `torchao` runs what it can. `models`
-        brings the other denoisers that the schedule names: `apply(pipe, models={"S": small_pipe})`, a pipeline or a
-        denoiser.
+        Args:
+            pipe: A pipeline of diffusers, or any object with a `scheduler` and a `transformer`, `unet` or `denoiser`.
+                Its weights and methods are not changed.
+            strict: False accepts another resolution or configuration of the same architecture.
+            compile: True compiles the denoiser's blocks beneath the hooks, once for each set of components that the
+                plan computes in them, and makes CUDA graphs on a GPU; a function such as `torch.compile` compiles in
+                its place.
+            bits: What runs layers at few bits: "simulate" rounds on any device and saves no time, "torchao" runs the
+                formats that it has.
+            models: The other denoisers that the schedule names, pipelines or denoisers by letter:
+                `apply(pipe, models={"S": small_pipe})`.
+
+        Returns:
+            A handle: a context manager, with `stats()`, and `remove()` to end it.
+
+        Raises:
+            ScheduleError: The schedule does not belong to this pipeline, or the pipeline cannot run it.
         """
         return apply_document(
             self.document,
@@ -119,12 +167,12 @@ class Schedule:
 
     @property
     def steps(self) -> int | None:
-        """Denoiser evaluation slots per run; None where any number will do."""
+        """Steps of a run; None where the schedule is for any number of steps."""
         return self.document.steps
 
     @property
     def sampler(self) -> dict[str, Any] | None:
-        """The sampler part as in the file; None where the pipeline's own sampler runs."""
+        """The sampler part as in the file; None where the pipeline's own scheduler runs."""
         part = self.document.sampler
         return part.model_dump(by_alias=True, exclude_none=True) if part else None
 
@@ -147,11 +195,12 @@ class Schedule:
 
     @property
     def corrections(self) -> Mapping[str, Affine]:
-        """What corrects the reused values of each node; nothing where there are none, or they were not read."""
+        """The correction of the reused values of each node; {} where there are none, or they were not read."""
         return self.corrections_file.nodes() if self.corrections_file else {}
 
     @property
     def scores(self) -> dict[str, Any]:
+        """Measured scores by objective, {name: {value, ci, split, unit}}; {} by default."""
         return self.to_dict().get("scores", {})
 
     @property
@@ -171,6 +220,7 @@ class Schedule:
 
     @cached_property
     def tree(self) -> Tree:
+        """The nodes of the denoiser that the schedule is for."""
         return self.document.model.tree()
 
     @cached_property
@@ -181,7 +231,7 @@ class Schedule:
 
     @property
     def gates(self) -> tuple[Gate, ...]:
-        """Groups of blocks with actions of their own, which may be decided while the denoiser runs."""
+        """Groups of blocks whose actions may be decided while the denoiser runs."""
         return self.document.resolved_gates
 
     @cached_property
@@ -196,20 +246,20 @@ class Schedule:
         return self.document.batched_steps
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Node names [N] and their effective actions `[N][T]`: C, R, F1.., S, G ask a gate, or - where not run."""
-        found = {name: list(tokens) for name, tokens in self.plan.tokens.items()}
+        """Node names [N] and their effective actions `[N][T]`: C, R, F1.., S, G (a gate decides), or - (not run)."""
+        actions = {name: list(tokens) for name, tokens in self.plan.tokens.items()}
         for gate in self.gates:
             runs = [OFF if token in (OFF, ASK) else ABSENT for token in gate.tokens]
             for node in self.tree:
                 if f"{node.stack}.{node.block}" in gate.blocks:
-                    found[node.name] = list(gate.tokens) if node.kind == "block" else runs
-        return list(found), list(found.values())
+                    actions[node.name] = list(gate.tokens) if node.kind == "block" else runs
+        return list(actions), list(actions.values())
 
     def with_plan(self, text: str) -> "Schedule":
-        """The same schedule with the plan that a text in the plan notation means, and without scores.
+        """The same schedule with another plan, a text in the plan notation, and without scores.
 
         ScheduleError names the character of the text, what is admissible there and what to type. "off" computes
-        everything. What the plan says beside its rules (axis, value, ahead) stays.
+        everything. The plan's other entries (axis, value, ahead) stay.
 
         >>> schedule = Schedule.load("docs/presets/pixart/fora-n-2.json")
         >>> schedule.with_plan("attn1: (C R)*10 | ff@0-3: C R*19").plan_text
@@ -231,7 +281,7 @@ class Schedule:
         return self._replace(scores=dict(scores))
 
     def with_made(self, made: Mapping[str, Any]) -> "Schedule":
-        """The same behaviour with this record of how it was found."""
+        """The same behaviour with this record of the search that made it."""
         return self._replace(made=dict(made))
 
     def with_corrections(
@@ -239,22 +289,22 @@ class Schedule:
     ) -> "Schedule":
         """The same schedule with these corrections of reused values, and without scores; {} takes them away.
 
-        `tensors` are `<node>.scale` and `<node>.shift` [steps, C] of every corrected node. `steps` says which steps
-        their rows are; by default those of the corrections part, or all at which the plan does not compute the node.
+        `tensors` are `<node>.scale` and `<node>.shift` [steps, C] of every corrected node. `steps` are the steps of
+        their rows; by default those of the corrections part, or all at which the node is reused or forecast.
         """
         parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores", "corrections")}
         if not tensors:
             return Schedule.from_dict(parts)
         nodes = {name.removesuffix(SCALE).removesuffix(SHIFT) for name in tensors}
-        own = self.document.corrections
-        known = steps or (own.steps if own else reused_steps(self.plan))
-        if unknown := sorted(nodes - set(known)):
+        part = self.document.corrections
+        steps_of_node = steps or (part.steps if part else reused_steps(self.plan))
+        if unknown := sorted(nodes - set(steps_of_node)):
             raise ScheduleError(
-                f"corrections are given for {unknown[0]!r:.100}, of which no step is known to be reused or forecast; "
-                f"these nodes may be corrected: {', '.join(known)[:200] or 'none'}"
+                f"corrections are given for {unknown[0]!r:.100}, which is reused or forecast at no step; "
+                f"these nodes can be corrected: {', '.join(steps_of_node)[:200] or 'none'}"
             )
-        corrections = Corrections.of(tensors, {name: known[name] for name in sorted(nodes)})
-        if corrections.part == own:  # those that it had, now at hand
+        corrections = Corrections.of(tensors, {name: steps_of_node[name] for name in sorted(nodes)})
+        if corrections.part == part:  # the corrections that it has, now read
             return Schedule(self.document, corrections)
         return Schedule(validate_document(parts | {"corrections": corrections.part.model_dump()}), corrections)
 
@@ -266,11 +316,11 @@ class Schedule:
     def with_ranges(self, ranges: Mapping[str, Sequence[Sequence[float]]]) -> "Schedule":
         """The same schedule with these ranges of its static layers' inputs, and without scores.
 
-        `{layer: [(least, greatest)]}`, of a split layer two such pairs: what search/calibrate/ranges.py calibrates.
+        `{layer: [(least, greatest)]}`, of a split layer two such pairs, as `search.calibrate.ranges` measures them.
         """
         parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores")}
-        found = {name: [list(span) for span in spans] for name, spans in ranges.items()}
-        bits = parts.get("bits", {"formats": {}, "layers": {}}) | {"ranges": found}
+        lists = {name: [list(span) for span in spans] for name, spans in ranges.items()}
+        bits = parts.get("bits", {"formats": {}, "layers": {}}) | {"ranges": lists}
         return Schedule(validate_document(parts | {"bits": bits}), self.corrections_file)
 
     def _replace(self, **parts: Any) -> "Schedule":
@@ -287,7 +337,7 @@ class Schedule:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
+    """Write a file completely or not at all."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_bytes(data)
     unfinished.replace(path)

@@ -177,7 +177,7 @@ def test_timesteps_that_are_not_those_of_the_sigmas_are_lost():
     made = own(SCHEDULERS["euler"], 5)
     moved = made.with_sampler(made.sampler | {"timesteps": [t - 40 for t in made.sampler["timesteps"][:-1]] + [1.0]})
     (line,) = losses(moved, "comfyui")
-    assert line.startswith("sampler: the network is told timesteps up to 40 away from those of its sigmas")
+    assert line.startswith("sampler: the denoiser gets timesteps up to 40 away from those of its sigmas")
     with pytest.raises(ScheduleError, match="(?s)a file for comfyui would lose:.* timesteps up to 40.*type lossy=true"):
         to_comfyui(moved)
     assert to_comfyui(moved, lossy=True) == to_comfyui(made)
