@@ -39,7 +39,12 @@ class Noise:
 
     @classmethod
     def of(cls, sampler: Mapping[str, Any]) -> "Noise":
-        """The noise schedule of a schedule file's sampler part (class and config); ScheduleError where it has none."""
+        """The noise schedule of a schedule file's sampler part (class and config); ScheduleError where it has none.
+
+        >>> noise = Noise.of({"class": "DDIMScheduler", "config": {}})
+        >>> len(noise.sigmas), noise.kind, noise.prediction
+        (1000, 'vp', 'epsilon')
+        """
         return _of_part(sampler["class"], json.dumps(sampler.get("config", {}), sort_keys=True))
 
     @classmethod

@@ -38,7 +38,7 @@ class Schedule:
     Example:
         >>> schedule = Schedule.load("docs/presets/pixart/fora-n-2.json")
         >>> schedule.steps, schedule.plan_text
-        (20, 'transformer_blocks: (C R)*10')
+        (20, 'attn1 + attn2 + ff: (C R)*10')
 
         Applied to a pipeline of diffusers:
 

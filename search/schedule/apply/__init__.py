@@ -1,1 +1,1 @@
-"""A schedule at work on a live pipeline."""
+"""Applying a schedule to a live pipeline."""

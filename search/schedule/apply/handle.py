@@ -43,7 +43,7 @@ def apply_document(
     All checks come before the pipeline is changed.
 
     Args:
-        document: What the schedule file says.
+        document: The content of the schedule file.
         pipe: A pipeline of diffusers, or any object with `scheduler` and a denoiser.
         strict: Whether the denoiser's fingerprint has to be that of the file.
         compile: True for torch.compile, or a function that compiles in its place.
@@ -176,7 +176,7 @@ class Handle:
             run.injection.noise = snapshot["noise"]
 
     def _install(self, compile: bool | Compile | None) -> None:
-        """Put a hook on the denoiser and on every module whose actions the plan or a group says."""
+        """Put a hook on the denoiser and on every module that the plan, a group or a format concerns."""
         run = self.run
         planned = {*run.plan.planned(), *run.latest}
         self._reused_stacks = [stack for stack in run.tree.stacks if stack in planned]

@@ -29,7 +29,7 @@ class PlannedHook(ModelHook):
         self.clock = clock
 
     def read(self, store: Store, compute: Callable[[], Value]) -> Value:
-        """The value that a node's action at this step stands for, corrected where the schedule says so."""
+        """The stored value that a node reuses or forecasts at this step, corrected where it has a correction."""
         clock = self.clock
         value = store.read(clock.step + clock.span - 1, clock.calls - 1, clock)  # the denoiser has counted this call
         if clock.span > 1:

@@ -23,7 +23,7 @@ class Injection:
         self.noise, self._steps = None, frozenset(self.inject.steps(timesteps, training))
 
     def after(self, step: int, sample: Tensor, latents: Tensor) -> Tensor:
-        """The latents [B, ...] of the next step, from those that the solver made of `sample` at this one."""
+        """The latents [B, ...] of the next step, from those that the solver computed from `sample` at this one."""
         if step == 0 and self._steps:
             self.noise = sample.clone()
         if step + 1 not in self._steps or self.noise is None:

@@ -44,7 +44,7 @@ def check_block(name: str, outputs: Sequence[str], given: Mapping[str, Any], val
     outputs_given = (value,) if isinstance(value, Tensor) else tuple(value or ())
     if len(outputs_given) != len(outputs) or (len(outputs) == 1) != isinstance(value, Tensor):
         promised = f"one tensor, in place of {outputs[0]}" if len(outputs) == 1 else f"a tuple for {', '.join(outputs)}"
-        raise ScheduleError(f"{name} returns {describe_value(value)}, but its contract says {promised}{REMEDY}")
+        raise ScheduleError(f"{name} returns {describe_value(value)}, but its contract promises {promised}{REMEDY}")
     for argument, output in zip(outputs, outputs_given, strict=True):
         taken = given.get(argument)
         if output is not None and not _alike(output, taken):
@@ -64,12 +64,12 @@ def check_component(name: str, skipped: Sequence[str], given: Mapping[str, Any],
     if len(returned) != len(wanted) or (len(skipped) > 0 and (len(skipped) == 1) != isinstance(value, Tensor)):
         promised = f"zeros like {', '.join(skipped)}" if skipped else "its first argument"
         raise ScheduleError(
-            f"{name} returns {describe_value(value)}, but its contract says {promised} where it is skipped"
+            f"{name} returns {describe_value(value)}, but its contract promises {promised} where it is skipped"
         )
     for argument, output, taken in zip(skipped or ("the first argument",), returned, wanted, strict=True):
         if not _alike(output, taken):
             raise ScheduleError(
-                f"{name} returns {describe_value(value)}, but its contract says "
+                f"{name} returns {describe_value(value)}, but its contract promises "
                 f"{describe_value(taken)} where it is skipped, "
                 f"after {argument}"
             )

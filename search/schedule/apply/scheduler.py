@@ -44,8 +44,8 @@ class LinearSolver:
 
 def scheduler_attributes(scheduler: Any) -> dict[str, Any]:
     """The attributes that a run may change; lists and dicts are copied, as steps write into them."""
-    kept = {k: v for k, v in vars(scheduler).items() if not callable(v) and k != "num_inference_steps"}
-    return {k: _copied(v) for k, v in kept.items()}
+    attributes = {k: v for k, v in vars(scheduler).items() if not callable(v) and k != "num_inference_steps"}
+    return {k: _copied(v) for k, v in attributes.items()}
 
 
 def solver_progress(scheduler: Any, fresh: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,7 +246,7 @@ class _StepsOfGap(int):
 
 
 def _build(scheduler: Any, class_name: str | None, config: dict[str, Any] | None, order: Sequence[int] | None) -> Any:
-    """A scheduler of this class and configuration, set up for `order`; by default a copy of the one at hand."""
+    """A scheduler of this class and configuration, set up for `order`; by default a copy of the given one."""
     if class_name is None:
         cls, config = type(scheduler), dict(scheduler.config)
     else:

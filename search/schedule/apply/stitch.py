@@ -108,19 +108,19 @@ def _check_named(letter: str, denoiser: nn.Module, part: NamedDenoiser, strict: 
         )
 
 
-def _check_interface(letter: str, denoiser: nn.Module, own: nn.Module, strict: bool) -> None:
+def _check_interface(letter: str, denoiser: nn.Module, own_denoiser: nn.Module, strict: bool) -> None:
     """Raise ScheduleError where two denoisers differ in arguments, latents, text states, device or type."""
-    if denoiser is own:
+    if denoiser is own_denoiser:
         raise ScheduleError(f"models[{letter!r}] is the pipeline's own denoiser, which is {OWN}; give another one")
-    both = (denoiser, own)
+    both = (denoiser, own_denoiser)
     taken, wanted = (list(inspect.signature(type(module).forward).parameters)[1:] for module in both)
     if taken != wanted:
         raise ScheduleError(
             f"models[{letter!r}] takes the arguments {', '.join(taken)}, but the pipeline's "
-            f"{type(own).__name__} takes {', '.join(wanted)}; the other denoiser must take the same arguments"
+            f"{type(own_denoiser).__name__} takes {', '.join(wanted)}; the other denoiser must take the same arguments"
         )
     configs: list[Mapping[str, Any]] = [getattr(module, "config", {}) for module in both]
-    for entry in (*INTERFACE, *OF_CLASS.get(type(own).__name__, ()), *(SIZED if strict else ())):
+    for entry in (*INTERFACE, *OF_CLASS.get(type(own_denoiser).__name__, ()), *(SIZED if strict else ())):
         value, expected = (config.get(entry) for config in configs)
         if value != expected:
             raise ScheduleError(
@@ -136,11 +136,11 @@ def _check_interface(letter: str, denoiser: nn.Module, own: nn.Module, strict: b
         )
 
 
-def _check_scheduler(letter: str, scheduler: Any, own: Any) -> None:
+def _check_scheduler(letter: str, scheduler: Any, own_scheduler: Any) -> None:
     """Raise ScheduleError where schedulers differ in prediction or noise; a bare denoiser has none to compare."""
     if scheduler is None:
         return
-    theirs, ours = _trained(scheduler), _trained(own)
+    theirs, ours = _trained(scheduler), _trained(own_scheduler)
     for entry in theirs.keys() & ours.keys():
         if theirs[entry] != ours[entry]:
             raise ScheduleError(

@@ -1,14 +1,13 @@
 """Schedule files of other tools as parts of a schedule, and schedules as files of other tools.
 
->>> schedule = load("ecad.json", pipe)  # any of the files below
->>> parts = read("ecad.json", Tree.of(pipe.transformer))  # {"steps": 20, "plan": {"rules": [...]}}
->>> text = export(schedule, "smoothcache")  # ScheduleError says what it would lose; lossy=True writes it all the same
+    schedule = load("ecad.json", pipe)  # any of the files below
+    parts = read("ecad.json", Tree.of(pipe.transformer))  # {"steps": 20, "plan": {"rules": [...]}}
+    text = export(schedule, "smoothcache")  # ScheduleError names what it would lose; lossy=True writes the nearest
 
 In: ECAD (arXiv:2506.15682), SmoothCache (arXiv:2411.10510), cache-dit's masks and configurations, DeepCache
 (arXiv:2312.00858), MagCache (arXiv:2506.09045), ComfyUI's sigmas, timesteps, AYS tables (arXiv:2404.14507), the flags
-of stable-diffusion.cpp, arguments of diffusers. Out: see `DIALECTS`. A file of actions does not say which sampler it
-was made for: the pipeline's own runs. A file is data, as a schedule is: bounded, and nothing in it is imported or
-opened.
+of stable-diffusion.cpp, arguments of diffusers. Out: see `DIALECTS`. A file of actions has no sampler:
+the pipeline's own scheduler runs. A file is data, as a schedule is: bounded, and nothing in it is imported or opened.
 """
 
 from search.schedule.exchange.ays import from_ays

@@ -2,7 +2,7 @@
 
 Ten steps are as published. For other numbers NVIDIA's page interpolates the logarithm of sigma over the steps. Its
 tables end with the smallest training sigma, 0.029, where diffusers' end with 0.0: it is put back for the
-interpolation, from the scheduler at hand.
+interpolation, from the scheduler.
 """
 
 import math
@@ -48,11 +48,11 @@ def levels(name: str, steps: int, noise: Noise) -> list[float]:
     if steps == len(points):
         return points
     logs = [math.log(sigma) for sigma in (*points, float(noise.sigmas[0]))]
-    found = []
+    sigmas = []
     for i in range(steps):
         low, part = divmod(i / steps * len(points), 1)
-        found.append(math.exp(logs[int(low)] * (1 - part) + logs[int(low) + 1] * part))
-    return found
+        sigmas.append(math.exp(logs[int(low)] * (1 - part) + logs[int(low) + 1] * part))
+    return sigmas
 
 
 def timesteps(name: str, steps: int, noise: Noise) -> list[float]:

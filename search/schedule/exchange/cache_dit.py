@@ -51,8 +51,8 @@ def from_scm(data: Any, tree: Tree) -> Parts:
             f"steps_computation_policy is {policy!r:.40}: what is reused is then decided in the run; "
             "set it to 'static' to reuse at every step of the mask"
         )
-    if other := next((name for name in FORECASTS if config.get(name)), None):
-        raise ScheduleError(f"{other} is set: cache-dit's own forecast, which no schedule holds; leave it out")
+    if forecast := next((name for name in FORECASTS if config.get(name)), None):
+        raise ScheduleError(f"{forecast} is set: cache-dit's own forecast, which no schedule holds; leave it out")
     mask = _bins(config) if "compute_bins" in config else _mask(next((config[k] for k in MASKS if k in config), None))
     actions = [action_of(bit, f"mask[{t}]") for t, bit in enumerate(mask)]
     if not wrapped and not {"Fn_compute_blocks", "Bn_compute_blocks"} & set(config):
@@ -76,7 +76,7 @@ def from_scm(data: Any, tree: Tree) -> Parts:
 
 
 def to_cache_dit(schedule: Schedule, lossy: bool = False) -> str:
-    """YAML that cache-dit's `load_configs` reads; ScheduleError says what it would lose.
+    """YAML that cache-dit's `load_configs` reads; ScheduleError names what it would lose.
 
     A gate whose signal is the change of the first block's residual stays a gate (policy dynamic).
     """
@@ -94,7 +94,7 @@ def to_cache_dit(schedule: Schedule, lossy: bool = False) -> str:
 
 
 def to_scm(schedule: Schedule, lossy: bool = False) -> str:
-    """A plain mask, `1,1,0`; ScheduleError says what it would lose."""
+    """A plain mask, `1,1,0`; ScheduleError names what it would lose."""
     masks.need_steps(schedule, "mask")
     refuse_losses("scm", losses_of_mask(schedule), lossy)
     return ",".join(map(str, step_bits(schedule)))

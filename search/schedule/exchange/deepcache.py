@@ -72,13 +72,13 @@ def below(tree: Tree, branch: int) -> list[str]:
     up = ups - 1 - block
     layers = sum(name.startswith("resnets.") for name in tree.components("up_blocks", up))
     layer = min(layer, layers - 1)
-    found = [f"down_blocks.{i}" for i in range(block + (layer > 0), tree.stacks["down_blocks"])]
-    found += ["mid_block.0", *(f"up_blocks.{i}" for i in range(up))]
+    names = [f"down_blocks.{i}" for i in range(block + (layer > 0), tree.stacks["down_blocks"])]
+    names += ["mid_block.0", *(f"up_blocks.{i}" for i in range(up))]
     for node in tree:
         if node.kind == "component" and not node.nested:
             kind, _, index = node.component.partition(".")
             if node.stack == "down_blocks" and node.block == block and layer > 0:
-                found += [node.name] * (kind == "downsamplers" or int(index) >= layer)
+                names += [node.name] * (kind == "downsamplers" or int(index) >= layer)
             if node.stack == "up_blocks" and node.block == up:
-                found += [node.name] * (kind != "upsamplers" and int(index) < layers - 1 - layer)
-    return found
+                names += [node.name] * (kind != "upsamplers" and int(index) < layers - 1 - layer)
+    return names

@@ -23,9 +23,9 @@ def from_ecad(data: Any, tree: Tree) -> Parts:
     table = object_of(body.get("schedule"), "cache_schedule.schedule")
     places = _places(tree)
     for field, stack in COUNTS:
-        if (found := body.get(field)) is not None and found != tree.stacks.get(stack):
+        if (size := body.get(field)) is not None and size != tree.stacks.get(stack):
             raise ScheduleError(
-                f"cache_schedule.{field} is {found!r:.40}, but this {tree.model_class} has "
+                f"cache_schedule.{field} is {size!r:.40}, but this {tree.model_class} has "
                 f"{tree.stacks.get(stack, 'no')} {stack}"
             )
     steps = steps_of(body.get("num_inference_steps", len(table)), "cache_schedule.num_inference_steps")
@@ -46,12 +46,12 @@ def from_ecad(data: Any, tree: Tree) -> Parts:
 
 
 def to_ecad(schedule: Schedule, lossy: bool = False) -> dict[str, Any]:
-    """The content of an ECAD file; ScheduleError says what it would lose."""
+    """The content of an ECAD file; ScheduleError names what it would lose."""
     steps, places = masks.need_steps(schedule, "ECAD"), _places(schedule.tree)
     refuse_losses("ecad", losses(schedule), lossy)
-    own = masks.component_bits(schedule)
+    bits = masks.component_bits(schedule)
     table = {
-        f"{t:03}": {block: {c: bool(own[name][t]) for c, name in names.items()} for block, names in places.items()}
+        f"{t:03}": {block: {c: bool(bits[name][t]) for c, name in names.items()} for block, names in places.items()}
         for t in range(steps)
     }
     sizes = {count: schedule.tree.stacks[stack] for count, stack in COUNTS if stack in schedule.tree.stacks}
@@ -60,7 +60,7 @@ def to_ecad(schedule: Schedule, lossy: bool = False) -> dict[str, Any]:
 
 
 def losses(schedule: Schedule) -> list[str]:
-    """What an ECAD file cannot say of this schedule."""
+    """What an ECAD file would lose of this schedule, in words."""
     return first_lines(masks.component_losses(schedule, REASON)) + unsupported_parts(schedule, ("plan",), REASON)
 
 
@@ -69,10 +69,10 @@ def _places(tree: Tree) -> dict[str, dict[str, str]]:
     prefixes = {"transformer_blocks": ("", "full_"), "single_transformer_blocks": ("single_", "single_")}
     if not set(tree.stacks) <= set(prefixes):
         raise ScheduleError(f"ECAD files are for PixArt, DiT and Flux; this is a {tree.model_class}")
-    found: dict[str, dict[str, str]] = {}
+    names_of: dict[str, dict[str, str]] = {}
     for stack, size in tree.stacks.items():
         block, prefix = prefixes[stack] if len(tree.stacks) > 1 else ("", "")
         for i in range(size):
             names = tree.components(stack, i)
-            found[f"{block}{i}"] = {f"{prefix}{component}": f"{stack}.{i}:{component}" for component in names}
-    return found
+            names_of[f"{block}{i}"] = {f"{prefix}{component}": f"{stack}.{i}:{component}" for component in names}
+    return names_of

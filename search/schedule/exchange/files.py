@@ -29,16 +29,33 @@ Sampler = Mapping[str, Any]
 
 
 def load(path: str | Path, pipe: Any) -> Schedule:
-    """The schedule of a pipeline from another tool's file; ScheduleError says what does not fit."""
+    """Read a file of another tool as a schedule for a pipeline.
+
+    Args:
+        path: JSON, YAML or text; its kind is detected (`detect`).
+        pipe: The pipeline that the schedule is for; grids of timesteps are those of its scheduler.
+
+    Raises:
+        ScheduleError: The file is damaged, of no known kind, or does not belong to this pipeline.
+    """
     denoiser = denoiser_of(pipe)
     parts = read(path, Tree.of(denoiser), sampler_of(pipe))
     return Schedule.from_dict({"format": FORMAT, "model": model_part(denoiser)} | parts)
 
 
 def read(path: str | Path, tree: Tree, sampler: Sampler | None = None) -> Parts:
-    """The parts in a file, JSON, YAML or text such as `1,1,0,1`, whose kind is recognised.
+    """Read the parts of a schedule from a file, JSON, YAML or text such as `1,1,0,1`, whose kind is detected.
 
-    Sigmas and timesteps are those of a `sampler`, class and config of a scheduler.
+    Args:
+        path: The file.
+        tree: The nodes of the denoiser.
+        sampler: Class and config of the scheduler that sigmas and timesteps belong to.
+
+    Returns:
+        `steps`, and those of `plan`, `gates` and `sampler` that the file has.
+
+    Raises:
+        ScheduleError: The file cannot be read, or is wrong.
     """
     try:
         with open(path, "rb") as file:

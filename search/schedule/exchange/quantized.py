@@ -16,7 +16,7 @@ CLASSES = {
 
 
 def to_torchao(schedule: Schedule, lossy: bool = False) -> dict[str, Any]:
-    """The data that `TorchAoConfig.from_dict` reads; ScheduleError says what it would lose, or that torchao is missing.
+    """The data that `TorchAoConfig.from_dict` reads; ScheduleError where it would lose something, or without torchao.
 
     A format per layer by its full name (`FqnToConfig`); the other layers stay as they are.
     """

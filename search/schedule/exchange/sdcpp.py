@@ -58,7 +58,7 @@ def from_sdcpp(data: str, tree: Tree, sampler: Mapping[str, Any] | None) -> Part
 
 
 def to_sdcpp(schedule: Schedule, lossy: bool = False) -> str:
-    """Flags for `sd-cli`; ScheduleError says what they would lose."""
+    """Flags for `sd-cli`; ScheduleError names what they would lose."""
     refuse_losses("sdcpp", losses(schedule), lossy)
     flags = []
     if schedule.sampler is not None:

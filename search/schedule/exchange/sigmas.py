@@ -69,7 +69,7 @@ def grid_parts(timesteps: Sequence[float], sigmas: Sequence[float] | None, sampl
 
 
 def to_comfyui(schedule: Schedule, lossy: bool = False) -> str:
-    """The text of a ManualSigmas node; ScheduleError says what it would lose."""
+    """The text of a ManualSigmas node; ScheduleError names what it would lose."""
     _, sigmas = _grid(schedule)
     refuse_losses("comfyui", losses_of_sigmas(schedule), lossy)
     return ", ".join(map(plain, sigmas))
@@ -87,7 +87,7 @@ def losses_of_sigmas(schedule: Schedule, reason: str = COMFYUI) -> list[str]:
 
 
 def to_sdnext(schedule: Schedule, lossy: bool = False) -> str:
-    """SD.Next's comma-separated timesteps; ScheduleError says what they would lose."""
+    """SD.Next's comma-separated timesteps; ScheduleError names what they would lose."""
     numbers = _whole(schedule)
     if len(numbers) < FEWEST:
         raise ScheduleError(f"the schedule has {len(numbers)} steps; SD.Next reads timesteps from {FEWEST} on")

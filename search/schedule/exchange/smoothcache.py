@@ -11,7 +11,7 @@ from search.schedule.exchange.masks import Parts
 from search.schedule.model.nodes import Tree
 from search.schedule.schedule import Schedule
 
-ALIASES = {"attn": "attn1", "cross_attn": "attn2", "mlp": "ff", "ffn": "ff"}  # what others call components
+ALIASES = {"attn": "attn1", "cross_attn": "attn2", "mlp": "ff", "ffn": "ff"}  # names of components in other models
 REASON = "a SmoothCache file has bits of components, nothing else"
 
 
@@ -30,40 +30,40 @@ def from_smoothcache(data: Any, tree: Tree) -> Parts:
 
 
 def to_smoothcache(schedule: Schedule, lossy: bool = False) -> dict[str, list[int]]:
-    """The content of a SmoothCache file; ScheduleError says what it would lose."""
+    """The content of a SmoothCache file; ScheduleError names what it would lose."""
     masks.need_steps(schedule, "SmoothCache")
     _check(schedule.tree)
     refuse_losses("smoothcache", losses(schedule), lossy)
-    own, found = masks.component_bits(schedule), {}
+    bits, content = masks.component_bits(schedule), {}
     for component, names in _kinds(schedule.tree).items():
-        lists = [own[name] for name in names]
+        lists = [bits[name] for name in names]
         if all(one == lists[0] for one in lists):
-            found[component] = lists[0]
+            content[component] = lists[0]
         elif _shared(schedule.tree, component):
-            found[component] = [max(column) for column in zip(*lists, strict=True)]
+            content[component] = [max(column) for column in zip(*lists, strict=True)]
         else:
-            found |= {f"{component}-{schedule.tree.nodes[name].block}": own[name] for name in names}
-    return found
+            content |= {f"{component}-{schedule.tree.nodes[name].block}": bits[name] for name in names}
+    return content
 
 
 def losses(schedule: Schedule) -> list[str]:
-    """What a SmoothCache file cannot say of this schedule."""
+    """What a SmoothCache file would lose of this schedule, in words."""
     _check(schedule.tree)
-    found = first_lines(masks.component_losses(schedule, REASON))
-    own = masks.component_bits(schedule) if schedule.steps else {}
-    for component, names in _kinds(schedule.tree).items() if own else ():
-        if _shared(schedule.tree, component) and any(own[name] != own[names[0]] for name in names):
-            found.append(f"plan: {component} differs between blocks, and two stacks have it (one list is for both)")
-    return found + unsupported_parts(schedule, ("plan",), REASON)
+    lines = first_lines(masks.component_losses(schedule, REASON))
+    bits = masks.component_bits(schedule) if schedule.steps else {}
+    for component, names in _kinds(schedule.tree).items() if bits else ():
+        if _shared(schedule.tree, component) and any(bits[name] != bits[names[0]] for name in names):
+            lines.append(f"plan: {component} differs between blocks, and two stacks have it (one list is for both)")
+    return lines + unsupported_parts(schedule, ("plan",), REASON)
 
 
 def _kinds(tree: Tree) -> dict[str, list[str]]:
-    """Nodes by component."""
-    found: dict[str, list[str]] = {}
+    """Names of nodes by component."""
+    names: dict[str, list[str]] = {}
     for node in tree:
         if node.kind == "component":
-            found.setdefault(node.component, []).append(node.name)
-    return found
+            names.setdefault(node.component, []).append(node.name)
+    return names
 
 
 def _shared(tree: Tree, component: str) -> bool:
@@ -71,7 +71,7 @@ def _shared(tree: Tree, component: str) -> bool:
 
 
 def _check(tree: Tree) -> None:
-    """SmoothCache tells blocks apart by the number before the component: none may lie deeper."""
+    """Raise ScheduleError where a component lies deeper than in a block, which SmoothCache cannot name."""
     if any("." in component for component in _kinds(tree)):
         raise ScheduleError(f"SmoothCache files are for stacks of transformer blocks; this is a {tree.model_class}")
 
@@ -79,14 +79,14 @@ def _check(tree: Tree) -> None:
 def _nodes(key: str, tree: Tree) -> list[str]:
     component, _, block = key.partition("-") if re.fullmatch(r"[\w.]+-\d{1,5}", key, re.ASCII) else (key, "", "")
     nodes = [node for node in tree if node.kind == "component"]
-    known = dict.fromkeys(node.component for node in nodes)
-    component = component if component in known else ALIASES.get(component, component)
-    found = [n for n in nodes if n.component == component and block in ("", str(n.block))]
-    if not found:
+    components = dict.fromkeys(node.component for node in nodes)
+    component = component if component in components else ALIASES.get(component, component)
+    selected = [n for n in nodes if n.component == component and block in ("", str(n.block))]
+    if not selected:
         raise ScheduleError(
-            f"{key[:80]!r} names no component of this {tree.model_class}; it has {', '.join(known)[:300]}, in a single "
-            f"block for example {next(iter(known))}-0"
+            f"{key[:80]!r} names no component of this {tree.model_class}; it has {', '.join(components)[:300]}, in a "
+            f"single block for example {next(iter(components))}-0"
         )
-    if block and len(stacks := {node.stack for node in found}) > 1:
+    if block and len(stacks := {node.stack for node in selected}) > 1:
         raise ScheduleError(f"{key!r}: {' and '.join(sorted(stacks))} both have a block {block} with {component}")
-    return [node.name for node in found]
+    return [node.name for node in selected]

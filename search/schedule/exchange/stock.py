@@ -56,7 +56,7 @@ def from_diffusers(data: Any, tree: Tree, sampler: Mapping[str, Any] | None = No
 
 
 def to_diffusers(schedule: Schedule, lossy: bool = False) -> dict[str, Any]:
-    """`scheduler` (class and config) and `call` (arguments); ScheduleError says what they would lose."""
+    """`scheduler` (class and config) and `call` (arguments); ScheduleError names what they would lose."""
     refuse_losses("diffusers", losses(schedule), lossy)
     scheduler, call = _plan(schedule)[:2]
     scale = constant_scale(schedule)

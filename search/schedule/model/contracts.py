@@ -2,9 +2,9 @@
 
 The contract of any other module is written in YAML or Python, and stored in the schedule file:
 
->>> contract = Contract.from_dict({"stacks": [{"name": "layers", "components": ["attn", "mlp"], "outputs": ["x"]}]})
->>> model = model_part(denoiser, contract)  # of search.schedule.model.identity
->>> Schedule.from_dict({"format": "schedule/1", "model": model, "steps": 20, "plan": ...}).apply(pipe)
+    contract = Contract.from_dict({"stacks": [{"name": "layers", "components": ["attn", "mlp"], "outputs": ["x"]}]})
+    model = model_part(denoiser, contract)  # of search.schedule.model.identity
+    Schedule.from_dict({"format": "schedule/1", "model": model, "steps": 20, "plan": ...}).apply(pipe)
 
 where `pipe` is any object with a `denoiser` (or `transformer`, or `unet`) and a diffusers `scheduler`.
 """
@@ -69,7 +69,17 @@ class Contract:
     def from_dict(cls, data: Mapping[str, Any]) -> "Contract":
         """A contract for any other module, as it is written in YAML or in a schedule file.
 
-        ScheduleError names the key and the value that is wrong. `Tree.of` checks a contract against a module.
+        Args:
+            data: `stacks`, a list of objects with the fields of `Stack`, and any other field of `Contract`.
+
+        Raises:
+            ScheduleError: The data is wrong; key, value and what is admissible are named. `Tree.of` checks a contract
+                against a module.
+
+        Example:
+            >>> stack = {"name": "layers", "components": ["attn", "mlp"], "outputs": ["x"]}
+            >>> Contract.from_dict({"stacks": [stack]}).stacks[0].components
+            ('attn', 'mlp')
         """
         try:
             contract = _adapter().validate_python(_tuples(data))

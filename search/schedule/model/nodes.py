@@ -89,7 +89,15 @@ class Tree:
 
     @classmethod
     def of(cls, denoiser: nn.Module, contract: Contract | None = None) -> "Tree":
-        """The tree of a live denoiser; ScheduleError where something that the contract names is missing."""
+        """The tree of a live denoiser.
+
+        Args:
+            denoiser: The module; its class is in CONTRACTS, or `contract` describes it.
+            contract: For a class that is not in CONTRACTS.
+
+        Raises:
+            ScheduleError: Something that the contract names is missing in the module.
+        """
         name = type(denoiser).__name__
         used = contract or CONTRACTS.get(name)
         stacks = used.stacks if used else ()
@@ -192,10 +200,13 @@ class Tree:
         return contract.zeros.get(node.component, contract.zeros.get(pattern))
 
     def select(self, selector: str) -> list[str]:
-        """Names of the nodes that a selector means; ScheduleError where there are none.
+        """Names of the nodes that a selector means, in the order of execution; ScheduleError where there are none.
 
         `denoiser`, `STACK`, `STACK.BLOCKS`, `STACK.BLOCKS:COMPONENT`, where BLOCKS is `*`, a number or `[0-3,7]`,
         and COMPONENT a name, which may have `*` in it (`resnets.*`), or `*` for all that lie in no other component.
+
+        >>> Tree("PixArtTransformer2DModel", {"transformer_blocks": 28}).select("transformer_blocks.[0-1]:ff")
+        ['transformer_blocks.0:ff', 'transformer_blocks.1:ff']
         """
         if selector == ROOT:
             return [ROOT]

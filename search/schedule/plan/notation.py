@@ -167,9 +167,9 @@ def _selectors(place: str, start: int, tree: Tree, steps: int) -> list[str]:
         head, component = "", head
     stacks = [stack for stack in _stacks_with(component, tree) if head in ("", stack)]
     if not stacks:
-        known = [ROOT, *tree.stacks, *dict.fromkeys(c for s in tree.stack_contracts for c in s.components)]
-        near = difflib.get_close_matches(component[:80], known, 1)
-        listed = ", ".join(known[:MAX_LISTED]) + (", …" if len(known) > MAX_LISTED else "")
+        names = [ROOT, *tree.stacks, *dict.fromkeys(c for s in tree.stack_contracts for c in s.components)]
+        near = difflib.get_close_matches(component[:80], names, 1)
+        listed = ", ".join(names[:MAX_LISTED]) + (", …" if len(names) > MAX_LISTED else "")
         hint = f"; the nearest name is {near[0]!r}" if near else ""
         raise ScheduleError(
             f"{where}: {tree.model_class} has no place of this name; there are {listed}{hint}; type a stack or a "
