@@ -159,7 +159,7 @@ class GatesSpace(Space):
     def _blocks(target: Target) -> list[str]:
         """The longest run of blocks that pass on the same streams."""
         runs: list[tuple[frozenset[str], list[str]]] = []
-        for stack in target.tree.contract:
+        for stack in target.tree.stack_contracts:
             streams = frozenset(stack.outputs)
             if not runs or runs[-1][0] != streams:
                 runs.append((streams, []))

@@ -60,7 +60,7 @@ class GuidanceSpace(Space):
 
     def genes(self, target: Target) -> list[Gene]:
         """Per step of the teacher's grid `branch`: 0 both, 1.. branches; `scale`: 0 the teacher's, 1.. multiples."""
-        if target.tree.whole.conditional is None:
+        if target.tree.contract.conditional is None:
             raise ValueError(
                 f"a {target.tree.model_class} runs no two branches of guidance as one batch (it is distilled, or its "
                 "pipeline calls it twice); leave the space guidance out"
@@ -140,7 +140,7 @@ class GuidanceSpace(Space):
 
     def _kinds(self, target: Target) -> tuple[str, ...]:
         """The branches; of all of them M is left out where a model has no text states to merge."""
-        every = tuple(self.branches) == BRANCHES and not target.tree.whole.text
+        every = tuple(self.branches) == BRANCHES and not target.tree.contract.text
         return tuple(kind for kind in self.branches if not every or kind != "M")
 
     def _row(self, target: Target) -> list[tuple[str, int]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from search.kernels.pairwise import Pairs, pairwise
 from search.profile.count import plain_output
-from search.schedule.apply.forecast import distinct
+from search.schedule.apply.forecast import check_distinct
 from search.schedule.model.nodes import ROOT, Node, Tree
 from search.schedule.values import leaves
 
@@ -34,7 +34,7 @@ class Drifts:
         The line is F_s + a (F_s - F_p) with a = (t - s) / (s - p). By Stewart's theorem on the triangle of the three
         values its squared distance to F_t is (1 + a) |F_s - F_t|^2 - a |F_p - F_t|^2 + a (1 + a) |F_p - F_s|^2.
         """
-        distinct(self.places[:-1])
+        check_distinct(self.places[:-1])
         steps = np.arange(len(self.places))
         p, s, t = (index.ravel() for index in np.meshgrid(steps, steps, steps, indexing="ij"))
         p, s, t = (index[(p < s) & (s < t)] for index in (p, s, t))

@@ -6,7 +6,7 @@ from search.schedule import Schedule
 from search.schedule.model.nodes import ROOT, Node, Tree
 from search.schedule.plan.batches import plan_with_batches, values_waiting
 from search.schedule.plan.gates import Gate
-from search.schedule.plan.guidance import KEPT, branch_reads, is_narrow, last_use
+from search.schedule.plan.guidance import STORED, branch_reads, is_narrow, last_use
 from search.schedule.plan.tokens import values_read
 
 Held = list[tuple[int, list[int]]]  # of each kind of value: bytes of one, and how many there are after each step
@@ -36,18 +36,18 @@ def _held_values(schedule: Schedule, value_bytes: Mapping[str, int]) -> Held:
     Where some steps compute one half of the batch, the halves and their difference are kept apart.
     """
     plan, branch = schedule.plan, schedule.guidance.branch if schedule.guidance else None
-    plan = plan_with_batches(plan, schedule.together)
+    plan = plan_with_batches(plan, schedule.batched_steps)
     narrow = branch if is_narrow(branch) else None
     names = {*plan.planned(), *([ROOT] if narrow else [])}
     gates = {gate.blocks[-1]: gate for gate in schedule.gates}
     held: Held = []
     for name in _execution(plan.tree):
         size = value_bytes.get(name, 0)
-        if name == ROOT and schedule.together:
-            held.append((size, values_waiting(schedule.together, plan.steps)))
+        if name == ROOT and schedule.batched_steps:
+            held.append((size, values_waiting(schedule.batched_steps, plan.steps)))
         if name in names and narrow:
             uses = last_use(plan, name, narrow)
-            held += [(size // 2, _counts(uses[h], branch_reads(name, plan.tokens[name], narrow, h)[1])) for h in KEPT]
+            held += [(size // 2, _counts(uses[h], branch_reads(name, plan.tokens[name], narrow, h)[1])) for h in STORED]
         elif name in names:
             held.append((size, _counts(plan.last_use(name), [values_read(t) for t in plan.tokens[name]])))
         if name in gates:
@@ -60,7 +60,7 @@ def _group_values(gate: Gate, steps: int, narrow: str | None, value_bytes: Mappi
     measured = value_bytes[ROOT if gate.signal == "model_input" else gate.blocks[0]]
     sizes = (measured, value_bytes[gate.blocks[-1]])
     lanes = [[True] * steps] + ([[kind == "C" for kind in narrow]] if narrow else [])
-    held = [(size // len(lanes), gate.most_held(there)) for there in lanes for size in sizes]
+    held = [(size // len(lanes), gate.most_values_held(there)) for there in lanes for size in sizes]
     return [(size, counts[i % 2 == 0]) for i, (size, counts) in enumerate(held)]
 
 

@@ -67,7 +67,7 @@ def test_blocks_return_what_the_contract_says(name):
 
         return look
 
-    for stack in tree.contract:
+    for stack in tree.stack_contracts:
         for block in blocks_of(pipe.denoiser, stack) if stack.outputs else ():
             block.register_forward_hook(after(stack), with_kwargs=True)
     run(pipe)
