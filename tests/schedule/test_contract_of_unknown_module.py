@@ -264,7 +264,7 @@ def plain(self, x, y, time):
             ["x", "y"],
             r"float\d\d \[2, 6\] is in place of y, which is float\d\d \[2, 6\]",
         ),
-        (lambda self, x, y, time: (x, {"y": y}), ["x", "y"], "a dict; schedules keep tensors and tuples of them"),
+        (lambda self, x, y, time: (x, {"y": y}), ["x", "y"], "a dict; schedules store tensors and tuples of them"),
     ],
 )
 @pytest.mark.parametrize("level", ["trunk.blocks.1", "trunk.blocks"])
@@ -430,7 +430,7 @@ def test_a_denoiser_that_gives_back_something_else_is_refused():
         ),
         (
             {"stacks": [{"name": "a", "components": [], "outputs": ["x.y"]}]},
-            "contract.stacks.0: 'x.y' is no name of an arg",
+            "contract.stacks.0: 'x.y' is not the name of an arg",
         ),
         (
             {"stacks": [{"name": "a", "components": ["b"], "zeros": {"c": ["x"]}}]},

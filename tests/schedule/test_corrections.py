@@ -291,7 +291,7 @@ def test_steps_that_are_not_reused_are_refused(steps, text):
 
 def test_no_plan_no_corrections():
     part = {"digest": "sha256:" + "0" * 64, "steps": {NODE: [1]}}
-    with pytest.raises(ScheduleError, match="no node of the plan"):
+    with pytest.raises(ScheduleError, match="not a node of the plan"):
         pipelines.schedule(pipelines.pixart(), corrections=part)
     with pytest.raises(ScheduleError, match="corrections.digest is '../other'"):
         pipelines.schedule(pipelines.pixart(), [[NODE, "CRCRCR"]], corrections=part | {"digest": "../other"})

@@ -545,7 +545,7 @@ def test_a_switch_of_models_is_a_barrier() -> None:
         pipelines.run(pipe)
         assert handle.stats()["gates"][0]["computed"] == [1, 0, 0, 0, 1, 0]
         assert handle.memory.now == 0
-    with pytest.raises(ScheduleError, match=r"at step 4 is R, which reads 1 computed value\(s\), but 0 came before"):
+    with pytest.raises(ScheduleError, match=r"at step 4 is R, which reads 1 computed value\(s\), but 0 certainly came before"):
         gated(pipe, gate("transformer_blocks.[1-2]", "CRRRRR"), models=models)
 
 
@@ -641,7 +641,7 @@ RESIDUAL = {"signal": "first_block_residual", "threshold": 0.1}
         ([gate("transformer_blocks.7", "CRCRCR")], "matches no node"),
         ([gate("transformer_blocks.1", "CRCRC")], r"gates\[0\].actions: 5 actions for 6 steps"),
         ([gate("transformer_blocks.1", "CSCRCR")], "'SCRCR' is not an action; use C, R, G, F1..F9"),
-        ([gate("transformer_blocks.1", "CF1CRCR")], "at step 1 is F1, which reads 2 .*, but 1 came .* put 1 more C"),
+        ([gate("transformer_blocks.1", "CF1CRCR")], "at step 1 is F1, which reads 2 .*, but 1 certainly came .* put 1 more C"),
         ([gate("transformer_blocks.1", "CGF1CRC", **RESIDUAL)], "at step 2 is F1, .* 1 certainly came before"),
         (
             [gate("transformer_blocks.1", "CGGGGG")],
@@ -694,7 +694,7 @@ def test_conflicts_with_the_plan_are_named(rules: list[list[str]], told: str) ->
 
 def test_blocks_of_a_unet_make_no_group() -> None:
     pipe = denoiser_loops.pipeline("UNet2DConditionModel")
-    with pytest.raises(ScheduleError, match="the blocks of down_blocks are no chain"):
+    with pytest.raises(ScheduleError, match="the blocks of down_blocks are not a chain"):
         gated(pipe, gate("down_blocks.0", "CRCRCR"))
     content = pipelines.content(pipe, [["down_blocks.0", "CRCRCR"]])
     content["plan"]["value"] = "residual"

@@ -175,19 +175,19 @@ def hostile(folder: Path) -> dict[str, str]:
     put("large", b'{"format": "' + b"x" * 5_000_000 + b'"}', "more than the 4194304 bytes")
     # Keys
     put("twice", json.dumps(good)[:-1].encode() + b', "steps": 6, "steps": 9999999}', "steps")
-    put("proto", good | {"__proto__": {"a": 1}}, "__proto__ is no field")
-    put("dunder", good | {"__class__": "os"}, "__class__ is no field")
+    put("proto", good | {"__proto__": {"a": 1}}, "__proto__ is not a field")
+    put("dunder", good | {"__class__": "os"}, "__class__ is not a field")
     put("pickle", pickle.dumps(Evil(folder / "made-by-json")), "not a complete JSON")
     # Tensors
     fp16 = {"dtype": "F16", "shape": [3, 16], "data_offsets": [0, 96]}
     pair = {"transformer_blocks.0:ff.scale": fp16, "transformer_blocks.0:ff.shift": fp16 | {"data_offsets": [96, 192]}}
     beside("corrected", tensors(pair, b"\0\x3c" * 96), "valid")
-    beside("pickled", pickle.dumps(Evil(folder / "made-by-tensors")), "is no .safetensors file")
+    beside("pickled", pickle.dumps(Evil(folder / "made-by-tensors")), "is not a .safetensors file")
     beside(
-        "huge", tensors({n: t | {"shape": [3, 2**40]} for n, t in pair.items()}, bytes(192)), "is no .safetensors file"
+        "huge", tensors({n: t | {"shape": [3, 2**40]} for n, t in pair.items()}, bytes(192)), "is not a .safetensors file"
     )
-    beside("header", struct.pack("<Q", 2**62) + b"{}", "is no .safetensors file")
-    beside("overlap", tensors(dict.fromkeys(pair, fp16), bytes(96)), "is no .safetensors file")
+    beside("header", struct.pack("<Q", 2**62) + b"{}", "is not a .safetensors file")
+    beside("overlap", tensors(dict.fromkeys(pair, fp16), bytes(96)), "is not a .safetensors file")
     beside("other", tensors(pair, b"\0\x3c" * 96), "corrections.digest", "sha256:" + "0" * 64)
     beside("nan", tensors(pair, b"\xff\x7f" * 96), "not finite")
     beside("names", tensors({"../../x": fp16}, bytes(96)), "the tensor '../../x'")

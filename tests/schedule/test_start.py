@@ -119,7 +119,7 @@ def test_no_noise_is_held_between_runs():
         (inject(2), r"start\.inject\.strength is '2': Input should be less than or equal to 1"),
         (inject(0.1, 0), r"start\.inject\.below is '0'"),
         (inject(0.1, 1001), r"start\.inject\.below is '1001'"),
-        ({"kind": "noise", "chain": 3}, r"start\.chain is no field"),
+        ({"kind": "noise", "chain": 3}, r"start\.chain is not a field"),
         ("noise", r"start is 'noise'"),
     ],
 )

@@ -329,7 +329,7 @@ def test_step_masks_that_do_not_fit_are_refused():
 def test_yaml_without_its_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     (tmp_path / "scm.yaml").write_text("cache_config:\n  steps_computation_mask: [1, 0]\n")
-    with pytest.raises(ScheduleError, match="to read YAML takes PyYAML; type: pip install pyyaml"):
+    with pytest.raises(ScheduleError, match="reading YAML takes PyYAML; type: pip install pyyaml"):
         read(tmp_path / "scm.yaml", PIXART)
 
 
