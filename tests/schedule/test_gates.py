@@ -545,7 +545,9 @@ def test_a_switch_of_models_is_a_barrier() -> None:
         pipelines.run(pipe)
         assert handle.stats()["gates"][0]["computed"] == [1, 0, 0, 0, 1, 0]
         assert handle.memory.now == 0
-    with pytest.raises(ScheduleError, match=r"at step 4 is R, which reads 1 computed value\(s\), but 0 certainly came before"):
+    with pytest.raises(
+        ScheduleError, match=r"at step 4 is R, which reads 1 computed value\(s\), but 0 certainly came before"
+    ):
         gated(pipe, gate("transformer_blocks.[1-2]", "CRRRRR"), models=models)
 
 
@@ -641,7 +643,10 @@ RESIDUAL = {"signal": "first_block_residual", "threshold": 0.1}
         ([gate("transformer_blocks.7", "CRCRCR")], "matches no node"),
         ([gate("transformer_blocks.1", "CRCRC")], r"gates\[0\].actions: 5 actions for 6 steps"),
         ([gate("transformer_blocks.1", "CSCRCR")], "'SCRCR' is not an action; use C, R, G, F1..F9"),
-        ([gate("transformer_blocks.1", "CF1CRCR")], "at step 1 is F1, which reads 2 .*, but 1 certainly came .* put 1 more C"),
+        (
+            [gate("transformer_blocks.1", "CF1CRCR")],
+            "at step 1 is F1, which reads 2 .*, but 1 certainly came .* put 1 more C",
+        ),
         ([gate("transformer_blocks.1", "CGF1CRC", **RESIDUAL)], "at step 2 is F1, .* 1 certainly came before"),
         (
             [gate("transformer_blocks.1", "CGGGGG")],

@@ -184,7 +184,9 @@ def hostile(folder: Path) -> dict[str, str]:
     beside("corrected", tensors(pair, b"\0\x3c" * 96), "valid")
     beside("pickled", pickle.dumps(Evil(folder / "made-by-tensors")), "is not a .safetensors file")
     beside(
-        "huge", tensors({n: t | {"shape": [3, 2**40]} for n, t in pair.items()}, bytes(192)), "is not a .safetensors file"
+        "huge",
+        tensors({n: t | {"shape": [3, 2**40]} for n, t in pair.items()}, bytes(192)),
+        "is not a .safetensors file",
     )
     beside("header", struct.pack("<Q", 2**62) + b"{}", "is not a .safetensors file")
     beside("overlap", tensors(dict.fromkeys(pair, fp16), bytes(96)), "is not a .safetensors file")
