@@ -12,7 +12,7 @@ from diffusers import EulerDiscreteScheduler
 from search import Schedule, ScheduleError
 from search.kernels.forecast import combine
 from search.schedule.apply.forecast import newton_weights
-from search.schedule.apply.handle import Handle
+from search.schedule.apply.handle import apply_document
 from search.schedule.model.nodes import ROOT, Tree
 from search.testing.models import tiny_model
 from tests.helpers import pipelines

@@ -144,7 +144,9 @@ def test_cache_dit_before_and_after_apply_is_refused(pipe: Any) -> None:
     other = pipelines.pixart()
     with cache_dit(other) as enable:
         enable()
-        with pytest.raises(ScheduleError, match="another cache is enabled on this denoiser; .* fights with a schedule"):
+        with pytest.raises(
+            ScheduleError, match="another cache is enabled on this denoiser; .* conflicts with the schedule"
+        ):
             pipelines.schedule(other, RULES).apply(other)
     fresh = pipelines.pixart()
     with pipelines.schedule(fresh, RULES).apply(fresh):  # its class is as it was
