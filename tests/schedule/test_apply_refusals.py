@@ -168,7 +168,7 @@ def test_pipelines_without_a_known_denoiser_are_refused():
 
     with pytest.raises(ScheduleError, match="Nothing has neither a transformer, a unet nor a denoiser"):
         denoiser_of(Nothing())
-    with pytest.raises(ScheduleError, match="model.class 'UNet2DModel' has no node contract; known: DiT"):
+    with pytest.raises(ScheduleError, match="model.class 'UNet2DModel' has no node contract; classes with one: DiT"):
         Tree.of(
             UNet2DModel(
                 block_out_channels=(4,),
