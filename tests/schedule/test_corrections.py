@@ -295,7 +295,7 @@ def test_no_plan_no_corrections():
         pipelines.schedule(pipelines.pixart(), corrections=part)
     with pytest.raises(ScheduleError, match="corrections.digest is '../other'"):
         pipelines.schedule(pipelines.pixart(), [[NODE, "CRCRCR"]], corrections=part | {"digest": "../other"})
-    with pytest.raises(ScheduleError, match="given for 'nowhere'.*these nodes may be corrected: none"):
+    with pytest.raises(ScheduleError, match="given for 'nowhere'.*these nodes can be corrected: none"):
         pipelines.schedule(pipelines.pixart()).with_corrections({"nowhere.scale": torch.ones(1, 1)})
 
 

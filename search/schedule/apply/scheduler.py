@@ -153,7 +153,8 @@ class _PlannedScheduler:
                     f"call it with num_inference_steps={self.steps}"
                 )
         else:
-            self._set_planned(self.timesteps, *args, **kwargs)
+            arguments = inspect.signature(self.original_set_timesteps).bind(*args, **kwargs).arguments
+            self._set_planned(self.timesteps, arguments)
         places = [float(i) for i in range(len(scheduler.timesteps))]
         if self.injection is not None:
             training = scheduler.config.get("num_train_timesteps", TRAINING)
@@ -162,8 +163,8 @@ class _PlannedScheduler:
             places = forecast_coordinates(scheduler, self.axis)
         self.clock.start(len(scheduler.timesteps), places)
 
-    def _set_planned(self, timesteps: Sequence[float], *args: Any, **kwargs: Any) -> None:
-        given = inspect.signature(self.original_set_timesteps).bind(*args, **kwargs).arguments
+    def _set_planned(self, timesteps: Sequence[float], given: Mapping[str, Any]) -> None:
+        """Set the planned grid; `given` are the arguments of the caller's `set_timesteps`."""
         if given.get("timesteps") is not None or not _even(given.get("sigmas")):
             raise ScheduleError("the schedule brings its own timesteps; call the pipeline without timesteps and sigmas")
         passed_on = {k: v for k, v in given.items() if k in ("device", "mu") and v is not None}
