@@ -62,9 +62,15 @@ def public_config(scheduler: Any) -> dict[str, Any]:
 
 
 def scheduler_grid(scheduler: Any, steps: int, **given: Any) -> tuple[list[float], list[float] | None]:
-    """Timesteps [T] and post-shift sigmas [T+1] (None where the class has none) as diffusers sets them.
+    """Timesteps and sigmas of a scheduler as diffusers sets them.
 
-    `given` are the arguments of `set_timesteps` besides the number of steps.
+    Args:
+        scheduler: It is not changed.
+        steps: How many steps.
+        given: Other arguments of `set_timesteps`, such as `mu`.
+
+    Returns:
+        Timesteps [steps], and sigmas after the shift [steps + 1], None where the class has none.
     """
     probe = copy.deepcopy(scheduler)
     probe.set_timesteps(steps, **given)

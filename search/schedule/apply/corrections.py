@@ -72,7 +72,15 @@ class Corrections:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], steps: Mapping[str, Sequence[int]]) -> "Corrections":
-        """From the tensors by their names, and the steps of every node's rows; rounds to fp16."""
+        """Make the file's content from tensors, which are rounded to fp16.
+
+        Args:
+            tensors: `<node>.scale` and `<node>.shift` [steps, C] of every corrected node.
+            steps: The steps of the rows, by node.
+
+        Raises:
+            ScheduleError: A tensor is missing, has another shape, or is not finite.
+        """
         dense = torch.contiguous_format
         data = save(
             {name: t.detach().to("cpu", torch.float16).clone(memory_format=dense) for name, t in tensors.items()}

@@ -61,10 +61,18 @@ class DenoiserSwitch:
     def of(
         cls, at: str, names: Mapping[str, NamedDenoiser], given: Mapping[str, Any], pipe: Any, strict: bool = True
     ) -> "DenoiserSwitch":
-        """From the pipelines or bare denoisers by letter that `apply` was given.
+        """From the pipelines or bare denoisers that `apply` was given.
 
-        ScheduleError where one is missing, is not the one that the schedule names, or cannot replace the pipeline's
-        own denoiser; `strict` False accepts another resolution or configuration of the same class.
+        Args:
+            at: The letter of the denoiser of each step [T].
+            names: The entries of the schedule file, by letter.
+            given: Pipelines or denoisers, by letter.
+            pipe: The pipeline that runs.
+            strict: False accepts another resolution or configuration of the same class.
+
+        Raises:
+            ScheduleError: A denoiser is missing, is not the one that the schedule names, or cannot replace the
+                pipeline's own.
         """
         denoisers: dict[str, nn.Module] = {}
         for letter in sorted(set(at) - {OWN}):

@@ -21,7 +21,10 @@ def denoiser_of(pipe: Any) -> nn.Module:
 
 
 def fingerprint(denoiser: nn.Module) -> str:
-    """Digest of the architecture: class and configuration, no weights and no paths."""
+    """Digest of the architecture, 16 hexadecimal digits: of class and configuration, without weights and paths.
+
+    Of a module without a configuration it is taken from the shapes of its parameters.
+    """
     if isinstance(config := getattr(denoiser, "config", None), Mapping):
         config = {k: v for k, v in sorted(config.items()) if not k.startswith("_")}
     else:  # any other module: by the shapes of its parameters
@@ -31,7 +34,18 @@ def fingerprint(denoiser: nn.Module) -> str:
 
 
 def model_part(denoiser: nn.Module, contract: Contract | None = None) -> dict[str, Any]:
-    """The `model` part of a schedule for this denoiser; a class without a contract in this version needs one."""
+    """The `model` part of a schedule for a denoiser.
+
+    Args:
+        denoiser: The live module.
+        contract: Describes a class that has no contract in this version; it is then stored in the part.
+
+    Returns:
+        `class`, `fingerprint` and `stacks` (how many blocks each has), and `contract` where one is given.
+
+    Raises:
+        ScheduleError: The class has no contract, or the module lacks something that the contract names.
+    """
     tree = Tree.of(denoiser, contract)
     part = {"class": tree.model_class, "fingerprint": fingerprint(denoiser), "stacks": tree.shape}
     return part | ({"contract": tree.contract.to_dict()} if tree.has_given_contract else {})

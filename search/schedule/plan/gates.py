@@ -60,10 +60,18 @@ class Gate:
 
     @classmethod
     def of(cls, part: GatePart, tree: Tree, plan: Plan | None, steps: int, branch: str | None, where: str) -> "Gate":
-        """A gate from its part of the file, in its simplest form; `branch` is that of guidance.
+        """A gate from its part of the file, in its simplest form.
+
+        Args:
+            part: The part, `gates[i]`.
+            tree: The nodes of the denoiser.
+            plan: The plan of the same schedule, if it has one.
+            steps: How many steps a run has.
+            branch: What guidance computes at each step [steps]; None where every step computes both halves.
+            where: The name of the part in errors.
 
         Raises:
-            ScheduleError: The part is wrong; `where` and the field are named.
+            ScheduleError: The part is wrong, or contradicts the plan; `where` and the field are named.
         """
         blocks = group_of_blocks(part.group, tree, where)
         tokens = parse_actions(part.actions, steps, where + ".actions", "CRG")
@@ -126,8 +134,6 @@ class Gate:
         body |= {"poly": list(self.poly)} if self.poly else {}
         body |= {"max_run": self.max_run} if self.max_run else {}
         return body | ({"most": self.most} if self.most is not None else {})
-
-    # Its cost
 
     def worst(self, share: Sequence[float]) -> list[bool]:
         """The steps [T] that are computed in the worst case, where each step computes this `share` of the batch [T]."""

@@ -164,9 +164,18 @@ class Guidance:
         branch: str | None = None,
         approximation: Approximation | None = None,
     ) -> "Guidance":
-        """Guidance of a denoiser with this tree; `call` is the pipeline call's guidance_scale.
+        """Guidance of a denoiser with this tree.
 
-        ScheduleError where the contract has no conditional half, or no text states to merge.
+        Args:
+            tree: The nodes of the denoiser; its contract names the conditional half.
+            steps: How many steps a run has.
+            call: The guidance_scale of the pipeline call.
+            scale: The scale of each step [steps]; `call` by default.
+            branch: What each step computes [steps], of C, O, R, M and A; C by default.
+            approximation: The weights of steps A.
+
+        Raises:
+            ScheduleError: The contract has no conditional half, or no text states for M to merge.
         """
         contract, name = tree.contract, tree.model_class
         if contract.conditional is None:
