@@ -14,9 +14,8 @@ from search.config.compose import compose_config, message_of_user_error, normali
 from search.config.settings import Config
 from search.results.folder import read_front
 from search.results.pick import pick_entries
-from search.testing.engine_contract import EvolutionContract
+from search.testing import CostContract, EvolutionContract, SpaceContract
 from search.testing.models import tiny_folder, tiny_model
-from search.testing.space_contract import SpaceContract
 from tests.helpers.repository import ROOT
 
 CONF = ROOT / "docs" / "examples" / "my_conf"
@@ -65,6 +64,14 @@ def test_a_cost_counts_denoiser_calls():
     schedule = Schedule.from_dict(target.schedule({"plan": {"rules": rules}}))
     assert Nfe()(schedule, None) == target.steps - (target.steps - 1) // 2
     assert Nfe()(Schedule.from_dict(target.schedule({})), None) == target.steps
+
+
+class TestNfe(CostContract):
+    @pytest.fixture
+    def objective(self):
+        from nfe import Nfe
+
+        return Nfe()
 
 
 class TestPeriodSpace(SpaceContract):
