@@ -1,4 +1,4 @@
-"""What a grid of few bits costs, for many bit-widths and clippings at once."""
+"""Rounding errors of grids of few bits, for many bit-widths and clippings at once."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 def affine(value: Tensor, low: Tensor, high: Tensor, bits: int, factor: Tensor | float = 1.0) -> Tensor:
-    """On the grid of 2**bits values from low <= 0 to high >= 0, both times the factor, of which one is exactly 0.
+    """Round to the grid of 2**bits values from low <= 0 to high >= 0, both times the factor; one of them is exactly 0.
 
     A tensor of factors is in float64, as numbers are.
     """

@@ -51,7 +51,7 @@ def errors(rows: Tensor, bits: Sequence[int], factors: Sequence[float]) -> Tenso
     tops = torch.tensor([2**b - 1 for b in bits], dtype=torch.float64)
     clips = torch.tensor(factors, dtype=torch.float64)
     shares = clips / tops[:, None]
-    found = rows.new_empty(count, len(bits), len(factors))
+    result = rows.new_empty(count, len(bits), len(factors))
     padded = triton.next_power_of_2(width)
     size = max(1, ELEMENTS // padded)
     tops, clips, shares = (table.float().to(rows.device) for table in (tops, clips, shares))
@@ -61,7 +61,7 @@ def errors(rows: Tensor, bits: Sequence[int], factors: Sequence[float]) -> Tenso
             tops,
             clips,
             shares,
-            found,
+            result,
             count,
             width,
             len(bits),
@@ -72,4 +72,4 @@ def errors(rows: Tensor, bits: Sequence[int], factors: Sequence[float]) -> Tenso
             num_warps=min(32, max(4, padded // 1024)),
             enable_fp_fusion=False,  # ties round as in the reference
         )
-    return found.movedim(0, -1)
+    return result.movedim(0, -1)

@@ -21,7 +21,7 @@ class Pairs:
     """Distances between the values of T steps, in float64; symmetric, nan for steps further apart than the band.
 
     `squares` [T, T] are sums of squared differences, `energy` [T] the sums of squares of the values themselves, `l1`
-    [T, T] sums of absolute differences, where they were asked for.
+    [T, T] sums of absolute differences, if they were asked for.
     """
 
     squares: np.ndarray
@@ -51,7 +51,7 @@ def pairwise(values: Tensor, band: int | None = None, l1: bool = False, implemen
     """Distances of all steps s, t with |t - s| <= band (all, if not given) of values [T, D] in any floating type.
 
     Reads each value once: T D itemsize bytes. Sums are in float64; Triton's are in fp32 over at most a few thousand
-    columns, then in float64. `l1` is for those who need it: it is no matrix product, and takes a CPU long.
+    columns, then in float64. `l1` is optional because it is not a matrix product and is slow on a CPU.
     """
     if values.ndim != 2 or not len(values):
         raise ValueError(f"pairwise needs the values of some steps as [T, D], got {list(values.shape)}")
@@ -60,8 +60,8 @@ def pairwise(values: Tensor, band: int | None = None, l1: bool = False, implemen
     steps = len(values)
     band = min(band or steps, steps)
     with torch.no_grad():
-        found = KERNEL.of(values, implementation)(values, band, l1)
-    absolute, squares, energy = (table.cpu().numpy() for table in found)
+        distances = KERNEL.of(values, implementation)(values, band, l1)
+    absolute, squares, energy = (table.cpu().numpy() for table in distances)
     far = np.abs(np.subtract.outer(np.arange(steps), np.arange(steps))) > band
     absolute, squares = (np.where(far, np.nan, np.maximum(t, t.T)) for t in (absolute, squares))
     return Pairs(squares, energy, absolute if l1 else None)

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from search.models.pipeline import Given, Pipeline
+from search.models.pipeline import Conditions, Pipeline
 
-EMPTY = 1000  # the class that DiTPipeline takes as none
+EMPTY = 1000  # the class that DiTPipeline uses for the unconditional half
 
 
 @dataclass(eq=False, repr=False)
 class DiT(Pipeline):
-    """DiTPipeline. The empty prompt is the class of no class, which guidance has in the second half of its batch."""
+    """DiTPipeline. The empty prompt is the unconditional class, which guidance has in the second half of its batch."""
 
     name: str = "dit"
 
@@ -26,21 +26,23 @@ class DiT(Pipeline):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.size != (own := self._default_size()):
-            raise ValueError(f"model={self.name} makes pictures of {own[0]}x{own[1]} only; leave height and width out")
+        if self.size != (size := self._default_size()):
+            raise ValueError(
+                f"model={self.name} makes pictures of {size[0]}x{size[1]} only; leave height and width out"
+            )
 
     @property
     def arguments(self) -> Mapping[str, Any]:
         return {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale}
 
-    def encode(self, prompts: Sequence[str]) -> Given:
+    def encode(self, prompts: Sequence[str]) -> Conditions:
         numbers = torch.tensor([self._number(prompt) for prompt in prompts], device=self.device)
         empty = torch.full_like(numbers, EMPTY)
         return {"class_labels": torch.cat([numbers, empty]) if self.guided else numbers}
 
     @torch.no_grad()
-    def denoise(self, conditions: Given, latents: Tensor, t: Tensor) -> Tensor:
-        """DiTPipeline.__call__ between encoding and the scheduler's step, for the half of the batch that it keeps."""
+    def denoise(self, conditions: Conditions, latents: Tensor, t: Tensor) -> Tensor:
+        """DiTPipeline.__call__ between encoding and the scheduler's step, for the half of the batch that it returns."""
         x = self.pipe.scheduler.scale_model_input(self._doubled(latents), t)
         timestep = t[None].to(x.device).expand(len(x))
         prediction = self.denoiser(x, timestep=timestep, **conditions, return_dict=False)[0]
@@ -54,13 +56,13 @@ class DiT(Pipeline):
         numbers = [self._number(prompt) for prompt in prompts]
         if arguments.get("output_type") != "latent":
             return self._run(numbers, seeds, arguments).images
-        # the pipeline decodes in any case: its latents are what the scheduler gave last
-        with _remembered(self.pipe.scheduler) as last:
+        # the pipeline always decodes: its latents are the last ones that the scheduler returned
+        with _last_latents(self.pipe.scheduler) as last:
             self._run(numbers, seeds, arguments | {"output_type": "pt"})
         return last[0][: len(numbers)]
 
     def _number(self, name: str) -> int:
-        """The number of a class; ValueError names others that are spelled alike."""
+        """The number of a class; ValueError suggests classes with similar names."""
         labels = self.pipe.labels
         if not name:
             return EMPTY
@@ -74,9 +76,9 @@ class DiT(Pipeline):
 
 
 @contextmanager
-def _remembered(scheduler: Any) -> Iterator[list[Tensor]]:
-    """The latents that the latest `scheduler.step` has returned, in a list of one."""
-    own, step = "step" in vars(scheduler), scheduler.step
+def _last_latents(scheduler: Any) -> Iterator[list[Tensor]]:
+    """A list with the latents that `scheduler.step` returned last."""
+    is_instance_attribute, step = "step" in vars(scheduler), scheduler.step
     last: list[Tensor] = []
 
     def remember(*args: Any, **kwargs: Any) -> Any:
@@ -88,7 +90,7 @@ def _remembered(scheduler: Any) -> Iterator[list[Tensor]]:
     try:
         yield last
     finally:
-        if own:
+        if is_instance_attribute:
             scheduler.step = step
         else:
             del scheduler.step

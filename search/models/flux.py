@@ -1,4 +1,4 @@
-"""FLUX.1 dev and schnell, and the small one that ships with the project: flow matching, guidance as an input."""
+"""FLUX.1 dev and schnell, and the bundled small one: flow matching, guidance as an input."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from search.models.pipeline import Given, Pipeline
+from search.models.pipeline import Conditions, Pipeline
 
 
 @dataclass(eq=False, repr=False)
 class Flux(Pipeline):
     """FluxPipeline; latents are packed, [B, h w / 4, 4 C].
 
-    There is no unconditional branch: `guidance_scale` is an argument of the denoiser, and of no effect where the
-    checkpoint has no such embedding (schnell).
+    There is no unconditional branch: `guidance_scale` is an argument of the denoiser, without effect if the checkpoint
+    has no such embedding (schnell).
     """
 
     name: str = "flux"
@@ -31,7 +31,7 @@ class Flux(Pipeline):
         return {**super().arguments, "max_sequence_length": self.max_sequence_length}
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Given:
+    def encode(self, prompts: Sequence[str]) -> Conditions:
         text, pooled, text_ids = self.pipe.encode_prompt(
             prompt=list(prompts), prompt_2=None, device=self.device, max_sequence_length=self.max_sequence_length
         )
@@ -53,7 +53,7 @@ class Flux(Pipeline):
         return self.pipe._pack_latents(drawn, *drawn.shape)
 
     @torch.no_grad()
-    def denoise(self, conditions: Given, latents: Tensor, t: Tensor) -> Tensor:
+    def denoise(self, conditions: Conditions, latents: Tensor, t: Tensor) -> Tensor:
         """FluxPipeline.__call__ between encoding and the scheduler's step, line by line."""
         timestep = t.expand(len(latents)).to(latents.dtype)
         return self.denoiser(hidden_states=latents, timestep=timestep / 1000, **conditions, return_dict=False)[0]
@@ -81,7 +81,7 @@ class Flux(Pipeline):
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": shift}
 
     def _default_size(self) -> tuple[int, int]:
-        """Of the autoencoder: FluxPipeline's own 128 latents a side are for FLUX.1 only."""
+        """The size of the autoencoder; FluxPipeline's default of 128 latents per side is for FLUX.1 only."""
         side = self.pipe.vae.config.sample_size
         return side, side
 

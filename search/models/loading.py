@@ -1,4 +1,4 @@
-"""Loading pipelines: what ships with the project, folders and hub ids, with errors that say what to type."""
+"""Load pipelines from folders, hub ids and the bundled models, with errors that say what to type."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ import torch
 
 from search.profile.bundled import bundled_model
 
-# Which model= a pipeline of each class is for, at the size in which most people have it.
+# The option model= for a pipeline of each class, at the size that most people have.
 CHOICES = {
     "PixArtAlphaPipeline": "pixart_alpha_1024",
     "PixArtSigmaPipeline": "pixart_sigma_1024",
@@ -33,9 +33,15 @@ def load(
 ) -> Any:
     """The pipeline of a folder, a hub id or a bundled model's name.
 
-    `name` is the model's and `classes` are the pipelines that it takes. ValueError says what to type where a
-    pipeline cannot be had, or is of another class; that is found out before its weights are read. `components` take
-    the place of its own.
+    Args:
+        path: The folder, hub id or name.
+        name: The model's option, for messages.
+        classes: The pipeline classes that it accepts.
+        dtype: Type of the weights, or types by component.
+        **components: Components that replace the pipeline's.
+
+    Raises:
+        ValueError: It cannot be loaded, or is of another class, which is checked before its weights are read.
     """
     from diffusers import DiffusionPipeline
 
@@ -46,30 +52,32 @@ def load(
         folder = bundled
     try:
         with quiet():
-            found = str(DiffusionPipeline.load_config(folder)["_class_name"])
+            class_name = str(DiffusionPipeline.load_config(folder)["_class_name"])
             load_pipeline = partial(DiffusionPipeline.from_pretrained, folder, torch_dtype=dtype)
-            pipe = load_pipeline(**components) if found in classes else None
-    except Exception as error:  # hub, file and config errors of many kinds; all mean: not there
+            pipe = load_pipeline(**components) if class_name in classes else None
+    except Exception as error:  # hub, file and config errors are of many kinds
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"model.path={str(path)!r} cannot be loaded: {reason}. Type model.path=<folder with "
-            "model_index.json>, or a hub id while the network is there, or model=pixart for a bundled model"
+            "model_index.json>, or a hub id with access to the internet, or model=pixart for a bundled model"
         ) from None
     if pipe is None:
-        other = CHOICES.get(found)
+        other = CHOICES.get(class_name)
         hint = f"type model={other} model.path={path}" if other else f"there are adapters for {', '.join(CHOICES)}"
-        raise ValueError(f"model.path={str(path)!r} is a {found}; model={name} takes {' and '.join(classes)}; {hint}")
+        raise ValueError(
+            f"model.path={str(path)!r} is a {class_name}; model={name} takes {' and '.join(classes)}; {hint}"
+        )
     return pipe
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and hints of the libraries while they load; our own bar says what goes on."""
+    """No progress bars and hints of the libraries while they load; the search has a bar of its own."""
     import diffusers
     import transformers
 
     libraries = (diffusers.utils.logging, transformers.utils.logging)
-    kept = [library.get_verbosity() for library in libraries]
+    verbosities = [library.get_verbosity() for library in libraries]
     for library in libraries:
         library.set_verbosity_error()
         library.disable_progress_bar()
@@ -78,6 +86,6 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        for library, verbosity in zip(libraries, kept, strict=True):
+        for library, verbosity in zip(libraries, verbosities, strict=True):
             library.set_verbosity(verbosity)
             library.enable_progress_bar()

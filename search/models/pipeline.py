@@ -1,4 +1,4 @@
-"""What the adapters of all diffusers pipelines share: loading, noise by seeds, guidance as one batch, decoding."""
+"""The base class of adapters of diffusers pipelines: loading, noise by seeds, guidance as one batch, decoding."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,17 +17,28 @@ from search.schedule.model.layers import layers_of
 from search.schedule.model.nodes import Tree
 from search.schedule.schedulers import GRIDDED, public_config, scheduler_class, scheduler_grid
 
-Given = Mapping[str, Any]  # arguments of the denoiser that stay the same over a run
+Conditions = Mapping[str, Any]  # arguments of the denoiser that stay the same over a run
 
 
 @dataclass(eq=False, repr=False)
 class Pipeline(Model):
-    """A pipeline of `path`: a folder, a hub id, or the name of one that ships with the project.
+    """A pipeline, loaded.
 
-    A family says which `classes` of pipelines it takes, and follows their `__call__` line by line: `encode` gives
-    the arguments of the denoiser that stay the same over a run, both halves of guidance in one batch, and `denoise`
-    calls it. `scheduler` names another scheduler class, which gets the configuration of the pipeline's own. `small` is
-    the pipeline of a smaller denoiser that schedules may run at some steps, given as `path` is.
+    A subclass names the `classes` of pipelines that it accepts, and repeats their `__call__` line by line: `encode`
+    returns the arguments of the denoiser that stay the same over a run, with both halves of guidance in one batch, and
+    `denoise` calls it.
+
+    Attributes:
+        name: Name of the model's option.
+        path: A folder, a hub id, or the name of a bundled pipeline; None is the family's bundled one.
+        steps: Steps of the teacher.
+        guidance_scale: Scale of guidance in the pipeline call.
+        height: Of pictures, in pixels; None is the checkpoint's own.
+        width: Of pictures, in pixels; None is the checkpoint's own.
+        dtype: Name of torch's type of the weights.
+        scheduler: Another scheduler class, which gets the configuration of the pipeline's scheduler.
+        small: A smaller pipeline whose denoiser schedules can run at some steps, given like `path`.
+        device: Where it runs.
     """
 
     name: str
@@ -42,12 +53,12 @@ class Pipeline(Model):
     device: Any = "cpu"
 
     classes: ClassVar[tuple[str, ...]]
-    bundled: ClassVar[str | None] = None  # what `path` None means
+    bundled: ClassVar[str | None] = None  # the bundled pipeline that `path` None means
     whole_runs: ClassVar[bool] = True  # the pipeline calls scheduler.set_begin_index(0)
 
     def __post_init__(self) -> None:
         if (path := self.path or self.bundled) is None:
-            raise ValueError(f"no {self.classes[0]} ships with the project; type model.path=<folder or hub id>")
+            raise ValueError(f"no {self.classes[0]} is bundled with the project; type model.path=<folder or hub id>")
         self.device = torch.device(self.device)
         self.pipe = load(path, self.name, self.classes, self._dtypes()).to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
@@ -55,7 +66,7 @@ class Pipeline(Model):
         self._set_scheduler()
         height, width = self._default_size()
         self.size = (self.height or height, self.width or width)
-        # Drawing from the scheduler as it is: the grid, the config and the class are the schedule's sampler part.
+        # The class, the configuration and the grid of the scheduler are the sampler part of schedules.
         self._solver = {
             "class": type(self.pipe.scheduler).__name__,
             "config": public_config(self.pipe.scheduler),
@@ -98,13 +109,13 @@ class Pipeline(Model):
         return {**self._solver, "timesteps": timesteps} | ({"sigmas": sigmas} if sigmas else {})
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str]) -> Given:
-        """The denoiser's arguments for a list of prompts, of twice as many rows where guidance is one batch."""
+    def encode(self, prompts: Sequence[str]) -> Conditions:
+        """The denoiser's arguments for B prompts; they have 2B rows if guidance is one batch."""
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         return self._draw(seeds, self._shape(), self.denoiser.dtype)
 
-    def begin(self, conditions: Given, noise: Tensor) -> Tensor:
+    def begin(self, conditions: Conditions, noise: Tensor) -> Tensor:
         scheduler = self.pipe.scheduler
         scheduler.set_timesteps(self.steps, device=self.device, **self._grid(self.steps))
         if self.whole_runs and hasattr(scheduler, "set_begin_index"):
@@ -123,48 +134,48 @@ class Pipeline(Model):
         return self._run(list(prompts), seeds, arguments).images
 
     def once(self) -> Tensor:
-        """One step's denoiser calls for one picture, both halves of guidance: what cost tables are counted on."""
+        """One step's denoiser calls for one picture, both halves of guidance, on which cost tables are counted."""
         t = self.pipe.scheduler.timesteps[0].to(self.device)
         return self.denoise(self.encode([""]), self.noise([0]), t)
 
     def _run(self, prompts: Sequence[Any], seeds: Sequence[int], arguments: Mapping[str, Any]) -> Any:
-        """The output of the pipeline itself."""
+        """The output of the pipeline call."""
         return self.pipe(prompts, generator=_generators(seeds), **{**self.arguments, **arguments})
 
     def _draw(self, seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Noise [B, *shape] as pipelines draw it from one generator a picture, on the CPU."""
+        """Noise [B, *shape] as pipelines draw it from one generator per picture, on the CPU."""
         from diffusers.utils.torch_utils import randn_tensor
 
         return randn_tensor((len(seeds), *shape), generator=_generators(seeds), dtype=dtype).to(self.device)
 
     def _halves(self, empty: Tensor, conditional: Tensor) -> Tensor:
-        """Rows of the batch as guidance wants them, unconditional first."""
+        """Rows of the batch as guidance needs them, unconditional first."""
         return torch.cat([empty, conditional]) if self.guided else conditional
 
     def _doubled(self, latents: Tensor) -> Tensor:
         return torch.cat([latents] * 2) if self.guided else latents
 
     def _guide(self, prediction: Tensor) -> Tensor:
-        """Predictions [B, ...] of both halves [2B, ...] as one."""
+        """Guided predictions [B, ...] of those of both halves [2B, ...]."""
         if not self.guided:
             return prediction
         without, conditional = prediction.chunk(2)
         return without + self.guidance_scale * (conditional - without)
 
     def _dtypes(self) -> Any:
-        """What is loaded in which type."""
+        """The type of the weights, or types by component."""
         return getattr(torch, self.dtype)
 
     def _guidance(self) -> float:
-        """The scale of classifier-free guidance, 1 without."""
+        """The scale of classifier-free guidance; 1 means none."""
         return self.guidance_scale
 
     def _grid(self, steps: int) -> dict[str, Any]:
-        """What the pipeline gives to `set_timesteps` beside the number of steps and the device."""
+        """Further arguments that the pipeline gives to `set_timesteps`, besides steps and device."""
         return {}
 
     def _default_size(self) -> tuple[int, int]:
-        """Height and width in pixels that the checkpoint was made for."""
+        """Height and width in pixels that the checkpoint was trained for."""
         side = self.denoiser.config.sample_size * self._factor
         return side, side
 
@@ -175,24 +186,24 @@ class Pipeline(Model):
 
     @property
     def _factor(self) -> int:
-        """Pixels to a latent, along each side."""
+        """Pixels per latent along each side."""
         return int(2 ** (len(self.pipe.vae.config.block_out_channels) - 1))
 
     def _smaller(self, path: str | Path) -> Any:
-        """Another pipeline with this one's text encoder and autoencoder: its denoiser alone is read."""
-        own = denoiser_of(self.pipe)
-        shared = {k: v for k, v in self.pipe.components.items() if v is not own and k != "scheduler"}
+        """Another pipeline with this one's text encoder and autoencoder, so that only its denoiser is loaded."""
+        denoiser = denoiser_of(self.pipe)
+        shared = {k: v for k, v in self.pipe.components.items() if v is not denoiser and k != "scheduler"}
         return load(path, self.name, self.classes, self._dtypes(), **shared).to(self.device)
 
     def _set_scheduler(self) -> None:
-        """Put the wanted class in place; ValueError where schedules could not give it a grid of their own."""
+        """Replace the scheduler if another class is given; ValueError if it cannot run given timesteps."""
         if self.scheduler and self.scheduler not in GRIDDED:
             raise ValueError(f"model.scheduler={self.scheduler!r}: choose from {', '.join(GRIDDED)}")
         if self.scheduler:
             self.pipe.scheduler = scheduler_class(self.scheduler).from_config(self.pipe.scheduler.config)  # type: ignore[attr-defined]
-        if (found := type(self.pipe.scheduler).__name__) not in GRIDDED:
+        if (name := type(self.pipe.scheduler).__name__) not in GRIDDED:
             raise ValueError(
-                f"model={self.name} has a {found}, which runs no given timesteps; type "
+                f"model={self.name} has a {name}, which cannot run given timesteps; type "
                 f"model.scheduler=DPMSolverMultistepScheduler, or another of {', '.join(GRIDDED)}"
             )
 

@@ -1,4 +1,4 @@
-"""PixArt-alpha and -Sigma (arXiv:2310.00426, 2403.04692), and the small ones that ship with the project."""
+"""PixArt-alpha and -Sigma (arXiv:2310.00426, 2403.04692), and the bundled small ones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from search.models.pipeline import Given, Pipeline
+from search.models.pipeline import Conditions, Pipeline
 
 
 @dataclass(eq=False, repr=False)
@@ -30,7 +30,7 @@ class PixArt(Pipeline):
         }
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Given:
+    def encode(self, prompts: Sequence[str]) -> Conditions:
         text, mask, empty, empty_mask = self.pipe.encode_prompt(
             list(prompts),
             True,
@@ -47,7 +47,7 @@ class PixArt(Pipeline):
         }
 
     @torch.no_grad()
-    def denoise(self, conditions: Given, latents: Tensor, t: Tensor) -> Tensor:
+    def denoise(self, conditions: Conditions, latents: Tensor, t: Tensor) -> Tensor:
         """PixArtAlphaPipeline.__call__ between encoding and the scheduler's step, line by line the same arithmetic."""
         x = self.pipe.scheduler.scale_model_input(self._doubled(latents), t)
         timestep = t[None].to(x.device).expand(len(x))

@@ -1,4 +1,4 @@
-"""A policy that is no image model (search/models/trajectory.py), known by the contract in its YAML alone."""
+"""A policy instead of an image model (search/models/trajectory.py), described only by the contract in its YAML."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ PLAIN = "start 0 goal 0"
 class Policy(Model):
     """Plans of a point that passes an obstacle; a prompt is a line such as `start -0.4 goal 0.8 above`.
 
-    `contract` says what can be planned, as `Contract.from_dict` reads it. With more than one of `chunks` a run is a
+    `contract` states what can be planned, as `Contract.from_dict` reads it. With more than one of `chunks` a run is a
     tick of a stream: time is a vector then, and the chunks of a plan are at as many levels of noise. Latents are the
     plans [B, H, 2]; decoded they are drawings.
     """
@@ -53,10 +53,10 @@ class Policy(Model):
         self.device = torch.device(self.device)
         self.pipe = TrajectoryPipeline.from_pretrained(folder)
         self.denoiser.to(self.device)
-        scheduler, own = self.pipe.scheduler, Contract.from_dict(self.contract)
+        scheduler, contract = self.pipe.scheduler, Contract.from_dict(self.contract)
         self._solver = {"class": type(scheduler).__name__, "config": public_config(scheduler)}
         layers = {n: (m.out_features, m.in_features) for n, m in self.denoiser.named_modules() if type(m) is nn.Linear}
-        tree, part = Tree.of(self.denoiser, own), model_part(self.denoiser, own)
+        tree, part = Tree.of(self.denoiser, contract), model_part(self.denoiser, contract)
         self.target = Target(self.name, tree, self.steps, part, self.shorter(self.steps), layers)
 
     @property

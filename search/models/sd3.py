@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from search.models.pipeline import Given, Pipeline
+from search.models.pipeline import Conditions, Pipeline
 
 
 @dataclass(eq=False, repr=False)
@@ -26,7 +26,7 @@ class StableDiffusion3(Pipeline):
         return {**super().arguments, "max_sequence_length": self.max_sequence_length}
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Given:
+    def encode(self, prompts: Sequence[str]) -> Conditions:
         text, empty, pooled, empty_pooled = self.pipe.encode_prompt(
             list(prompts),
             None,
@@ -41,7 +41,7 @@ class StableDiffusion3(Pipeline):
         }
 
     @torch.no_grad()
-    def denoise(self, conditions: Given, latents: Tensor, t: Tensor) -> Tensor:
+    def denoise(self, conditions: Conditions, latents: Tensor, t: Tensor) -> Tensor:
         """StableDiffusion3Pipeline.__call__ between encoding and the scheduler's step, line by line."""
         x = self._doubled(latents)
         return self._guide(

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1 and 2 (arXiv:2112.10752), SDXL (2307.01952), and the small UNet that ships with the project."""
+"""Stable Diffusion 1 and 2 (arXiv:2112.10752), SDXL (2307.01952), and the bundled small UNet."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from search.models.pipeline import Given, Pipeline
+from search.models.pipeline import Conditions, Pipeline
 
 
 @dataclass(eq=False, repr=False)
@@ -29,12 +29,12 @@ class StableDiffusion(Pipeline):
             )
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Given:
+    def encode(self, prompts: Sequence[str]) -> Conditions:
         text, empty = self.pipe.encode_prompt(list(prompts), self.device, 1, self.guided)
         return {"encoder_hidden_states": self._halves(empty, text)}
 
     @torch.no_grad()
-    def denoise(self, conditions: Given, latents: Tensor, t: Tensor) -> Tensor:
+    def denoise(self, conditions: Conditions, latents: Tensor, t: Tensor) -> Tensor:
         """StableDiffusionPipeline.__call__ between encoding and the scheduler's step, line by line."""
         x = self.pipe.scheduler.scale_model_input(self._doubled(latents), t)
         return self._guide(self.denoiser(x, t, **conditions, return_dict=False)[0])
@@ -51,7 +51,7 @@ class StableDiffusionXL(StableDiffusion):
     whole_runs: ClassVar = True
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Given:
+    def encode(self, prompts: Sequence[str]) -> Conditions:
         text, empty, pooled, empty_pooled = self.pipe.encode_prompt(
             list(prompts), device=self.device, do_classifier_free_guidance=self.guided
         )

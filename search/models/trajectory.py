@@ -1,11 +1,11 @@
-"""A toy policy that is no image model: it plans how a point passes an obstacle, every action with its own noise level.
+"""A toy policy, not an image model: it plans how a point passes an obstacle; every action has its own noise level.
 
 After Streaming Diffusion Policy (arXiv:2406.04806). A plan is H actions, positions (x, y) of the point. They fall into
 equal chunks; of chunk c the time is (c + t) / chunks while t falls from 1 to 0, so that a run (a *tick*) ends with the
 first chunk clean and every other one where the chunk before it began. The plan then rolls on by one chunk. As
 dx/dt = velocity / chunks, a diffusers scheduler runs all of it; one chunk is the ordinary sampler, bit for bit.
 
-Nothing in this file knows of schedules: the network could be anybody's.
+Nothing in this file depends on schedules: it stands for a network of a user.
 """
 
 import json
@@ -31,15 +31,15 @@ LINE = re.compile(r"start (-?[01](?:\.\d+)?) goal (-?[01](?:\.\d+)?)(?: (above|b
 def condition(lines: Sequence[str]) -> Tensor:
     """What a plan is for [B, 4], of lines such as `start -0.4 goal 0.8 above`: position (x, y), goal and side.
 
-    A point starts at x = -1 and goes to x = 1; start and goal are heights in -1..1. Without a side either one will do.
-    ValueError for other lines.
+    A point starts at x = -1 and goes to x = 1; start and goal are heights in -1..1. Without a side
+    both are allowed. ValueError for other lines.
     """
     rows = []
     for line in lines:
         match = LINE.fullmatch(line.strip())
         if match is None or max(abs(float(match[1])), abs(float(match[2]))) > 1:
             raise ValueError(
-                f"{line[:60]!r} is no task; type one such as 'start -0.4 goal 0.8 above', heights in -1..1"
+                f"{line[:60]!r} is not a task; type one such as 'start -0.4 goal 0.8 above', heights in -1..1"
             )
         rows.append([-1.0, float(match[1]), float(match[2]), SIDES[match[3] or ""]])
     return torch.tensor(rows)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from search.models.pipeline import Given, Pipeline
+from search.models.pipeline import Conditions, Pipeline
 
 SHOWN = 4  # frames of a video that objectives see
 
@@ -47,7 +47,7 @@ class Wan(Pipeline):
         }
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Given:
+    def encode(self, prompts: Sequence[str]) -> Conditions:
         """Text states of the prompts and, with guidance, of the empty prompt; [B, L, D] each."""
         text, empty = self.pipe.encode_prompt(
             prompt=list(prompts),
@@ -62,7 +62,7 @@ class Wan(Pipeline):
         return self._draw(seeds, self._shape(), torch.float32)
 
     @torch.no_grad()
-    def denoise(self, conditions: Given, latents: Tensor, t: Tensor) -> Tensor:
+    def denoise(self, conditions: Conditions, latents: Tensor, t: Tensor) -> Tensor:
         """WanPipeline.__call__ between encoding and the scheduler's step, line by line."""
         x = latents.to(self.denoiser.dtype)
         timestep = t.expand(len(x))
@@ -77,7 +77,7 @@ class Wan(Pipeline):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Film strips [B, 3, H, 4 W]: frames from the first to the last, evenly spaced, side by side.
+        """Film strips [B, 3, H, 4 W]: frames from the first to the last, evenly spaced, from left to right.
 
         One picture for a video keeps scores one for a prompt; each frame weighs the same.
         """

@@ -256,7 +256,9 @@ def test_what_cannot_be_is_told_with_what_can(folder, arguments, told):
 
 @pytest.mark.parametrize("line", ["", "start 0.1", "start 0.1 goal 1.2", "start 1e3 goal 0", "start 0 goal 0 left"])
 def test_other_lines_are_no_tasks(line):
-    with pytest.raises(ValueError, match=r"is no task; type one such as 'start -0.4 goal 0.8 above', heights in -1..1"):
+    with pytest.raises(
+        ValueError, match=r"is not a task; type one such as 'start -0.4 goal 0.8 above', heights in -1..1"
+    ):
         condition([line])
 
 

@@ -42,6 +42,6 @@ class TestDynamicShift(TestStableDiffusion3):
 
 def test_no_small_one_ships_with_the_project():
     with pytest.raises(
-        ValueError, match="no StableDiffusion3Pipeline ships with the project; type model.path=<folder or hub"
+        ValueError, match="no StableDiffusion3Pipeline is bundled with the project; type model.path=<folder or hub"
     ):
         StableDiffusion3()

@@ -218,7 +218,7 @@ def test_the_call_of_the_search_is_what_the_model_is_loaded_for(model, typed, tm
     [
         ([], "which schedule? Type its file first"),
         (["nowhere.json"], "cannot read 'nowhere.json'"),
-        (["FILE", "lora=nowhere"], "lora='nowhere' does not go onto this PixArtTransformer2DModel"),
+        (["FILE", "lora=nowhere"], "lora='nowhere' cannot be merged into this PixArtTransformer2DModel"),
         (["FILE", "tolerance=much"], "tolerance='much' is not a number; type for example tolerance=1.25"),
         (["FILE", "samples=2"], "cannot decide anything"),
         (["FILE", "criterion=drift=2"], "is not understood"),
@@ -283,7 +283,7 @@ def test_a_lora_as_pipelines_load_them(tmp_path):
 
 def test_a_lora_for_other_layers_is_refused():
     with pytest.raises(
-        ValueError, match=r"lora=.* does not go onto this PixArtTransformer2DModel: .* Type lora=<folder"
+        ValueError, match=r"lora=.* cannot be merged into this PixArtTransformer2DModel: .* Type lora=<folder"
     ):
         merge(tiny_model(), tiny_folder())
 
