@@ -114,7 +114,7 @@ REFUSED |= (
     }
     | {(engine, "depth"): f"{engine} reuses whole component kinds" for engine in ("cachequant", "smoothcache")}
 )
-DEAR = {("beam", "skip"), ("beam", "skip+guidance"), *((engine, ALL) for engine in ENGINES)}
+DEAR = {("beam", "skip"), ("beam", "skip+guidance"), ("beam", "depth"), *((engine, ALL) for engine in ENGINES)}
 PAIRS = [
     pytest.param(e, s, id=f"{e}-{s}", marks=[pytest.mark.slow] if (e, s) in DEAR else [])
     for e in ENGINES
