@@ -58,7 +58,7 @@ def timed(executor: Executor, batch: Batch, jobs: list[Job]) -> tuple[float, lis
 
 def counts(arm: Any) -> np.ndarray:
     """Model steps so far, of each worker."""
-    return np.array([hand.steps for hand in arm.hands] if isinstance(arm, Cluster) else [arm.steps])
+    return np.array([handle.steps for handle in arm.handles] if isinstance(arm, Cluster) else [arm.steps])
 
 
 def quartiles(values: np.ndarray, form: str) -> str:
@@ -84,7 +84,7 @@ def main() -> None:
     for number, arm in enumerate(arms):  # everything loaded and run once
         timed(arm, Batch(prompts, tuple(range(given.prompts))), jobs)
         if isinstance(arm, Cluster):
-            ray.get([hand.asked[0] for hand in arm.hands if hand.asked])
+            ray.get([handle.pending[0] for handle in arm.handles if handle.pending])
         print(f"{ARMS[number]}: ready")
     load = os.getloadavg()[0]
     seconds = np.zeros((given.rounds, len(arms)))

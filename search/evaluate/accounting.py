@@ -42,16 +42,3 @@ class Accounting:
             if prefix not in self.counted:
                 self.counted.add(prefix)
                 self.block_executions += blocks
-
-
-def mean_shares(decided: Sequence[tuple[int, Mapping[str, list[float]]]]) -> dict[str, list[float]]:
-    """Shares [T] of each group over batches of so many pictures each."""
-    total = sum(count for count, _ in decided)
-    names = decided[0][1] if decided else {}
-    return {
-        name: [
-            sum(count * share for (count, _), share in zip(decided, shares, strict=True)) / total
-            for shares in zip(*(part[name] for _, part in decided), strict=True)
-        ]
-        for name in names
-    }

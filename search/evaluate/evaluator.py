@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from search.evaluate.accounting import Accounting, mean_shares
-from search.evaluate.execute.jobs import Batch, Executor, Job, Outcome
+from search.evaluate.accounting import Accounting
+from search.evaluate.execute.jobs import Batch, Executor, Job, Outcome, mean_shares
 from search.evaluate.execute.runner import Runner
 from search.evaluate.execute.shortage import is_out_of_memory
 from search.evaluate.fit.remembered import FittedSchedules
@@ -244,7 +244,7 @@ class Evaluator:
         """Score a candidate that ran on all prompts, and remember it."""
         schedule, latents = run.schedule, torch.cat(run.parts)
         self.runs += len(self.prompts)
-        self.memo.keep(self.context, schedule.digest, latents)
+        self.memo.put_latents(self.context, schedule.digest, latents)
         drift = self.scorer.drift(latents)
         shares = {GATE + name: values for name, values in mean_shares(run.decided).items()}
         self.memo.put(self.context, schedule.digest, {DRIFT: drift} | shares)

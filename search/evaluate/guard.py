@@ -1,6 +1,6 @@
-"""Objectives may be anybody's: what one of them does wrong costs a candidate, never the search.
+"""Calls objectives so that a fault in one of them costs a candidate and never the search.
 
-An objective is called in a thread of its own, so that one that hangs can be left behind.
+An objective is called in a thread of its own, so that a call that hangs can be abandoned.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ OURS = "search.objectives."
 
 @dataclass(frozen=True)
 class Failure:
-    """What an objective did wrong: its name, the digest of the schedule, what happened, and on which prompts."""
+    """A fault of an objective: its name, the digest of the schedule, what happened, and on which prompts."""
 
     objective: str
     digest: str
@@ -47,26 +47,32 @@ class ObjectiveFailed(Exception):
 
 
 class Guard:
-    """Calls objectives: at most `seconds` for one candidate, and after `most` failures no longer.
+    """Calls objectives within limits, and records their failures.
 
-    `failures` are in the order in which they happened; `told` hears of each. `most` counts candidates; None is no
-    limit, and so for `seconds`.
+    Args:
+        seconds: The longest that one call may take; None for no limit.
+        most: After failures of so many candidates objectives are no longer called; None for no limit.
+        on_message: Called with a text for each failure.
+        split: Which prompts the failures are recorded for.
+
+    Attributes:
+        failures: In the order in which they happened.
     """
 
     def __init__(
         self,
         seconds: float | None = None,
         most: int | None = None,
-        told: Callable[[str], None] = lambda text: None,
+        on_message: Callable[[str], None] = lambda text: None,
         split: str = "calibration",
     ) -> None:
-        self.seconds, self.most, self.told, self.split = seconds, most, told, split
+        self.seconds, self.most, self.on_message, self.split = seconds, most, on_message, split
         self.failures: list[Failure] = []
         self._caller: _Caller | None = None
 
     @property
     def exhausted(self) -> bool:
-        """Whether so many candidates have failed that to go on makes no sense."""
+        """Whether as many candidates have failed as are allowed."""
         return self.most is not None and len({failure.digest for failure in self.failures}) >= self.most
 
     @property
@@ -81,66 +87,82 @@ class Guard:
     def quality(
         self, name: str, objective: Quality, run: Tensor, teacher: Tensor, prompts: Sequence[str], digest: str
     ) -> list[float]:
-        """Per-prompt values [P]; Failed where it raises, takes too long, or they are not finite or not P."""
-        found = self._call(name, digest, lambda: objective(run, teacher, prompts))
-        if not isinstance(found, Tensor) or found.shape != (len(prompts),):
-            is_now = f"shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-            self._fail(name, digest, f"gives {is_now} for {len(prompts)} prompts; a tensor [{len(prompts)}] is wanted")
-        values = [float(value) for value in found]
-        self._finite(name, digest, values)
+        """Per-prompt values of a quality.
+
+        Args:
+            name: The objective's name in the search.
+            objective: What is called.
+            run: Latents or pictures of the schedule [P, ...].
+            teacher: Those of the teacher [P, ...].
+            prompts: The texts [P].
+            digest: The schedule, for the record of a failure.
+
+        Returns:
+            One number per prompt [P].
+
+        Raises:
+            ObjectiveFailed: It raises, takes too long, or gives values that are not finite or not P of them.
+        """
+        values_given = self._call(name, digest, lambda: objective(run, teacher, prompts))
+        if not isinstance(values_given, Tensor) or values_given.shape != (len(prompts),):
+            tensor = isinstance(values_given, Tensor)
+            given = f"shape {list(values_given.shape)}" if tensor else f"a {type(values_given).__name__}"
+            self._fail(name, digest, f"gives {given} for {len(prompts)} prompts; a tensor [{len(prompts)}] is wanted")
+        values = [float(value) for value in values_given]
+        self._check_finite(name, digest, values)
         return values
 
     def cost(self, name: str, objective: Cost, schedule: Schedule, costs: Costs) -> float:
-        """The cost of a schedule; Failed as for qualities."""
+        """The cost of a schedule; ObjectiveFailed as for qualities."""
         if type(objective).__module__.startswith(OURS):
             return objective(schedule, costs)
-        found = self._call(name, schedule.digest, lambda: objective(schedule, costs))
-        if not isinstance(found, int | float):
-            self._fail(name, schedule.digest, f"gives a {type(found).__name__}; a number is wanted")
-        self._finite(name, schedule.digest, [float(found)])
-        return float(found)
+        value = self._call(name, schedule.digest, lambda: objective(schedule, costs))
+        if not isinstance(value, int | float):
+            self._fail(name, schedule.digest, f"gives a {type(value).__name__}; a number is wanted")
+        self._check_finite(name, schedule.digest, [float(value)])
+        return float(value)
 
     def differs(
         self, name: str, objective: Quality, teacher: Tensor, prompts: Sequence[str], digest: str
     ) -> float | None:
-        """How far two calls on the teacher's own results are apart, None where they agree; Failed as for `quality`."""
-        one, two = (self.quality(name, objective, teacher, teacher, prompts, digest) for _ in range(2))
-        apart = max(abs(a - b) for a, b in zip(one, two, strict=True))
-        return apart if apart > ALIKE * max(1.0, *map(abs, one)) else None
+        """The difference of two calls on the teacher's own results, None where they agree; ObjectiveFailed as above."""
+        first, second = (self.quality(name, objective, teacher, teacher, prompts, digest) for _ in range(2))
+        difference = max(abs(a - b) for a, b in zip(first, second, strict=True))
+        return difference if difference > ALIKE * max(1.0, *map(abs, first)) else None
 
-    def note(self, failure: Failure) -> ObjectiveFailed:
-        """Put a failure down, and tell it."""
+    def record(self, failure: Failure) -> ObjectiveFailed:
+        """Add a failure to the list and send a message; returns the exception to raise."""
         if failure not in self.failures:
             self.failures.append(failure)
-            self.told(f"objective {failure.objective} {failure.reason} (candidate {failure.digest[:19]})")
+            self.on_message(f"objective {failure.objective} {failure.reason} (candidate {failure.digest[:19]})")
         return ObjectiveFailed(failure)
 
     def save(self, path: Path) -> None:
-        """Add what failed to a JSON list of {objective, digest, reason, split}."""
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        found = known + [row for failure in self.failures if (row := asdict(failure)) not in known]
-        if found:
-            write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        """Add the failures to a JSON list of {objective, digest, reason, split}."""
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        rows = saved + [row for failure in self.failures if (row := asdict(failure)) not in saved]
+        if rows:
+            write_atomically(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
     def _call(self, name: str, digest: str, work: Callable[[], Any]) -> Any:
         if self.exhausted:
-            raise ObjectiveFailed(Failure(name, digest, "is no longer asked"))
-        if self._caller is None or self._caller.left:
+            raise ObjectiveFailed(Failure(name, digest, "is no longer called"))
+        if self._caller is None or self._caller.abandoned:
             self._caller = _Caller()
         try:
             return self._caller.call(work, self.seconds)
         except TimeoutError:
-            self._fail(name, digest, f"took more than {self.seconds:g} s and was left behind")
+            self._fail(name, digest, f"took more than {self.seconds:g} s and was abandoned")
         except Exception as error:
             lines = str(error).strip().splitlines()
             self._fail(name, digest, f"raises {type(error).__name__}: {lines[0][:500] if lines else ''}")
 
-    def _finite(self, name: str, digest: str, values: Sequence[float]) -> None:
+    def _check_finite(self, name: str, digest: str, values: Sequence[float]) -> None:
         if bad := [value for value in values if not math.isfinite(value)]:
             self._fail(name, digest, f"gives {bad[0]} for {len(bad)} of {len(values)}")
 
     def _fail(self, name: str, digest: str, reason: str) -> None:
-        raise self.note(Failure(name, digest, reason, self.split)) from None
+        raise self.record(Failure(name, digest, reason, self.split)) from None
 
 
 class SafeCost(Cost):
@@ -160,14 +182,14 @@ class SafeCost(Cost):
 
 
 class _Caller:
-    """One thread that calls what it is given, one after the other, until a call takes too long.
+    """One thread that makes calls, one after the other, until a call takes too long.
 
-    Python cannot end a thread. One that is left behind is asked to stop at its next bytecode; one that waits inside of
-    C code goes on until that returns. Code in C that keeps the interpreter's lock cannot be left behind at all.
+    Python cannot end a thread. An abandoned thread gets an exception at its next bytecode; inside of C code that is
+    when the code returns. A call of C code that keeps the interpreter's lock cannot be abandoned at all.
     """
 
     def __init__(self) -> None:
-        self.left = False
+        self.abandoned = False
         self._calls: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="objective", daemon=True)
@@ -179,9 +201,9 @@ class _Caller:
         try:
             value, error = self._results.get(timeout=seconds)
         except queue.Empty:
-            self.left = True
-            asked = ctypes.c_ulong(self._thread.ident or 0), ctypes.py_object(SystemExit)
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(*asked)
+            self.abandoned = True
+            request = ctypes.c_ulong(self._thread.ident or 0), ctypes.py_object(SystemExit)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(*request)
             raise TimeoutError from None
         if error is not None:
             raise error
@@ -191,23 +213,23 @@ class _Caller:
         torch.set_grad_enabled(False)  # a setting of each thread, as is the next one
         if torch.get_num_threads() > 1:  # a second team of OpenMP's makes the denoiser's sleep between its tasks
             torch.set_num_threads(1)
-        while not self.left:
+        while not self.abandoned:
             work = self._calls.get()
             try:
                 self._results.put((work(), None))
             except Exception as error:
                 self._results.put((None, error))
-            except BaseException as error:  # it was left behind, or an objective calls sys.exit()
+            except BaseException as error:  # it was abandoned, or an objective calls sys.exit()
                 self._results.put((None, RuntimeError(repr(error))))
 
 
 def objective_identity(objective: Objective) -> dict[str, Any]:
     """What an objective's values depend on: its arguments, and of a user's objective its source."""
-    given: dict[str, Any] = {k: v for k, v in vars(objective).items() if not k.startswith("_")}
+    identity: dict[str, Any] = {k: v for k, v in vars(objective).items() if not k.startswith("_")}
     kind = type(objective)
     if not kind.__module__.startswith(OURS):
-        given["source"] = hashlib.sha256(_source(kind).encode()).hexdigest()[:16]
-    return given
+        identity["source"] = hashlib.sha256(_source(kind).encode()).hexdigest()[:16]
+    return identity
 
 
 def _source(kind: type) -> str:

@@ -1,4 +1,4 @@
-"""What was measured is never measured again: values and final latents by schedule digest, in SQLite."""
+"""Remembers measurements: values and final latents by schedule digest, in SQLite."""
 
 import errno
 import json
@@ -14,10 +14,10 @@ from torch import Tensor
 
 log = logging.getLogger("search")
 Values = Mapping[str, list[float]]
-Found = TypeVar("Found")
-EVERY = 64  # latents kept, after which the limit is looked at
+Result = TypeVar("Result")
+EVERY = 64  # latents added, after which the limit is checked
 LIMIT = 2**31  # bytes of latents: of the bundled models hundreds of thousands, of FLUX at 1024 pixels a few hundred
-PATIENCE = 60.0  # seconds that another process may keep the file to itself
+PATIENCE = 60.0  # seconds to wait while another process has the file locked
 BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH}
 CLOSED = {
     sqlite3.SQLITE_BUSY,
@@ -33,12 +33,26 @@ CLOSED = {
 class Memo:
     """Values by (context, digest), and final latents, from which new values follow without a run.
 
-    A context names all else that they depend on: model and weights, prompts, noise. Any number of processes may use
-    one file. Where the latents exceed `limit` bytes the oldest go.
+    A context names all else that they depend on: model and weights, prompts, noise. Any number of processes can use
+    one file. A faulty file does not end a search: a damaged file is renamed to `<name>.broken.sqlite` and a new one
+    started; where the file is locked for a minute or cannot be written, `spare` is used instead. The last values that
+    were put are copied to the new file.
 
-    It never is the end of a search: a file that is damaged is moved aside (`<name>.broken.sqlite`) and begun anew;
-    where it is locked for a minute or cannot be written, a file `spare` takes its place. `told` hears of it. What was
-    put last is still known then.
+    Args:
+        path: The file.
+        limit: Bytes of latents, beyond which the oldest are deleted.
+        spare: The file that is used where `path` cannot be.
+        on_message: Called with a text where a file is replaced.
+        patience: Seconds to wait for a locked file.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from search.evaluate.memo import Memo
+        >>> memo = Memo(Path(tempfile.mkdtemp()) / "memo.sqlite")
+        >>> memo.put("pixart, 8 prompts", "sha256:0", {"drift": [0.1, 0.2]})
+        >>> memo.get("pixart, 8 prompts", "sha256:0")
+        {'drift': [0.1, 0.2]}
     """
 
     def __init__(
@@ -46,38 +60,40 @@ class Memo:
         path: Path,
         limit: int = LIMIT,
         spare: Path | None = None,
-        told: Callable[[str], None] = log.warning,
+        on_message: Callable[[str], None] = log.warning,
         patience: float = PATIENCE,
     ) -> None:
-        self.path, self.limit, self.spare, self.told, self.patience = path, limit, spare, told, patience
-        self._kept = self._file = 0
+        self.path, self.limit, self.spare, self.patience = path, limit, spare, patience
+        self.on_message = on_message
+        self._added = self._file = 0
         self._last: tuple[tuple[str, str], dict[str, list[float]], Tensor | None] | None = None
         self._base: sqlite3.Connection | None = None
         self._do(lambda base: None)
 
     def get(self, context: str, digest: str) -> dict[str, list[float]]:
-        """All known per-prompt values, `{}` where there are none."""
+        """All remembered per-prompt values by name, `{}` where there are none."""
         query = "select name, value from memo where context = ? and digest = ?"
         rows = self._do(lambda base: base.execute(query, (context, digest)).fetchall())
         return {name: json.loads(value) for name, value in rows}
 
     def put(self, context: str, digest: str, values: Values) -> None:
+        """Remember per-prompt values by name."""
         rows = [(context, digest, name, json.dumps(value)) for name, value in values.items()]
         self._do(lambda base: base.executemany("insert or replace into memo values (?, ?, ?, ?)", rows))
-        known, latents = self._latest(context, digest)
-        self._last = (context, digest), known | dict(values), latents
+        values_before, latents = self._latest(context, digest)
+        self._last = (context, digest), values_before | dict(values), latents
 
     def latents(self, context: str, digest: str) -> Tensor | None:
-        """Final latents [P, ...] of a schedule, bit for bit; None where they are not known."""
+        """Final latents [P, ...] of a schedule, bit for bit; None where they are not remembered."""
         query = "select dtype, shape, data from latents where context = ? and digest = ?"
-        found = self._do(lambda base: base.execute(query, (context, digest)).fetchone())
-        if found is None:
+        row = self._do(lambda base: base.execute(query, (context, digest)).fetchone())
+        if row is None:
             return None
-        dtype, shape, data = found
+        dtype, shape, data = row
         return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).reshape(json.loads(shape))
 
-    def keep(self, context: str, digest: str, latents: Tensor) -> None:
-        """Remember final latents."""
+    def put_latents(self, context: str, digest: str, latents: Tensor) -> None:
+        """Remember final latents [P, ...]; the oldest of all schedules go where `limit` is exceeded."""
         data = latents.contiguous().flatten().view(torch.uint8).numpy().tobytes()
         if len(data) > self.limit:
             return
@@ -85,17 +101,18 @@ class Memo:
         query = "insert or replace into latents (context, digest, dtype, shape, size, data) values (?, ?, ?, ?, ?, ?)"
         self._do(lambda base: base.execute(query, (*row, data)))
         self._last = (context, digest), self._latest(context, digest)[0], latents
-        if self._kept % EVERY == 0:
+        if self._added % EVERY == 0:
             self._do(self._shrink)
-        self._kept += 1
+        self._added += 1
 
     def close(self) -> None:
+        """Close the file; the next call opens it again."""
         if self._base is not None:
             self._base.close()
             self._base = None
 
     def _shrink(self, base: sqlite3.Connection) -> None:
-        """Forget the oldest latents, a tenth more than needed, so that this is rare."""
+        """Delete the oldest latents, a tenth more than needed, so that this is rare."""
         (held,) = base.execute("select coalesce(sum(size), 0) from latents").fetchone()
         if held > self.limit:
             base.execute(
@@ -105,16 +122,16 @@ class Memo:
             )
 
     def _latest(self, context: str, digest: str) -> tuple[dict[str, list[float]], Tensor | None]:
-        """What this process put last, if that was of this schedule."""
+        """The last values and latents that this process put, if those are of this schedule."""
         if self._last is None or self._last[0] != (context, digest):
             return {}, None
         return self._last[1], self._last[2]
 
-    # What may go wrong with the file
+    # Faults of the file
 
-    def _do(self, action: Callable[[sqlite3.Connection], Found]) -> Found:
-        """An action as one transaction, on another file where this one is of no use."""
-        for _ in range(3):  # it is moved aside, or its place is taken by the spare, or both
+    def _do(self, action: Callable[[sqlite3.Connection], Result]) -> Result:
+        """An action as one transaction, on another file where this one cannot be used."""
+        for _ in range(3):  # the file is renamed, or replaced by the spare, or both
             try:
                 if self._base is None:
                     self._base = self._open()
@@ -123,14 +140,14 @@ class Memo:
             except sqlite3.DatabaseError as error:
                 code = getattr(error, "sqlite_errorcode", -1) & 0xFF
                 self._change(error, code)
-        raise OSError(errno.EIO, f"neither {self.path} nor another memo beside it can be used")
+        raise OSError(errno.EIO, f"neither {self.path} nor another memo can be used")
 
     def _open(self) -> sqlite3.Connection:
         self._file = _number(self.path)
         base = sqlite3.connect(self.path, timeout=self.patience)
         try:
             base.execute("pragma journal_mode=wal")
-            base.execute("pragma synchronous=normal")  # a power cut may cost the last values, never the file
+            base.execute("pragma synchronous=normal")  # a power cut can lose the last values, never the file
             with base:
                 base.execute(
                     "create table if not exists memo (context text, digest text, name text, value text, "
@@ -147,34 +164,34 @@ class Memo:
             raise
 
     def _change(self, error: sqlite3.DatabaseError, code: int) -> None:
-        """Another file in the place of this one, with what was put last; raises what is no fault of the file."""
+        """Use another file, with the last values that were put; raises errors that are not faults of the file."""
         if code == sqlite3.SQLITE_FULL:
             raise OSError(errno.ENOSPC, f"no room for {self.path}") from error
         if code in BROKEN:
             self.close()
-            self._aside(error)
+            self._rename_broken(error)
         elif code in CLOSED and self.spare is not None and self.spare != self.path:
             self.close()
-            self.told(f"{self.path} cannot be used ({error}); this search keeps what it measures in {self.spare}")
+            self.on_message(f"{self.path} cannot be used ({error}); this search keeps what it measures in {self.spare}")
             self.path, self.spare = self.spare, None
         else:
             raise error
         if self._last is not None:
             (context, digest), values, latents = self._last
             if latents is not None:
-                self.keep(context, digest, latents)
+                self.put_latents(context, digest, latents)
             self.put(context, digest, values)
 
-    def _aside(self, error: sqlite3.DatabaseError) -> None:
-        """Move the file away, unless another process was first."""
+    def _rename_broken(self, error: sqlite3.DatabaseError) -> None:
+        """Rename the file, unless another process already did."""
         if not self._file or _number(self.path) != self._file:
             return
         broken = self.path.with_name(f"{self.path.stem}.broken{self.path.suffix}")
-        for ending in ("-wal", "-shm", ""):  # the file last: without its log it is broken for everybody
+        for ending in ("-wal", "-shm", ""):  # the file last: without its log no process can read it
             part = self.path.with_name(self.path.name + ending)
             if part.exists():
                 part.replace(broken.with_name(broken.name + ending))
-        self.told(f"{self.path} is damaged ({error}); it is now {broken.name}, and a new one is begun")
+        self.on_message(f"{self.path} is damaged ({error}); it is now {broken.name}, and a new one is started")
 
 
 def _number(path: Path) -> int:

@@ -1,7 +1,7 @@
-"""Who is evaluated to the end: a candidate that is surely behind another one on some of the prompts is left there.
+"""Races: a candidate that is surely worse than another one on some of the prompts is not run on the rest.
 
 Successive halving on growing subsets of the prompts. Noise and prompts are the same for all, so two candidates are
-compared prompt by prompt, and how sure a difference is follows from resampling the prompts.
+compared prompt by prompt, and the confidence in a difference is estimated by resampling the prompts.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 DRAWS = 400
-FEWEST = 3  # prompts, below which resampling says nothing
+FEWEST = 3  # prompts, below which resampling is meaningless
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,27 @@ class Race:
         self.rivals, self.sure, self.slack = list(rivals), sure, slack
 
     def beaten(self, drift: Sequence[float], costs: np.ndarray) -> bool:
-        """Whether a candidate of this drift on the first prompts [p] and these costs [C] need not run on the others."""
-        own = np.asarray(drift, dtype=float)
-        if len(own) < FEWEST:
+        """Whether a candidate with this drift on the first prompts [p] and these costs [C] has lost."""
+        candidate = np.asarray(drift, dtype=float)
+        if len(candidate) < FEWEST:
             return False
-        if not np.isfinite(own).all():
+        if not np.isfinite(candidate).all():
             return True
-        cheaper = [rival.drift[: len(own)] for rival in self.rivals if (rival.costs <= costs).all()]
+        cheaper = [rival.drift[: len(candidate)] for rival in self.rivals if (rival.costs <= costs).all()]
         if not cheaper:
             return False
-        ahead = own - self.slack * np.array(cheaper)  # [R, p], positive where the rival is better
+        ahead = candidate - self.slack * np.array(cheaper)  # [R, p], positive where the rival is better
         best = ahead[ahead.mean(axis=1).argmax()]
-        drawn = np.random.default_rng(0).integers(len(own), size=(DRAWS, len(own)))
+        drawn = np.random.default_rng(0).integers(len(candidate), size=(DRAWS, len(candidate)))
         return bool((best[drawn].mean(axis=1) > 0).mean() >= self.sure)
 
     def expected_mean(self, drift: Sequence[float]) -> float:
-        """What the mean drift on all prompts would be if the others treated it as they treat the rivals."""
-        part = float(np.mean(drift))
-        shares = [
+        """Expected mean drift on all prompts, from the drift on the first prompts [p].
+
+        The factor from the first prompts to all of them is the median over the rivals.
+        """
+        mean = float(np.mean(drift))
+        factors = [
             r.drift.mean() / r.drift[: len(drift)].mean() for r in self.rivals if r.drift[: len(drift)].mean() > 0
         ]
-        return part * float(np.median(shares)) if shares else part
+        return mean * float(np.median(factors)) if factors else mean

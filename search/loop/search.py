@@ -70,7 +70,7 @@ class Search:
         memo = Path(self.config.runs) / "memo.sqlite"  # shared by all searches, which measure nothing twice
         if self.space.needs_input_ranges:  # ranges of activations are measured before anything is decoded
             self.model.target = target_with_ranges(self.model, *self._first_inputs(RANGED))
-        self.memo = Memo(memo, spare=folder / "memo.sqlite", told=self.warn)
+        self.memo = Memo(memo, spare=folder / "memo.sqlite", on_message=self.warn)
         if checkpoint.checkpoint_exists(self.checkpoint):
             self._resume()
         else:
@@ -226,7 +226,7 @@ class Search:
                 f"is not deterministic: two calls on the same {quality.of} differ by {difference:.3g}; "
                 "the first one is kept"
             )
-            self.guard.note(Failure(name, "the teacher", reason))
+            self.guard.record(Failure(name, "the teacher", reason))
         self.reported, self.unusable = self.evaluator.scorer.usable(self.reported)
         for name, reason in self.unusable.items():
             log.warning("guard %s: %s", name, reason)

@@ -164,12 +164,12 @@ def test_latents_come_back_bit_for_bit(tmp_path):
     memo = Memo(tmp_path / "memo.sqlite")
     for name, dtype in (("a", torch.float32), ("b", torch.bfloat16), ("c", torch.float64)):
         latents = torch.randn(3, 4, 2, 2).to(dtype)
-        memo.keep("here", name, latents)
+        memo.put_latents("here", name, latents)
         found = Memo(tmp_path / "memo.sqlite").latents("here", name)
         assert found is not None and found.dtype == dtype and torch.equal(found, latents)
     assert memo.latents("there", "a") is None
     odd = torch.randn(4, 4).T[1:]
-    memo.keep("here", "a", odd)
+    memo.put_latents("here", "a", odd)
     found = memo.latents("here", "a")
     assert found is not None and torch.equal(found, odd)
 
@@ -178,10 +178,10 @@ def test_the_oldest_latents_go_first(tmp_path, monkeypatch):
     monkeypatch.setattr("search.evaluate.memo.EVERY", 1)
     memo = Memo(tmp_path / "memo.sqlite", limit=1000)
     for i in range(20):
-        memo.keep("here", str(i), torch.full((25,), float(i)))
+        memo.put_latents("here", str(i), torch.full((25,), float(i)))
     kept = [i for i in range(20) if memo.latents("here", str(i)) is not None]
     assert 0 < len(kept) <= 11 and kept == list(range(20 - len(kept), 20))
-    memo.keep("here", "large", torch.zeros(1000))
+    memo.put_latents("here", "large", torch.zeros(1000))
     assert memo.latents("here", "large") is None
 
 

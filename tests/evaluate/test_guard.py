@@ -49,8 +49,8 @@ def test_a_sound_objective_gives_its_values():
         ("raise", "raises RuntimeError: the server is gone"),
         ("shape", r"gives shape \[\] for 2 prompts; a tensor \[2\] is wanted"),
         ("list", r"gives a list for 2 prompts; a tensor \[2\] is wanted"),
-        ("sleep", "took more than 0.2 s and was left behind"),
-        ("loop", "took more than 0.2 s and was left behind"),
+        ("sleep", "took more than 0.2 s and was abandoned"),
+        ("loop", "took more than 0.2 s and was abandoned"),
         ("exit", r"raises RuntimeError: SystemExit\('done'\)"),
     ],
 )
@@ -87,7 +87,7 @@ def test_after_so_many_candidates_nobody_is_asked():
         assert guard.exhausted == (digest != "a")
     assert [failure.digest for failure in guard.failures] == ["a", "b"] and len(told) == 2
     assert guard.summary == "2 candidates failed on calibration prompts: odd raises RuntimeError: the server is gone"
-    with pytest.raises(ObjectiveFailed, match="objective drift is no longer asked"):
+    with pytest.raises(ObjectiveFailed, match="objective drift is no longer called"):
         guard.quality("drift", Drift(), ONE, TWO, WORDS, "d")
 
 
@@ -101,12 +101,12 @@ def test_the_list_of_failures_grows_and_holds_each_once(tmp_path):
     file, guard = tmp_path / "quarantine.json", Guard()
     guard.save(file)
     assert not file.exists()
-    guard.note(Failure("odd", "a", "gives nan"))
+    guard.record(Failure("odd", "a", "gives nan"))
     guard.save(file)
-    guard.note(Failure("odd", "b", "gives inf"))
+    guard.record(Failure("odd", "b", "gives inf"))
     guard.save(file)
     another = Guard()
-    another.note(Failure("odd", "a", "gives nan"))
+    another.record(Failure("odd", "a", "gives nan"))
     another.save(file)
     assert json.loads(file.read_text()) == [
         {"objective": "odd", "digest": "a", "reason": "gives nan", "split": "calibration"},

@@ -17,7 +17,7 @@ def fill(path: Path, count: int = 200) -> None:
     memo = Memo(path)
     for i in range(count):
         memo.put("context", f"digest {i}", {"drift": [float(i)] * 20})
-        memo.keep("context", f"digest {i}", torch.full((2, 4, 8, 8), float(i)))
+        memo.put_latents("context", f"digest {i}", torch.full((2, 4, 8, 8), float(i)))
     memo.close()
 
 
@@ -55,12 +55,12 @@ def test_a_damaged_memo_is_moved_aside_and_begun_anew(tmp_path: Path, damage) ->
     fill(path)
     damage(path)
     before = path.read_bytes()
-    memo = Memo(path, told=told.append)
+    memo = Memo(path, on_message=told.append)
     for i in range(200):  # all that a search does
         memo.get("context", f"digest {i}")
         memo.latents("context", f"digest {i}")
     memo.put("context", "new", {"drift": [1.0, 2.0]})
-    memo.keep("context", "new", torch.ones(3))
+    memo.put_latents("context", "new", torch.ones(3))
     assert memo.get("context", "new") == {"drift": [1.0, 2.0]}
     assert torch.equal(memo.latents("context", "new"), torch.ones(3))
     memo.close()
@@ -69,13 +69,13 @@ def test_a_damaged_memo_is_moved_aside_and_begun_anew(tmp_path: Path, damage) ->
         return
     assert len(told) == 1 and "memo.sqlite is damaged" in told[0] and "it is now memo.broken.sqlite" in told[0]
     assert (tmp_path / "memo.broken.sqlite").read_bytes()[:4096] == before[:4096] or damage is not garbage
-    assert Memo(path, told=told.append).get("context", "new") == {"drift": [1.0, 2.0]} and len(told) == 1
+    assert Memo(path, on_message=told.append).get("context", "new") == {"drift": [1.0, 2.0]} and len(told) == 1
 
 
 def test_what_was_put_last_outlives_a_file_that_breaks_under_it(tmp_path: Path) -> None:
     path, told = tmp_path / "memo.sqlite", []
-    memo = Memo(path, told=told.append)
-    memo.keep("context", "mine", torch.arange(6.0))
+    memo = Memo(path, on_message=told.append)
+    memo.put_latents("context", "mine", torch.arange(6.0))
     memo.put("context", "mine", {"drift": [1.0]})
     memo._base.execute("pragma wal_checkpoint(truncate)")
     garbage(path)
@@ -92,7 +92,7 @@ def test_a_locked_memo_gives_way_to_a_spare(tmp_path: Path) -> None:
     other = sqlite3.connect(path)
     other.execute("pragma locking_mode=exclusive")
     other.execute("begin exclusive")
-    memo = Memo(path, spare=tmp_path / "spare.sqlite", told=told.append, patience=0.1)
+    memo = Memo(path, spare=tmp_path / "spare.sqlite", on_message=told.append, patience=0.1)
     memo.put("context", "new", {"drift": [1.0]})
     assert memo.get("context", "new") == {"drift": [1.0]} and memo.get("context", "digest 0") == {}
     assert len(told) == 1 and "cannot be used (database is locked); this search keeps what it measures in" in told[0]
@@ -112,7 +112,7 @@ def test_a_memo_that_cannot_be_written_gives_way_to_a_spare(tmp_path: Path, monk
         return connect(f"file:{given}?mode={mode}", timeout=timeout, uri=True)
 
     monkeypatch.setattr(module.sqlite3, "connect", closed)
-    memo = Memo(path, spare=tmp_path / "spare.sqlite", told=told.append)
+    memo = Memo(path, spare=tmp_path / "spare.sqlite", on_message=told.append)
     memo.put("context", "new", {"drift": [1.0]})
     assert memo.get("context", "new") == {"drift": [1.0]}
     assert len(told) == 1 and "readonly" in told[0]
@@ -124,7 +124,7 @@ def test_a_full_disk_is_an_error_of_the_disk(tmp_path: Path) -> None:
     memo = Memo(tmp_path / "memo.sqlite")
     memo._base.execute("pragma max_page_count = 20")
     with pytest.raises(OSError, match="No space left|no room") as caught:
-        memo.keep("context", "large", torch.zeros(100_000))
+        memo.put_latents("context", "large", torch.zeros(100_000))
     assert caught.value.errno == 28
 
 
@@ -140,7 +140,7 @@ memo = Memo(Path(sys.argv[1]))
 for i in range(int(sys.argv[3])):
     memo.put("context", f"{sys.argv[2]} {i}", {"drift": [float(i)]})
     memo.put("context", "both", {f"{sys.argv[2]} {i}": [float(i)]})
-    memo.keep("context", f"{sys.argv[2]} {i}", torch.full((4,), float(i)))
+    memo.put_latents("context", f"{sys.argv[2]} {i}", torch.full((4,), float(i)))
 """
 
 

@@ -244,7 +244,7 @@ def test_a_state_of_another_path_is_refused():
         run.extend(stepwise(run, schedule()), schedule())
     with pytest.raises(ValueError, match="reads more values of 'denoiser' than are kept; give them in keep"):
         partial({"denoiser": 1}).extend(run.begin(), schedule([["denoiser", "CCF1CCC"]]))
-    with pytest.raises(ValueError, match="has no path; give it steps"):
+    with pytest.raises(ValueError, match="the schedule has no number of steps; give it steps"):
         step_keys(Schedule.off(parts()[0].pipe))
     assert pipelines.traces(parts()[0].denoiser) == []
 

@@ -210,7 +210,7 @@ def test_a_worker_gives_what_its_runner_gives(local):
     assert sorted(report.number for report in reports) == list(range(len(jobs)))
     reports.sort(key=lambda report: report.number)
     assert all((report.fitted is not None) == job.fit for report, job in zip(reports, jobs, strict=True))
-    schedules = [r.fitted.opened() if r.fitted else job.schedule for r, job in zip(reports, jobs, strict=True)]
+    schedules = [r.fitted.unpack() if r.fitted else job.schedule for r, job in zip(reports, jobs, strict=True)]
     assert same([Outcome(r.latents, s, r.decided) for r, s in zip(reports, schedules, strict=True)], expected)
     assert (worker.runner.executed, worker.runner.steps) == (runner.executed, runner.steps)
 
@@ -224,7 +224,7 @@ def test_parcels_are_opened_as_they_were_packed(local):
         }
     )
     for schedule in (jobs[0].schedule, corrected):
-        opened = pickle.loads(pickle.dumps(SchedulePayload.of(schedule))).opened()
+        opened = pickle.loads(pickle.dumps(SchedulePayload.of(schedule))).unpack()
         assert opened == schedule and opened.to_dict() == schedule.to_dict()
         assert list(opened.corrections) == list(schedule.corrections)  # equal digests mean equal tensors
     assert len(pickle.dumps(SchedulePayload.of(jobs[0].schedule))) < 3000
@@ -255,13 +255,13 @@ def cluster(machines, local):
 class TestWorkers:
     def test_results_are_those_of_one_process(self, cluster, local, machines):
         _, runner, jobs, expected = local
-        machines.wait([hand.asked[0] for hand in cluster.hands], num_returns=2)
+        machines.wait([handle.pending[0] for handle in cluster.handles], num_returns=2)
         assert same(run(cluster, jobs), expected)
-        assert all(hand.executed for hand in cluster.hands)
-        assert cluster.executed == pytest.approx(sum(hand.executed for hand in cluster.hands))
+        assert all(handle.executed for handle in cluster.handles)
+        assert cluster.executed == pytest.approx(sum(handle.executed for handle in cluster.handles))
         assert runner.steps < cluster.steps < 2 * runner.steps  # what both begin with, both run
-        assert {hand.place.gpus for hand in cluster.hands} == {"0", "1"}
-        assert os.getpid() not in {hand.place.pid for hand in cluster.hands}
+        assert {handle.place.gpus for handle in cluster.handles} == {"0", "1"}
+        assert os.getpid() not in {handle.place.pid for handle in cluster.handles}
 
     def test_a_later_population_goes_on_where_its_beginning_was_run(self, cluster, local):
         model = local[0]
@@ -280,23 +280,23 @@ class TestWorkers:
         expected = run(Runner(model, local[1].costs), jobs)
         handed: list[list[int]] = []
         give = module._Call._give
-        monkeypatch.setattr(module._Call, "_give", lambda call, hand: _watched(give, call, hand, handed))
+        monkeypatch.setattr(module._Call, "_give", lambda call, handle: _watched(give, call, handle, handed))
         found: dict[int, Outcome] = {}
         untold: list[int] = []
 
         def done(i: int, outcome: Outcome) -> None:
             assert i not in found
             found[i] = outcome
-            hand = max(cluster.hands, key=lambda hand: len(hand.group))
-            if not untold and len(found) > 2 and len(hand.group) > 3:
-                os.kill(hand.place.pid, signal.SIGKILL)
-                untold.extend(hand.group.values())
+            handle = max(cluster.handles, key=lambda handle: len(handle.group))
+            if not untold and len(found) > 2 and len(handle.group) > 3:
+                os.kill(handle.place.pid, signal.SIGKILL)
+                untold.extend(handle.group.values())
 
         cluster.run(BATCH, jobs, done)
         assert untold and same([found[i] for i in range(len(jobs))], expected)
         again = Counter(i for group in handed for i in group) - Counter(range(len(jobs)))
         assert again and set(again) <= set(untold) and set(again.values()) == {1}
-        assert len(cluster.hands) == 2
+        assert len(cluster.handles) == 2
 
     def test_two_workers_on_one_gpu(self, cluster, machines, local):
         from search.evaluate.execute.cluster import Cluster
@@ -308,9 +308,9 @@ class TestWorkers:
             Cluster(model_config(), local[1].costs, threads=5).start()
         try:
             halves.start()
-            machines.wait([hand.asked[0] for hand in halves.hands], num_returns=2)
+            machines.wait([handle.pending[0] for handle in halves.handles], num_returns=2)
             assert same(run(halves, local[2][:4]), local[3][:4])
-            assert {hand.place.gpus for hand in halves.hands if hand.place} == {"2"}
+            assert {handle.place.gpus for handle in halves.handles if handle.place} == {"2"}
         finally:
             halves.close()
 
@@ -330,7 +330,7 @@ class TestWorkers:
         made = Cluster(model_config(**broken), runner.costs, workers=1)
         with pytest.raises(ValueError, match=told.format(digest=jobs[0].schedule.digest)):
             run(made, jobs[:1])
-        assert not made.hands and machines.is_initialized()  # it ends what it began
+        assert not made.handles and machines.is_initialized()  # it ends what it began
 
     def test_ctrl_c_ends_the_workers(self, machines, local):
         from search.evaluate.execute.cluster import Cluster
@@ -342,15 +342,15 @@ class TestWorkers:
 
         with pytest.raises(KeyboardInterrupt):
             made.run(BATCH, local[2], done)
-        assert not made.hands
+        assert not made.handles
         assert same(run(made, local[2][:1]), local[3][:1])  # and begins again where it is asked
         made.close()
 
 
-def _watched(give: Any, call: Any, hand: Any, handed: list[list[int]]) -> None:
-    give(call, hand)
-    if hand.group:
-        handed.append(list(hand.group.values()))
+def _watched(give: Any, call: Any, handle: Any, handed: list[list[int]]) -> None:
+    give(call, handle)
+    if handle.group:
+        handed.append(list(handle.group.values()))
 
 
 class Raises(PixArt):

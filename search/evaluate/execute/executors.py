@@ -1,4 +1,4 @@
-"""What `compute=` chooses: this process, or workers. Nothing of Ray is imported unless it is asked for."""
+"""What `compute=` chooses: this process, or Ray workers. Ray is imported only for workers."""
 
 from importlib.util import find_spec
 from typing import Protocol
@@ -14,11 +14,12 @@ from search.profile.costs import Costs
 class Workers(Executor, Protocol):
     """An executor that has to be closed."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the workers."""
 
 
 def check_compute(compute: Compute) -> None:
-    """ValueError where what was chosen is not installed."""
+    """ValueError where the chosen executor is not installed."""
     if compute.executor == "ray" and find_spec("ray") is None:
         raise ValueError(
             'compute=ray needs Ray: pip install "diffusion-schedule-search[distributed]", or '
@@ -27,15 +28,15 @@ def check_compute(compute: Compute) -> None:
 
 
 def start_workers(config: Config, model: Model, costs: Costs) -> Workers | None:
-    """The workers that run schedules for this model, as many threads in each as here; None where it is run here."""
+    """Workers that run schedules for this model, each with as many threads as this process; None for compute=local."""
     compute = config.compute
     if compute.executor == "local":
         return None
     from search.evaluate.execute.cluster import Cluster
 
-    device = model.device.type  # of several GPUs Ray chooses
+    device = model.device.type  # Ray chooses among several GPUs
     gpus = compute.gpus if compute.gpus is not None else float(device == "cuda")
-    given = dict(config.model) | {"device": device}
-    cluster = Cluster(given, costs, torch.get_num_threads(), compute.workers, gpus, compute.address)
+    model_config = dict(config.model) | {"device": device}
+    cluster = Cluster(model_config, costs, torch.get_num_threads(), compute.workers, gpus, compute.address)
     cluster.start()
     return cluster

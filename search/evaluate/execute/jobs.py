@@ -25,23 +25,23 @@ class Batch:
 
 @dataclass(frozen=True)
 class Job:
-    """A schedule to run, with its solver fitted on the way where asked for."""
+    """A schedule to run; with `fit` its solver is fitted while it runs."""
 
     schedule: Schedule
     fit: bool = False
 
     @cached_property
     def alone(self) -> bool:
-        """Whether it has to be run as a whole: gates decide by what is denoised, steps ahead are not taken singly."""
+        """Whether it shares no steps with other jobs: gates depend on prompts, batched steps are not run singly."""
         return bool(self.schedule.gates or self.schedule.batched_steps or self.schedule.corrections)
 
     @cached_property
     def prior(self) -> SolverRow | None:
-        """The table that its fit begins with; nothing where there is none, or noise is injected."""
+        """The table that its fit begins with; None where nothing is fitted, or noise is injected."""
         return Fitter.prior(self.schedule) if self.fit else None
 
     def prefix_ids(self, batch: Batch) -> list[int]:
-        """Numbers of the beginnings of its run: jobs with equal ones share the run up to there."""
+        """Identifiers of the run up to and with each step [T]: jobs with equal ones share the run up to there."""
         return prefix_ids(step_keys(self.schedule, self.prior), repr(batch))
 
 
@@ -58,15 +58,28 @@ class Outcome:
     batch: int = 0
 
 
-Done = Callable[[int, Outcome], None]
+def mean_shares(decided: Sequence[tuple[int, Mapping[str, list[float]]]]) -> dict[str, list[float]]:
+    """Shares [T] of each group over batches of so many pictures each."""
+    total = sum(count for count, _ in decided)
+    names = decided[0][1] if decided else {}
+    return {
+        name: [
+            sum(count * share for (count, _), share in zip(decided, shares, strict=True)) / total
+            for shares in zip(*(part[name] for _, part in decided), strict=True)
+        ]
+        for name in names
+    }
+
+
+OnDone = Callable[[int, Outcome], None]
 
 
 class Executor(Protocol):
-    """One device or many: `run` calls `done` with the number of each job when it is over, in any order.
+    """One device or many: `run` calls `on_done` with the number and outcome of each job, in any order.
 
-    `executed` counts block executions so far, those that were repeated after a state was dropped included.
+    `executed` counts block executions so far, including those that were repeated after a state was dropped.
     """
 
     executed: float
 
-    def run(self, batch: Batch, jobs: Sequence[Job], done: Done) -> None: ...
+    def run(self, batch: Batch, jobs: Sequence[Job], on_done: OnDone) -> None: ...

@@ -1,4 +1,4 @@
-"""Runs taken step by step, that branch: schedules that begin alike share what they have in common.
+"""Runs step by step that can branch: schedules that begin alike share their first steps.
 
 Denoising is deterministic, so two schedules that do the same up to a step have the same latents, stored values and
 solver memory there.
@@ -21,10 +21,10 @@ from search.schedule import Schedule
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run is before `step`: latents [B, C, h, w] and all that later steps may read.
+    """The state of a run before `step`: latents [B, C, h, w] and all that later steps can read.
 
-    `prefix` is what was done so far, a key per step; `macs` what that cost, for one picture; `rows` are those of the
-    solver's table that were fitted on the way. Any number of runs may go on from it.
+    `prefix` are the keys of the steps so far, `macs` is their cost for one picture, `rows` are the rows of the solver's
+    table that were fitted so far. Any number of runs can continue from it.
     """
 
     step: int
@@ -36,7 +36,7 @@ class RunState:
 
 
 class PartialRun:
-    """Runs of a model on one batch: `extend` makes a state into the next one, and leaves it as it is.
+    """Runs of a model on one batch: `extend` returns the next state and does not change the given one.
 
     `keep` is how many of its latest values each node keeps (see `values_needed`); without it every node keeps all.
     `steps` and `block_executions` count the work so far, the latter as `Evaluator` does.
@@ -54,18 +54,18 @@ class PartialRun:
         return RunState(0, self.noise, {}, (), 0.0)
 
     def extend(self, state: RunState, schedule: Schedule) -> RunState:
-        """Execute step `state.step` under a schedule; ValueError where it has done otherwise up to there."""
+        """Execute step `state.step` under a schedule; ValueError where the state is of another schedule."""
         if state.step >= (schedule.steps or 0):
             raise ValueError(f"the run is over: {state.step} steps are done, the schedule has {schedule.steps}")
         with closing(self.follow(state, schedule)) as states:
             following: RunState = next(states)
             return following
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]  # also while the generator waits: it would leak from a `with`
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # a `with` would last while the generator waits
     def follow(self, state: RunState, schedule: Schedule, solver: FittedSolver | None = None) -> Iterator[RunState]:
-        """Execute the steps that are left, one by one; the pipeline is the schedule's until this is closed.
+        """Execute the remaining steps, one by one; the schedule stays applied until the generator is closed.
 
-        `solver` runs and is fitted instead of the schedule's own.
+        `solver` runs and is fitted in the place of the schedule's solver.
         """
         keys = step_keys(schedule, (solver.state, solver.outputs) if solver else None)
         if keys[: state.step] != state.prefix:

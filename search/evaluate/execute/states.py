@@ -1,4 +1,4 @@
-"""States of runs within a bound on memory: the latest used ones, on the device, beside it, or run again."""
+"""A cache of states of runs with a limit on memory: on the device, then in host memory, then dropped."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from search.evaluate.execute.partial import RunState
 
 @dataclass(eq=False)
 class SharedTensor:
-    """A tensor that any number of states share, and how many of them hold it near (on its device) and far."""
+    """A tensor that several states share; how many hold it near (on its device) and far (in host memory)."""
 
     tensor: Tensor
     device: torch.device
@@ -25,15 +25,15 @@ class SharedTensor:
         return int(self.tensor.numel() * self.tensor.element_size())
 
 
-PackedState = tuple[RunState, list[SharedTensor]]  # a state with cells for tensors, and each of the cells once
+PackedState = tuple[RunState, list[SharedTensor]]  # a state with shared tensors, and each of them once
 
 
 class StateCache:
-    """States by number. Those used least lately go to host memory, and from there away.
+    """States by prefix id. The least recently used ones are moved to host memory, and dropped from there.
 
-    Tensors that several states share are moved and counted once. `near` and `far` are bounds in bytes on the device and
-    in host memory (four times as much, if not given); a device that is the host has near memory alone. `bytes` and
-    `far_bytes` are what is held.
+    Tensors that several states share are moved and counted once. `near` and `far` are limits in bytes on the device and
+    in host memory (four times as much, if not given); on a CPU there is near memory alone. `bytes` and `far_bytes`
+    are the sizes of what is held.
     """
 
     def __init__(self, near: int = 2**31, far: int | None = None) -> None:
@@ -41,29 +41,29 @@ class StateCache:
         self.bytes = self.far_bytes = 0
         self.near: OrderedDict[int, PackedState] = OrderedDict()
         self.far: OrderedDict[int, PackedState] = OrderedDict()
-        self.cells: dict[int, SharedTensor] = {}  # those that are near, by the identity of their tensors
+        self.cells: dict[int, SharedTensor] = {}  # the near ones, by the identity of their tensors
 
     def __contains__(self, number: int) -> bool:
         return number in self.near or number in self.far
 
     def touch(self, number: int) -> None:
-        """Drop a state later than those that were used before."""
+        """Mark a state as used now, so that it is dropped later."""
         (self.near if number in self.near else self.far).move_to_end(number)
 
     def put(self, number: int, state: RunState) -> None:
-        """Hold a state, or use it again."""
+        """Add a state, or mark it as used now."""
         if number in self:
             self.touch(number)
         else:
             cells: dict[int, SharedTensor] = {}
-            packed = _of(state, lambda value: _mapped(value, Tensor, lambda tensor: self._cell(tensor, cells)))
+            packed = _changed(state, lambda value: _mapped(value, Tensor, lambda tensor: self._cell(tensor, cells)))
             for cell in cells.values():
                 cell.near += 1
             self.near[number] = packed, list(cells.values())
             self._shrink()
 
     def get(self, number: int) -> RunState | None:
-        """A state with its tensors on their device; None where it is not held any more."""
+        """A state with its tensors on their device; None where it was dropped."""
         if number in self.far:
             packed, cells = self.far.pop(number)
             for cell in cells:
@@ -72,16 +72,16 @@ class StateCache:
         if number not in self.near:
             return None
         self.near.move_to_end(number)
-        found = _of(self.near[number][0], lambda value: _mapped(value, SharedTensor, lambda cell: cell.tensor))
+        state = _changed(self.near[number][0], lambda value: _mapped(value, SharedTensor, lambda cell: cell.tensor))
         self._shrink()
-        return found
+        return state
 
-    def _cell(self, tensor: Tensor, found: dict[int, SharedTensor]) -> SharedTensor:
+    def _cell(self, tensor: Tensor, cells: dict[int, SharedTensor]) -> SharedTensor:
         cell = self.cells.get(id(tensor))
         if cell is None:
             cell = self.cells[id(tensor)] = SharedTensor(tensor, tensor.device)
             self.bytes += cell.size
-        return found.setdefault(id(cell), cell)
+        return cells.setdefault(id(cell), cell)
 
     def _bring(self, cell: SharedTensor) -> None:
         if not cell.near:
@@ -99,7 +99,7 @@ class StateCache:
             for cell in cells:
                 cell.near, cell.far = cell.near - 1, cell.far + spilled
                 if not cell.near:
-                    self._leave(cell)
+                    self._move_away(cell)
             if spilled:
                 self.far[number] = packed, cells
         while self.far_bytes > far and self.far:
@@ -108,8 +108,8 @@ class StateCache:
                 if not cell.near and not cell.far:
                     self.far_bytes -= cell.size
 
-    def _leave(self, cell: SharedTensor) -> None:
-        """No state holds it near any more."""
+    def _move_away(self, cell: SharedTensor) -> None:
+        """Move a tensor that no state holds near any more to host memory, or drop it."""
         del self.cells[id(cell.tensor)]
         self.bytes -= cell.size
         if cell.far:
@@ -117,12 +117,12 @@ class StateCache:
             cell.tensor = cell.tensor.cpu()
 
 
-def _of(state: RunState, change: Callable[[Any], Any]) -> RunState:
+def _changed(state: RunState, change: Callable[[Any], Any]) -> RunState:
     return replace(state, latents=change(state.latents), snapshot=change(state.snapshot))
 
 
 def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """Plain data with every instance of a class changed."""
+    """The same plain data with every instance of a class changed."""
     if isinstance(value, kind):
         return change(value)
     if type(value) is dict:

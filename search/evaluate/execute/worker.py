@@ -1,4 +1,4 @@
-"""What a worker of compute=ray is: a process with a pipeline of its own that executes what it is given."""
+"""A worker of compute=ray: a process that loads the pipeline and executes groups of jobs."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ from search.schedule import Schedule
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """Where a worker is. `gpus` are those that Ray lets it see; results are equal bit for bit where `device` is."""
+    """Where a worker runs. `gpus` are the visible ones; workers of one `device` give equal results, bit for bit."""
 
     pid: int
     host: str
@@ -29,23 +29,25 @@ class WorkerInfo:
 
 @dataclass(frozen=True)
 class SchedulePayload:
-    """A schedule on its way: as its file's content, a few KB, for which it is larger by far once it was looked into."""
+    """A schedule as it is sent: the content of its file, a few KB; a schedule in use holds much more."""
 
     content: Mapping[str, Any] | Schedule
 
     @staticmethod
     def of(schedule: Schedule) -> "SchedulePayload":
+        """The payload of a schedule."""
         return SchedulePayload(
             schedule if schedule.corrections else schedule.to_dict()
-        )  # corrections are tensors beside it
+        )  # the tensors of corrections are not in the content
 
-    def opened(self) -> Schedule:
+    def unpack(self) -> Schedule:
+        """The schedule."""
         return self.content if isinstance(self.content, Schedule) else Schedule.from_dict(self.content)
 
 
 @dataclass(frozen=True)
 class JobReport:
-    """A result: the job's number in its group, see `Outcome`, and the worker's counts up to then.
+    """A result: the job's number in its group, its outcome (see `Outcome`), and the worker's counts up to then.
 
     `fitted` is the schedule that was run, where it is not the job's own; `batch` as in `Outcome`.
     """
@@ -60,7 +62,7 @@ class JobReport:
 
 
 class Worker:
-    """One runner. Ray calls the methods one after the other, in the order in which they were asked for."""
+    """One runner. Ray runs the calls of the methods one after the other, in the order in which they were made."""
 
     def load(self, model: Mapping[str, Any], costs: Costs, threads: int, folder: str) -> WorkerInfo:
         """Load the pipeline of a model's configuration; relative paths in it begin at `folder`."""
@@ -70,27 +72,27 @@ class Worker:
         torch.set_grad_enabled(False)
         try:
             self.runner = Runner(instantiate(dict(model)), costs)
-        except InstantiationException as error:  # which would lose what the constructor said on its way back
+        except InstantiationException as error:  # Ray would lose the message of the constructor
             raise error.__cause__ or error from None
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        return WorkerInfo(os.getpid(), socket.gethostname(), seen, arithmetic_settings(self.runner.model.device))
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return WorkerInfo(os.getpid(), socket.gethostname(), gpus, arithmetic_settings(self.runner.model.device))
 
     def first(self, batch: Batch, group: Sequence[tuple[SchedulePayload, bool]]) -> JobReport:
-        """Begin a group, of each job the schedule and whether it is fitted; the result of what is over first."""
-        self.jobs = [Job(parcel.opened(), fit) for parcel, fit in group]
+        """Begin a group (schedules, and whether each is fitted) and return the result that is ready first."""
+        self.jobs = [Job(payload.unpack(), fit) for payload, fit in group]
         self.outcomes: Iterator[tuple[int, Outcome]] = self.runner.outcomes(batch, self.jobs)
         return self.next()
 
     def next(self) -> JobReport:
         """The next result of the group."""
-        number, ended = next(self.outcomes)
-        fitted = None if ended.schedule is self.jobs[number].schedule else SchedulePayload.of(ended.schedule)
+        number, outcome = next(self.outcomes)
+        fitted = None if outcome.schedule is self.jobs[number].schedule else SchedulePayload.of(outcome.schedule)
         counts = self.runner.executed, self.runner.steps
-        return JobReport(number, ended.latents, fitted, ended.decided, *counts, ended.batch)
+        return JobReport(number, outcome.latents, fitted, outcome.decided, *counts, outcome.batch)
 
 
 def arithmetic_settings(device: torch.device) -> str:
-    """What decides about the last bits of a result, apart from the number of threads."""
+    """What determines the last bits of a result, apart from the number of threads."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"

@@ -1,9 +1,8 @@
-"""Fits corrections of reused values: per node, step and channel the affine map that comes closest to the truth.
+"""Fits corrections of reused values: per node, step and channel the affine map with the least squared error.
 
 CacheQuant's decoupled correction (arXiv:2503.01323): a = cov(Xc, Xr) / var(Xc), b = mean(Xr) - a mean(Xc), where Xc is
-what the schedule would reuse. There Xr comes from a run without caching. Here it is what the node gives on the inputs
-that the corrected run itself produces, with the bits that the schedule has: what is corrected first is seen by all
-that comes after it.
+what the schedule would reuse. There Xr comes from a run without caching. Here it is the output of the node on the
+inputs of the corrected run itself, with the bits that the schedule has: later nodes see what was corrected before.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,16 +23,16 @@ class Corrector:
 
     def __init__(self, model: Model, conditions: Any, noise: Tensor, ridge: float = RIDGE) -> None:
         self.model, self.conditions, self.noise, self.ridge = model, conditions, noise, ridge
-        self.known: dict[str, Schedule] = {}
+        self._corrected: dict[str, Schedule] = {}
         self.runs = 0
 
     def fit(self, schedule: Schedule) -> Schedule:
         """The same schedule with every reused value corrected; itself where it reuses nothing.
 
-        Corrections that it has already are fitted anew.
+        Corrections that the schedule has are replaced.
         """
         bare = schedule.with_corrections({})
-        if bare.digest not in self.known:
+        if bare.digest not in self._corrected:
             fits = {name: CorrectionFit(name, self.ridge) for name in reused_steps(bare.plan)}
             if fits:
                 with torch.no_grad(), self.model.apply(bare, corrections=fits):
@@ -42,12 +41,12 @@ class Corrector:
             tensors: dict[str, Tensor] = {}
             for fit in fits.values():
                 tensors |= fit.tensors()
-            self.known[bare.digest] = bare.with_corrections(tensors)
-        return self.known[bare.digest]
+            self._corrected[bare.digest] = bare.with_corrections(tensors)
+        return self._corrected[bare.digest]
 
 
 class CorrectionFit:
-    """The correction of one node while it is fitted: goes on with the corrected value."""
+    """The correction of one node while it is fitted; the run continues with the corrected value."""
 
     def __init__(self, name: str, ridge: float) -> None:
         self.name, self.ridge = name, ridge
@@ -55,7 +54,7 @@ class CorrectionFit:
         self.errors: dict[int, tuple[Tensor, Tensor]] = {}  # of a step: mean squares [C] before and after
 
     def __call__(self, step: int, value: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-        """Fitted when a step is first seen; another branch of guidance gets what the first one got."""
+        """Fits at the first call of a step; a second branch of guidance gets the same correction."""
         if step not in self.rows:
             scale, shift, before, after = fit_affine(value, compute(), self.ridge)
             self.rows[step], self.errors[step] = (scale, shift), (before, after)
@@ -63,7 +62,7 @@ class CorrectionFit:
         return Affine(self.name, [step], scale[None], shift[None])(step, value, compute)
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """As the file has them."""
+        """Scales and shifts of all steps, by the names that they have in a file."""
         rows = [self.rows[step] for step in sorted(self.rows)]
         return {
             self.name + SCALE: torch.stack([a for a, _ in rows]),

@@ -1,9 +1,9 @@
 """Least squares of a solver's table against the teacher, under whatever plan and bits a schedule has.
 
 OLSS (arXiv:2305.14677) fits x[i+1] on x[0] and the outputs e[0..i] of the *teacher*. Here the outputs are those that
-the schedule itself produces: each row is fitted while the run goes on, so the next output already follows the
-fitted state. One run on a few calibration prompts fits the whole table, and the solver takes up the systematic
-part of what caching, skipping and rounding do.
+the schedule itself produces: each row is fitted during the run, so the next output already follows from the fitted
+state. One run on a few calibration prompts fits the whole table, and the solver compensates for the systematic part of
+the errors of caching, skipping and rounding.
 """
 
 import json
@@ -72,7 +72,10 @@ class Trajectory:
 
 
 def record_trajectory(model: Model, conditions: Any, noise: Tensor) -> Trajectory:
-    """Run the model under whatever is applied and keep everything that the solver sees."""
+    """Run the model with the applied schedule and record all inputs and outputs of the solver.
+
+    ValueError where the scheduler has no sigmas.
+    """
     states, outputs = [], []
     scheduler = model.pipe.scheduler
     latents = model.begin(conditions, noise)
@@ -91,32 +94,32 @@ def record_trajectory(model: Model, conditions: Any, noise: Tensor) -> Trajector
 class Fitter:
     """Fits solver tables on a few calibration prompts and their noise.
 
-    A fit is a run of these prompts, and the fitted table gives the very latents in which that run ended: `latents`
-    holds those of the last fit by the fitted schedule's digest.
+    A fit is a run of these prompts, and the fitted table gives exactly the final latents of that run: `latents` holds
+    those of the last fit, by the digest of the fitted schedule.
     """
 
     def __init__(self, model: Model, conditions: Any, noise: Tensor, ridge: float = RIDGE) -> None:
         self.model, self.conditions, self.noise, self.ridge = model, conditions, noise, ridge
         with torch.no_grad():
             self.teacher = record_trajectory(model, conditions, noise)
-        self.known: dict[str, Schedule] = {}
+        self._fitted: dict[str, Schedule] = {}
         self.latents: dict[str, Tensor] = {}
         self.runs = 1
 
     def fit(self, schedule: Schedule) -> Schedule:
-        """The same schedule with its solver's table refitted; ValueError where it brings no grid of its own.
+        """The same schedule with its solver's table fitted; ValueError where it has no timesteps and sigmas.
 
-        A schedule that injects noise stays as it is: a table says itself what each step is given of the noise.
+        A schedule that injects noise is returned unchanged: a table determines the noise of each step.
         """
         if self.prior(schedule) is None:
             return schedule
-        if schedule.digest not in self.known:
-            self.known[schedule.digest] = self._run(schedule)
-        return self.known[schedule.digest]
+        if schedule.digest not in self._fitted:
+            self._fitted[schedule.digest] = self._run(schedule)
+        return self._fitted[schedule.digest]
 
     @staticmethod
     def prior(schedule: Schedule) -> SolverRow | None:
-        """The table that a schedule runs without a fit, which a fit begins with; None where none is to be fitted."""
+        """The table that a schedule runs without a fit, which a fit begins with; None where no table is fitted."""
         if "start" in schedule.to_dict():
             return None
         sampler = schedule.sampler or {}
@@ -127,7 +130,7 @@ class Fitter:
         return _traced(json.dumps(sampler, sort_keys=True))
 
     def solver(self, schedule: Schedule) -> "FittedSolver":
-        """What fits this schedule's table while it runs."""
+        """The solver that fits this schedule's table while it runs."""
         prior = self.prior(schedule)
         assert prior is not None
         targets = [self.teacher.state(sigma) for sigma in (schedule.sampler or {})["sigmas"][1:]]
@@ -144,10 +147,10 @@ class Fitter:
         """Fit while the schedule runs."""
         solver = self.solver(schedule)
         with torch.no_grad(), self.model.apply(schedule, solver=solver):
-            ended = self.model.sample(self.conditions, self.noise).cpu()
+            latents = self.model.sample(self.conditions, self.noise).cpu()
         self.runs += 1
         fitted = self.fitted(schedule, solver)
-        self.latents = {fitted.digest: ended}
+        self.latents = {fitted.digest: latents}
         return fitted
 
 
@@ -159,9 +162,9 @@ def _traced(sampler: str) -> SolverRow:
 
 
 class FittedSolver(LinearSolver):
-    """Runs a table whose rows it fits on the way: ridge regression around the prior's row.
+    """Runs a table and fits its rows meanwhile: ridge regression around the row of the prior.
 
-    What is combined is scaled to unit norm, so `ridge` is a share of its energy.
+    The combined vectors are scaled to unit norm, so `ridge` is a share of their energy.
     """
 
     state: list[float]
@@ -174,14 +177,14 @@ class FittedSolver(LinearSolver):
         self.targets, self.ridge = targets, ridge
 
     def resume(self, rows: Sequence[Sequence[float]]) -> None:
-        """Take rows that were fitted before, each the weights of x[0] and of the outputs."""
+        """Take over rows that were fitted before, each the weights of x[0] and of the outputs."""
         for i, (state, *outputs) in enumerate(rows):
             self.state[i], self.outputs[i] = state, outputs
 
     def step(self, i: int, output: Tensor, sample: Tensor) -> Tensor:
-        """x[i+1] by the fitted row, in the arithmetic of the table's interpreter."""
-        known = [sample, output] if i == 0 else [*self.values, output]
-        rows = torch.stack([value.double().flatten() for value in known])  # [K, N]
+        """x[i+1] by the fitted row, in the same arithmetic as `LinearSolver`."""
+        vectors = [sample, output] if i == 0 else [*self.values, output]
+        rows = torch.stack([value.double().flatten() for value in vectors])  # [K, N]
         prior = torch.tensor([self.state[i], *self.outputs[i]], dtype=rows.dtype, device=rows.device)
         products = rows @ rows.T
         norms = products.diagonal().sqrt().clamp(min=1e-30)
