@@ -84,11 +84,11 @@ class BitsSpace(Space):
                     f"protect has {pattern!r}, which matches none of {len(target.layers)} layers; they are called "
                     f"like {next(iter(target.layers), 'nothing')!r}"
                 )
-        found: dict[tuple[str, ...], list[str]] = {}
+        layers_by_tie: dict[tuple[str, ...], list[str]] = {}
         for name in target.layers:
             if (tie := _tie(name, target)) and not any(fnmatchcase(name, pattern) for pattern in self.protect):
-                found.setdefault(tie, []).append(name)
-        return {_name(layers): layers for layers in found.values() if self._formats(layers)}
+                layers_by_tie.setdefault(tie, []).append(name)
+        return {_name(layers): layers for layers in layers_by_tie.values() if self._formats(layers)}
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
         """The bits part; `{}` where every layer is at full precision. Groups of a format divide the inputs.
@@ -110,8 +110,8 @@ class BitsSpace(Space):
             formats[layers[name]] = part.model_dump(exclude_defaults=True)
             if part.static:
                 ranges[name] = _ranges(name, part.split is not None, target)
-        found = {"formats": formats, "layers": layers} | ({"ranges": ranges} if ranges else {})
-        return {"bits": found} if layers else {}
+        part = {"formats": formats, "layers": layers} | ({"ranges": ranges} if ranges else {})
+        return {"bits": part} if layers else {}
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
         """Every format everywhere, and MixDQ's split where there are formats of 8 and 4 weight bits."""
@@ -140,11 +140,11 @@ class BitsSpace(Space):
         return any(FORMATS[name].static for name in self.formats)
 
     def _formats(self, layers: Sequence[str]) -> list[str]:
-        """What a group may have; they stand first in the list of formats, which fall."""
+        """The formats that a group can have: the first ones of the list, which falls in bits."""
         return [name for name in self.formats if layers[0] not in ENDS or _bits(name)[0] >= 8]
 
     def _at_most(self, level: int, layers: Sequence[str]) -> int:
-        """The level, or where the group may not have it its last one that rounds activations the same way."""
+        """The level, or where the group lacks it the last one that rounds activations the same way."""
         form, allowed = FORMATS[self.formats[level - 1]], self._formats(layers)
         kind = (form.activation, form.static)
         same = [i for i, name in enumerate(allowed, 1) if (FORMATS[name].activation, FORMATS[name].static) == kind]

@@ -83,7 +83,7 @@ class CacheSpace(Space):
         return {"plan": {"value": "out", "axis": self.axis, "rules": rules}} if rules else {}
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
-        """The published rules that this granularity can say, and are not all off at this number of steps."""
+        """The published rules that this granularity can express, and are not all off at this number of steps."""
         found: dict[str, np.ndarray] = {}
         for name, tokens in self._rules(target):
             x = self.encode(tokens, target)
@@ -107,7 +107,7 @@ class CacheSpace(Space):
         for t in range(1, target.reference):
             actions = {name: levels[values[t]] for name, values in tokens.items()}
             if self.granularity == "interval" and len({actions[k] for k in kinds if actions[k]}) > 1:
-                return None  # one gene says reuse or forecast for all kinds of a step
+                return None  # one gene chooses reuse or forecast for all kinds of a step
             rows.append([self._encode(name, top, actions) for name, top, _ in self._row(target)])
         return np.array(rows, dtype=np.int64).ravel()
 

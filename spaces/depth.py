@@ -36,7 +36,7 @@ class DepthSpace(Space):
 
     Two more genes inject noise (search/schedule/apply/injection.py): `strengths`, level 0 none, and `below`, the
     timestep of 1000 under which it is done, whose level 0 is the first. They are idle where another space runs a
-    solver table, which says itself what each step takes of the noise.
+    solver table, which determines the noise of each step.
 
     With `ahead` above 1 up to so many decoders in a row run as one batch (search/schedule/apply/ahead.py), for all
     genes.
@@ -58,7 +58,7 @@ class DepthSpace(Space):
                         f"space.depth.{name}=[{PUBLISHED[name == 'below']}]"
                     )
             if len(set(values)) < len(values):
-                raise ValueError(f"{name}={list(values)} names one twice; leave it out")
+                raise ValueError(f"{name}={list(values)} has a value twice; leave it out")
         if isinstance(self.ahead, bool) or not isinstance(self.ahead, int) or not 1 <= self.ahead <= 1000:
             raise ValueError(f"ahead is {self.ahead!r}; give 1 to 1000 steps, for example space.depth.ahead=4")
         if self.strengths and not self.below:
@@ -129,7 +129,7 @@ class DepthSpace(Space):
 
     @staticmethod
     def _reused(target: Target) -> list[list[str]]:
-        """Names of the nodes that each level reuses; ValueError for denoisers that are no UNets."""
+        """Names of the nodes that each level reuses; ValueError for denoisers other than UNets."""
         tree = target.tree
         if tree.model_class not in UNETS:
             raise ValueError(

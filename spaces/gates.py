@@ -105,7 +105,7 @@ class GatesSpace(Space):
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
         """The published rules whose threshold, signal and order this space has; TeaCache's without its polynomial
-        unless `poly` says it.
+        unless `poly` gives it.
         """
         genes = self.genes(target)
         found: dict[str, np.ndarray] = {}

@@ -103,7 +103,7 @@ class GuidanceSpace(Space):
         return {"guidance": found} if len(found) > 1 else {}
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
-        """The published rules that these branches can say, and are not all off at this number of steps."""
+        """The published rules that these branches can express, and are not all off at this number of steps."""
         steps = target.reference
         rules = {
             f"CFG off in the last {part} %": [

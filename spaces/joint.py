@@ -20,14 +20,14 @@ class JointSpace(Space):
 
     Spaces decode in the order of their stage: where timesteps move, the others decode on the moved grid and take
     for every step the genes of the teacher's step nearest in log-SNR (`Target.at`). Actions of several spaces on
-    one node are laid over each other, a skip over all else; what then reads a value that is no longer computed is
+    one node are laid over each other, a skip over all else; an action that then reads a value which is not computed is
     lowered, also where another denoiser takes over; a wholly reused step of a solver table is folded into the table
     and vanishes. So dead genes leave no trace in the schedule, and equal behaviour has one digest.
     """
 
     def __init__(self, spaces: Sequence[Space]) -> None:
         if len({space.key for space in spaces}) < len(spaces):
-            raise ValueError(f"space={[s.key for s in spaces]} names one space twice; name each once")
+            raise ValueError(f"space={[s.key for s in spaces]} has one space twice; name each once")
         self.spaces = tuple(spaces)
         self.key = "+".join(space.key for space in spaces)  # type: ignore[misc]
         self.additive = all(space.additive for space in spaces)  # type: ignore[misc]

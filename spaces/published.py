@@ -1,4 +1,4 @@
-"""Published rules of which several spaces say a part each, under one name: `joint` puts the parts together."""
+"""Published rules of which several spaces have a preset each, under one name: `joint` combines the presets."""
 
 FASTER_CACHE = "FasterCache"  # arXiv:2410.19355
 

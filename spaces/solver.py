@@ -14,7 +14,7 @@ from search.profile.target import Target
 from search.schedule.noise import Noise
 from search.schedule.schedulers import GRIDDED, scheduler_of_part
 from search.solvers.multistep import compile_rules
-from search.solvers.rules import own_rules
+from search.solvers.rules import sampler_rules
 from search.solvers.table import MAX_ORDER, STENCILS, SolverRule, SolverTable
 from search.solvers.trace import check_linear, trace_scheduler
 from search.spaces.base import Gene, Space
@@ -37,7 +37,7 @@ class SolverSpace(Space):
       the caller: see `wants_solver_fit`.
 
     DDIM, DPM-Solver++ (arXiv:2211.01095), DEIS (arXiv:2204.13902), UniPC (arXiv:2302.04867) and PNDM
-    (arXiv:2202.09778) are rows of it. Where rules cannot say the pipeline's own scheduler, a step that leaves all
+    (arXiv:2202.09778) are rows of it. Where rules cannot express the pipeline's own scheduler, a step that leaves all
     at 0 is DDIM's as soon as any other gene is on.
     """
 
@@ -64,7 +64,7 @@ class SolverSpace(Space):
         if name not in GRIDDED:
             raise ValueError(f"{name} runs no given timesteps, hence no table; use {', '.join(GRIDDED)}")
         check_linear(scheduler_of_part(target.sampler))
-        _own(target.sampler)  # the denoiser's kind of output, and the grid
+        _pipeline_rules(target.sampler)  # the denoiser's kind of output, and the grid
         rows = [(f"{n}@{t}", levels, t, ordered) for t in range(target.reference) for n, levels, ordered in self._row()]
         genes = [Gene(n, levels, step=t, ordered=ordered) for n, levels, t, ordered in rows]
         return [*genes, Gene("fit", 2, group="fit")] if self.fit else genes
@@ -72,11 +72,11 @@ class SolverSpace(Space):
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
         """The sampler part with its table; `{}` where every step is the pipeline's own."""
         genes = np.asarray(x, dtype=np.int64)
-        own, sayable, table = _own(target.sampler)
+        pipeline, expressible, table = _pipeline_rules(target.sampler)
         fit = self.wants_solver_fit(x, target)
         if any(map(any, self._table(genes, target))):
-            rules = self._rules(genes, own, target)
-            if not sayable or rules != own:
+            rules = self._rules(genes, pipeline, target)
+            if not expressible or rules != pipeline:
                 table = compile_rules(rules, target.noise, target.sampler, LARGEST)
             elif not fit:
                 return {}
@@ -86,19 +86,19 @@ class SolverSpace(Space):
         return {"sampler": part | {"coefficients": table.part()}}
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
-        """The published solvers that these genes can say, and that are not the pipeline's own."""
-        own, sayable, table = _own(target.sampler)
-        found = {}
+        """The published solvers that these genes can express, and that are not the pipeline's own."""
+        pipeline, expressible, table = _pipeline_rules(target.sampler)
+        rows = {}
         for name, rule in PRESETS.items():
             if rule.order > self.max_order or rule.stencil not in self.stencils:
                 continue
-            if not self.correctors and any(theirs.corrector != rule.corrector for theirs in own):
+            if not self.correctors and any(pipeline_rule.corrector != rule.corrector for pipeline_rule in pipeline):
                 continue
             x = self._preset(name, rule, target.reference)
-            said = compile_rules(self._rules(x, own, target), target.noise, target.sampler, LARGEST)
-            if not (sayable and said.close(table)):
-                found[name] = x
-        return found
+            compiled = compile_rules(self._rules(x, pipeline, target), target.noise, target.sampler, LARGEST)
+            if not (expressible and compiled.close(table)):
+                rows[name] = x
+        return rows
 
     def encode_solver_fit(self, target: Target) -> np.ndarray:
         """The row with its fit alone on; all off where the fit is switched off."""
@@ -130,17 +130,16 @@ class SolverSpace(Space):
         rows = x[: target.reference * width].reshape(target.reference, width).tolist()
         return [rows[t] for t in target.at]
 
-    def _rules(self, x: np.ndarray, own: tuple[SolverRule, ...], target: Target) -> tuple[SolverRule, ...]:
-        return tuple(
-            self._rule(rule, *row) if any(row) else rule for rule, row in zip(own, self._table(x, target), strict=True)
-        )
+    def _rules(self, x: np.ndarray, pipeline: tuple[SolverRule, ...], target: Target) -> tuple[SolverRule, ...]:
+        rows = self._table(x, target)
+        return tuple(self._rule(rule, *row) if any(row) else rule for rule, row in zip(pipeline, rows, strict=True))
 
-    def _rule(self, own: SolverRule, order: int, form: int, stencil: int, corrector: int = 0) -> SolverRule:
+    def _rule(self, rule: SolverRule, order: int, form: int, stencil: int, corrector: int = 0) -> SolverRule:
         return SolverRule(
-            order or own.order,
-            FORMS[form - 1] if form else own.form,
-            self.stencils[stencil - 1] if stencil else own.stencil,
-            corrector == 1 if corrector else own.corrector,
+            order or rule.order,
+            FORMS[form - 1] if form else rule.form,
+            self.stencils[stencil - 1] if stencil else rule.stencil,
+            corrector == 1 if corrector else rule.corrector,
         )
 
     def _preset(self, name: str, rule: SolverRule, steps: int) -> np.ndarray:
@@ -165,22 +164,22 @@ PRESETS = {
 }
 
 
-def _own(sampler: Mapping[str, Any]) -> tuple[tuple[SolverRule, ...], bool, SolverTable]:
-    """Rules of the sampler part's own scheduler, whether they say it, and its table."""
-    return _own_of(json.dumps(sampler, sort_keys=True))
+def _pipeline_rules(sampler: Mapping[str, Any]) -> tuple[tuple[SolverRule, ...], bool, SolverTable]:
+    """Rules of the sampler part's scheduler, whether they express it exactly, and its table."""
+    return _pipeline_rules_of(json.dumps(sampler, sort_keys=True))
 
 
 @lru_cache(maxsize=256)
-def _own_of(text: str) -> tuple[tuple[SolverRule, ...], bool, SolverTable]:
+def _pipeline_rules_of(text: str) -> tuple[tuple[SolverRule, ...], bool, SolverTable]:
     sampler = json.loads(text)
     noise = Noise.of(sampler)
     try:
-        rules, sayable = own_rules(sampler), True
+        rules, expressible = sampler_rules(sampler), True
     except ValueError:
-        rules, sayable = (SolverRule(),) * len(sampler["timesteps"]), False
-    said = compile_rules(rules, noise, sampler, LARGEST)
-    if sayable:
-        return rules, True, said
+        rules, expressible = (SolverRule(),) * len(sampler["timesteps"]), False
+    table = compile_rules(rules, noise, sampler, LARGEST)
+    if expressible:
+        return rules, True, table
     return (
         rules,
         False,

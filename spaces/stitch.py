@@ -30,7 +30,7 @@ class StitchSpace(Space):
 
     granularity: Literal["switch", "step"] = "switch"
     key: ClassVar[str] = "stitch"
-    stage: ClassVar[int] = 1  # on the steps as they were moved, before anything says what runs inside of them
+    stage: ClassVar[int] = 1  # on the moved steps, before spaces that decide what runs inside of them
     additive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -56,7 +56,7 @@ def record_drifts(
     limit_bytes: int = 2**30,
     value_bytes: Mapping[str, int] | None = None,
 ) -> Drifts:
-    """Run the teacher and keep the distances between every component's and the denoiser's outputs.
+    """Run the teacher and measure the distances between the outputs of each component and of the denoiser.
 
     Outputs of all steps stay in memory at once; where they would exceed `limit_bytes` the nodes are split
     over several runs, which draw the same trajectory.
@@ -77,8 +77,8 @@ def record_drifts(
         removers = []
         for node in part:
 
-            def after(_: object, __: object, output: object, kept: list[Tensor] = outputs[node.name]) -> None:
-                kept.append(torch.cat([tensor.detach().flatten() for tensor in leaves(plain_output(output))]))
+            def after(_: object, __: object, output: object, values: list[Tensor] = outputs[node.name]) -> None:
+                values.append(torch.cat([tensor.detach().flatten() for tensor in leaves(plain_output(output))]))
 
             module = tree.module(denoiser, node)
             assert module is not None

@@ -1,7 +1,7 @@
 """Calibrates static activations: least and greatest value of each layer's input over a run at full precision.
 
-Inputs change from step to step, so that the range of one step fits no other. Q-Diffusion (arXiv:2302.04304, section
-4.2) takes the same number of inputs from every c-th step of the full-precision sampler: here all pictures of each.
+Inputs change from step to step, so that the range of one step is wrong for the others. Q-Diffusion (arXiv:2302.04304,
+section 4.2) takes the same number of inputs from every c-th step of the full-precision sampler: here all pictures of each.
 """
 
 from collections.abc import Mapping
@@ -23,10 +23,21 @@ Ranges = dict[str, list[tuple[float, float]]]
 def measure_ranges(
     model: Model, schedule: Schedule, conditions: Any, noise: Tensor, every: int = 1, first: int = 0
 ) -> Ranges:
-    """Ranges of the schedule's static layers, by their run in this schedule without its bits.
+    """Ranges of the schedule's static layers, from a run of this schedule without its bits.
 
-    Observed are the steps first, first + every, …: with `every` of at least all steps, a single one. Give them to
-    `Schedule.with_ranges`. ValueError names a layer that none of these steps runs.
+    Args:
+        model: The model that runs.
+        schedule: Its bits name the layers.
+        conditions: What `model.encode` returned.
+        noise: Initial noise [B, C, h, w].
+        every: Observe the steps first, first + every, ...
+        first: The first observed step.
+
+    Returns:
+        By layer one (least, greatest) pair for each side of its input, for `Schedule.with_ranges`.
+
+    Raises:
+        ValueError: None of the observed steps runs a layer.
     """
     splits = {name: form.split for name, form in schedule.bits.items() if form.static}
     parts = schedule.with_corrections({}).to_dict()
@@ -51,7 +62,7 @@ def observe_inputs(
     every: int = 1,
     first: int = 0,
 ) -> Ranges:
-    """One run of a schedule; the range of the input of each layer in `splits`, or both sides' where it is split."""
+    """One run of a schedule; the range of the input of each layer in `splits`, or of both sides where it is split."""
     if every < 1 or first < 0:
         raise ValueError(f"every={every}, first={first}: observe every step with 1, every second one with 2, from 0 on")
     watchers = {name: RangeObserver(split) for name, split in splits.items()}
@@ -76,7 +87,7 @@ def observe_inputs(
     if missing := [name for name, watcher in watchers.items() if not watcher.seen]:
         raise ValueError(
             f"{missing[0]} and {len(missing) - 1} other layers ran at none of the steps {first}, {first + every}, …; "
-            "observe every step (every=1, first=0), or give what the plan never runs no static format"
+            "observe every step (every=1, first=0), or use a static format only for layers that the plan runs"
         )
     return {name: watcher.ranges() for name, watcher in watchers.items()}
 

@@ -16,12 +16,12 @@ def time_schedules(
     schedules: Sequence[Schedule | None],
     repeats: int = 5,
     decode: bool = True,
-    done: Callable[[int, int], None] = lambda count, total: None,
+    on_done: Callable[[int, int], None] = lambda count, total: None,
 ) -> list[list[float]]:
     """Milliseconds to denoise and decode one picture, [S][repeats]; None is the bare pipeline.
 
-    The schedules take turns within every round, so slow spells of the machine fall on all of them. `done` is told how
-    many runs of how many are over.
+    The schedules take turns within every round, so slow spells of the machine fall on all of them. `on_done` is called
+    after each run with the number of runs so far and of all.
     """
     conditions, noise = model.encode([""]), model.noise([0])
 
@@ -36,18 +36,18 @@ def time_schedules(
 
     times: list[list[float]] = [[] for _ in schedules]
     for _ in range(repeats):
-        for schedule, kept in zip(schedules, times, strict=True):
+        for schedule, measured in zip(schedules, times, strict=True):
             if schedule is None:
-                kept.append(once())
+                measured.append(once())
             else:
                 with model.apply(schedule):
-                    kept.append(once())
-            done(sum(map(len, times)), repeats * len(times))
+                    measured.append(once())
+            on_done(sum(map(len, times)), repeats * len(times))
     return times
 
 
 def time_call(model: Model, work: Callable[[], Any]) -> float:
-    """Milliseconds until the work on the model's device is over."""
+    """Milliseconds until the work on the model's device is done."""
     _wait(model)
     start = time.perf_counter()
     work()

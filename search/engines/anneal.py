@@ -21,12 +21,12 @@ ALONG = 0.05  # share of the sum in the augmented Tchebycheff scalar: of rows wi
 
 
 class AnnealEngine(Engine):
-    """`chains` chains walk from the best told row for their weights; one after the other proposes a row.
+    """`chains` chains walk from the best row for their weights; they propose rows in turn.
 
     Moves: relocate swaps two genes of a kind that differ, shift turns a run of a kind by one, trade adds one
     level here and takes one there; genes are of a kind when their name up to "@" and their levels agree. A worse
     row is accepted with probability exp(-d / T), d in shares of the front's extent; T falls geometrically with
-    every told row, from `start_temperature` to `end_temperature` after `steps`. Then the chains go back to the
+    every scored row, from `start_temperature` to `end_temperature` after `steps`. Then the chains go back to the
     best row of each and only climb, with near relocations. A row that suits another chain better than its own
     moves that chain, too. A row beyond `Start.worst` loses against every row within it. Two or more objectives.
     """
@@ -56,9 +56,9 @@ class AnnealEngine(Engine):
         self.weights = _weights(chains, start.objectives, start.rng)  # [C, M]
         self.x: list[np.ndarray | None] = [None] * chains  # where each chain stands
         self.y = np.full((chains, start.objectives), WORST)
-        self.front_x = np.zeros((0, len(self.levels)), dtype=np.int64)  # non-dominated of all told
+        self.front_x = np.zeros((0, len(self.levels)), dtype=np.int64)  # non-dominated of all scored rows
         self.front_y = np.zeros((0, start.objectives))
-        self.count = 0  # rows told
+        self.count = 0  # rows with scores
         self.turn = 0  # the chain that proposes next
         self.asked: set[bytes] = set()
         self.chain_of: dict[bytes, int] = {}  # rows that are open
@@ -82,18 +82,18 @@ class AnnealEngine(Engine):
         return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.levels))
 
     def tell(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Each row is judged by the chain that proposed it, then offered to the others."""
+        """The chain that proposed a row accepts it or not; any other chain takes it if it is better."""
         y = self.start.scores(x, y)
         y = np.where(np.isfinite(y).all(axis=1, keepdims=True), y, WORST)
         for row, scores in zip(np.array(x, dtype=np.int64), y, strict=True):
-            self._note(row, scores)
+            self._update_front(row, scores)
             self._offer(row, scores, self.chain_of.pop(row.tobytes(), None))
             self.count += 1
             if self.count == self.steps:
                 self._back_to_best()
 
-    def _note(self, row: np.ndarray, scores: np.ndarray) -> None:
-        """Keep the front; rows beyond the bounds are on it only as long as there is no other."""
+    def _update_front(self, row: np.ndarray, scores: np.ndarray) -> None:
+        """Update the front; rows beyond the bounds are on it only while no row is within."""
         x, y = np.concatenate([self.front_x, row[None]]), np.concatenate([self.front_y, scores[None]])
         over = excess(y, self.start.worst)
         kept = over == over.min()

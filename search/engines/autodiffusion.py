@@ -26,7 +26,7 @@ class AutoDiffusionEngine(Engine):
 
     A gene of two levels without order is a switch: on, it drops its step or its layer. Every child has as many steps
     as a parent, in stage 2 one more or fewer, as it may pay for a step with layers: the project's repair, since here
-    scores tell the cost and not the genes. (The released mutation of layers compares where it should assign, and
+    the cost is a score, not a function of genes. (The released mutation of layers compares where it should assign, and
     its crossovers lose steps that coincide: neither is reproduced.)
     """
 
@@ -46,7 +46,7 @@ class AutoDiffusionEngine(Engine):
             raise ValueError(f"epochs {epochs} is too small; use engine.epochs=5, at least 0")
         for name, value in (("limit", limit), ("chance", chance), ("prune", prune)):
             if not 0 < value <= 1:
-                raise ValueError(f"{name} {value} is no share; use engine.{name}=0.5, above 0 and at most 1")
+                raise ValueError(f"{name} {value} is not a valid share; use engine.{name}=0.5, above 0 and at most 1")
         self.start, self.population, self.limit, self.epochs = start, population, limit, epochs
         self.chance, self.prune, self.levels = chance, prune, start.levels
         named = np.array([gene.name.startswith(f"{first}.") for gene in start.genes], dtype=bool)
@@ -81,7 +81,7 @@ class AutoDiffusionEngine(Engine):
         return self.prune * min(self.grown / GROWTH, 1.0)
 
     def _breed(self) -> None:
-        """Queue an epoch; a single row where nothing was told or no child is new."""
+        """Queue an epoch; a single row where there are no scores or no child is new."""
         if self.best:
             self._advance()
             parents = np.array([row for *_, row in self.best[: max(2, round(PARENTS * self.population))]])

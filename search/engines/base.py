@@ -1,4 +1,4 @@
-"""What an engine is: it proposes rows of integers and is told their scores. Lower is better."""
+"""What an engine is: it proposes rows of integers and receives their scores. Lower is better."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +14,24 @@ from search.spaces.base import Gene
 class EngineInputs:
     """What an engine begins with.
 
-    `seeds` [S, G] are rows that deserve to be tried first: presets, DP front. `worst` [M] are scores beyond
-    which a row is worth nothing (empty: no such bound). `proposals` make rows by a named method ("dp", "olss",
-    "beam") when called, `table` measures the additive table when called; both raise ValueError with a reason
-    where the space has none. `prior` says of rows x [N, G] what calibration expects, any numbers [N, K] that scores
-    follow roughly; it is plain data.
+    Attributes:
+        genes: The decisions, G of them.
+        objectives: The number of scores M of a row.
+        rng: The source of all random numbers of the engine.
+        seeds: Rows [S, G] to try first: presets, exact fronts.
+        worst: Scores [M] beyond which a row is worthless; empty for no such bound.
+        proposals: Functions that make rows [N, G], by method ("dp", "olss", "beam"). They raise ValueError with a
+            reason where the space has none.
+        table: Measures the additive table; raises ValueError with a reason where the space has none.
+        prior: For rows [N, G] any numbers [N, K] that scores follow roughly, from calibration; plain data.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.engines.base import EngineInputs
+        >>> from search.spaces.base import Gene
+        >>> start = EngineInputs([Gene("a", 2), Gene("b", 3)], objectives=2, rng=np.random.default_rng(0))
+        >>> start.levels.tolist(), start.seeds.shape
+        ([2, 3], (0, 2))
     """
 
     genes: Sequence[Gene]
@@ -31,7 +44,7 @@ class EngineInputs:
     prior: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Without what measures: rows are proposed when the engine is made, and a pickled engine has them."""
+        """Without the functions that measure: an engine calls them when it is made, and keeps the rows."""
         return self.__dict__ | {"proposals": {}, "table": None}
 
     def __post_init__(self) -> None:
@@ -45,7 +58,7 @@ class EngineInputs:
         object.__setattr__(self, "seeds", seeds.astype(np.int64))
 
     def scores(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Scores y [N, M] of rows x [N, G] as floats; ValueError where their shape is another."""
+        """Scores y [N, M] of rows x [N, G] as floats; ValueError where they have another shape."""
         y = np.asarray(y, dtype=float)
         if y.shape != (len(x), self.objectives):
             raise ValueError(f"scores have shape {y.shape}; give [{len(x)}, {self.objectives}]")
@@ -53,20 +66,48 @@ class EngineInputs:
 
     @property
     def levels(self) -> np.ndarray:
+        """The number of levels of each gene [G]."""
         return np.array([gene.levels for gene in self.genes], dtype=np.int64)
 
 
 class Engine(ABC):
-    """Ask and tell. State is plain data and must survive pickle: that is how a search resumes."""
+    """A search algorithm that is asked for rows and receives their scores.
+
+    Its state is plain data that can be pickled: that is how a search resumes. A subclass takes an `EngineInputs` as
+    its first argument.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.engines.base import EngineInputs
+        >>> from search.engines.random import RandomEngine
+        >>> from search.spaces.base import Gene
+        >>> engine = RandomEngine(EngineInputs([Gene("a", 2), Gene("b", 3)], 2, np.random.default_rng(0)))
+        >>> rows = engine.ask(4)
+        >>> rows.shape
+        (4, 2)
+        >>> engine.tell(rows, np.zeros((4, 2)))
+    """
 
     @property
     def report(self) -> Mapping[str, float]:
-        """Numbers about the engine itself, for the log of every generation."""
+        """Numbers about the engine, by name, for the log of every generation."""
         return {}
 
     @abstractmethod
     def ask(self, n: int) -> np.ndarray:
-        """Up to n rows x [N, G] of int64 with 0 <= x < levels; fewer, or none, when nothing is left to try."""
+        """The rows to evaluate next.
+
+        Args:
+            n: How many rows at most.
+
+        Returns:
+            x [N, G] of int64 with 0 <= x < levels; fewer than n, or none, when no row is left to try.
+        """
 
     def tell(self, x: np.ndarray, y: np.ndarray) -> None:  # noqa: B027 - random search has no use for scores
-        """Scores y [N, M] of rows x [N, G], all to be minimised."""
+        """Receive scores.
+
+        Args:
+            x: Rows [N, G].
+            y: Their scores [N, M], all to be minimised; a diverged row has NaN or infinity.
+        """

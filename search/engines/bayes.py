@@ -18,15 +18,15 @@ from search.engines.random import count_on, draw
 TRIES = 5  # proposals of a sampler that find only rows asked before, ahead of moves
 GP_GENES = 200  # fitting one length scale per gene takes too long above
 
-Told = tuple[list[float], list[float]]  # scores [M], and how far each is beyond its bound [M], or []
+Scores = tuple[list[float], list[float]]  # scores [M], and how far each is beyond its bound [M], or []
 
 
 class BayesEngine(Engine):
-    """The zero row, all seeds, random rows until `startup` are told, then one proposal of the sampler per row.
+    """The zero row, all seeds, random rows until `startup` rows have scores, then one proposal of the sampler per row.
 
     Ordered genes are numbers to the sampler, the others categories. `Start.worst` are constraints: the samplers
-    know which rows were beyond and how far. A row with a NaN or infinite score is told as a little worse than
-    all told so far. Any number of objectives.
+    know which rows were beyond and how far. A row with a NaN or infinite score counts as a little worse than
+    all others so far. Any number of objectives.
 
     `storage` lets processes share the study of that name: "sqlite:///study.db" (any database of Optuna's) or
     "study.log" (a journal, also on network drives). Then each process learns from the rows of all, and asks for
@@ -65,7 +65,7 @@ class BayesEngine(Engine):
         self.asked: set[bytes] = set()  # by any process
         self.read = 0  # trials of the study that are in `asked`
         self.trials: dict[bytes, int] = {}  # Optuna's identity of each own row, in the order of asking
-        self.told: dict[bytes, Told | None] = {}  # None: broken, and nothing else was told before
+        self.scores: dict[bytes, Scores | None] = {}  # None: not finite, and the first row with scores
         self.study: Any = None  # made from the above when there is none
         with _quiet():
             self._read(self._open())
@@ -94,22 +94,22 @@ class BayesEngine(Engine):
         with _quiet():
             study = self._open()
             for row, scores in zip(np.asarray(x, dtype=np.int64), y, strict=True):
-                if (key := row.tobytes()) in self.told:
+                if (key := row.tobytes()) in self.scores:
                     continue
-                self.told[key] = self._told(scores)
+                self.scores[key] = self._bounded(scores)
                 self.asked.add(key)
                 if key in self.trials:
-                    self._finish(study, self.trials[key], self.told[key])
+                    self._finish(study, self.trials[key], self.scores[key])
                 else:
                     self.trials[key] = self._add(study, row)
 
-    def _told(self, scores: np.ndarray) -> Told | None:
+    def _bounded(self, scores: np.ndarray) -> Scores | None:
         """Scores and how far each is beyond its bound, in shares of it."""
         if excess(scores[None], np.zeros(0))[0]:
-            known = np.array([told[0] for told in self.told.values() if told])
-            if not len(known):
+            finite = np.array([pair[0] for pair in self.scores.values() if pair])
+            if not len(finite):
                 return None
-            scores = known.max(axis=0) + 0.1 * np.ptp(known, axis=0)
+            scores = finite.max(axis=0) + 0.1 * np.ptp(finite, axis=0)
         worst = np.asarray(self.start.worst, dtype=float)
         beyond = (scores - worst) / np.where(worst == 0, 1.0, np.abs(worst)) if len(worst) else worst
         return scores.tolist(), beyond.tolist()
@@ -145,9 +145,9 @@ class BayesEngine(Engine):
                 return row
             row, gene = row.copy(), int(self.start.rng.integers(len(row)))
             row[gene] = self.start.rng.integers(self.levels[gene])
-        found = count_on(row, self.levels, self.asked)
-        assert found is not None, "ask counts what is left"
-        return found
+        unasked = count_on(row, self.levels, self.asked)
+        assert unasked is not None, "ask counts the rows that are left"
+        return unasked
 
     def _space(self) -> dict[str, Any]:
         """Optuna's distribution of each gene that has a choice, in the order of genes."""
@@ -200,7 +200,7 @@ class BayesEngine(Engine):
         return study
 
     def _read(self, study: Any) -> None:
-        """Take note of the rows that other processes asked for."""
+        """Read the rows that other processes asked for."""
         if self.storage is None:
             return
         space = self._space()
@@ -216,31 +216,33 @@ class BayesEngine(Engine):
             self.read += 1
 
     def _add(self, study: Any, row: np.ndarray) -> int:
-        """A new trial as it would stand after `ask`, and `tell` where the row has been told; its identity."""
+        """Add a trial as it would be after `ask`, and after `tell` where the row has scores; returns its identity."""
         from optuna.trial import TrialState, create_trial
 
-        told = self.told.get(row.tobytes())
-        state = TrialState.COMPLETE if told else TrialState.FAIL if row.tobytes() in self.told else TrialState.RUNNING
+        key = row.tobytes()
+        scores = self.scores.get(key)
+        state = TrialState.COMPLETE if scores else TrialState.FAIL if key in self.scores else TrialState.RUNNING
         study.add_trial(
             create_trial(
                 state=state,
                 params=self._parameters(row),
                 distributions=self._space(),
-                values=told[0] if told else None,
-                constraints={str(i): beyond for i, beyond in enumerate(told[1])} if told else None,
+                values=scores[0] if scores else None,
+                constraints={str(i): beyond for i, beyond in enumerate(scores[1])} if scores else None,
             )
         )
         return int(study.get_trials(deepcopy=False)[-1]._trial_id)
 
-    def _finish(self, study: Any, identity: int, told: Told | None) -> None:
+    def _finish(self, study: Any, identity: int, scores: Scores | None) -> None:
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import Trial, TrialState
 
         trial = Trial(study, identity)
-        with suppress(UpdateFinishedTrialError):  # told before, by a process that resumes from an older checkpoint
-            for i, beyond in enumerate(told[1] if told else ()):
+        with suppress(UpdateFinishedTrialError):  # scored before, by a process that resumes from an older checkpoint
+            for i, beyond in enumerate(scores[1] if scores else ()):
                 trial.set_constraint(str(i), beyond)
-            study.tell(trial, told[0] if told else None, None if told else TrialState.FAIL, skip_if_finished=True)
+            values, state = (scores[0], None) if scores else (None, TrialState.FAIL)
+            study.tell(trial, values, state, skip_if_finished=True)
 
 
 def _sampler(pick: Callable[[Any, Any], dict[str, int]]) -> Any:
@@ -248,7 +250,7 @@ def _sampler(pick: Callable[[Any, Any], dict[str, int]]) -> Any:
     from optuna.samplers import BaseSampler
 
     class Picked(BaseSampler):
-        """One trial per row: a row asked before is replaced before the storage hears of it."""
+        """One trial per row: a row asked before is replaced before it gets into the storage."""
 
         chosen: dict[str, int]
 

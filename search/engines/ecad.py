@@ -20,7 +20,7 @@ class EcadEngine(Nsga2Engine):
     of the row. A child is mutated with the chance `mutation`, and then `flips` of its genes change on average.
 
     pymoo's `BitflipMutation(prob=0.05)` in the published runs means mutation 0.05 and flips 1: about one child in
-    thirty is no mere crossover. Rows asked before are not asked again, where ECAD compares with the parents alone.
+    thirty is more than a crossover. Rows asked before are not asked again, while ECAD compares with the parents alone.
     Survival, bounds and broken scores are as in `Nsga2Engine`.
     """
 
@@ -35,32 +35,32 @@ class EcadEngine(Nsga2Engine):
     ) -> None:
         for name, value in (("crossover", crossover), ("mutation", mutation)):
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} {value} is no chance; use engine.{name}=0.9, from 0 to 1")
+                raise ValueError(f"{name} {value} is not a valid chance; use engine.{name}=0.9, from 0 to 1")
         if points < 1:
             raise ValueError(f"points {points} is too small; use engine.points=4, at least 1")
         if flips < 0:
             raise ValueError(f"flips {flips} is too small; use engine.flips=1, at least 0")
         self.crossover = PointCrossover(points, prob=crossover)
         self.mutation = Flip(start.levels, prob=mutation, prob_var=min(1.0, flips / max(len(start.genes), 1)))
-        self.told: list[tuple[np.ndarray, np.ndarray]] = []  # scores of this generation
+        self.scored: list[tuple[np.ndarray, np.ndarray]] = []  # scores of this generation
         super().__init__(start, population)
 
     def ask(self, n: int) -> np.ndarray:
-        """The rest of the generation; the next one once that was handed out, from all scores told by then."""
+        """The rest of the generation; the next one once that was handed out, from all scores by then."""
         if not self.queue:
             self._breed()
         return self.queue.take(n)
 
     def tell(self, x: np.ndarray, y: np.ndarray) -> None:
         """Kept until the generation is over: parents and all children compete at once."""
-        self.told.append((np.array(x, dtype=np.int64), self.start.scores(x, y).copy()))
+        self.scored.append((np.array(x, dtype=np.int64), self.start.scores(x, y).copy()))
 
     def _breed(self) -> None:
         """Queue a generation. Where crossover finds nothing new, one row with a gene or more flipped."""
-        if self.told:
-            x, y = (np.concatenate(part) for part in zip(*self.told, strict=True))
+        if self.scored:
+            x, y = (np.concatenate(part) for part in zip(*self.scored, strict=True))
             super().tell(x, y)
-            self.told = []
+            self.scored = []
         for _ in range(MATINGS if self.parents is not None else 0):
             for child in self._children():
                 if child.tobytes() not in self.queue.asked and len(self.queue) < self.population:

@@ -23,7 +23,7 @@ class Nsga2Engine(Engine):
     is between whole gene groups (all genes of a step), survival is pymoo's; a row is never asked twice. Two or
     more objectives. A row beyond `Start.worst` loses against every row within it (Deb et al. 2002, section VI).
 
-    Children are made when asked for, from the best rows told by then: any n and any order of `tell` will do.
+    Children are made when asked for, from the best rows by then: any n and any order of `tell` is allowed.
     """
 
     def __init__(self, start: EngineInputs, population: int = 24) -> None:
@@ -141,8 +141,8 @@ class Nsga2Engine(Engine):
             nudged: np.ndarray = np.clip(row + hit * by, 0, self.levels - 1)
             return nudged
         if move == "copy":
-            beside = min(max(here + int(rng.choice((-1, 1))), 0), len(alike) - 1)
-            row[alike[beside]] = row[alike[here]]
+            neighbour = min(max(here + int(rng.choice((-1, 1))), 0), len(alike) - 1)
+            row[alike[neighbour]] = row[alike[here]]
         elif move == "swap":
             row[alike[here]], row[alike[there]] = row[alike[there]].copy(), row[alike[here]].copy()
         elif move == "off":
@@ -158,10 +158,10 @@ class Nsga2Engine(Engine):
 
 def _groups(start: EngineInputs) -> list[np.ndarray]:
     """Gene indices of each group, in the order of first appearance; a gene without a group is one alone."""
-    found: dict[tuple[str, str], list[int]] = {}
+    groups: dict[tuple[str, str], list[int]] = {}
     for index, gene in enumerate(start.genes):
-        found.setdefault((gene.group, "" if gene.group else gene.name), []).append(index)
-    return [np.array(group) for group in found.values()]
+        groups.setdefault((gene.group, "" if gene.group else gene.name), []).append(index)
+    return [np.array(group) for group in groups.values()]
 
 
 def excess(y: np.ndarray, worst: np.ndarray) -> np.ndarray:
@@ -181,7 +181,7 @@ def excess(y: np.ndarray, worst: np.ndarray) -> np.ndarray:
 def survivors(
     engine: Nsga2Engine, survival: Survival, y: np.ndarray, over: np.ndarray, *names: str
 ) -> list[np.ndarray]:
-    """Indices [P] of the rows that pymoo lets survive, and what it noted about them under `names`, [P] each.
+    """Indices [P] of the rows that pymoo lets survive, and its attributes of them under `names`, [P] each.
 
     Rows within the bounds (over == 0) go first, the others follow by `over` and have 0 for every name.
     """
@@ -189,11 +189,11 @@ def survivors(
         _Problem(),
         Population.new(index=np.arange(len(y)), F=y, G=over[:, None]),
         n_survive=engine.population,
-        random_state=engine.start.rng,  # without it ties are broken by a generator that nobody seeded
+        random_state=engine.start.rng,  # without it ties are broken by an unseeded generator
     )
     within = over[[k.get("index") for k in kept]] == 0
-    noted = [[k.get(name) if ok else 0 for k, ok in zip(kept, within, strict=True)] for name in names]
-    return [np.array(values, dtype=float) for values in ([k.get("index") for k in kept], *noted)]
+    attributes = [[k.get(name) if ok else 0 for k, ok in zip(kept, within, strict=True)] for name in names]
+    return [np.array(values, dtype=float) for values in ([k.get("index") for k in kept], *attributes)]
 
 
 class _Problem:

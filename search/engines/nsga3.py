@@ -28,7 +28,7 @@ class Nsga3Engine(Nsga2Engine):
             )
         self.unified = unified
         self.directions = directions(start.objectives, population)  # [D, M]
-        self.ideal = np.full(start.objectives, np.inf)  # the least of each score ever told
+        self.ideal = np.full(start.objectives, np.inf)  # the least of each score so far
         self.niche, self.distance = np.zeros(0), np.zeros(0)  # [P] each
         super().__init__(start, population)
 

@@ -13,7 +13,7 @@ from search.engines.base import Engine, EngineInputs
 from search.engines.nsga2 import Nsga2Engine
 from search.pareto.domination import hypervolume, non_dominated
 
-CHECKED = 12  # rows per held-out check: fewer say little about a rank correlation
+CHECKED = 12  # rows per held-out check: fewer are too few for a rank correlation
 CHECKS = 3  # of which the median is trusted
 TRUSTED = 0.3  # Spearman correlation, of the objective predicted worst
 EXPLORED = 0.2  # share of rows that nothing predicted
@@ -113,7 +113,7 @@ class PredictorEngine(Engine):
 
 
 class Surrogate:
-    """Scores of rows as normal scores of their ranks: what the prior says of them, and a Gaussian process for the rest.
+    """Normal scores of the ranks of rows: a linear function of the prior plus a Gaussian process.
 
     Features [N, F] of the process: a column for each level of a gene but 0, or the scaled level of a wide ordered
     gene; per group the share of genes that are on; and the share in all. It has a linear part and a smooth one.
@@ -132,9 +132,9 @@ class Surrogate:
         self.features = self._scaled(x)
         target = np.stack([_normal_scores(s) for s in y.T], axis=1)
         self.prior = start.prior
-        said = self._said(x)
-        self.known = np.sort(said, axis=0)
-        expected = self._ranked(said)
+        prior = self._prior_of(x)
+        self.sorted_prior = np.sort(prior, axis=0)
+        expected = self._ranked(prior)
         self.slopes = np.linalg.lstsq(expected, target, rcond=None)[0]
         self.smooth, self.weights = _fitted(self.features, target - expected @ self.slopes)
 
@@ -143,21 +143,22 @@ class Surrogate:
         features = self._scaled(x)
         columns = [_kernel(features, self.features, s) @ w for s, w in zip(self.smooth, self.weights, strict=True)]
         # Rounded, so that the last bit, which differs between machines, does not choose.
-        predicted: np.ndarray = (self._ranked(self._said(x)) @ self.slopes + np.stack(columns, axis=1)).round(9)
+        predicted: np.ndarray = (self._ranked(self._prior_of(x)) @ self.slopes + np.stack(columns, axis=1)).round(9)
         return predicted
 
-    def _said(self, x: np.ndarray) -> np.ndarray:
-        """What the prior says of rows, [N, K]."""
+    def _prior_of(self, x: np.ndarray) -> np.ndarray:
+        """The numbers of the prior for rows, [N, K]."""
         return self.prior(x) if self.prior else np.zeros((len(x), 0))
 
-    def _ranked(self, said: np.ndarray) -> np.ndarray:
-        """1, and what the prior says as normal scores of its rank among the rows that are known, [N, 1 + K]."""
+    def _ranked(self, prior: np.ndarray) -> np.ndarray:
+        """1, and the prior as normal scores of its ranks among the fitted rows, [N, 1 + K]."""
         from scipy.stats import norm
 
-        columns = [np.ones(len(said))]
-        for known, own in zip(self.known.T, said.T, strict=True):
-            rank = (np.searchsorted(known, own, "left") + np.searchsorted(known, own, "right")) / 2
-            columns.append(norm.ppf((rank.clip(0.5, len(known) - 0.5)) / len(known)))
+        columns = [np.ones(len(prior))]
+        for reference, column in zip(self.sorted_prior.T, prior.T, strict=True):
+            below, upto = (np.searchsorted(reference, column, side) for side in ("left", "right"))
+            rank, size = (below + upto) / 2, len(reference)
+            columns.append(norm.ppf((rank.clip(0.5, size - 0.5)) / size))
         return np.stack(columns, axis=1)
 
     def _features(self, x: np.ndarray) -> np.ndarray:

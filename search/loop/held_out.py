@@ -46,7 +46,7 @@ def collect_result(finished: FinishedSearch, on_progress: OnProgress = ignore_pr
 
     schedules = [*front, *presets.values(), teacher]
     on_time = partial(on_progress, "timing")
-    times = dict(zip(schedules, time_schedules(model, schedules, REPEATS, done=on_time), strict=True))
+    times = dict(zip(schedules, time_schedules(model, schedules, REPEATS, on_done=on_time), strict=True))
     band = _psnr_between_seeds(held_out, seeds)
     left_out |= _score(held_out, schedules, partial(on_progress, "held-out prompts"))  # values are known from here on
 

@@ -65,7 +65,7 @@ def _group_values(gate: Gate, steps: int, narrow: str | None, value_bytes: Mappi
 
 
 def _counts(uses: Mapping[int, int], needs: Sequence[int]) -> list[int]:
-    """How many values are kept after each step: `uses` says of those that are until when, `needs` which steps read."""
+    """How many values are kept after each step: `uses` are their last uses, `needs` the values that steps read."""
     kept: list[int] = []
     counts = []
     for step, reads in enumerate(needs):

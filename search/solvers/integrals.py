@@ -1,4 +1,4 @@
-"""Integrals of exponentials times polynomials, which exponential integrators are made of."""
+"""Integrals of exponentials times polynomials, which exponential integrators consist of."""
 
 import math
 
@@ -14,22 +14,22 @@ def integral_moments(span: float, count: int, form: str) -> np.ndarray:
 def phi_function(count: int, z: float) -> list[float]:
     """phi_1(z) .. phi_count(z), where phi_0 = exp and phi_{k+1} = (phi_k - 1/k!) / z."""
     if abs(z) > 1.5:
-        found = [math.exp(z)]
+        values = [math.exp(z)]
         for k in range(count):
-            found.append((found[-1] - 1 / math.factorial(k)) / z)
-        return found[1:]
+            values.append((values[-1] - 1 / math.factorial(k)) / z)
+        return values[1:]
     term = total = 1 / math.factorial(count)  # the series of the last, and from there back: no cancelling
     for n in range(1, 22):
         term *= z / (count + n)
         total += term
-    found = [total]
+    values = [total]
     for k in range(count - 1, 0, -1):
-        found.append(z * found[-1] + 1 / math.factorial(k))
-    return found[::-1]
+        values.append(z * values[-1] + 1 / math.factorial(k))
+    return values[::-1]
 
 
 def interpolated(nodes: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """Weights of the values at `nodes` that integrate every polynomial through them as `moments` says."""
+    """Weights of the values at `nodes` that give every polynomial through them its integral by `moments`."""
     scale = np.abs(nodes).max() or 1.0
     powers = np.arange(len(nodes))
     return np.linalg.solve((nodes / scale) ** powers[:, None], moments / scale**powers)

@@ -14,18 +14,28 @@ from search.schedule.schedulers import scheduler_of_part
 from search.solvers.integrals import integral_moments, interpolated
 from search.solvers.table import EVEN, MAX_ORDER, SolverRule, SolverTable
 
-# Compiling
-
 
 def compile_rules(
     rules: Sequence[SolverRule], noise: Noise, sampler: Mapping[str, Any], largest: float = math.inf
 ) -> SolverTable:
-    """The table of one rule a step on the sampler part's grid.
+    """The table of one rule per step on the sampler part's grid.
 
     Orders are lowered to the number of past outputs, and to 1 on a step to or from an infinite log-SNR. Where a
     row exceeds `largest`, its order is lowered too, and then that of all steps.
+
+    Args:
+        rules: One for each of the T steps.
+        noise: The noise schedule of the sampler.
+        sampler: The sampler part of a schedule file, with its timesteps.
+        largest: The largest coefficient that is allowed.
+
+    Returns:
+        The coefficients of the state and of the denoiser's outputs at each step.
+
+    Raises:
+        ValueError: The number of rules is not T, or there is no table for this grid and kind of output.
     """
-    places = _places(noise, _text(sampler))
+    places = _places(noise, sampler_text(sampler))
     if len(rules) != places.steps:
         raise ValueError(f"there are {len(rules)} rules; {places.steps} steps need {places.steps}")
     for cap in range(MAX_ORDER, 0, -1):
@@ -35,7 +45,8 @@ def compile_rules(
     return table
 
 
-def _text(sampler: Mapping[str, Any]) -> str:
+def sampler_text(sampler: Mapping[str, Any]) -> str:
+    """A sampler part without its table, as text that can be a key."""
     return json.dumps({k: v for k, v in sampler.items() if k != "coefficients"}, sort_keys=True)
 
 
@@ -45,7 +56,7 @@ def _places(noise: Noise, text: str) -> "StepWeights":
 
 
 class StepWeights:
-    """Where each step begins and ends, and the weights of every rule there, computed once.
+    """The log-SNR at which each step begins and ends, and the weights of every rule there, computed once.
 
     `place` is log-SNR, x0 = p x + q e and noise = r x + s e are the conversions of a denoiser's output.
     """
@@ -64,9 +75,9 @@ class StepWeights:
                 raise ValueError(
                     f"the sampler part has no sigmas; {sampler['class']} needs {self.steps + 1} for {self.steps} steps"
                 )
-            kept = float(scheduler.final_alpha_cumprod)
+            last_alpha = float(scheduler.final_alpha_cumprod)
             starts = noise.sigma(timesteps)
-            ends = np.append(starts[1:], math.sqrt((1 - kept) / kept))
+            ends = np.append(starts[1:], math.sqrt((1 - last_alpha) / last_alpha))
             even = self._even(scheduler, [int(t) for t in timesteps])
         if noise.kind == "flow" and not (starts <= 1).all():
             raise ValueError(
@@ -78,17 +89,17 @@ class StepWeights:
         self.conversions = self._conversions(starts)
         if not np.isfinite(self.conversions[:, :2]).all():
             raise ValueError(
-                f"{sampler['class']} starts with nothing but noise, where a denoiser of prediction_type "
-                f"{noise.prediction} says nothing; use v_prediction, or a grid that starts later"
+                f"{sampler['class']} starts with pure noise, where a denoiser of prediction_type "
+                f"{noise.prediction} gives no information; use v_prediction, or a grid that starts later"
             )
         with np.errstate(divide="ignore", invalid="ignore"):
             keep, keep_noise = self.sigma_end / sigma, self.alpha_end / alpha
-        # Steps of order 1 as (state, value). Both forms say the same where the value came of the same state.
+        # Steps of order 1 as (state, value). Both forms agree where the value belongs to the same state.
         self.first = {
             "data": np.stack([keep, self.alpha_end - alpha * keep], 1),
             "noise": np.stack([keep_noise, self.sigma_end - sigma * keep_noise], 1),
         }
-        # DDIM and PNDM go from where they are to an even gap on, which need not be the next step.
+        # DDIM and PNDM step by an even gap, which can end elsewhere than at the next timestep.
         self.even = self._transfers(*(even or (starts, ends)))
         self.again = [0 < i < self.steps - 1 and t == timesteps[i + 1] for i, t in enumerate(timesteps)]  # PNDM's
         self.past, self.past_even = self._past(np.isfinite(self.place)), self._past(np.full(self.steps, True))
@@ -106,11 +117,11 @@ class StepWeights:
         begin, end = np.array(timesteps), np.array(timesteps) - gap
         if repeats:  # the second call at a timestep makes the first step again
             begin[1], end[1] = timesteps[1] + gap, timesteps[1]
-        kept = scheduler.alphas_cumprod.double().numpy()
+        alphas = scheduler.alphas_cumprod.double().numpy()
         last = float(scheduler.final_alpha_cumprod)
 
         def sigmas(where: np.ndarray) -> np.ndarray:
-            levels = np.where(where >= 0, kept[where], last)
+            levels = np.where(where >= 0, alphas[where], last)
             with np.errstate(divide="ignore"):
                 return np.sqrt((1 - levels) / levels)
 
@@ -149,15 +160,15 @@ class StepWeights:
         return np.stack([keep + take * p, take * q], axis=1)
 
     def _past(self, usable: np.ndarray) -> list[list[int]]:
-        """At every step, the steps whose outputs may be used, the latest first; one of each place."""
+        """At every step, the steps whose outputs can be used, the latest first; one of each log-SNR."""
         past: list[list[int]] = []
-        kept: list[int] = []
+        usable_steps: list[int] = []
         for i, place in enumerate(self.place):
-            if kept and self.place[kept[0]] == place:
-                kept = kept[1:]
+            if usable_steps and self.place[usable_steps[0]] == place:
+                usable_steps = usable_steps[1:]
             if usable[i]:
-                kept = [i, *kept][:MAX_ORDER]
-            past.append(kept)
+                usable_steps = [i, *usable_steps][:MAX_ORDER]
+            past.append(usable_steps)
         return past
 
     # The weights of one rule at one step
@@ -186,8 +197,8 @@ class StepWeights:
             if order == 1 and stencil in ("midpoint", "bh1", "bh2"):  # diffusers: half of B(h)
                 moments[1] = (span if stencil == "bh1" else moments[0]) * span / 2
             nodes = np.append(self.place[self.past[i][:order]] - self.place[i], new)
-            found = interpolated(nodes, moments)
-            self.weights[key] = self._scaled(i, form, np.append(found[-1:], found[1:-1]))
+            weights = interpolated(nodes, moments)
+            self.weights[key] = self._scaled(i, form, np.append(weights[-1:], weights[1:-1]))
         return self.weights[key]
 
     def _scaled(self, i: int, form: str, weights: np.ndarray) -> np.ndarray:
@@ -195,6 +206,7 @@ class StepWeights:
         return weights * factor
 
     def highest(self, i: int, stencil: str) -> int:
+        """The highest order of step i."""
         if stencil == "even":
             return len(self.past_even[i])
         if not (np.isfinite(self.place[i]) and np.isfinite(self.place_end[i])):

@@ -6,20 +6,18 @@ from functools import lru_cache
 from typing import Any
 
 from search.schedule.schedulers import ORDERED, scheduler_of_part
-from search.solvers.multistep import _text
+from search.solvers.multistep import sampler_text
 from search.solvers.table import MAX_ORDER, SolverRule
 from search.solvers.trace import check_linear
 
-# diffusers' own solvers as rules
 
-
-def own_rules(sampler: Mapping[str, Any]) -> tuple[SolverRule, ...]:
-    """The rules of the sampler part's own class and config; ValueError where rules cannot say them."""
-    return _own_rules(_text(sampler), sampler.get("coefficients") is not None)
+def sampler_rules(sampler: Mapping[str, Any]) -> tuple[SolverRule, ...]:
+    """The rules of the sampler part's class and config [T]; ValueError where rules cannot express them."""
+    return _cached_rules(sampler_text(sampler), sampler.get("coefficients") is not None)
 
 
 @lru_cache(maxsize=256)
-def _own_rules(text: str, table: bool) -> tuple[SolverRule, ...]:
+def _cached_rules(text: str, table: bool) -> tuple[SolverRule, ...]:
     sampler = json.loads(text)
     scheduler, name = scheduler_of_part(sampler), sampler["class"]
     check_linear(scheduler)
@@ -31,7 +29,9 @@ def _own_rules(text: str, table: bool) -> tuple[SolverRule, ...]:
     if config.get("prediction_type") == "flow_prediction" and not config.get("use_flow_sigmas", True):
         raise ValueError(f"{name} predicts a flow on other than flow sigmas; set its use_flow_sigmas true")
     if name == "PNDMScheduler" and not config.skip_prk_steps:
-        raise ValueError("PNDMScheduler begins with Runge-Kutta steps, which are no rules; set its skip_prk_steps true")
+        raise ValueError(
+            "PNDMScheduler begins with Runge-Kutta steps, which rules cannot express; set its skip_prk_steps true"
+        )
     if name in ("DDIMScheduler", "PNDMScheduler"):
         return (SolverRule(1 if name == "DDIMScheduler" else 4, "noise", "even"),) * count
     if name in ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"):
@@ -39,7 +39,7 @@ def _own_rules(text: str, table: bool) -> tuple[SolverRule, ...]:
     if name not in ORDERED:
         raise ValueError(f"{name} has no rules; trace it, or use DPMSolverMultistepScheduler")
     if config.get("solver_p") is not None:
-        raise ValueError(f"{name} takes its predictor from solver_p, which is no rule; set its solver_p null")
+        raise ValueError(f"{name} takes its predictor from solver_p, which rules cannot express; set its solver_p null")
     orders = [int(k) for k in sampler["order"]] if sampler.get("order") else orders_of(name, config, count)
     if name == "DEISMultistepScheduler":
         return tuple(SolverRule(k, "noise", "exact") for k in orders)

@@ -24,7 +24,7 @@ class SolverTable:
         return {"state": self.state.tolist(), "outputs": [row[: i + 1] for i, row in enumerate(self.outputs.tolist())]}
 
     def close(self, other: "SolverTable") -> bool:
-        """Whether both say the same but for rounding."""
+        """Whether both are equal up to rounding."""
         return np.allclose(self.state, other.state, atol=1e-9) and np.allclose(self.outputs, other.outputs, atol=1e-9)
 
     @property
@@ -38,14 +38,14 @@ class SolverTable:
 class SolverRule:
     """How one step is made from the current state and the last `order` denoiser outputs.
 
-    `form` is what is extrapolated over log-SNR, x0 (data) or the noise. `stencil` says with which weights:
+    `form` is what is extrapolated over log-SNR, x0 (data) or the noise. `stencil` names the weights:
 
     - exact: the integral of the polynomial through the past values. In noise form DEIS; of order 2 in data form
       DPM-Solver++ with solver_type heun; of order 3 and more UniPC's predictor.
     - midpoint: DPM-Solver++ 2M and 3M as diffusers computes them. Its 3M takes half of the quadratic term, which
       makes it an order lower than its name.
-    - bh2, bh1: UniPC with that B(h), which tells at order 2, and in a corrector of order 1.
-    - even: Adams-Bashforth weights of even steps on the raw outputs (PNDM); `form` says nothing then. DDIM is
+    - bh2, bh1: UniPC with that B(h), which matters at order 2, and in a corrector of order 1.
+    - even: Adams-Bashforth weights of even steps on the raw outputs (PNDM); `form` has no effect then. DDIM is
       order 1 of it. The only stencil that may be of higher order on the way to sigma 0.
 
     With `corrector` the next evaluation corrects the state that this step has led to, before the next step is

@@ -139,9 +139,9 @@ def test_it_finds_better_than_as_many_mutants_of_the_seed_and_random_rows() -> N
     [
         ({"population": 4}, "population 4 is too small; use engine.population=50, at least 5"),
         ({"epochs": -1}, "epochs -1 is too small; use engine.epochs=5, at least 0"),
-        ({"limit": 0}, "limit 0 is no share; use engine.limit=0.5, above 0 and at most 1"),
-        ({"chance": 2}, "chance 2 is no share"),
-        ({"prune": 1.5}, "prune 1.5 is no share"),
+        ({"limit": 0}, "limit 0 is not a valid share; use engine.limit=0.5, above 0 and at most 1"),
+        ({"chance": 2}, "chance 2 is not a valid share"),
+        ({"prune": 1.5}, "prune 1.5 is not a valid share"),
     ],
 )
 def test_what_cannot_be_is_told(options: dict[str, float], told: str) -> None:

@@ -96,8 +96,8 @@ def test_seeds_are_generation_0_and_random_rows_only_fill_it() -> None:
     [
         ({"population": 1}, "population 1 is too small"),
         ({"points": 0}, "points 0 is too small; use engine.points=4"),
-        ({"crossover": 1.5}, "crossover 1.5 is no chance; use engine.crossover=0.9, from 0 to 1"),
-        ({"mutation": -1}, "mutation -1 is no chance"),
+        ({"crossover": 1.5}, "crossover 1.5 is not a valid chance; use engine.crossover=0.9, from 0 to 1"),
+        ({"mutation": -1}, "mutation -1 is not a valid chance"),
         ({"flips": -1}, "flips -1 is too small; use engine.flips=1, at least 0"),
     ],
 )

@@ -85,7 +85,7 @@ REFUSED = {
     ("beam", "cache+bits"): "has no genes of steps; use engine=milp",
     ("beam", "stitch"): "space stitch has no genes of steps; use engine=milp",
     ("beam", "stitch+cache"): "has no genes of steps; use engine=milp",
-    ("beam", "gates"): "space gates has gates, which decide by what is denoised; use engine=nsga2",
+    ("beam", "gates"): "space gates has gates, which depend on the prompts; use engine=nsga2",
 }
 REFUSED |= {
     ("exhaustive", name): "more than limit 20000; use engine=nsga2, or raise engine.limit"

@@ -25,7 +25,7 @@ from search.schedule.apply.scheduler import LinearSolver, plan_scheduler
 from search.schedule.noise import Noise
 from search.schedule.schedulers import public_config, scheduler_grid
 from search.solvers.multistep import compile_rules
-from search.solvers.rules import own_rules
+from search.solvers.rules import sampler_rules
 from search.solvers.table import SolverRule, SolverTable
 from search.solvers.trace import Float64Tensor, trace_scheduler
 from tests.helpers.mixture import Mixture
@@ -43,7 +43,7 @@ def part(scheduler, steps: int) -> dict:
 
 
 def compiled(given: dict, rules=None) -> SolverTable:
-    return compile_rules(rules or own_rules(given), Noise.of(given), given)
+    return compile_rules(rules or sampler_rules(given), Noise.of(given), given)
 
 
 def away(found: SolverTable, expected: SolverTable) -> float:
@@ -120,7 +120,7 @@ def test_a_grid_of_the_files_own():
 def test_orders_of_a_file_are_its_own(base):
     order = "12313221"
     given = part(base, 8) | {"order": order}
-    rules = own_rules(given)
+    rules = sampler_rules(given)
     assert [rule.order for rule in rules] == [int(k) for k in order]
     found = stepped(base, given, order=[int(k) for k in order])
     assert (applied(compiled(given), given, torch.float64) - found).abs().max() <= 1e-10 * found.abs().max()
@@ -344,16 +344,16 @@ def test_tracing_takes_one_grid():
         (
             PNDMScheduler(),
             {},
-            "PNDMScheduler begins with Runge-Kutta steps, which are no rules; set its skip_prk_steps",
+            "PNDMScheduler begins with Runge-Kutta steps, which rules cannot express; set",
         ),
         (LMSDiscreteScheduler(), {}, "LMSDiscreteScheduler has no rules; trace it, or use DPMSolverMultistepScheduler"),
-        (UniPCMultistepScheduler(), {"config": {"solver_p": "DDIM"}}, "takes its predictor from solver_p, which is no"),
+        (UniPCMultistepScheduler(), {"config": {"solver_p": "DDIM"}}, "takes its predictor from solver_p, which rules"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_schedulers_that_no_rules_say_are_refused(scheduler, change, text):
     with pytest.raises(ValueError, match=text):
-        own_rules(part(scheduler, 4) | change)
+        sampler_rules(part(scheduler, 4) | change)
 
 
 def test_rules_that_are_none_are_refused():
@@ -376,7 +376,7 @@ def test_grids_that_are_none_are_refused():
     with pytest.raises(ValueError, match="prediction 'flow' on ve scales is unknown; a table takes epsilon, sample"):
         compile_rules([SolverRule()] * 4, Noise(np.arange(9.0), "ve", "flow"), euler)
     zero = part(DDIMScheduler(clip_sample=False, rescale_betas_zero_snr=True, timestep_spacing="trailing"), 4)
-    with pytest.raises(ValueError, match="DDIMScheduler starts with nothing but noise, where a denoiser of prediction"):
+    with pytest.raises(ValueError, match="DDIMScheduler starts with pure noise, where a denoiser of prediction"):
         compiled(zero, [SolverRule()] * 4)
     flow = part(DPMSolverMultistepScheduler(prediction_type="flow_prediction"), 4)
     with pytest.raises(ValueError, match="sampler.sigmas reach 157.4.*; those of a flow lie in 0..1: use_flow_sigmas"):

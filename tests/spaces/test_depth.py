@@ -291,7 +291,7 @@ def test_experiments_search_what_the_works_do():
         ),
         ({"strengths": [True]}, r"strengths has True"),
         ({"below": [1001]}, r"below has 1001; give numbers above 0, at most 1000, .* space.depth.below=\[500\]"),
-        ({"below": [500, 500]}, r"below=\[500, 500\] names one twice"),
+        ({"below": [500, 500]}, r"below=\[500, 500\] has a value twice"),
         ({"below": []}, r"below is empty; use space.depth.below=\[500\], or space.depth.strengths=\[\]"),
     ],
 )

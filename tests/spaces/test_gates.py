@@ -236,7 +236,7 @@ def test_presets_seed_a_search_and_the_beam_is_refused(tmp_path):
     probe, space = evaluator(model, tmp_path), GatesSpace(thresholds=[0.12, 0.5])
     given = Proposals(space, model.target, model, probe, probe.costs, [Drift(), Macs()])
     assert {row.tobytes() for row in given.seeds()} == {row.tobytes() for row in given.presets().values()}
-    with pytest.raises(ValueError, match="space gates has gates, which decide by what is denoised; use engine=nsga2"):
+    with pytest.raises(ValueError, match="space gates has gates, which depend on the prompts; use engine=nsga2"):
         beam_rows(space, model.target, probe, given.seeds(), probe.costs)
     with pytest.raises(ValueError, match="the gates space has no table"):
         given.methods()["dp"]()

@@ -134,5 +134,5 @@ def test_a_reused_step_of_a_table_folds_into_it(seed, order, model):
 
 
 def test_a_space_twice_is_refused():
-    with pytest.raises(ValueError, match=r"space=\['skip', 'skip'\] names one space twice"):
+    with pytest.raises(ValueError, match=r"space=\['skip', 'skip'\] has one space twice"):
         JointSpace([SkipSpace(), SkipSpace()])

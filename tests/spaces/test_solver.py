@@ -246,7 +246,7 @@ def test_wrong_arguments_say_what_to_type():
         (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), "draws noise; set its algorithm_type dpm"),
         (
             DDIMScheduler(clip_sample=False, timestep_spacing="trailing", rescale_betas_zero_snr=True),
-            "DDIMScheduler starts with nothing but noise, where a denoiser of prediction_type epsilon says nothing",
+            "DDIMScheduler starts with pure noise, where a denoiser of prediction_type epsilon gives no information",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What people do without a schedule: the same sampler with fewer steps."""
+"""The baseline without a schedule: the same sampler with fewer steps."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,7 +9,7 @@ from search.schedule import Schedule
 def shorter_runs(
     target: Target, shorter: Callable[[int], Mapping[str, object]], counts: Sequence[int]
 ) -> dict[str, Schedule]:
-    """What people do without a schedule: the same sampler with fewer steps."""
+    """Schedules of the same sampler with fewer steps, by name; counts that are not below the teacher's are left out."""
     return {
         f"{n} steps": Schedule.from_dict(target.schedule({}) | {"steps": n, "sampler": dict(shorter(n))})
         for n in counts

@@ -41,7 +41,7 @@ def beam_rows(
     options: int = 8,
     on_step: Callable[[int, int], None] = lambda done, executed: None,
 ) -> np.ndarray:
-    """Rows [P, G], best front first: what survives when up to `width` trajectories are extended step by step.
+    """Rows [P, G], best front first: the survivors when up to `width` trajectories are extended step by step.
 
     At every step the genes of that step take the values they have in `seeds` [S, G], the commonest `options` of
     them and always all-off. Trajectories compete by MACs so far and drift so far; of equal fronts the ones that
@@ -81,20 +81,20 @@ def beam_survivors(scores: np.ndarray, width: int) -> list[int]:
 
     Rows with a NaN do not survive; the cheapest and the best row of the first front do.
     """
-    kept: list[int] = []
+    survivors: list[int] = []
     left = np.arange(len(scores))
-    while len(left) and len(kept) < width:
+    while len(left) and len(survivors) < width:
         mask = non_dominated(scores[left])
         if not mask.any():
-            break  # what is left has diverged
+            break  # the rest has diverged
         front = left[mask]
         front = front[scores[front, 0].argsort()]
-        kept += _apart(scores[front, 0], width - len(kept), front)
+        survivors += _spread(scores[front, 0], width - len(survivors), front)
         left = left[~mask]
-    return kept
+    return survivors
 
 
-def _apart(cost: np.ndarray, count: int, names: np.ndarray) -> list[int]:
+def _spread(cost: np.ndarray, count: int, names: np.ndarray) -> list[int]:
     """Up to `count` names of rising costs, without the ones that lie closest to their neighbours."""
     at = list(range(len(cost)))
     while len(at) > max(count, 2):
@@ -118,8 +118,8 @@ def _columns(space: Space, target: Target, seeds: np.ndarray) -> list[np.ndarray
     decoded = [space.decode(row, target) for row in (*seeds, highest)]
     if any("gates" in parts for parts in decoded):
         raise ValueError(
-            f"the beam extends trajectories that share their beginnings, and space {space.key} has gates, which decide "
-            "by what is denoised; use engine=nsga2"
+            f"the beam extends trajectories that share their beginnings, and space {space.key} has gates, which depend "
+            "on the prompts; use engine=nsga2"
         )
     if any({"sampler", "steps"} & set(parts) for parts in decoded):
         raise ValueError(
@@ -135,13 +135,13 @@ def _columns(space: Space, target: Target, seeds: np.ndarray) -> list[np.ndarray
 
 def _options(seeds: np.ndarray, columns: Sequence[np.ndarray], count: int) -> Options:
     """All-off, and the commonest other values of every step's genes."""
-    found = []
+    options = []
     for column in columns:
         off = np.zeros(len(column), dtype=np.int64)
         values, times = np.unique(seeds[:, column], axis=0, return_counts=True)
-        others = [values[i] for i in np.argsort(-times, kind="stable") if values[i].any()]
-        found.append([off, *others[: count - 1]])
-    return found
+        used = [values[i] for i in np.argsort(-times, kind="stable") if values[i].any()]
+        options.append([off, *used[: count - 1]])
+    return options
 
 
 def _with(row: np.ndarray, column: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ def threshold_mask(reuse: np.ndarray, threshold: float, longest: int = 4) -> lis
 
 
 def cachequant_rows(rows: RowBuilder, tables: Tables) -> list[np.ndarray]:
-    """CacheQuant (arXiv:2503.01323): all components reused as `even_plans` says, with and without other presets."""
+    """CacheQuant (arXiv:2503.01323): all components reused by `even_plans`, with and without other presets."""
     plans = [dict.fromkeys(rows.target.kinds, mask_to_tokens(mask)) for mask in even_plans(tables.distances)]
     cached = rows.encode("cachequant", plans)
     presets = [

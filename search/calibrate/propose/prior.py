@@ -1,4 +1,4 @@
-"""What calibration expects of a row before it is run: additive tables, weighted by how errors propagate."""
+"""What calibration expects of a row before it runs: additive tables, weighted by how errors propagate."""
 
 import re
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ class Prior:
 
     Errors at a step add up to terminal drift by `weights` [T], of one-step perturbation rollouts; `errors` [T, T] by
     node are relative errors at a step (column) of the value of an earlier one (row), scaled to what the node's kind did
-    in a rollout. `shares` are the nodes' shares of the work of a step. What tables do not see (sums that cancel,
-    solvers, bits) is left to who learns from scores.
+    in a rollout. `shares` are the nodes' shares of the work of a step. Effects that tables do not contain (sums that
+    cancel, solvers, bits) have to be learned from scores.
     """
 
     space: Space
@@ -42,7 +42,7 @@ class Prior:
         for node, text in parts.get("plan", {}).get("rules", ()):
             tokens = np.array([token[0] for token in TOKEN.findall(text)])
             if len(tokens) != len(at):
-                continue  # written in short by a space of another kind
+                continue  # abbreviated by another space
             read, skipped = (tokens == "R") | (tokens == "F"), tokens == "S"
             saved += self.shares.get(node, 0.0) * float((read | skipped).sum())
             if node in self.errors:

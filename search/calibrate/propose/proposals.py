@@ -82,7 +82,7 @@ class Proposals:
             by: `proposals`, `none`, or the name of one of `methods`.
 
         Raises:
-            ValueError: There is no such method, or it has nothing to propose on this space.
+            ValueError: There is no such method, or it has no rows on this space.
         """
         methods: dict[str, Callable[[], np.ndarray]] = {"proposals": self.seeds, "none": lambda: self.rows.stack([])}
         methods |= self.methods()
@@ -98,7 +98,7 @@ class Proposals:
         return self.rows.stack([*proposed, *self.presets().values()])[:MOST_SEEDS]
 
     def methods(self) -> dict[str, Callable[[], np.ndarray]]:
-        """Functions that make rows [N, G], by name; ValueError says why a method has none on this space."""
+        """Functions that make rows [N, G], by name; they raise ValueError where a method has none on this space."""
         rows, tables = self.rows, self.tables
         lists: dict[str, Callable[[], list[np.ndarray]]] = {
             "dp": self.exact_fronts,
@@ -156,7 +156,7 @@ class Proposals:
         )
 
     def prior(self) -> Prior | None:
-        """What the tables expect of any row; None where no space reuses values, and the tables say nothing."""
+        """What the tables expect of any row; None where no space reuses values, and the tables do not apply."""
         if self.rows.reusing_spaces:
             return measured_prior(self.space, self.tables)
         log.info("no prior: no row of space %s reuses a value (Space.encode)", self.space.key)
