@@ -113,6 +113,7 @@ class CacheSpace(Space):
 
     @property
     def forecast_axis(self) -> str:
+        """The axis of this space's forecasts."""
         return self.axis
 
     # One step's genes: their names and levels, what they mean, and how to write them.

@@ -54,15 +54,15 @@ class SkipSpace(Space):
     def presets(self, target: Target) -> dict[str, np.ndarray]:
         """Even thinning of the inner nodes, at all steps and at the noisier half of them."""
         nodes, steps = len(self._nodes(target)), target.reference
-        found = {}
+        rows = {}
         for every in (4, 3, 2):
             left_out = (np.arange(nodes) % every == every - 1) & (np.arange(nodes) < nodes - 1)
             for name, first in ((f"skip every {every}. {self.granularity}", steps), ("", (steps + 1) // 2)):
                 x = np.zeros((steps, nodes), dtype=np.int64)
                 x[:first] = left_out
                 if x.any():
-                    found[name or f"skip every {every}. {self.granularity}, first half"] = x.ravel()
-        return found
+                    rows[name or f"skip every {every}. {self.granularity}, first half"] = x.ravel()
+        return rows
 
     def _nodes(self, target: Target) -> list[str]:
         return [node.name for node in target.tree if node.kind == self.granularity]

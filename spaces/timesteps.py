@@ -23,9 +23,9 @@ SHARES = (0.5, 0.25)  # of the teacher's steps: what presets are offered with
 
 @dataclass(frozen=True)
 class TimestepsSpace(Space):
-    """Every step of the teacher is a slot that is kept, moved or dropped; the kept ones run in order of noise.
+    """Every step of the teacher is a slot that stays, moves or is dropped; the remaining ones run in order of noise.
 
-    Two genes a slot: `dropped@i` (0 kept, 1 dropped) and `moved@i` (0 the teacher's own timestep, k the k-th
+    Two genes a slot: `dropped@i` (0 stays, 1 dropped) and `moved@i` (0 the teacher's own timestep, k the k-th
     nearest candidate). Candidates are the scheduler's training timesteps (`form="training"`, as AutoDiffusion,
     arXiv:2309.10438), or `points` places even in log-SNR (`form="sigma"`). Slots that meet in one place are one step,
     so every row is a falling sequence and nothing has to be repaired.
@@ -70,51 +70,51 @@ class TimestepsSpace(Space):
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
         """`steps` and the sampler part with its timesteps and sigmas; `{}` on the teacher's own grid."""
-        own = np.array(target.sampler["timesteps"])
+        teacher = np.array(target.sampler["timesteps"])
         candidates, nearest = self._candidates(target), self._nearest(target)
         genes = np.asarray(x, dtype=np.int64).reshape(target.reference, 2)
-        places: dict[float, float | None] = {}  # timestep -> its sigma where it is the teacher's own
+        places: dict[float, float | None] = {}  # timestep -> its sigma where it is one of the teacher's
         for i, (dropped, moved) in enumerate(genes.tolist()):
             if not dropped and not moved:
-                places[float(own[i])] = target.sampler["sigmas"][i] if target.sampler.get("sigmas") else None
+                places[float(teacher[i])] = target.sampler["sigmas"][i] if target.sampler.get("sigmas") else None
             elif not dropped:
                 places.setdefault(float(candidates[nearest[i][moved - 1]]), None)
         for i in range(target.reference):  # a run has at least two steps
             if len(places) >= FEWEST:
                 break
-            places[float(own[i])] = target.sampler["sigmas"][i] if target.sampler.get("sigmas") else None
+            places[float(teacher[i])] = target.sampler["sigmas"][i] if target.sampler.get("sigmas") else None
         timesteps = sorted(places, reverse=True)
-        if timesteps == own.tolist():
+        if timesteps == teacher.tolist():
             return {}
         sampler = {k: v for k, v in target.sampler.items() if k not in ("timesteps", "sigmas")}
         sampler["timesteps"] = timesteps
         if target.sampler.get("sigmas") is not None:
-            found = [places[t] if places[t] is not None else float(target.noise.sigma(t)) for t in timesteps]
-            sampler["sigmas"] = [*found, target.sampler["sigmas"][-1]]
+            sigmas = [places[t] if places[t] is not None else float(target.noise.sigma(t)) for t in timesteps]
+            sampler["sigmas"] = [*sigmas, target.sampler["sigmas"][-1]]
         return {"steps": len(timesteps), "sampler": sampler}
 
     def encode_timesteps(self, timesteps: Sequence[float] | np.ndarray, target: Target) -> np.ndarray:
-        """Genes [G] of the nearest candidates to the given falling timesteps, at most as many as the teacher has."""
-        own, nearest = np.array(target.sampler["timesteps"]), self._nearest(target)
+        """The row [G] with the nearest candidates to falling timesteps, at most as many as the teacher has."""
+        teacher, nearest = np.array(target.sampler["timesteps"]), self._nearest(target)
         candidates = self._candidates(target)
         genes = np.tile([1, 0], (target.reference, 1))
-        for slot, t in zip(_slots(own, np.asarray(timesteps, dtype=float)), timesteps, strict=True):
-            if t == own[slot]:
+        for slot, t in zip(_slots(teacher, np.asarray(timesteps, dtype=float)), timesteps, strict=True):
+            if t == teacher[slot]:
                 genes[slot] = 0
                 continue
-            wanted = int(np.abs(candidates - t).argmin())
-            genes[slot] = [0, 1 + int(np.flatnonzero(nearest[slot] == wanted)[0])]
+            candidate = int(np.abs(candidates - t).argmin())
+            genes[slot] = [0, 1 + int(np.flatnonzero(nearest[slot] == candidate)[0])]
         return genes.ravel()
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
         """Named spacings at several numbers of steps, to the nearest candidate."""
-        found = {}
+        rows = {}
         for count in dict.fromkeys(max(FEWEST, round(share * target.reference)) for share in SHARES):
             for name, timesteps in chain(spacings(target.noise, count), align_your_steps(target, count)):
                 x = self.encode_timesteps(timesteps, target)
                 if self.decode(x, target):
-                    found[f"{name}, {count} steps"] = x
-        return found
+                    rows[f"{name}, {count} steps"] = x
+        return rows
 
     def propose(self, tables: Tables) -> list[np.ndarray]:
         """OLSS's paths (arXiv:2305.14677) of every length through a dense run, then the exact front."""
@@ -194,7 +194,7 @@ def _key(target: Target) -> tuple[str, tuple[float, ...]]:
 
 @lru_cache(maxsize=8)
 def _candidates(key: tuple[str, tuple[float, ...]], form: str, points: int) -> np.ndarray:
-    """Timesteps [N] that a slot may move to, falling."""
+    """Timesteps [N] that a slot can move to, falling."""
     kind, sigmas = key
     least = 1 if kind == "flow" else 0
     if form == "training":

@@ -1,7 +1,7 @@
 """Calibrates static activations: least and greatest value of each layer's input over a run at full precision.
 
 Inputs change from step to step, so that the range of one step is wrong for the others. Q-Diffusion (arXiv:2302.04304,
-section 4.2) takes the same number of inputs from every c-th step of the full-precision sampler: here all pictures of each.
+section 4.2) takes the same number of inputs from every c-th step of the full-precision sampler: here all pictures.
 """
 
 from collections.abc import Mapping

@@ -20,11 +20,28 @@ MOST_MOVES = 200  # a local search that long has long been within rounding of it
 def knapsack_front(errors: Sequence[np.ndarray], costs: Sequence[np.ndarray], resolution: int = 20_000) -> list[Point]:
     """The least sum of errors for every budget that can be reached: the Pareto front, cheapest first.
 
-    `errors[g]` and `costs[g]` [levels of g]: errors >= 0 (infinite: this level is never chosen), costs of any
-    sign. Whole numbers are counted in units of their greatest common divisor, and the front is exact, where all
-    choices span at most `resolution` units. Other costs are rounded to a grid of `resolution` units: a point may
-    then spend what G / 2 units would buy better; cost and error of each point are always the true sums.
-    O(G L resolution) time, 2 G resolution bytes.
+    Whole numbers are counted in units of their greatest common divisor, and the front is exact where all choices span
+    at most `resolution` units. Other costs are rounded to a grid of `resolution` units: a point can then spend up to
+    G / 2 units more than needed; cost and error of each point are always the true sums. O(G L resolution) time,
+    2 G resolution bytes.
+
+    Args:
+        errors: Of each gene g the errors [levels of g], from 0 up; infinity: this level is never chosen.
+        costs: Of each gene g the costs [levels of g], of any sign.
+        resolution: How many units of cost are distinguished.
+
+    Returns:
+        (cost, error, levels [G]) of each point.
+
+    Raises:
+        ValueError: Errors and costs do not match, an error is negative, or a cost is not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.exact.knapsack import knapsack_front
+        >>> errors, costs = [np.array([0, 1]), np.array([0, 3])], [np.array([0, -2]), np.array([0, -4])]
+        >>> [(cost, error, levels.tolist()) for cost, error, levels in knapsack_front(errors, costs)]
+        [(-6.0, 4.0, [1, 1]), (-4.0, 3.0, [0, 1]), (-2.0, 1.0, [1, 0]), (0.0, 0.0, [0, 0])]
     """
     errors, costs = _tables(errors, costs)
     units, width = _units(costs, resolution)
@@ -57,10 +74,29 @@ def gram_search(
 ) -> np.ndarray:
     """Each choice x [N, G] after the best single changes and exchanges of pairs, at no higher cost of any kind.
 
-    `vectors[g]` [levels of g, D] error vectors (a level with a number that is not finite is never chosen),
-    `costs[c][g]` [levels of g]. Minimises sum_g |v_g|^2 + damping * sum_{g != h} v_g . v_h: damping 1 is the norm
-    of the summed vectors, 0 takes them as orthogonal; 0.5 overfits less where errors are large (3 bits and less).
-    Every single change is tried; of the pairs those among the 150 best moves that save and the 150 best others.
+    Minimises sum_g |v_g|^2 + damping * sum_{g != h} v_g . v_h. Every single change is tried; of the pairs those among
+    the 150 best moves that save and the 150 best of the rest.
+
+    Args:
+        vectors: Of each gene g error vectors [levels of g, D]; a level whose vector is not finite is never chosen.
+        costs: Of each cost c and gene g the costs [levels of g].
+        start_choices: Levels [N, G] to improve.
+        damping: 1 is the norm of the summed vectors, 0 takes them as orthogonal; 0.5 overfits less where errors are
+            large (3 bits and less).
+
+    Returns:
+        Improved levels [N, G].
+
+    Raises:
+        ValueError: `damping` is not from 0 to 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.exact.knapsack import gram_search
+        >>> vectors = [np.array([[0.0], [2.0]]), np.array([[0.0], [1.0]])]
+        >>> costs = [[np.array([0, -1]), np.array([0, -1])]]
+        >>> gram_search(vectors, costs, np.array([[1, 0]])).tolist()
+        [[0, 1]]
     """
     if not 0 <= damping <= 1:
         raise ValueError(f"damping {damping} is not from 0 to 1; use 0.5")

@@ -11,8 +11,24 @@ import numpy as np
 def shortest_paths(cost: np.ndarray, counts: Sequence[int]) -> list[list[int]]:
     """For every K in counts: K starts of jumps 0 = n_0 < n_1 < ... and then the end, with the least sum of costs.
 
-    `cost[i, j]` [M, M+1] is the error of one jump from i to j > i. Exact; GITS (arXiv:2405.11326) is this with the
-    error of one Euler step. O(K M²) for all K at once.
+    Exact; GITS (arXiv:2405.11326) is this with the error of one Euler step. O(K M²) for all K at once.
+
+    Args:
+        cost: `cost[i, j]` [M, M+1] is the error of one jump from i to j > i.
+        counts: The numbers of jumps K.
+
+    Returns:
+        Of each K the starts of its jumps.
+
+    Raises:
+        ValueError: A path of so many jumps does not exist.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.exact.paths import shortest_paths
+        >>> distance = np.abs(np.arange(4)[:, None] - np.arange(5)) ** 2.0
+        >>> shortest_paths(distance, [1, 2, 4])
+        [[0], [0, 2], [0, 1, 2, 3]]
     """
     size = len(cost)
     best = np.full((max(counts) + 1, size + 1), np.inf)

@@ -21,9 +21,28 @@ def reuse_front(
 ) -> Front:
     """For K = 1..T the least aggregate of weight[t] * reuse[s, t], s the last computed step before t.
 
-    `reuse` [T, T], read where s < t; `weight` [T]; step 0 is always computed. `lexicographic` is the least
-    maximum, then the least second largest error, and so on; its error is the maximum. `lengths` are the least and
-    the most steps from a compute to the next or to the end; then some K have no plan and are left out. O(T^3) time.
+    Step 0 is always computed. O(T^3) time.
+
+    Args:
+        reuse: Error [T, T] at step t (column) of the value of step s < t (row).
+        weight: Weight [T] of an error at each step.
+        aggregation: `lexicographic` is the least maximum, then the least second largest error, and so on; its error is
+            the maximum.
+        lengths: The least and the most steps from a compute to the next or to the end; then some K have no plan and
+            are left out.
+
+    Returns:
+        For each K the error and the mask [T] of computed steps.
+
+    Raises:
+        ValueError: The tables do not match, an error is negative or not finite, or `aggregation` is unknown.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.exact.segments import reuse_front
+        >>> distance = np.abs(np.arange(4)[:, None] - np.arange(4)).astype(float)
+        >>> [(error, mask.astype(int).tolist()) for error, mask in reuse_front(distance, np.ones(4))][:2]
+        [(6.0, [1, 0, 0, 0]), (2.0, [1, 0, 1, 0])]
     """
     steps = len(weight)
     errors = _errors(reuse, weight, 2, "reuse")
@@ -170,7 +189,7 @@ def _errors(table: np.ndarray, weight: np.ndarray, axes: int, name: str) -> np.n
     later = np.all(index[1:] > index[:-1], axis=0)
     errors = np.where(later, weight * table, 0.0)
     if not (np.isfinite(errors) & (errors >= 0)).all():
-        raise ValueError(f"{name} times weight has a negative or no finite number; measure the tables again")
+        raise ValueError(f"{name} times weight has a number that is negative or not finite; measure the tables again")
     return errors
 
 

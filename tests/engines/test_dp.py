@@ -215,9 +215,9 @@ def test_no_combination_dominates_a_merged_point(data: st.DataObject, steps: int
         ),
         (
             lambda: reuse_front(np.full((3, 3), np.nan), np.ones(3)),
-            "reuse times weight has a negative or no finite",
+            "reuse times weight has a number that is negative or not finite",
         ),
-        (lambda: reuse_front(np.ones((3, 3)), -np.ones(3)), "reuse times weight has a negative"),
+        (lambda: reuse_front(np.ones((3, 3)), -np.ones(3)), "reuse times weight has a number that is negative"),
         (
             lambda: merge_fronts({"a": [(0.0, np.ones(1, dtype=bool))]}, {"a": 0.0}),
             "cost of 'a' is 0.0; give a number",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from search.evaluate.evaluator import Evaluator
-from search.evaluate.execute.jobs import Batch, Done, Job
+from search.evaluate.execute.jobs import Batch, Job, OnDone
 from search.evaluate.execute.runner import Runner
 from search.evaluate.memo import Memo
 from search.models.base import to_schedule
@@ -30,7 +30,7 @@ class Counting(Runner):
         super().__init__(*parts())
         self.jobs: list[tuple[int, int]] = []
 
-    def run(self, batch: Batch, jobs: Any, done: Done) -> None:
+    def run(self, batch: Batch, jobs: Any, done: OnDone) -> None:
         self.jobs.append((len(batch), len(jobs)))
         super().run(batch, jobs, done)
 
