@@ -110,8 +110,8 @@ class BitsSpace(Space):
             formats[layers[name]] = part.model_dump(exclude_defaults=True)
             if part.static:
                 ranges[name] = _ranges(name, part.split is not None, target)
-        part = {"formats": formats, "layers": layers} | ({"ranges": ranges} if ranges else {})
-        return {"bits": part} if layers else {}
+        content = {"formats": formats, "layers": layers} | ({"ranges": ranges} if ranges else {})
+        return {"bits": content} if layers else {}
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
         """Every format everywhere, and MixDQ's split where there are formats of 8 and 4 weight bits."""
