@@ -1,1 +1,1 @@
-"""What is known of a model without running a picture: its nodes, its costs."""
+"""Descriptions of a model for spaces: its nodes and steps, its costs, and the tables that calibration measures."""

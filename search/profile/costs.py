@@ -1,4 +1,4 @@
-"""Cost tables of a denoiser, and what a schedule costs by them."""
+"""Cost tables of a denoiser, and the costs of a schedule by these tables."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,10 +49,12 @@ class Costs:
 
     @cached_property
     def call_macs(self) -> int:
+        """MACs of one call of the denoiser."""
         return self.floor_macs + sum(self.component_macs.values())
 
     @property
     def teacher_macs(self) -> int:
+        """MACs of the teacher's run."""
         return self.steps * self.call_macs
 
     @cached_property
@@ -63,7 +65,7 @@ class Costs:
 
     @property
     def all_bytes(self) -> int:
-        """Bytes when the latest output of every component is kept: what most cache runtimes hold."""
+        """Bytes of the latest outputs of all components, which most cache runtimes keep."""
         return sum(self.value_bytes[name] for name in self.component_macs if ":" in name)
 
     def macs(self, schedule: Schedule) -> int:
@@ -79,16 +81,16 @@ class Costs:
         parts = [(ROOT, self.floor_macs), *self.component_macs.items()]
         for layer, form in schedule.bits.items():
             if form.elided:
-                parts.append((self._place(schedule, layer), -self._known(layer, self.layer_macs)))
+                parts.append((self._place(schedule, layer), -self._lookup(layer, self.layer_macs)))
         totals: dict[tuple[float, ...], int] = {}  # many nodes are computed at the same steps
         for name, macs in parts:
             row = computed(name)
             totals[row] = totals.get(row, 0) + macs
-        found = [sum(map(mul, totals.values(), step)) for step in zip(*totals, strict=True)]
+        by_step = [sum(map(mul, totals.values(), step)) for step in zip(*totals, strict=True)]
         for t, (letter, token, part) in enumerate(zip(plan.at, plan.tokens[ROOT], self.share(schedule), strict=False)):
             if letter != OWN and token == OFF:
-                found[t] += part * self._other(letter).call_macs
-        return found
+                by_step[t] += part * self._other(letter).call_macs
+        return by_step
 
     def bops(self, schedule: Schedule) -> int:
         """Bit operations of one picture: executed MACs times weight bits times activation bits, 16 by 16 unrounded."""
@@ -100,6 +102,7 @@ class Costs:
 
     @property
     def teacher_bops(self) -> int:
+        """Bit operations of the teacher's run."""
         return self.teacher_macs * FULL * FULL
 
     def size(self, schedule: Schedule) -> int:
@@ -111,7 +114,7 @@ class Costs:
             return total
         total += self.weight_bytes
         for name, form in schedule.bits.items():
-            (outputs, inputs), (weight, bias) = self._known(name, self.layer_shapes), self.layer_bytes[name]
+            (outputs, inputs), (weight, bias) = self._lookup(name, self.layer_shapes), self.layer_bytes[name]
             if form.elided:
                 total += 2 * outputs * (schedule.steps or self.steps) - weight - bias
             else:
@@ -120,7 +123,7 @@ class Costs:
 
     @property
     def all_weight_bytes(self) -> int:
-        """Of the denoiser and all others."""
+        """Bytes of the weights of the denoiser and of all other denoisers."""
         return self.weight_bytes + sum(costs.weight_bytes for costs in self.others.values())
 
     def _rounded(self, schedule: Schedule) -> list[tuple[FormatPart, float]]:
@@ -130,7 +133,7 @@ class Costs:
             return []
         computed = self._computed_by_step(schedule)
         return [
-            (form, self._known(layer, self.layer_macs) * sum(computed(self._place(schedule, layer))))
+            (form, self._lookup(layer, self.layer_macs) * sum(computed(self._place(schedule, layer))))
             for layer, form in bits.items()
         ]
 
@@ -141,7 +144,7 @@ class Costs:
         return node.name if node.kind in ("component", "block") else ROOT
 
     @staticmethod
-    def _known(name: str, table: Mapping[str, Any]) -> Any:
+    def _lookup(name: str, table: Mapping[str, Any]) -> Any:
         if name not in table:
             raise ValueError(f"bits.layers.{name} was not counted; the tables have {len(table)} layers")
         return table[name]
@@ -180,18 +183,18 @@ class Costs:
 
     def stitched(self, schedule: Schedule) -> dict[str, float]:
         """How many times the whole batch runs through each of the other denoisers that the schedule names."""
-        found: dict[str, float] = {}
+        runs: dict[str, float] = {}
         for letter, token, part in zip(
             schedule.plan.at, schedule.plan.tokens[ROOT], self.share(schedule), strict=False
         ):
             if letter != OWN:
-                found[letter] = found.get(letter, 0) + part * (token == OFF)
-        return found
+                runs[letter] = runs.get(letter, 0) + part * (token == OFF)
+        return runs
 
     def _other(self, letter: str) -> "Costs":
         if letter not in self.others:
-            known = ", ".join(self.others) or "none"
-            raise ValueError(f"models.names.{letter} was not counted; the tables have other denoisers: {known}")
+            counted = ", ".join(self.others) or "none"
+            raise ValueError(f"models.names.{letter} was not counted; the tables have other denoisers: {counted}")
         return self.others[letter]
 
     def latency(self, schedule: Schedule) -> float:
@@ -202,6 +205,7 @@ class Costs:
 
     @property
     def teacher_latency(self) -> float:
+        """Predicted milliseconds of the teacher's run."""
         kinds = list(self.kinds.values())
         counts = [1, self.steps, *(self.steps * n for n in kinds), *(0 for _ in self.others)]
         return float(np.dot(counts, list(self.milliseconds.values())))
@@ -209,11 +213,11 @@ class Costs:
     @cached_property
     def kinds(self) -> dict[str, int]:
         """Component kinds and how many nodes each has; nodes of unlike cost count by their share of the mean."""
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for name in self._parts:
             kind = name.rpartition(":")[2]
-            found[kind] = found.get(kind, 0) + 1
-        return found
+            counts[kind] = counts.get(kind, 0) + 1
+        return counts
 
     @cached_property
     def _parts(self) -> dict[str, float]:
@@ -227,7 +231,7 @@ class Costs:
         return {name: m / means[kinds[name]] if means[kinds[name]] else 1.0 for name, m in macs.items()}
 
     def features(self, schedule: Schedule) -> list[float]:
-        """What latency is linear in: 1, calls, computed components of each kind, calls of each of the other denoisers.
+        """What latency is linear in: 1, calls, computed components of each kind, calls of each other denoiser.
 
         Half batches are halves.
         """
@@ -240,13 +244,12 @@ class Costs:
 
     @property
     def timed(self) -> list[str]:
-        """What the features beyond the first two are about: component kinds, `model S`, ..."""
+        """Names of the features after the first two: component kinds, `model S`, ..."""
         return [*self.kinds, *(f"model {letter}" for letter in self.others)]
 
     def peak_bytes(self, schedule: Schedule) -> int:
         """Peak bytes of kept values; equals what the applied schedule reports for a batch of one picture.
 
-        Of groups whose gates are asked it is a bound: as if they had computed at every step at which they may, and
-        kept all streams of a signal. A signal of the denoiser's input is taken to be as large as its output.
+        Of groups whose gates are asked it is a bound, see `search.profile.memory.peak_bytes`.
         """
         return peak_bytes(schedule, self.value_bytes)

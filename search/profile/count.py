@@ -53,11 +53,15 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
             remover.remove()
     for stack in tree.stack_contracts:
         sizes[stack.name] = sizes[f"{stack.name}.{tree.stacks[stack.name] - 1}"]
-    own = dict(counts)
+    without_components = dict(counts)
     for node in tree:
         if node.kind == "component":
-            own[node.parent or ROOT] -= counts[node.name]
-    components = {n.name: own[n.name] for n in tree if n.kind == "component" or (n.kind == "block" and own[n.name])}
+            without_components[node.parent or ROOT] -= counts[node.name]
+    components = {
+        node.name: without_components[node.name]
+        for node in tree
+        if node.kind == "component" or (node.kind == "block" and without_components[node.name])
+    }
     return Costs(
         steps,
         components,
@@ -71,9 +75,10 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
 
 
 def tensor_bytes(tensor: Tensor | None) -> int:
+    """Bytes of a tensor; 0 for None."""
     return 0 if tensor is None else tensor.numel() * tensor.element_size()
 
 
 def plain_output(output: Any) -> Any:
-    """A denoiser's output as a value: of a container with names the first."""
+    """A denoiser's output as a tensor or tuple: of a container with names the first value."""
     return output if isinstance(output, Tensor | tuple) else output[0]

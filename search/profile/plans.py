@@ -11,10 +11,19 @@ from search.schedule.plan.tokens import OFF
 
 
 def component_names(target: Target) -> dict[str, list[str]]:
+    """Names of the nodes of each component kind."""
     return {kind: [node.name for node in target.tree if node.component == kind] for kind in target.kinds}
 
 
 def mask_to_tokens(mask: np.ndarray, forecast: bool = False) -> list[str]:
+    """Actions [T] from a mask of computed steps [T]; with `forecast` F1 after two computes, else reuse.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.profile.plans import mask_to_tokens
+        >>> "".join(mask_to_tokens(np.array([1, 0, 1, 0, 0]), forecast=True))
+        'CRCF1F1'
+    """
     tokens: list[str] = []
     for computes in mask:
         enough = tokens.count(OFF) > 1

@@ -1,4 +1,4 @@
-"""What a space knows of a model, without its weights."""
+"""The description of a model that a space decides on, without its weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,8 +52,8 @@ class Target:
     def timesteps(self) -> list[float]:
         """Of every step [T], on the scale of 1000 training timesteps that published rules count in."""
         scale = 1000 / self.sampler.get("config", {}).get("num_train_timesteps", 1000)
-        own = self.sampler.get("timesteps") or [(1 - t / self.steps) * 1000 / scale for t in range(self.steps)]
-        return [float(t) * scale for t in own]
+        timesteps = self.sampler.get("timesteps") or [(1 - t / self.steps) * 1000 / scale for t in range(self.steps)]
+        return [float(t) * scale for t in timesteps]
 
     @cached_property
     def noise(self) -> Noise:
@@ -65,16 +65,15 @@ class Target:
         """For every step of this grid: the teacher's step whose genes it takes."""
         if self.teacher is None:
             return tuple(range(self.steps))
-        theirs = self.teacher.noise.grid_logsnr(self.teacher.sampler)
-        own = self.noise.grid_logsnr(self.sampler)
-        return tuple(int(np.abs(theirs - place).argmin()) for place in own)
+        teacher = self.teacher.noise.grid_logsnr(self.teacher.sampler)
+        return tuple(int(np.abs(teacher - place).argmin()) for place in self.noise.grid_logsnr(self.sampler))
 
     def on(self, parts: Mapping[str, Any]) -> "Target":
         """The same denoiser on the grid of decoded parts (`steps`, `sampler`), with their `models`."""
-        found = replace(self, models=parts["models"]["at"]) if "models" in parts else self
+        target = replace(self, models=parts["models"]["at"]) if "models" in parts else self
         if "sampler" not in parts:
-            return found
-        moved = replace(found, steps=parts.get("steps", self.steps), sampler=parts["sampler"])
+            return target
+        moved = replace(target, steps=parts.get("steps", self.steps), sampler=parts["sampler"])
         return replace(moved, teacher=self.teacher or self)
 
     def stitched(self, at: str) -> dict[str, Any]:
