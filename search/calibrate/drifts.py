@@ -58,8 +58,14 @@ def record_drifts(
 ) -> Drifts:
     """Run the teacher and measure the distances between the outputs of each component and of the denoiser.
 
-    Outputs of all steps stay in memory at once; where they would exceed `limit_bytes` the nodes are split
-    over several runs, which draw the same trajectory.
+    Args:
+        denoiser: The module whose nodes are observed.
+        tree: Its nodes.
+        places: The coordinates of the T steps that forecasts go by.
+        run: Runs the teacher once; every call gives the same trajectory.
+        limit_bytes: Outputs of all steps stay in memory at once; where they would exceed this limit, the nodes are
+            divided over several runs.
+        value_bytes: The size of each node's output, for that limit.
     """
     nodes = [node for node in tree if node.kind in ("denoiser", "component") and not node.nested]
     sizes = [(value_bytes or {}).get(node.name, 0) * len(places) for node in nodes]

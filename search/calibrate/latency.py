@@ -18,7 +18,22 @@ from search.schedule.plan.tokens import OFF
 def fit_latency(
     rows: Sequence[Sequence[float]], milliseconds: Sequence[float], kinds: Iterable[str]
 ) -> dict[str, float]:
-    """Non-negative least squares of measured times [N] on the features [N, 2+K] of their plans."""
+    """Non-negative least squares of relative errors.
+
+    Args:
+        rows: Features [N, 2+K] of N schedules, see `Costs.features`.
+        milliseconds: Their measured times [N].
+        kinds: Names of the last K features, see `Costs.timed`.
+
+    Returns:
+        Milliseconds of `run`, `denoiser` and each of the kinds.
+
+    Example:
+        >>> from search.calibrate.latency import fit_latency
+        >>> table = fit_latency([[1, 4, 8], [1, 2, 8], [1, 2, 4]], [23, 19, 15], ["attn1"])
+        >>> {name: round(value, 3) for name, value in table.items()}
+        {'run': 7.0, 'denoiser': 2.0, 'attn1': 1.0}
+    """
     from scipy.optimize import nnls
 
     matrix, times = np.array(rows, dtype=float), np.array(milliseconds)
@@ -41,7 +56,10 @@ def calibrate_latency(model: Model, schedules: Sequence[Schedule], costs: Costs,
 
 
 def add_latency(model: Model, costs: Costs) -> Costs:
-    """Time a few unlike schedules: everything, every second step, and each component kind kept."""
+    """The cost tables with a latency table, from times of a few unlike schedules.
+
+    They compute everything, every second step, the first step alone, or reuse one component kind after the first step.
+    """
     target = model.target
     alternating = [OFF if t % 2 == 0 else "R" for t in range(target.steps)]
     rare = [OFF if t == 0 else "R" for t in range(target.steps)]

@@ -18,10 +18,19 @@ def time_schedules(
     decode: bool = True,
     on_done: Callable[[int, int], None] = lambda count, total: None,
 ) -> list[list[float]]:
-    """Milliseconds to denoise and decode one picture, [S][repeats]; None is the bare pipeline.
+    """Milliseconds to denoise and decode one picture.
 
-    The schedules take turns within every round, so slow spells of the machine fall on all of them. `on_done` is called
-    after each run with the number of runs so far and of all.
+    The schedules take turns within every round, so that slow phases of the machine affect all of them.
+
+    Args:
+        model: The model that runs.
+        schedules: What is timed; None is the bare pipeline.
+        repeats: The number of rounds.
+        decode: Whether the time to decode a picture is added.
+        on_done: Called after each run with the number of runs so far and of all.
+
+    Returns:
+        Times [S][repeats].
     """
     conditions, noise = model.encode([""]), model.noise([0])
 

@@ -13,7 +13,14 @@ from search.schedule.values import nbytes
 
 
 def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], object]) -> Costs:
-    """Cost tables from one call of the denoiser for one picture, by torch's own counter of operations."""
+    """Cost tables from one call of the denoiser for one picture, by torch's counter of operations.
+
+    Args:
+        denoiser: The module that is called.
+        tree: Its nodes.
+        steps: The number of the teacher's steps.
+        call: Runs the denoiser once, for one picture (both CFG halves).
+    """
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -12,7 +12,17 @@ from search.solvers.trace import check_linear
 
 
 def sampler_rules(sampler: Mapping[str, Any]) -> tuple[SolverRule, ...]:
-    """The rules of the sampler part's class and config [T]; ValueError where rules cannot express them."""
+    """The rules by which diffusers' own scheduler runs.
+
+    Args:
+        sampler: The sampler part of a schedule file.
+
+    Returns:
+        One rule for each of the T steps.
+
+    Raises:
+        ValueError: Rules cannot express the class with this config; says what to use.
+    """
     return _cached_rules(sampler_text(sampler), sampler.get("coefficients") is not None)
 
 

@@ -92,7 +92,7 @@ def record_trajectory(model: Model, conditions: Any, noise: Tensor) -> Trajector
 
 
 class Fitter:
-    """Fits solver tables on a few calibration prompts and their noise.
+    """Fits solver tables on a few calibration prompts (`conditions`) and their noise [B, C, h, w].
 
     A fit is a run of these prompts, and the fitted table gives exactly the final latents of that run: `latents` holds
     those of the last fit, by the digest of the fitted schedule.
