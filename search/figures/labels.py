@@ -94,4 +94,4 @@ class LabelPlacer:
 
 def _overlap(a: Bbox, b: Bbox) -> float:
     width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-    return max(width, 0) * max(height, 0)
+    return float(max(width, 0) * max(height, 0))

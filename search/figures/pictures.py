@@ -27,7 +27,8 @@ def grid_png(result: Result, entry: Entry) -> bytes:
 
 def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Four times the absolute difference of two pictures uint8 [H, W, 3], cut off at 255."""
-    return np.clip(4 * np.abs(a.astype(int) - b.astype(int)), 0, 255).astype(np.uint8)
+    clipped: np.ndarray = np.clip(4 * np.abs(a.astype(int) - b.astype(int)), 0, 255).astype(np.uint8)
+    return clipped
 
 
 def overview_png(result: Result, most: int = 5) -> bytes:
