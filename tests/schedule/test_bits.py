@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from search import Schedule, ScheduleError
-from search.schedule.apply import bits
 from search.schedule.apply.rounding import round_activation, round_weight
-from search.schedule.apply.weights import RoundedWeights
+from search.schedule.apply.weights import CACHE_BYTES, ROUNDED_WEIGHTS, RoundedWeights
 from search.schedule.parts.bits import FormatPart
 from search.schedule.parts.formats import FORMATS, formats_that_fit, packed_bytes
 from tests.helpers import pipelines
@@ -481,4 +480,4 @@ def test_every_mix_runs_and_leaves_no_trace(pipe, layers):
 
 
 def test_the_shared_cache_is_bounded():
-    assert bits._CACHE.bytes <= bits.CACHE_BYTES
+    assert ROUNDED_WEIGHTS.bytes <= CACHE_BYTES
