@@ -74,7 +74,8 @@ def title_of_schedule(schedule: Schedule | str | Path) -> str:
 
 def model_from_config(config: Config, **arguments: Any) -> Model:
     """The pipeline, loaded; `arguments` take the place of the configured ones."""
-    return instantiate(dict(config.model) | {"device": resolve_device(config.compute.device)} | arguments)
+    model: Model = instantiate(dict(config.model) | {"device": resolve_device(config.compute.device)} | arguments)
+    return model
 
 
 def prompts_from_config(prompts: Prompts) -> tuple[list[str], list[str]]:

@@ -89,7 +89,8 @@ def respaced_sampler(old: Mapping[str, Any], count: int, model: Model, schedule:
 def _plain(old: Mapping[str, Any], steps: int, model: Model, same: bool) -> list[float] | None:
     """The timesteps that a sampler part's class makes by itself; None if it makes none."""
     if same:
-        return model.shorter(steps)["timesteps"]
+        timesteps: list[float] = model.shorter(steps)["timesteps"]
+        return timesteps
     try:
         scheduler: Any = scheduler_class(old["class"])
         return scheduler_grid(scheduler.from_config(old["config"]), steps)[0]
