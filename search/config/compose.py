@@ -72,7 +72,9 @@ def compose_config(overrides: list[str], config_dir: str | None = None) -> dict[
         overrides = [*overrides, f"hydra.searchpath=['file://{os.path.abspath(config_dir)}']"]
         sys.path.append(os.path.abspath(config_dir))  # for the classes that its YAML files name
     with initialize_config_module("search.conf", version_base="1.3", job_name="search"):
-        return OmegaConf.to_container(compose("search", overrides=with_guard(overrides)), resolve=True)
+        config = compose("search", overrides=with_guard(overrides))
+        values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
+        return values
 
 
 def list_options(group: str) -> list[str]:

@@ -82,27 +82,32 @@ class Noise:
         """The logarithm of alpha / sigma; infinite where there is no noise, or nothing but noise."""
         alpha, s = self.scales(sigma)
         with np.errstate(divide="ignore"):
-            return np.log(alpha) - np.log(s)
+            logarithms: np.ndarray = np.log(alpha) - np.log(s)
+            return logarithms
 
     def sigma(self, timestep: Sequence[float] | np.ndarray | float) -> np.ndarray:
         """sigma/alpha at training timesteps, linear between them as diffusers interpolates."""
         wanted = np.asarray(timestep, dtype=float)
         if self.kind == "flow":
             return wanted / len(self.sigmas)
-        return np.interp(wanted, np.arange(len(self.sigmas)), self.sigmas)
+        sigmas: np.ndarray = np.interp(wanted, np.arange(len(self.sigmas)), self.sigmas)
+        return sigmas
 
     def timestep(self, sigma: Sequence[float] | np.ndarray | float) -> np.ndarray:
         """Training timestep (fractional) of a sigma, between training timesteps as diffusers interpolates it."""
         wanted, steps = np.asarray(sigma, dtype=float), np.arange(len(self.sigmas), dtype=float)
         if self.kind == "flow":
             return wanted * len(self.sigmas)
-        return np.interp(np.log(np.clip(wanted, 1e-10, 1e10)), np.log(np.minimum(self.sigmas, 1e10)), steps)
+        logarithms = np.log(np.clip(wanted, 1e-10, 1e10))
+        timesteps: np.ndarray = np.interp(logarithms, np.log(np.minimum(self.sigmas, 1e10)), steps)
+        return timesteps
 
     def grid_logsnr(self, sampler: Mapping[str, Any]) -> np.ndarray:
         """log-SNR [T] of a sampler part's steps, within -30..30 so that steps can be compared."""
         given = sampler.get("sigmas")
         sigmas = self.sigma(sampler["timesteps"]) if given is None else np.array(given[:-1])
-        return np.clip(self.logsnr(sigmas), -30, 30)
+        clipped: np.ndarray = np.clip(self.logsnr(sigmas), -30, 30)
+        return clipped
 
 
 @lru_cache(maxsize=64)

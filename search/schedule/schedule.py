@@ -126,7 +126,7 @@ class Schedule:
         pipe: Any,
         *,
         strict: bool = True,
-        compile: bool | Callable[[Callable], Callable] | None = None,
+        compile: bool | Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
         bits: str = "simulate",
         models: Mapping[str, Any] | None = None,
     ) -> Handle:
@@ -201,7 +201,8 @@ class Schedule:
     @property
     def scores(self) -> dict[str, Any]:
         """Measured scores by objective, {name: {value, ci, split, unit}}; {} by default."""
-        return self.to_dict().get("scores", {})
+        scores: dict[str, Any] = self.to_dict().get("scores", {})
+        return scores
 
     @property
     def made(self) -> dict[str, Any]:

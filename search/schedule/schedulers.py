@@ -102,7 +102,8 @@ def forecast_coordinates(scheduler: Any, axis: str) -> list[float]:
         alphas = alphas.detach().float().cpu()[timesteps.round().long()].clamp(min=1e-12)
         sigma = ((1 - alphas) / alphas).sqrt()
         values = sigma if axis == "sigma" else -sigma.log()
-    return values.tolist()
+    numbers: list[float] = values.tolist()
+    return numbers
 
 
 def check_order(name: str, order: Sequence[int], sigmas: Sequence[float] | None, config: Mapping[str, Any]) -> None:

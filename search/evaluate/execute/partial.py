@@ -61,7 +61,7 @@ class PartialRun:
             following: RunState = next(states)
             return following
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]  # a `with` would last while the generator waits
+    @torch.no_grad()  # a `with` would last while the generator waits
     def follow(self, state: RunState, schedule: Schedule, solver: FittedSolver | None = None) -> Iterator[RunState]:
         """Execute the remaining steps, one by one; the schedule stays applied until the generator is closed.
 

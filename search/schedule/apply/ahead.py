@@ -45,7 +45,9 @@ class Ahead:
             self.memory.free(first_tensor(output))
         self.ready.clear()
 
-    def output(self, module: nn.Module, forward: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def output(
+        self, module: nn.Module, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
         """What the denoiser returns for this call; None where its step is not in a batch."""
         step, branch = self.clock.step, self.clock.calls - 1
         if (step, branch) in self.ready:
@@ -61,7 +63,7 @@ class Ahead:
         return parts[0]
 
     def _together(
-        self, module: nn.Module, forward: Callable, args: Sequence[Any], kwargs: Mapping[str, Any], run: range
+        self, module: nn.Module, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], run: range
     ) -> list[Any]:
         """The denoiser's return values at all steps of a run, from one call."""
         given, times = arguments_by_name(module, args, kwargs), self.timesteps()[run.start : run.stop]

@@ -95,7 +95,9 @@ class _Rounding:
         self.form, self.ranges = form, ranges if form.static else None
         self.dynamic = round_picture if picture else round_activation
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         value, bits = args[0] if args else kwargs["input"], self.form.activation
         assert bits is not None
         parts = halves(value, self.form.split)

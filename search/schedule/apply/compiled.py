@@ -25,7 +25,7 @@ from search.schedule.plan.plan import Plan
 from search.schedule.plan.tokens import ABSENT, OFF
 from search.schedule.values import Value
 
-Compile = Callable[[Callable], Callable]
+Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 Row = tuple[str, ...]  # what a block's stand-ins do: C compute, R return a stored value, S nothing
 MAX_VARIANTS = 8  # variants of a stack: every set of three components; each takes as long to compile as a block does
 
@@ -94,7 +94,7 @@ class CompiledBlock:
         cls: Any = type(block)
         self.graphs = {row: (compile(compiled_variant(cls, names, row)), self._shadow(block, row)) for row in rows}
 
-    def computing(self, step: int) -> Callable:
+    def computing(self, step: int) -> Callable[..., Any]:
         """What computes the block at a step."""
         row = tuple(part.kind(step) for part in self.parts)
         graph, shadow = self.graphs[row]
@@ -119,10 +119,12 @@ class CompiledBlock:
 
         return run
 
-    def _verify(self, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _verify(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the block once without compilation, to check its components' outputs against the contract."""
 
-        def check(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Value, part: BlockPart) -> None:
+        def check(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Value, part: BlockPart
+        ) -> None:
             if part.store:
                 check_output(part.store, part.skipped, arguments_by_name(module, args, kwargs), output)
 
@@ -193,7 +195,7 @@ class SkippedComponent:
 
 
 @cache
-def compiled_variant(block: Any, names: tuple[str, ...], row: Row) -> Callable:
+def compiled_variant(block: Any, names: tuple[str, ...], row: Row) -> Callable[..., Any]:
     """`_run` for these stand-ins, as a code object of its own: torch keeps graphs and counts recompilations by code."""
     name = f"{block.__name__}_{''.join(row)}"
     code = _run.__code__.replace(co_name=name, co_qualname=name)
@@ -201,7 +203,12 @@ def compiled_variant(block: Any, names: tuple[str, ...], row: Row) -> Callable:
 
 
 def _run(
-    block: nn.Module, values: list[Value], args: tuple, kwargs: dict, names: tuple[str, ...] = (), row: Row = ()
+    block: nn.Module,
+    values: list[Value],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: tuple[str, ...] = (),
+    row: Row = (),
 ) -> tuple[Value, list[Value]]:
     """Run a block with stand-ins on stored `values`: its output, and those of its computed components."""
     stand_ins = [getattr(block, name) for name in names]

@@ -39,7 +39,7 @@ class DenoiserHook(PlannedHook):
         self.store, self.check, self.guidance, self.stitch, self.ahead = store, check, guidance, stitch, ahead
         self.calls: Counter[int] = Counter()  # that began at each step, of all runs
         self.graphs = False  # whether CUDA graphs run beneath
-        self.inputs: dict[int, tuple] = {}  # branch -> shape, dtype and device of this run
+        self.inputs: dict[int, tuple[Any, ...]] = {}  # branch -> shape, dtype and device of this run
         self.container: Any = tuple  # of the outputs: a tuple, or a class with `sample`
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -25,7 +25,7 @@ class GroupHook(StepHook):
         self.group, self.first, self.last, self.outputs = group, first, last, outputs
         self.verified = False
 
-    def action(self, step: int) -> Callable:
+    def action(self, step: int) -> Callable[..., Any]:
         return self._run
 
     def _run(self, *args: Any, **kwargs: Any) -> Value:
@@ -68,14 +68,14 @@ def watch_blocks(group: Group, tree: Tree, denoiser: nn.Module) -> list[Removabl
     """Hook the modules outside of the group, or in its first block, whose inputs the group's signal needs."""
     first, signal = group.gate.blocks[0], group.gate.signal
 
-    def record_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def record_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         group.recorded = _first(module, args, kwargs)
 
-    def stop_probe(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def stop_probe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if group.probing:
             raise _Reached(_first(module, args, kwargs))
 
-    hooked: list[tuple[nn.Module | None, Callable]] = []
+    hooked: list[tuple[nn.Module | None, Callable[..., Any]]] = []
     if signal == "first_block_residual":
         hooked = [(tree.module(denoiser, tree.nodes[group.gate.before]), record_input)]
     elif signal == "model_input":

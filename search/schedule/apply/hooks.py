@@ -54,13 +54,14 @@ class StepHook(PlannedHook):
     code has wrapped the module since, diffusers' chain of hooks is called, with the same result.
     """
 
-    compiled: Callable[[int], Callable] | None = None  # what runs at a step in place of the module's own forward
+    # What runs at a step in place of the module's own forward.
+    compiled: Callable[[int], Callable[..., Any]] | None = None
     module: nn.Module
-    placed: Callable  # what was last put in the forward's place
+    placed: Callable[..., Any]  # what was last put in the forward's place
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
-        self.actions: dict[int, Callable] = {}
+        self.actions: dict[int, Callable[..., Any]] = {}
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         self.module = module
@@ -88,15 +89,16 @@ class StepHook(PlannedHook):
             self.fn_ref.forward = action
 
     @property
-    def forward(self) -> Callable:
+    def forward(self) -> Callable[..., Any]:
         """The module's own forward."""
-        return self.fn_ref.original_forward
+        forward: Callable[..., Any] = self.fn_ref.original_forward
+        return forward
 
-    def action(self, step: int) -> Callable:
+    def action(self, step: int) -> Callable[..., Any]:
         """What is called in place of the module's forward at a step."""
         return self.computing(step)
 
-    def computing(self, step: int) -> Callable:
+    def computing(self, step: int) -> Callable[..., Any]:
         """What computes the module at a step."""
         return self.forward if self.compiled is None else self.compiled(step)
 
@@ -114,7 +116,7 @@ class ComponentHook(StepHook):
         super().__init__(clock)
         self.store, self.skipped, self.verified = store, skipped, False
 
-    def action(self, step: int) -> Callable:
+    def action(self, step: int) -> Callable[..., Any]:
         token = self.store.tokens[step]
         if token == "S":
             return partial(skipped_output, self.store.name, parameter_names(type(self.module)), self.skipped)
@@ -126,7 +128,7 @@ class ComponentHook(StepHook):
 
     # Called at every stored and reused component: each lookup and each call within costs as much as a small kernel.
 
-    def _storing(self, compute: Callable) -> Callable:
+    def _storing(self, compute: Callable[..., Any]) -> Callable[..., Any]:
         clock, keep = self.clock, self.store.keep
 
         def compute_and_keep(*args: Any, **kwargs: Any) -> Value:
@@ -136,7 +138,7 @@ class ComponentHook(StepHook):
 
         return compute_and_keep
 
-    def _reading(self) -> Callable:
+    def _reading(self) -> Callable[..., Any]:
         clock, read, read_batch = self.clock, self.store.read, self._read_corrected
 
         def read_stored(*args: Any, **kwargs: Any) -> Value:
@@ -178,7 +180,7 @@ class BlockHook(StepHook):
         self.block, self.stack, self.blocks, self.outputs = block, stack, blocks, outputs
         self.residual, self.verified = residual, False
 
-    def action(self, step: int) -> Callable:
+    def action(self, step: int) -> Callable[..., Any]:
         around, token = self.stack.tokens[step], self.block.tokens[step]
         last = self.module is self.blocks[-1]
         if around not in (OFF, ABSENT):
@@ -199,7 +201,7 @@ class BlockHook(StepHook):
     def _pass_inputs(self, *args: Any, **kwargs: Any) -> Value:
         return replaced_arguments(self.module, args, kwargs, self.outputs) if self.outputs else None
 
-    def _compute_and_keep(self, compute: Callable, *args: Any, **kwargs: Any) -> Value:
+    def _compute_and_keep(self, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Value:
         output = compute(*args, **kwargs)
         self.keep(self.block, self._added(self._pass_inputs(*args, **kwargs), output) if self.residual else output)
         return output
@@ -220,7 +222,7 @@ class BlockHook(StepHook):
         self.reset_actions()
         return output
 
-    def _run_at_edge(self, run: Callable, last: bool, *args: Any, **kwargs: Any) -> Value:
+    def _run_at_edge(self, run: Callable[..., Any], last: bool, *args: Any, **kwargs: Any) -> Value:
         """Run the first or the last block of a stack whose value is stored."""
         if self.residual and self.module is self.blocks[0]:
             self.stack.entered = self._pass_inputs(*args, **kwargs)

@@ -112,4 +112,4 @@ def _alike(output: Any, taken: Any) -> bool:
     """Equal in shape and type; under autocast torch chooses the types."""
     if not isinstance(output, Tensor) or not isinstance(taken, Tensor) or output.shape != taken.shape:
         return False
-    return output.dtype == taken.dtype or torch.is_autocast_enabled(output.device.type)
+    return bool(output.dtype == taken.dtype or torch.is_autocast_enabled(output.device.type))

@@ -72,7 +72,7 @@ def _source(forward: Any) -> str:
         forward = forward.func
     if hasattr(forward, "__self__"):  # a method: of the module's class, or of another
         return ""
-    return getattr(forward, "__globals__", {}).get("__name__", "")
+    return str(getattr(forward, "__globals__", {}).get("__name__", ""))
 
 
 def _describe_change(current: Any) -> str:

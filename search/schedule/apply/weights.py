@@ -22,7 +22,7 @@ class RoundedWeights:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes = limit, 0
-        self.entries: OrderedDict[tuple[int, FormatPart, str], tuple[Any, tuple, Tensor]] = OrderedDict()
+        self.entries: OrderedDict[tuple[int, FormatPart, str], tuple[Any, tuple[Any, ...], Tensor]] = OrderedDict()
 
     def get(self, weight: nn.Parameter, form: FormatPart, backend: str) -> Tensor:
         """The weight as this format stores it: rounded in its own type ("simulate"), or packed ("torchao")."""
@@ -50,10 +50,10 @@ ROUNDED_WEIGHTS = RoundedWeights(CACHE_BYTES)
 
 def weight_bytes_of(tensor: Tensor) -> int:
     """Bytes of a tensor's values."""
-    return tensor.numel() * tensor.element_size()
+    return int(tensor.numel() * tensor.element_size())
 
 
-def weight_state(weight: Tensor) -> tuple:
+def weight_state(weight: Tensor) -> tuple[Any, ...]:
     """Device, type and two sums: adapters are fused into `.data`, which does not change torch's version counter."""
     weight = weight.detach()
     sums = torch.stack([weight.sum(dtype=torch.float64), torch.linalg.vector_norm(weight, dtype=torch.float64)])

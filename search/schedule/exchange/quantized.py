@@ -32,7 +32,8 @@ def to_torchao(schedule: Schedule, lossy: bool = False) -> dict[str, Any]:
     layers = {layer: configs[form] for layer, form in schedule.bits.items() if form in configs}
     if not layers:
         raise ScheduleError("no layer of this schedule has a format that torchao runs: w8 or w8a8d")
-    return TorchAoConfig(quantization.FqnToConfig(layers)).to_dict()
+    settings: dict[str, Any] = TorchAoConfig(quantization.FqnToConfig(layers)).to_dict()
+    return settings
 
 
 def losses(schedule: Schedule) -> list[str]:

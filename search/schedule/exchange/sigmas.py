@@ -134,7 +134,7 @@ def _whole(schedule: Schedule) -> list[int]:
     return [round(1000 * s / (shift - (shift - 1) * s)) for s in sigmas[:-1]]
 
 
-def _set_arguments(timesteps: Sequence[float], scheduler: Any) -> dict[str, list]:
+def _set_arguments(timesteps: Sequence[float], scheduler: Any) -> dict[str, list[Any]]:
     """The argument that pipelines give to `set_timesteps`: timesteps, or sigmas where their class is of flow matching.
 
     SD.Next divides by 1000 where a pipeline takes sigmas only, as those of Flux and SD 3 do.

@@ -92,7 +92,9 @@ def _plan(schedule: Schedule) -> tuple[dict[str, Any], dict[str, Any], float]:
     return exact[0] if exact else min(tried, key=lambda attempt: attempt[2])
 
 
-def _attempts(schedule: Schedule, own: dict[str, Any], wanted: Grid) -> Iterator[tuple[dict, dict, Grid]]:
+def _attempts(
+    schedule: Schedule, own: dict[str, Any], wanted: Grid
+) -> Iterator[tuple[dict[str, Any], dict[str, Any], Grid]]:
     """Scheduler, arguments, and their grid, of all attempts that the class of scheduler takes."""
     accepted = ACCEPTED.get(schedule.tree.model_class, BOTH)
     timesteps, sigmas = wanted

@@ -90,7 +90,8 @@ class Contract:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a file, as `from_dict` reads it, without default values."""
-        return _adapter().dump_python(self, mode="json", exclude_defaults=True)
+        data: dict[str, Any] = _adapter().dump_python(self, mode="json", exclude_defaults=True)
+        return data
 
 
 @cache

@@ -161,6 +161,6 @@ class Plan:
         return rules
 
 
-def _order(item: tuple[tuple[str, str, Tokens], list[int]]) -> tuple:
+def _order(item: tuple[tuple[str, str, Tokens], list[int]]) -> tuple[str, str, list[int], Tokens]:
     (stack, component, tokens), blocks = item
     return stack, component, blocks, tokens
