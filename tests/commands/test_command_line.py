@@ -45,7 +45,7 @@ def test_without_the_extra_the_command_to_install_it_is_told(
     def absent(*_: Any) -> None:
         raise ModuleNotFoundError("No module named 'hydra'", name="hydra")
 
-    monkeypatch.setattr("search.__main__.composed", absent)
+    monkeypatch.setattr("search.__main__.compose_config", absent)
     assert 'pip install "diffusion-schedule-search[search]"' in tell(capsys)
 
 

@@ -53,7 +53,7 @@ def test_the_middle_frame_of_a_film():
     film = np.zeros((1, 3, 8, 8, 3))
     film[:, 1] = 1
     assert _pictures(film)[0].min() == 255
-    with pytest.raises(ValueError, match=r"arrays of shape \[2, 16\], which are no pictures"):
+    with pytest.raises(ValueError, match=r"arrays of shape \[2, 16\], which are not pictures"):
         _pictures(np.zeros((2, 16)))
 
 

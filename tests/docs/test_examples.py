@@ -51,7 +51,7 @@ def test_a_class_that_is_not_found_says_where_it_belongs(tmp_path):
     raw = compose_config(normalise_overrides(["objective=[mine,macs]"]), str(tmp_path))
     with pytest.raises(Exception) as error:
         instantiate(raw["objective"]["mine"])
-    assert "belongs into the folder of --config-dir, or into one on PYTHONPATH" in str(
+    assert "Put its file into the folder of --config-dir, or into one on PYTHONPATH" in str(
         message_of_user_error(error.value)
     )
 

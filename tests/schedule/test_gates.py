@@ -619,7 +619,7 @@ def test_solvers_are_fitted_under_gates() -> None:
 def test_what_cannot_be_shared_is_refused() -> None:
     pipe = pipelines.pixart()
     schedule = gated(pipe, gate("transformer_blocks.[1-2]", signal="first_block_residual", threshold=0.1))
-    with pytest.raises(ValueError, match=r"transformer_blocks.\[1-2\] is a group, whose gate decides"):
+    with pytest.raises(ValueError, match=r"transformer_blocks.\[1-2\] is a group whose gate depends on the prompts"):
         step_keys(schedule)
     with pytest.raises(ScheduleError, match="step by step .* know no groups"):
         apply_document(schedule.document, pipe, keep={})
