@@ -1,4 +1,4 @@
-"""Search how a diffusion model is run; what is found is a `Schedule`, a file for any stock pipeline."""
+"""Search how a diffusion model is run; the result is a `Schedule`, a file for any stock pipeline."""
 
 import sys as _sys
 from pathlib import Path as _Path

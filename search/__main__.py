@@ -1,4 +1,4 @@
-"""python -m search: a Hydra configuration becomes objects, then runs; or another command, named first."""
+"""python -m search: a Hydra configuration becomes objects, then runs; or another command that is named first."""
 
 import importlib
 import os
@@ -51,10 +51,10 @@ def main(arguments: list[str]) -> int:
 
         run(config)
     except Exception as error:
-        told = message_of_user_error(error)
-        if told is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        message = message_of_user_error(error)
+        if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return 2
     return 0
 
@@ -76,13 +76,13 @@ def commands() -> dict[str, str]:
 
     They are the modules of this folder whose first line says `python -m search.<name>:`; that line is all that is read.
     """
-    found = {}
+    lines = {}
     for file in sorted(Path(__file__).parent.glob("*.py")):
         with file.open(encoding="utf-8") as text:
             begin, colon, line = text.readline().strip().partition(": ")
         if colon and begin == f'"""python -m search.{file.stem}':
-            found[file.stem] = line.removesuffix('"""').rstrip(".")
-    return found
+            lines[file.stem] = line.removesuffix('"""').rstrip(".")
+    return lines
 
 
 def split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -103,7 +103,7 @@ def split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
 def help_text() -> str:
     """One line, the options of each group, examples and the other commands."""
     width = max(len(g) for g in GROUPS)
-    lines = ["Search how a diffusion model is run; hand back the Pareto front as schedules.", "", "Options"]
+    lines = ["Search how a diffusion model is run; return the Pareto front as schedules.", "", "Options"]
     for group, text in GROUPS.items():
         lines += [f"  {group:<{width}}  {text}", f"  {'':<{width}}  one of: {', '.join(list_options(group))}"]
     lines += [

@@ -14,13 +14,9 @@ of the device that the search ran on; python -m search.verify measures them wher
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import search
 from search.config.options import Options, run_command
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULTS = {"run": "latest", "limits": "", "runs": "runs"}
 
@@ -31,27 +27,29 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """Limits contain `=` themselves: what is no option of ours is one of them."""
-    ours: list[str] = []
+    """Join the limits, which contain `=` themselves, into one option: every argument that is not an option is one."""
+    options: list[str] = []
     limits: list[str] = []
     for argument in arguments:
         key, equals, _ = argument.partition("=")
         named = argument.startswith("-") or (equals and key.isidentifier())
-        (ours if named else limits).append(argument)
-    return [*ours, *([f"limits={' and '.join(limits)}"] if limits else [])]
+        (options if named else limits).append(argument)
+    return [*options, *([f"limits={' and '.join(limits)}"] if limits else [])]
 
 
 def _work(options: Options) -> None:
     from rich.console import Console
 
     if not options["limits"]:
-        raise ValueError('say what has to be kept, for example: python -m search.budget "latency<=400ms and psnr>=30"')
+        raise ValueError('type the limits, for example: python -m search.budget "latency<=400ms and psnr>=30"')
     choice = search.best_within(options["limits"], options["run"], runs=options["runs"])
     console = Console(soft_wrap=True)
     console.print(choice.table())
     for name in choice.doubtful:
-        kept = choice.rows[0]["held_out"][name]
-        console.print(f"[yellow]{name} is not sure: it was {kept['low']:.4g} to {kept['high']:.4g}[/yellow]")
+        score = choice.rows[0]["held_out"][name]
+        console.print(
+            f"[yellow]{name} may exceed the limit: measured {score['low']:.4g} to {score['high']:.4g}[/yellow]"
+        )
     others = [f"{key}={shlex.quote(options[key])}" for key in ("run", "runs") if options[key] != DEFAULTS[key]]
     picked = ["python -m search.export", *others, f"pick={shlex.quote(choice.name)}", "out=schedule.json"]
     console.print(f"[bold]best: {choice.name}[/bold]\nexport     {' '.join(picked)}")

@@ -46,17 +46,17 @@ def _work(options: Options) -> None:
         evaluator = evaluator_for(config, model_from_config(config), samples)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("runs", total=None)
-        found = measure_effects(
+        explanation = measure_effects(
             schedule, evaluator, by, Path(options["schedule"]).stem,
             lambda count, total: progress.update(task, completed=count, total=total),
         )  # fmt: skip
     out = Path(options["out"])
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(found.png())
-    console.print(found.table())
-    if best := found.dearest:
+    out.write_bytes(explanation.png())
+    console.print(explanation.table())
+    if best := explanation.dearest:
         console.print(
-            f"dearest    {best.name}: computed, {best.added / found.drift:.0%} of the drift would be gone "
+            f"most expensive  {best.name}: computing it would remove {best.added / explanation.drift:.0%} of the drift "
             f"for {best.saved:.1%} of the MACs"
         )
     console.print(f"figure     {out}")

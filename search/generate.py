@@ -14,13 +14,9 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import search
 from search.config.options import Options, run_command, whole_number_option
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULTS = {
     "schedule": "", "prompt": "", "prompts": "", "seed": "0", "repeats": "3", "out": "before_after.png",

@@ -42,7 +42,7 @@ def _work(options: Options) -> int:
         raise ValueError(f"refit={options['refit']!r}: type refit=true or refit=false")
     with Console(stderr=True).status("loading") as status:
         schedule, model, config = load_from_options(options, options["steps"])
-        found = transfer(
+        transferred = transfer(
             schedule,
             model,
             (prompts_from_config(config.prompts)[0], held_out_prompts(config, options.overrides)),
@@ -56,15 +56,15 @@ def _work(options: Options) -> int:
             config.prompts.seed,
             status.update,
         )
-    print(found)
-    if found.schedule is None:
+    print(transferred)
+    if transferred.schedule is None:
         print(
             f"nothing was written; search here: python -m search +space=cache model={config.model['name']} "
             f"model.steps={config.model['steps']} budget=quick"
         )
     else:
-        print(found.schedule.save(options["out"]))
-    return found.exit_code
+        print(transferred.schedule.save(options["out"]))
+    return transferred.exit_code
 
 
 if __name__ == "__main__":

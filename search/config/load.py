@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -14,10 +14,6 @@ from search.config.prompts import read_prompts
 from search.config.settings import Config, Prompts
 from search.models.base import Model
 from search.schedule import Schedule
-
-if TYPE_CHECKING:
-    pass
-
 
 HELD_OUT_SEED = 10_000  # added to seeds, so that held-out noise is never the calibration noise
 # Which option of the model an argument of the recorded pipeline call sets.

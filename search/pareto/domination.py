@@ -1,14 +1,10 @@
 """Domination, hypervolume, knee and thinning of Pareto fronts."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from search.pareto.intervals import _rows
-
-if TYPE_CHECKING:
-    pass
 
 
 def non_dominated(y: np.ndarray) -> np.ndarray:

@@ -42,13 +42,13 @@ def test_a_limit_within_the_interval_is_doubtful(runs, capsys):
     file.write_text(json.dumps(front | {"units": front["units"] | {"latency": "ms"}}))
     assert best_within("latency<=0.105s", runs=runs).doubtful == ["latency"]
     assert main(["latency<=0.105s", f"runs={runs}"]) == 0
-    assert "latency is not sure: it was 90 to 110" in capsys.readouterr().out
+    assert "latency may exceed the limit: measured 90 to 110" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "say what has to be kept, for example"),
+        ([], "type the limits, for example"),
         (["speedup>=9"], 'ask for "speedup>=3"'),
         (["speedup>=2", "--fast"], "'--fast' is not an option"),
         (["speedup>=2", "run=nowhere"], "run='nowhere' is not a search"),
