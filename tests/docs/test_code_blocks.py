@@ -97,7 +97,6 @@ def test_python_runs_as_printed(page, schedule, monkeypatch):
 
 
 @by_page(lambda page: any(block.text.startswith(">>>") for block in page.of("python")))
-@pytest.mark.slow
 def test_doctests_give_what_is_printed(page):
     failed, tried = doctest.testfile(str(page.path), module_relative=False)
     assert tried == len(re.findall(r"^>>> ", page.text, re.M)) and not failed
