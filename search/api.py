@@ -1,4 +1,4 @@
-"""Everything that can be called after `import search`; each function is also a command of the same name.
+"""Everything that can be called after `import search`; docs/api.md says which command each function is.
 
 The first arguments are what a function acts on, a schedule or a finished search, then the model; all else is given by
 name. `on_progress(what, done, total)` is called as work goes on. Nothing heavy is imported before a function is called.
