@@ -19,7 +19,7 @@ from benchmarks.faults import reliability
 from benchmarks.faults.kills import config, front
 from search.loop.run import run
 
-PLACE = re.compile(r"loaded: Place\(pid=(\d+)")
+PLACE = re.compile(r"loaded: WorkerInfo\(pid=(\d+)")
 
 
 class Killer(threading.Thread):
