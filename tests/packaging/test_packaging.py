@@ -181,7 +181,7 @@ def test_uninstalled(clean: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["default", "strict", "compat"])
+@pytest.mark.parametrize("mode", ["default", "strict"])
 def test_editable(clean: Path, tmp_path: Path, mode: str) -> None:
     settings = [] if mode == "default" else ["--config-settings", f"editable_mode={mode}"]
     python = environment(tmp_path / "venv", *settings, "-e", str(clean))
