@@ -210,6 +210,6 @@ def test_a_store_that_refuses_is_a_warning(logged, caplog, tmp_path):
 
 def test_a_view_that_cannot_be_saved_is_no_failure(logged, monkeypatch):
     result, root, found, _ = logged
-    monkeypatch.setattr(views, "save", lambda *_: 1 / 0)
+    monkeypatch.setattr(views, "save_chart_view", lambda *_: 1 / 0)
     again = writing.log_result(result, root)
     assert "view" not in again and again["run_id"] == found["run_id"]

@@ -6,6 +6,7 @@ import pytest
 
 from search import Schedule, export, promote
 from search.export import main
+from search.promote import main as promote_main
 from search.tracking import registry, store, writing
 from search.tracking.promotion import Promoted
 from tests.helpers.finished_search import made_result
@@ -47,7 +48,7 @@ def test_an_alias_is_moved_and_followed(stored, tmp_path, capsys):
     assert Schedule.load(file) == second.entries[0].schedule != first.best.schedule
     again = promote(FIRST, runs=runs, alias="live")  # back, and no second version of the same schedule
     assert again.version == "1" and str(again).startswith("live of tiny-cache is version 1 (was version 3)")
-    assert promote.main([f"run={FIRST}", f"runs={runs}", "pick=FORA N=2"]) == 0
+    assert promote_main([f"run={FIRST}", f"runs={runs}", "pick=FORA N=2"]) == 0
     told = capsys.readouterr().out
     assert "production of tiny-cache is version 4 (new): FORA N=2 of 2026-01-02_030405_cache_tiny" in told
     assert f"python -m search.export model=tiny-cache alias=production out=schedule.json runs={runs}" in told
