@@ -157,7 +157,7 @@ def test_a_search_that_goes_on_can_be_watched(tmp_path):
     client = MlflowClient(store.store_address(tmp_path))
     (run,) = client.search_runs([client.get_experiment_by_name("tiny-cache").experiment_id])
     assert run.info.status == "RUNNING" and run.info.run_name == NAME and run.data.tags["role"] == "search"
-    assert run.data.params["model.name"] == "tiny" and "goes on" in run.data.tags["mlflow.note.content"]
+    assert run.data.params["model.name"] == "tiny" and "is running" in run.data.tags["mlflow.note.content"]
 
     def points():
         found = client.get_metric_history(run.info.run_id, "generation/hypervolume")
