@@ -138,9 +138,9 @@ import sys
 import numpy as np
 import search
 from search.testing.engine_contract import continue_, genes
-from search.engines.base import Start
+from search.engines.base import EngineInputs
 from search.engines.bayes import BayesEngine
-start = Start(genes((3, 2, 4, 5, 2, 3)), 2, np.random.default_rng(int(sys.argv[2])))
+start = EngineInputs(genes((3, 2, 4, 5, 2, 3)), 2, np.random.default_rng(int(sys.argv[2])))
 continue_(BayesEngine(start, storage=sys.argv[1], startup=6), 10, n=2)
 """
     path = str(tmp_path / "study.log")
