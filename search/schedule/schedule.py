@@ -23,7 +23,7 @@ from search.schedule.plan.gates import Gate
 from search.schedule.plan.notation import ALL_COMPUTED, parse_notation
 from search.schedule.plan.plan import Plan
 from search.schedule.plan.tokens import ABSENT, OFF
-from search.schedule.reading import MAX_BYTES, parse_document, validate_document
+from search.schedule.reading import MAX_BYTES, parse_document, read_bounded, validate_document
 
 
 class Schedule:
@@ -61,13 +61,11 @@ class Schedule:
         Raises:
             ScheduleError: A file cannot be read, or is wrong; path, field and value are named.
         """
+        content = read_bounded(path, MAX_BYTES)
         try:
-            with open(path, "rb") as file:
-                document = parse_document(file.read(MAX_BYTES + 1))
+            document = parse_document(content)
         except ScheduleError as error:
             raise ScheduleError(f"{path}: {error}") from None
-        except (OSError, ValueError) as error:  # ValueError: not a valid path
-            raise ScheduleError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
         return cls(document, Corrections.read(Path(path), document.corrections) if document.corrections else None)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,10 @@ def test_a_missing_or_another_file_is_refused(made, tmp_path):
     with pytest.raises(
         ScheduleError, match=r"s.safetensors: the file's digest is .*changed, or belongs to another sch"
     ):
+        Schedule.load(file)
+    tensors.unlink()
+    os.mkfifo(tensors)
+    with pytest.raises(ScheduleError, match="s.safetensors is a named pipe, and not a regular file.*copy both files"):
         Schedule.load(file)
     tensors.unlink()
     with pytest.raises(ScheduleError, match=r"cannot read .*s.safetensors': No such file.*copy both files, or export"):

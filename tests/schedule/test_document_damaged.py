@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 import tracemalloc
 
@@ -195,7 +196,7 @@ TEXT = json.dumps(VALID).encode()
         (TEXT.replace(b"0.05", b"-Infinity"), r"file.scores.drift.ci\[0\] is -inf"),
         (TEXT.replace(b"0.05", b"9" * 1_000_000), "this is not a complete JSON file"),
         (TEXT.replace(b'"a"', b'"\\ud800"'), "is not valid Unicode text"),
-        (b"[" + b"0," * (MAX_BYTES // 2), "the file has more than the 4194304 bytes that a schedule may have"),
+        (b"[" + b"0," * (MAX_BYTES // 2), "the file has more than the 4194304 bytes that it may have"),
         (b'{"format":"schedule/1","made":[' + b"0," * 2_000_000 + b"0]}", "file.made has 2000001 entries"),
         (
             b'{"format":"schedule/1",' + b",".join(b'"%x":0' % i for i in range(300_000)) + b"}",
@@ -223,13 +224,22 @@ def test_broken_files_are_refused_soon_and_small(content, text, tmp_path):
 
 def test_paths_that_are_no_files(tmp_path):
     for path, text in (
-        (tmp_path, "cannot read .*: Is a directory"),
+        (tmp_path, "is a folder, and not a regular file"),
         (tmp_path / "none.json", "cannot read .*none.json': No such file"),
         ("a\0b", "cannot read .*: embedded null byte"),
-        ("/dev/zero", "more than the 4194304 bytes"),
+        ("/dev/zero", "/dev/zero is a device, and not a regular file"),
+        (None, "None is a NoneType, and not the path of a file"),
+        (0.5, "0.5 is a float, and not the path of a file"),
+        (3, "3 is a int, and not the path of a file"),  # `open` would take it for a file that is open
     ):
         with pytest.raises(ScheduleError, match=text):
             Schedule.load(path)
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "s.json")
+    with pytest.raises(ScheduleError, match=r"s.json is a named pipe, and not a regular file"):
+        Schedule.load(tmp_path / "s.json")
 
 
 def test_saving_is_whole_and_readable(tmp_path):

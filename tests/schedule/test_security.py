@@ -209,9 +209,9 @@ def hostile(folder: Path) -> dict[str, str]:
     (folder / "self.json").symlink_to("self.json")
     wanted["self.json"] = "cannot read"
     (folder / "directory.json").mkdir()
-    wanted["directory.json"] = "Is a directory"
+    wanted["directory.json"] = "is a folder"
     (folder / "zero.json").symlink_to("/dev/zero")
-    wanted["zero.json"] = "more than the 4194304 bytes"
+    wanted["zero.json"] = "is a device"
     return wanted
 
 

@@ -19,6 +19,7 @@ from search.schedule.errors import ScheduleError
 from search.schedule.parts.corrections import CorrectionsPart
 from search.schedule.plan.plan import Plan
 from search.schedule.plan.tokens import values_read
+from search.schedule.reading import read_bounded
 
 SUFFIX = ".safetensors"
 MAX_TENSOR_BYTES = 256 * 2**20  # 28 blocks of three components, 20 steps, 1152 channels are 8 MB
@@ -109,16 +110,12 @@ class Corrections:
     def read(cls, schedule: Path, part: CorrectionsPart) -> "Corrections":
         """Read the tensors file of a schedule file."""
         path = tensors_path(schedule)
+        remedy = f"; the corrections of {schedule.name} are in it: copy both files, or export the schedule again"
+        content = read_bounded(path, MAX_TENSOR_BYTES, remedy)
         try:
-            with open(path, "rb") as file:
-                return cls.parse(file.read(MAX_TENSOR_BYTES + 1), part)
+            return cls.parse(content, part)
         except ScheduleError as error:
             raise ScheduleError(f"{path}: {error}") from None
-        except OSError as error:
-            raise ScheduleError(
-                f"cannot read {str(path)!r}: {error.strerror}; the corrections of {schedule.name} are in it: copy both "
-                "files, or export the schedule again"
-            ) from None
 
     def nodes(self) -> dict[str, Affine]:
         """The correction of each node."""

@@ -21,7 +21,7 @@ from search.schedule.exchange.smoothcache import from_smoothcache
 from search.schedule.exchange.stock import from_diffusers
 from search.schedule.model.identity import denoiser_of, model_part
 from search.schedule.model.nodes import Tree
-from search.schedule.reading import MAX_BYTES
+from search.schedule.reading import MAX_BYTES, read_bounded
 from search.schedule.schedule import Schedule
 
 MAX_YAML = 2**16  # bytes; cache-dit's configurations have a few lines
@@ -57,11 +57,7 @@ def read(path: str | Path, tree: Tree, sampler: Sampler | None = None) -> Parts:
     Raises:
         ScheduleError: The file cannot be read, or is wrong.
     """
-    try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: not a valid path
-        raise ScheduleError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+    text = read_bounded(path, MAX_BYTES)
     try:
         return parts_of(_parsed(text), tree, sampler)
     except ScheduleError as error:
