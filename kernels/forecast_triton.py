@@ -23,14 +23,14 @@ def _weighted_sum(out, values, weights, size, BLOCK: tl.constexpr):
 
 def weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """As the reference."""
-    kept = tuple(value.contiguous() for value in values)
-    if odd := [v for v in kept if v.shape != kept[0].shape or v.dtype != kept[0].dtype]:
-        kinds = [f"{list(v.shape)} in {v.dtype}" for v in (kept[0], odd[0])]
+    contiguous = tuple(value.contiguous() for value in values)
+    if odd := [v for v in contiguous if v.shape != contiguous[0].shape or v.dtype != contiguous[0].dtype]:
+        kinds = [f"{list(v.shape)} in {v.dtype}" for v in (contiguous[0], odd[0])]
         raise ValueError(f"a forecast is of values of one shape and type, got {' and '.join(kinds)}")
-    out = torch.empty_like(kept[0])
+    out = torch.empty_like(contiguous[0])
     size = out.numel()
     with torch.cuda.device_of(out):
         _weighted_sum[(triton.cdiv(size, BLOCK),)](
-            out, kept, tuple(map(float, weights)), size, BLOCK, enable_fp_fusion=True
+            out, contiguous, tuple(map(float, weights)), size, BLOCK, enable_fp_fusion=True
         )
     return out

@@ -88,17 +88,17 @@ def tables(values: Tensor, band: int, l1: bool) -> Tables:
             absolute[s, others] += (rows[others] - rows[s]).abs_().sum(1)
         rows = rows - rows.mean(0)
         gram += rows @ rows.T
-    own = gram.diagonal()
-    return absolute, (own[:, None] + own - 2 * gram).clamp(min=0), energy
+    norms = gram.diagonal()
+    return absolute, (norms[:, None] + norms - 2 * gram).clamp(min=0), energy
 
 
 def _compiled(values: Tensor, band: int, l1: bool) -> Tables:
     """Every difference itself, in one fused loop per block of columns; all pairs, whatever the band."""
     size = len(values) + 1
-    found = values.new_zeros(1 + l1, size, size, dtype=torch.float64)
+    sums = values.new_zeros(1 + l1, size, size, dtype=torch.float64)
     for block in values.split(COLUMNS, 1):
-        found += _fused()(pad(block.double(), (0, COLUMNS - block.shape[1], 0, 1)), l1)  # zeros are as far from zeros
-    return without_origin(found[-1], found[0])
+        sums += _fused()(pad(block.double(), (0, COLUMNS - block.shape[1], 0, 1)), l1)  # zeros are as far from zeros
+    return without_origin(sums[-1], sums[0])
 
 
 @cache

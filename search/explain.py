@@ -54,7 +54,7 @@ def _work(options: Options) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(explanation.png())
     console.print(explanation.table())
-    if best := explanation.dearest:
+    if best := explanation.most_expensive_step:
         console.print(
             f"most expensive  {best.name}: computing it would remove {best.added / explanation.drift:.0%} of the drift "
             f"for {best.saved:.1%} of the MACs"

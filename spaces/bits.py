@@ -117,22 +117,22 @@ class BitsSpace(Space):
         """Every format everywhere, and MixDQ's split where there are formats of 8 and 4 weight bits."""
         groups = self.groups(target)
         size = len(self.genes(target))
-        found: dict[str, np.ndarray] = {}
+        rows: dict[str, np.ndarray] = {}
         for level, name in enumerate(self.formats, 1):
             x = np.zeros(size, dtype=np.int64)
             x[: len(groups)] = [self._at_most(level, layers) for layers in groups.values()]
-            found[_label(name, any(UNET.match(layers[0]) for layers in groups.values()))] = x
+            rows[_label(name, any(UNET.match(layers[0]) for layers in groups.values()))] = x
         at = {FORMATS[name].weight: level for level, name in reversed([*enumerate(self.formats, 1)])}
         content = [target.tree.node_of(layers[0]).component in ("attn2", "ff") for layers in groups.values()]
         if {8, 4} <= set(at) and any(content):
             x = np.zeros(size, dtype=np.int64)
             x[: len(groups)] = np.where(content, at[4], at[8])
-            found["MixDQ-like: text and ff W4, rest W8"] = x
+            rows["MixDQ-like: text and ff W4, rest W8"] = x
         if self._elided(target):
             x = np.zeros(size, dtype=np.int64)
             x[-1] = 1
-            found["time embedding tabulated"] = x
-        return {name: x for name, x in found.items() if x.any()}
+            rows["time embedding tabulated"] = x
+        return {name: x for name, x in rows.items() if x.any()}
 
     @property
     def needs_input_ranges(self) -> bool:
@@ -151,10 +151,10 @@ class BitsSpace(Space):
         return level if level <= len(allowed) else max(same, default=0)
 
     def _elided(self, target: Target) -> list[str]:
-        found = [name for name in target.layers if self.elide and elidable_layers(target.tree.model_class, name)]
+        layers = [name for name in target.layers if self.elide and elidable_layers(target.tree.model_class, name)]
         if "add_embedding.linear_1" in target.layers:  # SDXL: the text enters what the blocks are given
-            found = [name for name in found if name.startswith("time_embedding.")]
-        return found
+            layers = [name for name in layers if name.startswith("time_embedding.")]
+        return layers
 
 
 def _tie(name: str, target: Target) -> tuple[str, ...] | None:

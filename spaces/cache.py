@@ -84,12 +84,12 @@ class CacheSpace(Space):
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
         """The published rules that this granularity can express, and are not all off at this number of steps."""
-        found: dict[str, np.ndarray] = {}
+        rows: dict[str, np.ndarray] = {}
         for name, tokens in self._rules(target):
             x = self.encode(tokens, target)
             if x is not None and x.any():
-                found[name] = x
-        return found
+                rows[name] = x
+        return rows
 
     def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> np.ndarray | None:
         """Genes for one action per step of the denoiser and of whole component kinds.
@@ -116,7 +116,7 @@ class CacheSpace(Space):
         """The axis of this space's forecasts."""
         return self.axis
 
-    # One step's genes: their names and levels, what they mean, and how to write them.
+    # The genes of one step: names and levels, decoding, encoding
 
     def _row(self, target: Target) -> list[tuple[str, int, bool]]:
         actions = 2 + self.max_order
@@ -166,11 +166,11 @@ class CacheSpace(Space):
     @staticmethod
     def _kinds(target: Target) -> dict[str, list[str]]:
         """Nodes of one kind in one stack, in the order of its blocks, by `STACK:KIND`."""
-        found: dict[str, list[str]] = {}
+        nodes: dict[str, list[str]] = {}
         for node in target.tree:
             if node.kind == "component" and not node.nested:
-                found.setdefault(f"{node.stack}:{node.component}", []).append(node.name)
-        return found
+                nodes.setdefault(f"{node.stack}:{node.component}", []).append(node.name)
+        return nodes
 
     def _names(self, target: Target) -> set[str]:
         """The kinds that have genes."""
@@ -181,7 +181,7 @@ class CacheSpace(Space):
 
     def _rules(self, target: Target) -> Iterator[tuple[str, dict[str, list[str]]]]:
         steps, timesteps = target.reference, (target.teacher or target).timesteps
-        own, cross = _attention(target)
+        self_attention, cross_attention = _attention(target)
 
         def every(n: int, action: str = "R", first: int = 1) -> list[str]:
             return [OFF if t < first or (t - first + 1) % n == 0 else action for t in range(steps)]
@@ -191,12 +191,13 @@ class CacheSpace(Space):
             reused = [t % n != 0 and low < timesteps[t] < high for t in range(steps)]
             return [action if within else OFF for within in reused]
 
-        # every 2nd self-attention, every 3rd cross-attention: the pyramid's two steps that pictures have
-        yield "PAB", dict.fromkeys(own, between(100, 800, 2)) | dict.fromkeys(cross, between(100, 800, 3))
-        # the published weight 0.5 of the last change is a forecast half an interval ahead
-        yield FASTER_CACHE, dict.fromkeys(own, between(-1, 681, 2, "F1"))
+        # PAB without its level for frames: self-attention at every 2nd step, cross-attention at every 3rd
+        broadcast = dict.fromkeys(self_attention, between(100, 800, 2))
+        yield "PAB", broadcast | dict.fromkeys(cross_attention, between(100, 800, 3))
+        # FasterCache adds half of the last change: a forecast of order 1 over half an interval
+        yield FASTER_CACHE, dict.fromkeys(self_attention, between(-1, 681, 2, "F1"))
         for name, gate in t_gates(steps).items():
-            yield name, dict.fromkeys(cross, [OFF] * gate + ["R"] * (steps - gate))
+            yield name, dict.fromkeys(cross_attention, [OFF] * gate + ["R"] * (steps - gate))
         for name, bins in STEP_MASKS.items():
             yield f"SCM {name}", {ROOT: _stretched(bins, steps)}
         for n in (2, 3, 4, 5):
@@ -205,7 +206,7 @@ class CacheSpace(Space):
             yield f"step caching N={n}", {ROOT: every(n)}
         for order in range(1, self.max_order + 1):
             for n in (3, 4, 5):
-                # first_enhance = 2 or as many as the order needs
+                # TaylorSeer's first_enhance: 2 computed steps, or as many as the order needs
                 rule = every(n, f"F{order}", first=max(2, order + 1))
                 yield f"TaylorSeer N={n} O={order}", dict.fromkeys(target.kinds, rule)
 
@@ -214,8 +215,8 @@ def _attention(target: Target) -> tuple[list[str], list[str]]:
     """Component names of self-attention (joint attention counts), and of cross-attention."""
     names = dict.fromkeys(node.component for node in target.tree if node.kind == "component")
     dual = ("attn2",) if target.tree.model_class in DUAL else ()
-    own = [name for name in names if name.rpartition(".")[2] in ("attn", "attn1", *dual)]
-    return own, [name for name in names if name.rpartition(".")[2] == "attn2" and name not in own]
+    self_attention = [name for name in names if name.rpartition(".")[2] in ("attn", "attn1", *dual)]
+    return self_attention, [name for name in names if name.rpartition(".")[2] == "attn2" and name not in self_attention]
 
 
 def _stretched(bins: Sequence[int], steps: int) -> list[str]:

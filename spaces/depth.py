@@ -84,8 +84,8 @@ class DepthSpace(Space):
                 tokens.setdefault(name, [OFF] * target.steps)[step] = "R"
         rules = [[name, "".join(actions)] for name, actions in tokens.items()]
         together = {"ahead": self.ahead} if self.ahead > 1 else {}
-        found: dict[str, Any] = {"plan": {"value": "out", "axis": "index", **together, "rules": rules}} if rules else {}
-        return found | self._start(levels[target.reference - 1 :], target)
+        plan: dict[str, Any] = {"plan": {"value": "out", "axis": "index", **together, "rules": rules}} if rules else {}
+        return plan | self._start(levels[target.reference - 1 :], target)
 
     def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> np.ndarray | None:
         """Genes for reuse of whole steps; None for forecasts, and for components, which have no genes here."""
@@ -99,18 +99,18 @@ class DepthSpace(Space):
         """DeepCache at even and at centred steps, and Faster Diffusion, where they are not off at so many steps."""
         steps, skips = target.reference, len(self._reused(target)) - 3
         encoder = skips + 1
-        found: dict[str, np.ndarray] = {}
+        rows: dict[str, np.ndarray] = {}
         for name, full in _deepcache(steps):
             for branch in (0, 1):
                 row = [0 if t in full else max(1, skips - branch) for t in range(steps)]
-                found[f"DeepCache {name} branch {branch}"] = self._row(row)
+                rows[f"DeepCache {name} branch {branch}"] = self._row(row)
         scaled = {round(key * steps / 50) for key in KEYS}
         every = {f" k={k}": set(range(0, steps, k)) for k in (2, 3, 5)}
         for name, keys in {"": scaled, **every}.items():
             row = [0 if t in keys else encoder for t in range(steps)]
-            found[f"Faster Diffusion{name}"] = self._row(row, noise=True)
-            found[f"Faster Diffusion{name}, no noise"] = self._row(row)
-        return {name: x for name, x in found.items() if x[: steps - 1].any()}
+            rows[f"Faster Diffusion{name}"] = self._row(row, noise=True)
+            rows[f"Faster Diffusion{name}, no noise"] = self._row(row)
+        return {name: x for name, x in rows.items() if x[: steps - 1].any()}
 
     def _start(self, levels: Sequence[int], target: Target) -> dict[str, Any]:
         if not self.strengths or not levels[0] or "coefficients" in target.sampler:
@@ -158,10 +158,10 @@ def _layers(tree: Tree, stack: str) -> Layers:
     """
     blocks: Layers = []
     for b in range(tree.stacks[stack]):
-        own = [c for c in tree.components(stack, b) if not tree.nodes[f"{stack}.{b}:{c}"].nested]
-        residual = [c for c in own if c.startswith("resnets.")]
-        with_attention = [[c for c in (name, name.replace("resnets", "attentions")) if c in own] for name in residual]
-        blocks.append(with_attention + [[c] for c in own if c.startswith("downsamplers.")])
+        outer = [c for c in tree.components(stack, b) if not tree.nodes[f"{stack}.{b}:{c}"].nested]
+        residual = [c for c in outer if c.startswith("resnets.")]
+        with_attention = [[c for c in (name, name.replace("resnets", "attentions")) if c in outer] for name in residual]
+        blocks.append(with_attention + [[c] for c in outer if c.startswith("downsamplers.")])
     return blocks
 
 

@@ -108,7 +108,7 @@ class GatesSpace(Space):
         unless `poly` gives it.
         """
         genes = self.genes(target)
-        found: dict[str, np.ndarray] = {}
+        rows: dict[str, np.ndarray] = {}
         for name, threshold, rule in self._rules():
             if rule["signal"] not in self.signals:
                 continue
@@ -118,8 +118,8 @@ class GatesSpace(Space):
             }
             x = np.array([min(levels.get(gene.name, 0), gene.levels - 1) for gene in genes], dtype=np.int64)
             if self.decode(x, target):
-                found[name] = x
-        return found
+                rows[name] = x
+        return rows
 
     def _rules(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
         """Names of published rules, their thresholds, and the levels of their other genes; of signals the name."""

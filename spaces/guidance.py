@@ -96,11 +96,11 @@ class GuidanceSpace(Space):
             branch += kind
             multiple = (1.0, *self.scales)[values.get("scale", 0)]
             scale.append(call if kind == "O" else call * multiple)
-        found: dict[str, Any] = {"call": call}
-        found |= {"scale": scale} if set(scale) != {call} else {}
-        found |= {"branch": branch} if set(branch) != {FULL} else {}
-        found |= {"approximate": self._weights(branch, target)} if "A" in branch else {}
-        return {"guidance": found} if len(found) > 1 else {}
+        part: dict[str, Any] = {"call": call}
+        part |= {"scale": scale} if set(scale) != {call} else {}
+        part |= {"branch": branch} if set(branch) != {FULL} else {}
+        part |= {"approximate": self._weights(branch, target)} if "A" in branch else {}
+        return {"guidance": part} if len(part) > 1 else {}
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
         """The published rules that these branches can express, and are not all off at this number of steps."""
@@ -119,11 +119,11 @@ class GuidanceSpace(Space):
         rules[FASTER_CACHE] = ["A" if t % 5 and timesteps[t] < 641 else FULL for t in range(steps)]
         for name, gate in t_gates(steps).items():
             rules[name] = ["O" if t >= gate else FULL for t in range(steps)]
-        found: dict[str, np.ndarray] = {}
+        rows: dict[str, np.ndarray] = {}
         for name, branch in rules.items():
             if set(branch) <= {FULL, *self._kinds(target)} and set(branch) != {FULL}:
-                found[name] = self._levels(branch, target)
-        return found
+                rows[name] = self._levels(branch, target)
+        return rows
 
     def _weights(self, branch: str, target: Target) -> dict[str, Any]:
         """The weights of the difference, which grow from one step A to the next until both halves run again."""

@@ -54,20 +54,20 @@ class JointSpace(Space):
         """The parts of all spaces, made consistent."""
         parts: dict[str, Any] = {}
         plans: list[Mapping[str, Any]] = []
-        own = zip(self.spaces, self.split(x, target), strict=True)
-        for space, genes in sorted(own, key=lambda pair: pair[0].stage):
-            found = dict(space.decode(genes, target))
-            if "plan" in found:
-                plans.append(found.pop("plan"))
-            parts |= found
-            target = target.on(found)
+        rows = zip(self.spaces, self.split(x, target), strict=True)
+        for space, row in sorted(rows, key=lambda pair: pair[0].stage):
+            decoded = dict(space.decode(row, target))
+            if "plan" in decoded:
+                plans.append(decoded.pop("plan"))
+            parts |= decoded
+            target = target.on(decoded)
         if plans:
             branch = parts.get("guidance", {}).get("branch")
             tokens = undecided_tokens(_overlay(plans, target), parts.get("gates", ()), target.tree)
             parts |= _plan(tokens, target.tree, _axis(plans), branch, target.models)
-        found = folded(parts, target)
+        joined = folded(parts, target)
         ahead = max((plan.get("ahead", 1) for plan in plans), default=1)
-        return found | {"plan": found["plan"] | {"ahead": ahead}} if ahead > 1 and "plan" in found else found
+        return joined | {"plan": joined["plan"] | {"ahead": ahead}} if ahead > 1 and "plan" in joined else joined
 
     def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> np.ndarray | None:
         """By the first space that has genes for these actions; the others are off."""
@@ -100,49 +100,49 @@ def folded(parts: Mapping[str, Any], target: Target) -> dict[str, Any]:
     to theirs, and the step is not run. Only where guidance is the same at all steps, because it acts on the
     outputs, and where no forecast counts steps.
     """
-    found = dict(parts)
-    table = found.get("sampler", {}).get("coefficients")
-    rules = {name: parse_actions(text, target.steps) for name, text in found.get("plan", {}).get("rules", ())}
+    folded_parts = dict(parts)
+    table = folded_parts.get("sampler", {}).get("coefficients")
+    rules = {name: parse_actions(text, target.steps) for name, text in folded_parts.get("plan", {}).get("rules", ())}
     tokens = rules.pop(ROOT, None)
-    axis = found.get("plan", {}).get("axis", "index")
+    axis = folded_parts.get("plan", {}).get("axis", "index")
     forecasts = any(t[0] == "F" for actions in rules.values() for t in actions)
-    if not table or tokens is None or {"guidance", "gates"} & set(found) or (forecasts and axis == "index"):
-        return found
-    kept = [t for t, token in enumerate(tokens) if token == OFF]
+    if not table or tokens is None or {"guidance", "gates"} & set(folded_parts) or (forecasts and axis == "index"):
+        return folded_parts
+    run_steps = [t for t, token in enumerate(tokens) if token == OFF]
     columns = _columns(tokens, _places(target, axis))
-    ends = [t - 1 for t in [*kept[1:], target.steps]]  # the row whose result the next kept step begins with
+    ends = [t - 1 for t in [*run_steps[1:], target.steps]]  # the row whose result the next step that runs begins with
     square = np.zeros((target.steps, target.steps))
     for i, row in enumerate(table["outputs"]):
         square[i, : i + 1] = row
-    merged = square @ columns  # [T, kept]
-    sampler = dict(found["sampler"])
+    merged = square @ columns  # [T, K] for the K steps that run
+    sampler = dict(folded_parts["sampler"])
     sampler["coefficients"] = {
         "state": [table["state"][i] for i in ends],
         "outputs": [merged[i, : k + 1].tolist() for k, i in enumerate(ends)],
     }
-    sampler["timesteps"] = [sampler["timesteps"][t] for t in kept]
+    sampler["timesteps"] = [sampler["timesteps"][t] for t in run_steps]
     if sampler.get("sigmas") is not None:
-        sampler["sigmas"] = [sampler["sigmas"][t] for t in kept] + [sampler["sigmas"][-1]]
-    found |= {"sampler": sampler, "steps": len(kept)}
-    at = "".join(target.models[t] for t in kept) if target.models else ""
-    found |= target.stitched(at)
-    found.pop("plan")
-    left = {name: tuple(actions[t] for t in kept) for name, actions in rules.items()}
-    return found | _plan(left, target.tree, axis, None, at)
+        sampler["sigmas"] = [sampler["sigmas"][t] for t in run_steps] + [sampler["sigmas"][-1]]
+    folded_parts |= {"sampler": sampler, "steps": len(run_steps)}
+    at = "".join(target.models[t] for t in run_steps) if target.models else ""
+    folded_parts |= target.stitched(at)
+    folded_parts.pop("plan")
+    remaining = {name: tuple(actions[t] for t in run_steps) for name, actions in rules.items()}
+    return folded_parts | _plan(remaining, target.tree, axis, None, at)
 
 
 def _columns(tokens: Tokens, places: Sequence[float]) -> np.ndarray:
-    """Every step's output [T] as weights of the kept steps' outputs [kept]."""
-    kept = [t for t, token in enumerate(tokens) if token == OFF]
-    weights = np.zeros((len(tokens), len(kept)))
+    """Weights [T, K] that give the output of every step from the outputs of the K steps that run."""
+    run_steps = [t for t, token in enumerate(tokens) if token == OFF]
+    weights = np.zeros((len(tokens), len(run_steps)))
     for t, token in enumerate(tokens):
-        before = [k for k, step in enumerate(kept) if step < t or (step == t and token == OFF)]
+        before = [k for k, step in enumerate(run_steps) if step < t or (step == t and token == OFF)]
         if token == OFF:
             weights[t, before[-1]] = 1
         else:
             read = before[-values_read(token) :]
-            known = [places[kept[k]] for k in read]
-            weights[t, read] = newton_weights(known, places[t]) if len(read) > 1 else 1
+            sources = [places[run_steps[k]] for k in read]
+            weights[t, read] = newton_weights(sources, places[t]) if len(read) > 1 else 1
     return weights
 
 
@@ -169,8 +169,7 @@ def _overlay(plans: Sequence[Mapping[str, Any]], target: Target) -> dict[str, To
 
 def _axis(plans: Sequence[Mapping[str, Any]]) -> str:
     """The axis of the plan that forecasts."""
-    found = [p["axis"] for p in plans if any("F" in text for _, text in p["rules"])]
-    return found[0] if found else "index"
+    return next((plan["axis"] for plan in plans if any("F" in text for _, text in plan["rules"])), "index")
 
 
 def _plan(tokens: Mapping[str, Tokens], tree: Tree, axis: str, branch: str | None, at: str) -> dict[str, Any]:

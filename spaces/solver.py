@@ -118,7 +118,7 @@ class SolverSpace(Space):
             "use engine=nsga2, or engine=olss"
         )
 
-    # One step's genes: their names and levels, what they mean, and how to write them.
+    # The genes of one step: names and levels, decoding, encoding
 
     def _row(self) -> list[tuple[str, int, bool]]:
         row = [("order", self.max_order + 1, True), ("form", 3, False), ("stencil", len(self.stencils) + 1, False)]

@@ -63,7 +63,7 @@ class StitchSpace(Space):
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
         """T-Stitch's fractions of early steps on the smallest denoiser: step i where (i + 1) / T is within them."""
-        found: dict[int, tuple[str, np.ndarray]] = {}
+        presets: dict[int, tuple[str, np.ndarray]] = {}
         genes = len(self.genes(target))
         for percent in PERCENT:
             if count := target.reference * percent // 100:
@@ -72,5 +72,5 @@ class StitchSpace(Space):
                     x[0] = count
                 else:
                     x[:count] = 1
-                found.setdefault(count, (f"T-Stitch {percent} %", x))
-        return dict(found.values())
+                presets.setdefault(count, (f"T-Stitch {percent} %", x))
+        return dict(presets.values())

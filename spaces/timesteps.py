@@ -178,12 +178,12 @@ def _timesteps(noise: Noise, ratios: np.ndarray) -> np.ndarray:
     return noise.timestep(ratios / (1 + ratios) if noise.kind == "flow" else ratios)
 
 
-def _slots(own: np.ndarray, timesteps: np.ndarray) -> list[int]:
+def _slots(teacher: np.ndarray, timesteps: np.ndarray) -> list[int]:
     """A different slot for each timestep, in order, close to where the teacher has its steps."""
     slots: list[int] = []
     for j, t in enumerate(timesteps):
-        first, last = (slots[-1] + 1 if slots else 0), len(own) - (len(timesteps) - j)
-        slots.append(first + int(np.abs(own[first : last + 1] - t).argmin()))
+        first, last = (slots[-1] + 1 if slots else 0), len(teacher) - (len(timesteps) - j)
+        slots.append(first + int(np.abs(teacher[first : last + 1] - t).argmin()))
     return slots
 
 
@@ -205,9 +205,9 @@ def _candidates(key: tuple[str, tuple[float, ...]], form: str, points: int) -> n
 
 
 @lru_cache(maxsize=8)
-def _nearest(key: tuple[str, tuple[float, ...]], form: str, points: int, own: tuple[float, ...]) -> np.ndarray:
-    """Indices [T, N] of the candidates by distance from every slot's own timestep."""
-    nearest: np.ndarray = np.abs(_candidates(key, form, points)[None] - np.array(own)[:, None]).argsort(
+def _nearest(key: tuple[str, tuple[float, ...]], form: str, points: int, slots: tuple[float, ...]) -> np.ndarray:
+    """Indices [T, N] of the candidates by distance from the teacher's timestep of every slot [T]."""
+    nearest: np.ndarray = np.abs(_candidates(key, form, points)[None] - np.array(slots)[:, None]).argsort(
         axis=1, kind="stable"
     )
     return nearest

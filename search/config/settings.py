@@ -217,20 +217,15 @@ def all_keys() -> list[str]:
 
 def _message(mistake: Mapping[str, Any]) -> str:
     """`model.steps=0: give a whole number from 2 to 1000`: the value and what is admissible."""
-    key = _shorten(".".join(str(part) for part in mistake["loc"]))
+    key = ".".join(str(part) for part in mistake["loc"])[:200]
     match mistake["type"]:
         case "extra_forbidden":
             return f"there is no {key}.{closest_name_hint(key, all_keys())}"
         case "missing":
             return f"{key} is missing"
         case "value_error" if not isinstance(mistake["input"], Mapping | BaseModel):
-            return f"{key}={_shorten(mistake['input'])}: {mistake['ctx']['error']}"
+            return f"{key}={mistake['input']!s:.200}: {mistake['ctx']['error']}"
         case "value_error":
             return f"{key}: {mistake['ctx']['error']}" if key else str(mistake["ctx"]["error"])
     words = "auto, cpu, mps, cuda or cuda:<number>" if key == "compute.device" else mistake["msg"]
-    return f"{key}={_shorten(mistake['input'])}: give {words.removeprefix('Input should be ')}"
-
-
-def _shorten(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
+    return f"{key}={mistake['input']!s:.200}: give {words.removeprefix('Input should be ')}"

@@ -50,13 +50,13 @@ def knapsack_front(errors: Sequence[np.ndarray], costs: Sequence[np.ndarray], re
     for g, (error, unit) in enumerate(zip(errors, units, strict=True)):
         levels = _useful(error, unit)
         reach = len(best)
-        found = np.full(reach + int(unit[levels].max()), np.inf)
+        extended = np.full(reach + int(unit[levels].max()), np.inf)
         for level in levels:
             part = slice(int(unit[level]), int(unit[level]) + reach)
-            better = best + error[level] < found[part]
-            found[part][better] = (best + error[level])[better]
+            better = best + error[level] < extended[part]
+            extended[part][better] = (best + error[level])[better]
             taken[g, part][better] = level
-        best = found
+        best = extended
     before = np.minimum.accumulate(np.concatenate([[np.inf], best[:-1]]))
     at = np.flatnonzero(best < before)  # cheaper budgets reach no such error
     chosen = np.zeros((len(at), len(errors)), dtype=np.int64)

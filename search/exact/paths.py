@@ -94,12 +94,12 @@ def reach_paths(states: np.ndarray, outputs: np.ndarray, counts: Sequence[int]) 
             at = low
             chosen.append(at)
 
-    found = []
+    paths = []
     for count in counts:
         low, high, best = -30.0, 0.0, [0]  # exponents of the bound; every state is within a residual of 1
         for _ in range(25):
             middle = (low + high) / 2
             steps = path(10**middle, count)
             low, high, best = (low, middle, steps) if steps is not None else (middle, high, best)
-        found.append(best)
-    return found
+        paths.append(best)
+    return paths

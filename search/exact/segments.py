@@ -83,8 +83,8 @@ def reuse_front(
             e = int(back[j, e])
             mask[e] = True
         last = np.maximum.accumulate(np.where(mask, np.arange(steps), 0))
-        found = errors[last, np.arange(steps)][~mask]
-        front.append((float(found.sum() if aggregation == "sum" else found.max(initial=0)), mask))
+        step_errors = errors[last, np.arange(steps)][~mask]
+        front.append((float(step_errors.sum() if aggregation == "sum" else step_errors.max(initial=0)), mask))
     return front
 
 
@@ -95,11 +95,11 @@ def even_plans(distance: np.ndarray) -> list[np.ndarray]:
     ceil(I/2) to 2I steps from one compute to the next. In the paper distances are L1, of the cached outputs.
     """
     steps = len(distance)
-    found = []
+    masks = []
     for interval in range(2, steps + 1):
         front = reuse_front(distance, np.ones(steps), lengths=(-(-interval // 2), 2 * interval))
-        found += [mask for _, mask in front if mask.sum() == round(steps / interval)]
-    return found
+        masks += [mask for _, mask in front if mask.sum() == round(steps / interval)]
+    return masks
 
 
 def forecast_front(
@@ -172,11 +172,11 @@ def merge_fronts(
             {name: mask for name, (_, mask) in chosen.items()},
         )
 
-    found = [total()]
+    merged = [total()]
     for _, name, index in sorted(moves, key=lambda move: (move[0], move[2])):
         at[name] = index
-        found.append(total())
-    return found
+        merged.append(total())
+    return merged
 
 
 def _errors(table: np.ndarray, weight: np.ndarray, axes: int, name: str) -> np.ndarray:

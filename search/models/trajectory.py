@@ -5,7 +5,7 @@ equal chunks; of chunk c the time is (c + t) / chunks while t falls from 1 to 0,
 first chunk clean and every other one where the chunk before it began. The plan then rolls on by one chunk. As
 dx/dt = velocity / chunks, a diffusers scheduler runs all of it; one chunk is the ordinary sampler, bit for bit.
 
-Nothing in this file depends on schedules: it stands for a network of a user.
+Nothing in this file depends on schedules: it is an example of a network that a user brings.
 """
 
 import json
@@ -29,7 +29,7 @@ LINE = re.compile(r"start (-?[01](?:\.\d+)?) goal (-?[01](?:\.\d+)?)(?: (above|b
 
 
 def condition(lines: Sequence[str]) -> Tensor:
-    """What a plan is for [B, 4], of lines such as `start -0.4 goal 0.8 above`: position (x, y), goal and side.
+    """Tasks [B, 4] of lines such as `start -0.4 goal 0.8 above`: position (x, y), goal and side.
 
     A point starts at x = -1 and goes to x = 1; start and goal are heights in -1..1. Without a side
     both are allowed. ValueError for other lines.
@@ -91,7 +91,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Actions mix, look at the task and think; all modulated by each action's own time (adaptive layer norm)."""
+    """Self-attention of the actions, cross-attention to the task, an MLP; modulated by the time of each action."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -185,12 +185,12 @@ class TrajectoryPipeline:
 
     def velocity(self, plan: Tensor, t: Tensor, task: Tensor, chunks: int) -> Tensor:
         """dx/dt [B, H, 2] of a run at timestep t."""
-        own = times(t, chunks).expand(plan.shape[:2])
-        return self.denoiser(plan, own, task) / chunks
+        timesteps = times(t, chunks).expand(plan.shape[:2])
+        return self.denoiser(plan, timesteps, task) / chunks
 
     @staticmethod
     def noised(plan: Tensor, noise: Tensor, chunks: int) -> Tensor:
-        """A plan as the buffer has it before a tick; with one chunk nothing but noise."""
+        """A plan [B, H, 2] with the noise that each chunk has before a tick; with one chunk it is noise alone."""
         if chunks == 1:
             return noise
         level = times(float(TIMES), chunks)[:, None] / TIMES
@@ -200,7 +200,7 @@ class TrajectoryPipeline:
     def stream(
         self, line: str, ticks: int, steps: int, chunks: int, generator: torch.Generator | None = None
     ) -> Tensor:
-        """What is done in an episode [ticks * H / chunks, 2]: a chunk a tick, after each the position is seen anew."""
+        """The actions of an episode [ticks * H / chunks, 2]: each tick executes one chunk and updates the task."""
         task = condition([line])
 
         def noise() -> Tensor:

@@ -65,13 +65,13 @@ def surely_dominated(
     enough = 1 - _tails(2 * level - 1, prompts)[0]
     drawn = rng.integers(prompts, size=(draws, prompts))
     means = np.stack([values[:, :, row].mean(axis=2) for row in drawn])  # [draws, N, Q]
-    found: list[int | None] = []
+    dominating: list[int | None] = []
     for i in range(n):
         cheaper, cheapest = (costs <= costs[i]).all(axis=1), (costs < costs[i]).any(axis=1)
         nowhere, somewhere = (means <= means[:, i, None]).all(axis=2), (means < means[:, i, None]).any(axis=2)
         share = (nowhere & cheaper & (somewhere | cheapest)).mean(axis=0)
-        found.append(int(share.argmax()) if share.max() >= enough else None)
-    return found
+        dominating.append(int(share.argmax()) if share.max() >= enough else None)
+    return dominating
 
 
 @cache

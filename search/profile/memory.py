@@ -66,13 +66,13 @@ def _group_values(gate: Gate, steps: int, narrow: str | None, value_bytes: Mappi
 
 def _counts(uses: Mapping[int, int], needs: Sequence[int]) -> list[int]:
     """How many values are kept after each step: `uses` are their last uses, `needs` the values that steps read."""
-    kept: list[int] = []
+    values: list[int] = []
     counts = []
     for step, reads in enumerate(needs):
         if reads:
-            kept = [source for source in kept if uses[source] > step]
-        kept += [step] if step in uses else []
-        counts.append(len(kept))
+            values = [source for source in values if uses[source] > step]
+        values += [step] if step in uses else []
+        counts.append(len(values))
     return counts
 
 

@@ -36,8 +36,8 @@ class DenseRun:
 
     def paths(self, find_paths: FindPaths, counts: Sequence[int]) -> list[list[float]]:
         """Falling timesteps of short runs through this one, by `find_paths` of search/exact/paths.py."""
-        found = find_paths(self.states, self.outputs, counts)
-        return [[float(self.timesteps[i]) for i in path] for path in found]
+        paths = find_paths(self.states, self.outputs, counts)
+        return [[float(self.timesteps[i]) for i in path] for path in paths]
 
 
 class Tables(Protocol):

@@ -63,15 +63,15 @@ def trace_scheduler(
             units = torch.eye(1 + len(fresh().timesteps), dtype=torch.float64)
             rows = run(units[:, :1], units[:, 1:])
             drawn = 3 * torch.randn(4, len(units), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-            found, again = (run(drawn[:, :1], drawn[:, 1:]) for _ in range(2))
+            first, second = (run(drawn[:, :1], drawn[:, 1:]) for _ in range(2))
     except (TypeError, RuntimeError, IndexError, AttributeError, NotImplementedError, ImportError) as error:
         raise ValueError(f"{name} cannot be traced: its step fails on plain tensors ({error})") from error
     table = SolverTable(rows[:, 0].copy(), rows[:, 1:].copy())
     if not math.isfinite(table.size):
         raise ValueError(f"{name} gives no finite numbers on this grid; use another solver or grid")
-    if not np.array_equal(found, again, equal_nan=True):
+    if not np.array_equal(first, second, equal_nan=True):
         raise ValueError(f"{name} draws noise at every step; a table takes a deterministic scheduler such as DDIM")
-    if not np.allclose(found, rows @ drawn.numpy().T, rtol=1e-6, atol=1e-6 * np.abs(found).max()):
+    if not np.allclose(first, rows @ drawn.numpy().T, rtol=1e-6, atol=1e-6 * np.abs(first).max()):
         raise ValueError(f"{name} is not linear in the state and the outputs (it clips or rescales); use another")
     return table
 

@@ -103,12 +103,12 @@ class EngineContract:
         continue_(engine, rounds)
         open_rows = engine.ask(5) if between else engine.ask(0)
         twin = pickle.loads(pickle.dumps(engine))
-        found = []
+        continued = []
         for one, seed in ((engine, 1), (twin, 2)):
             np.random.seed(seed)
             one.tell(open_rows, scores(open_rows))
-            found.append(continue_(one, 6))
-        assert found[0] == found[1]
+            continued.append(continue_(one, 6))
+        assert continued[0] == continued[1]
 
     def test_what_is_handed_over_stays_as_it_was(self) -> None:
         start = self.start()
@@ -117,10 +117,10 @@ class EngineContract:
         for _ in range(5):
             x = engine.ask(7)
             y = scores(x)
-            kept = copy.deepcopy((x, y))
+            before = copy.deepcopy((x, y))
             engine.tell(x, y)
-            assert (x == kept[0]).all()
-            assert (y == kept[1]).all()
+            assert (x == before[0]).all()
+            assert (y == before[1]).all()
             x[:], y[:] = 77, 77  # nor may the engine keep what it gave away
         assert (start.seeds == seeds).all()
         assert (engine.ask(7) < 5).all()

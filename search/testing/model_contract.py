@@ -114,8 +114,8 @@ class ModelContract:
 
     def test_another_pipeline_is_refused_with_what_to_type(self) -> None:
         mine = self.make().classes
-        other, told = family_folder("dit"), "DiTPipeline; .*; type model=dit_xl_256 model.path="
+        other, message = family_folder("dit"), "DiTPipeline; .*; type model=dit_xl_256 model.path="
         if "DiTPipeline" in mine:
-            other, told = tiny_folder(), "PixArtAlphaPipeline; .*; type model=pixart_alpha_1024 model.path="
-        with pytest.raises(ValueError, match=f"is a {told}"):
+            other, message = tiny_folder(), "PixArtAlphaPipeline; .*; type model=pixart_alpha_1024 model.path="
+        with pytest.raises(ValueError, match=f"is a {message}"):
             self.make(path=other)

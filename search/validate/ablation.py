@@ -67,7 +67,7 @@ class Explanation:
         return [effect for effect in self.effects if effect.group == group]
 
     @cached_property
-    def dearest(self) -> Effect | None:
+    def most_expensive_step(self) -> Effect | None:
         """The step that adds most drift per saved MAC, which is the first one to compute again."""
         steps = [e for e in self.of("step") if e.saved > 0 and e.sure and e.added > 0]
         return max(steps, key=lambda e: e.added / e.saved, default=None)
@@ -108,7 +108,7 @@ def explain(
     samples: int = 8,
     by: Sequence[str] = GROUPS,
     name: str = "",
-    done: Callable[[int, int], None] = lambda count, total: None,
+    on_done: Callable[[int, int], None] = lambda count, total: None,
 ) -> Explanation:
     """Measure what the decisions of a schedule do on held-out prompts.
 
@@ -118,13 +118,13 @@ def explain(
         samples: Number of prompts.
         by: Groups of decisions: mechanism, nodes, step.
         name: Title of tables and figures; by default the name of the file.
-        done: Called with the number of runs that are over, and of all.
+        on_done: Called with the number of finished runs, and of all.
     """
     from search.config.load import open_schedule_and_model, title_of_schedule
 
     name = name or title_of_schedule(schedule)
     schedule, model, config = open_schedule_and_model(schedule, model)
-    return measure_effects(schedule, evaluator_for(config, model, samples), by, name, done)
+    return measure_effects(schedule, evaluator_for(config, model, samples), by, name, on_done)
 
 
 def measure_effects(
@@ -132,7 +132,7 @@ def measure_effects(
     evaluator: "Evaluator",
     by: Sequence[str] = GROUPS,
     name: str = "schedule",
-    done: Callable[[int, int], None] = lambda count, total: None,
+    on_done: Callable[[int, int], None] = lambda count, total: None,
 ) -> Explanation:
     """Run the schedule without each of its decisions and with each alone, on an evaluator of drift and MACs.
 
@@ -153,7 +153,7 @@ def measure_effects(
             if variant is not None:
                 jobs.append(Job(variant, fit and decision.name != "fitted solver"))
         numbers.append((pair[0], pair[1]))
-    scored = evaluator.evaluate(jobs, on_done=lambda count: done(count, len(jobs)))
+    scored = evaluator.evaluate(jobs, on_done=lambda count: on_done(count, len(jobs)))
     drifts = [np.array(s.values["drift"]) for s in scored]
     macs = [s.values["macs"][0] for s in scored]
     rows, rng = [], np.random.default_rng(0)

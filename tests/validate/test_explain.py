@@ -90,8 +90,8 @@ def test_what_is_worth_computing_again_first():
     dear = Effect("step", "step 2", 0.05, 0.01, 0.005, 0.02, 0.01)
     unsure = Effect("step", "step 3", 0.05, 0.05, -0.01, 0.1, 0.01)
     found = Explanation("s", 0.03, 0.5, 4, [cheap, dear, unsure, Effect("mechanism", "x", *[float("nan")] * 5)])
-    assert found.dearest is dear
-    assert Explanation("s", 0.0, 1.0, 4, []).dearest is None
+    assert found.most_expensive_step is dear
+    assert Explanation("s", 0.0, 1.0, 4, []).most_expensive_step is None
     assert Image.open(io.BytesIO(found.png())).size[0] > 500
 
 

@@ -28,9 +28,9 @@ def olss_rows(rows: RowBuilder, tables: Tables) -> list[np.ndarray]:
             f"olss chooses timesteps and fits the solver, and {rows.space.key} does neither; "
             "use +space=[timesteps,solver], or engine=nsga2"
         )
-    found: list[np.ndarray] = []
+    proposed: list[np.ndarray] = []
     for space in choosing[:1]:
         paths = tables.dense_run.paths(reach_paths, range(2, target.steps))
         encoded = unique_rows([space.encode_timesteps(timesteps, target) for timesteps in paths])
-        found += [rows.join({space.key: row} | fitted) for row in encoded]
-    return [*found, rows.join(fitted)] if fitted else found
+        proposed += [rows.join({space.key: row} | fitted) for row in encoded]
+    return [*proposed, rows.join(fitted)] if fitted else proposed

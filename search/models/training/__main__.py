@@ -1,6 +1,6 @@
 """python -m search.models.training --model NAME --out FOLDER: train a bundled network.
 
-`pixart`, `policy` and `clip` are trained from nothing, the others from the bundled pixart. Every run stops and resumes
+`pixart`, `policy` and `clip` are trained from scratch, the others from the bundled pixart. Every run stops and resumes
 at any time (checkpoints in --work); the same seed and device give the same weights.
 """
 

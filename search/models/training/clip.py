@@ -1,4 +1,4 @@
-"""The bundled CLIP: which caption a picture of an emoji has, for the objectives `clip`, `mmd` and `fid`."""
+"""The bundled CLIP, trained on pictures of emoji and their captions, for the objectives `clip`, `mmd` and `fid`."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ WARMEST = 4.6  # of the logarithm of the logits' scale: 100, as in arXiv:2103.00
 
 
 def fit(pictures: EmojiSet, work: Path, device: torch.device, out: Path, recipe: Recipe = RECIPE) -> float:
-    """Train both towers from nothing, write the fp16 weights to `out`, return the last running loss.
+    """Train both towers from scratch, write the fp16 weights to `out`, return the last running loss.
 
     Every drawing is left out on one of the five backgrounds; `retrieval` measures on those.
     """
@@ -50,7 +50,7 @@ def fit(pictures: EmojiSet, work: Path, device: torch.device, out: Path, recipe:
 
 
 class Captions:
-    """Names, styles and backgrounds as numbers, and captions that say some of them."""
+    """Names, styles and backgrounds as numbers, and captions that name some of them."""
 
     def __init__(self, pictures: EmojiSet) -> None:
         self.pictures = pictures
@@ -66,7 +66,7 @@ class Captions:
 
     @staticmethod
     def says(shown: Tensor) -> Tensor:
-        """Which of the three parts [B, 3] a caption says, by its number in SHOWN."""
+        """Which of the three parts [B, 3] a caption names, by its number in SHOWN."""
         return torch.tensor([[1, 1, 1], [1, 0, 1], [1, 1, 0], [1, 0, 0]], dtype=torch.bool)[shown]
 
     def write(self, said: Sequence[int]) -> str:
@@ -77,16 +77,22 @@ class Captions:
         )
 
     def tokens(self, texts: list[str]) -> Any:
+        """Token ids and masks [B, 16] of captions."""
         return self.tokenizer(texts, padding="max_length", max_length=TOKENS, return_tensors="pt")
 
 
 def matches(said: Tensor, parts: Tensor) -> Tensor:
-    """[B, B]: whether caption i, of which -1 is not said, is true of picture j."""
+    """Whether caption i describes picture j, [B, B]; a part that is -1 in a caption describes every picture."""
     return ((said[:, None] == parts[None]) | (said[:, None] < 0)).all(dim=2)
 
 
 def contrastive(logits: Tensor, true: Tensor) -> Tensor:
-    """Symmetric cross-entropy [] against everything that is true (arXiv:2204.03610, eq. 3): logits, true [B, B]."""
+    """Symmetric cross-entropy, a scalar, where several captions fit a picture (arXiv:2204.03610, eq. 3).
+
+    Args:
+        logits: Similarity of caption i and picture j, [B, B].
+        true: Whether they belong together, [B, B].
+    """
     return sum(
         -(F.log_softmax(z, dim=1) * (t / t.sum(dim=1, keepdim=True))).sum(dim=1).mean() / 2
         for z, t in ((logits, true.float()), (logits.T, true.T.float()))
@@ -94,7 +100,7 @@ def contrastive(logits: Tensor, true: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Moved by up to 6 pixels, scaled by 0.8 to 1.2, mirrored, lighter or darker, noised: [B, 3, 64, 64]."""
+    """Pictures [B, 3, 64, 64] in [-1, 1], moved by up to 6 pixels, scaled by 0.8 to 1.2, mirrored, with noise."""
     b = len(images)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -124,16 +130,17 @@ def held_out(pictures: EmojiSet, index: int, ground: int) -> bool:
 
 @torch.no_grad()
 def retrieval(model: CLIPModel, pictures: EmojiSet) -> dict[str, float]:
-    """Of the pictures that were held out: the share whose own full caption is the nearest, and the other way round."""
+    """Of the pictures that were held out: the share whose full caption is the nearest one, and the share of captions
+    whose picture is the nearest one."""
     texts = Captions(pictures)
     index, ground = torch.tensor([pair for pair in pairs(pictures) if held_out(pictures, *pair)]).unbind(1)
     tokens = texts.tokens([texts.write(row) for row in texts.parts(index, ground).tolist()])
     logits = model(pixel_values=pictures.composite(index, ground), **tokens).logits_per_image
-    own = torch.arange(len(logits))
+    numbers = torch.arange(len(logits))
     return {
-        "pictures": len(own),
-        "caption of picture": float((logits.argmax(1) == own).float().mean()),
-        "picture of caption": float((logits.argmax(0) == own).float().mean()),
+        "pictures": len(numbers),
+        "caption of picture": float((logits.argmax(1) == numbers).float().mean()),
+        "picture of caption": float((logits.argmax(0) == numbers).float().mean()),
     }
 
 

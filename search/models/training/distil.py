@@ -1,7 +1,7 @@
 """Training targets from the bundled PixArt, for the other bundled denoisers.
 
-Its velocity at (x_s, s, caption) is the mean of what flow matching would train on, so a student of it needs far
-fewer steps than one that learns from the pictures alone; what the teacher draws is the ceiling.
+Its velocity at (x_s, s, caption) approximates the mean of the targets of flow matching, so a student that is trained on
+it needs far fewer steps than one that is trained on the pictures; it can hardly become better than its teacher.
 """
 
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ class Teacher:
 
     @torch.no_grad()
     def velocity(self, batch: Batch, scale: Tensor | None = None) -> Tensor:
-        """The velocity n - x_0 as the teacher sees it, [B, 8, 16, 16]; with `scale` [B], under guidance."""
+        """The velocity n - x_0 [B, 8, 16, 16] that the teacher predicts; with `scale` [B] it is guided."""
         conditional = self._call(batch, batch.text)
         if scale is None:
             return conditional

@@ -19,7 +19,8 @@ BATCH = 64
 def fit(pictures: EmojiSet, work: Path, device: torch.device, out: Path, recipe: Recipe = RECIPE) -> float:
     """Train the transformer, write the fp16 pipeline to `out`, return the loss against the teacher's velocity.
 
-    The teacher sees the whole caption and the student the concept alone: its target is the teacher's mean.
+    The teacher is given the whole caption and the student its concept alone, so the student is trained on the mean over
+    captions of what the teacher predicts.
     """
     torch.manual_seed(recipe.seed)
     teacher = Teacher(pictures, device)
@@ -53,7 +54,7 @@ def build(teacher: Any) -> DiTTransformer2DModel:
         num_layers=BLOCKS,
         sample_size=16,
         patch_size=2,
-        num_embeds_ada_norm=1000,  # the pipeline's empty class has the number 1000
+        num_embeds_ada_norm=1000,  # the pipeline's empty class is number 1000
     )
     model.pos_embed.load_state_dict(teacher.pos_embed.state_dict())
     model.proj_out_2.load_state_dict(teacher.proj_out.state_dict())

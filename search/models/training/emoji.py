@@ -84,8 +84,8 @@ def _render(cache: Path, file: Path) -> None:
             if drawing := _svg(icon_set, name):
                 rows.append((_fit(_rasterise(drawing)), name, style))
         spellings = [s for c in codes.get(name, []) for s in (c, f"{c}-fe0f", c.replace("-fe0f", ""))]
-        if found := next((s for s in spellings if s in webp), None):
-            rows.append((_fit(Image.open(webp[found]).convert("RGBA")), name, "3d"))
+        if spelling := next((s for s in spellings if s in webp), None):
+            rows.append((_fit(Image.open(webp[spelling]).convert("RGBA")), name, "3d"))
     rgba, names, styles = zip(*rows, strict=True)
     np.savez_compressed(file, rgba=np.stack(rgba), name=np.array(names), style=np.array(styles))
 

@@ -69,6 +69,7 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
 
 
 def build(channels: int) -> FluxTransformer2DModel:
+    """Two double and five single blocks of width 128, for latents of so many channels."""
     model = FluxTransformer2DModel(
         patch_size=1,
         in_channels=4 * channels,

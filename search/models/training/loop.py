@@ -37,7 +37,7 @@ def train(
 
     `loss_at(step, generator)` gives the loss of one batch. The generator is seeded by (seed, step), so a
     run that was stopped and resumed draws the same batches and ends with the same weights. `export` is
-    called with the moving average loaded, about every ten minutes, to look at while training goes on.
+    called with the moving average loaded, about every ten minutes, so that the result so far can be looked at.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -86,17 +86,17 @@ def train(
 
 
 class _averaged:
-    """Swap the moving average in, and the trained weights back."""
+    """A context in which the parameters have the values of the moving average; the trained weights return after it."""
 
     def __init__(self, parameters: list[Tensor], average: list[Tensor]) -> None:
         self.parameters, self.average = parameters, average
 
     def __enter__(self) -> None:
-        self.kept = [p.detach().clone() for p in self.parameters]
+        self.trained = [p.detach().clone() for p in self.parameters]
         self._copy(self.average)
 
     def __exit__(self, *_: object) -> None:
-        self._copy(self.kept)
+        self._copy(self.trained)
 
     def _copy(self, values: list[Tensor]) -> None:
         with torch.no_grad():
@@ -112,7 +112,7 @@ def _save(
     step: int,
     running: float,
 ) -> None:
-    """Write beside, then rename: a run killed here resumes from the checkpoint before."""
+    """Write a temporary file, then rename it: a run that is killed here resumes from the checkpoint before."""
     state = {
         "module": module.state_dict(),
         "optimiser": optimiser.state_dict(),
@@ -120,6 +120,6 @@ def _save(
         "step": step,
         "running": running,
     }
-    beside = file.with_suffix(".new")
-    torch.save(state, beside)
-    beside.replace(file)
+    temporary = file.with_suffix(".new")
+    torch.save(state, temporary)
+    temporary.replace(file)

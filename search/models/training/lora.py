@@ -1,7 +1,7 @@
-"""A LoRA (arXiv:2106.09685) that recolours what a PixArt draws: trained in a minute, for tests and tables of transfer.
+"""A LoRA (arXiv:2106.09685) that recolours what a PixArt draws: trained in a minute, to test how schedules transfer.
 
-The pipeline draws a few prompts, the pictures' colour channels change places, and the attention layers learn the new
-pictures by the pipeline's own denoising objective.
+The pipeline draws a few prompts, the colour channels of the pictures are exchanged, and the attention layers are
+trained on the new pictures with the denoising objective of the pipeline.
 """
 
 from collections.abc import Sequence
@@ -54,8 +54,8 @@ def train(
         }[noise.prediction]
         given = {name: _rows(value, rows) for name, value in conditions.items()}
         timestep = torch.tensor(sampler["timesteps"])[at]
-        found = wrapped(alpha * clean + spread * random, timestep=timestep, **given, return_dict=False)[0]
-        loss = (found[:, : clean.shape[1]] - wanted).square().mean()
+        prediction = wrapped(alpha * clean + spread * random, timestep=timestep, **given, return_dict=False)[0]
+        loss = (prediction[:, : clean.shape[1]] - wanted).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -68,7 +68,7 @@ def train(
 
 @torch.no_grad()
 def recoloured(model: PixArt, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-    """Latents [B, C, h, w] of the pipeline's pictures with red, green and blue moved on by one."""
+    """Latents [B, C, h, w] of the pipeline's pictures with red shown as green, green as blue and blue as red."""
     latents = model.sample(model.encode(prompts), model.noise(seeds))
     images = model.decode(latents).roll(1, dims=1)
     return model.pipe.vae.encode(images * 2 - 1).latent_dist.mode() * model.pipe.vae.config.scaling_factor

@@ -89,14 +89,14 @@ def save(pipe: Any, out: Path) -> None:
     type(pipe).from_pretrained(out, torch_dtype=torch.float16, local_files_only=True).save_pretrained(out)
     for file in out.rglob("*.json"):
         data = json.loads(file.read_text(encoding="utf-8"))
-        data.pop("_name_or_path", None)  # where it was trained is nobody's business
-        if "dtype" in data:  # transformers would load fp16 by it, while diffusers loads fp32 unless it is told
+        data.pop("_name_or_path", None)  # a path of the machine that it was trained on
+        if "dtype" in data:  # transformers would load fp16 by it, while diffusers loads fp32 unless it is given a type
             data["dtype"] = "float32"
         file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def build_transformer(channels: int) -> PixArtTransformer2DModel:
-    """A PixArt transformer with the initialisation that training from scratch wants (arXiv:2212.09748, 3.2)."""
+    """A PixArt transformer initialised for training from scratch (arXiv:2212.09748, 3.2)."""
     model = PixArtTransformer2DModel(
         num_attention_heads=WIDTH // HEAD,
         attention_head_dim=HEAD,
@@ -123,6 +123,7 @@ def build_transformer(channels: int) -> PixArtTransformer2DModel:
 
 
 def build_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
+    """A T5 encoder of two layers and width 64, for the words of `tokenizer`."""
     return T5EncoderModel(
         T5Config(
             vocab_size=len(tokenizer),
@@ -143,7 +144,7 @@ def build_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
 
 
 def build_tokenizer(captions: list[str]) -> T5Tokenizer:
-    """A word-level vocabulary; a word outside of it falls apart into letters that were never trained."""
+    """A word-level vocabulary; a word that is not in it is split into letters, whose embeddings were never trained."""
     words = sorted({word for text in captions for word in text.replace(",", " ").split()})
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -6.0), (",", -3.0)]
@@ -152,6 +153,7 @@ def build_tokenizer(captions: list[str]) -> T5Tokenizer:
 
 
 def build_scheduler() -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ 2M (arXiv:2211.01095) on the sigmas of flow matching, shifted by 2."""
     return DPMSolverMultistepScheduler(
         num_train_timesteps=1000,
         prediction_type="flow_prediction",

@@ -1,4 +1,4 @@
-"""The small PixArt: three blocks of the bundled one, trained on to do the work of all eight (for T-Stitch)."""
+"""The small PixArt: three blocks of the bundled one, trained to replace all eight (T-Stitch, arXiv:2402.14167)."""
 
 from pathlib import Path
 

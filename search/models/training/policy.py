@@ -1,4 +1,4 @@
-"""The bundled trajectory policy: trained from nothing on demonstrations that are drawn as they are needed."""
+"""The bundled trajectory policy: trained from scratch on demonstrations that are drawn at random for each batch."""
 
 from pathlib import Path
 
@@ -43,11 +43,12 @@ def fit(work: Path, out: Path, recipe: Recipe = RECIPE) -> float:
 
 
 def build_scheduler() -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ 2M (arXiv:2211.01095) on unshifted sigmas of flow matching."""
     return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
 
 
 def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Plans [B, H, 2] that begin anywhere on a demonstration and wait at its end, and their tasks [B, 4]."""
+    """Plans [B, H, 2] and their tasks [B, 4]: a plan begins anywhere on a demonstration and stays at its end."""
     start, goal, spread = (2 * torch.rand(3, count, generator=generator) - 1).unbind()
     side = torch.randint(2, (count,), generator=generator) * 2.0 - 1
     paths = demonstrations(start, goal, side, CLEARANCE + 0.05 * spread)
@@ -55,18 +56,18 @@ def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     whole = torch.cat([begun[:, None], paths, paths[:, -1:].expand(-1, HORIZON - 1, -1)], dim=1)
     at = torch.randint(HORIZON, (count,), generator=generator) * (torch.rand(count, generator=generator) < 0.5)
     rows = torch.arange(count)
-    told = torch.where(torch.rand(count, generator=generator) < 0.3, 0.0, side)
+    stated_side = torch.where(torch.rand(count, generator=generator) < 0.3, 0.0, side)
     plans = whole[rows[:, None], at[:, None] + torch.arange(1, HORIZON + 1)]
-    return plans, torch.cat([whole[rows, at], goal[:, None], told[:, None]], dim=1)
+    return plans, torch.cat([whole[rows, at], goal[:, None], stated_side[:, None]], dim=1)
 
 
 def levels(count: int, generator: torch.Generator) -> Tensor:
-    """Noise level 0..1 of every action [B, H]: one for the whole plan, rising by chunks, or each its own."""
-    t, own = torch.rand(count, 1, generator=generator), torch.rand(count, HORIZON, generator=generator)
+    """Noise levels [B, H] from 0 to 1: one for a whole plan, rising by chunks, or drawn for each action."""
+    t, separate = torch.rand(count, 1, generator=generator), torch.rand(count, HORIZON, generator=generator)
     rising = torch.stack([times(t * TIMES, chunks) / TIMES for chunks in CHUNKS])
     choice = torch.randint(len(CHUNKS), (count,), generator=generator)
     kind = torch.rand(count, 1, generator=generator)
-    return torch.where(kind < 0.5, t, torch.where(kind < 0.9, rising[choice, torch.arange(count)], own))
+    return torch.where(kind < 0.5, t, torch.where(kind < 0.9, rising[choice, torch.arange(count)], separate))
 
 
 def success(pipe: TrajectoryPipeline, chunks: int, steps: int, episodes: int = 50) -> dict[str, float]:

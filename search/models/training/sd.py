@@ -23,15 +23,15 @@ def fit(pictures: EmojiSet, work: Path, device: torch.device, out: Path, recipe:
     torch.manual_seed(recipe.seed)
     teacher = Teacher(pictures, device)
     student = build(teacher.latents.shape[1]).to(device)
-    kept = build_scheduler().alphas_cumprod.to(device)
-    table = (1 - kept).sqrt() / ((1 - kept).sqrt() + kept.sqrt())  # s of every timestep
+    alphas = build_scheduler().alphas_cumprod.to(device)
+    table = (1 - alphas).sqrt() / ((1 - alphas).sqrt() + alphas.sqrt())  # s of every timestep
 
     def loss_at(step: int, generator: torch.Generator) -> torch.Tensor:
         batch = teacher.draw(generator, BATCH)
         t = torch.searchsorted(table, batch.sigma).clamp(max=len(table) - 1)
         s = table[t]
         batch.sigma.copy_(s)
-        alpha, sigma, s = (v[:, None, None, None] for v in (kept[t].sqrt(), (1 - kept[t]).sqrt(), s))
+        alpha, sigma, s = (v[:, None, None, None] for v in (alphas[t].sqrt(), (1 - alphas[t]).sqrt(), s))
         noisy, velocity = batch.noisy, teacher.velocity(batch)
         target = alpha * (noisy + (1 - s) * velocity) - sigma * (noisy - s * velocity)
         with torch.autocast(device.type, torch.bfloat16):
@@ -40,7 +40,7 @@ def fit(pictures: EmojiSet, work: Path, device: torch.device, out: Path, recipe:
 
     def export() -> None:
         pipe = teacher.pipe
-        pipe.text_encoder.config.use_attention_mask = True  # StableDiffusionPipeline then hands the mask to it
+        pipe.text_encoder.config.use_attention_mask = True  # StableDiffusionPipeline then passes the mask on to it
         parts = (pipe.vae, pipe.text_encoder, pipe.tokenizer, student, build_scheduler())
         save(StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False), out)
 
@@ -60,7 +60,7 @@ def build(channels: int) -> UNet2DConditionModel:
         block_out_channels=(64, 96, 128),
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=(2, 3, 4),  # diffusers means the number of heads
+        attention_head_dim=(2, 3, 4),  # in diffusers this is the number of heads
         norm_num_groups=16,
     )
     torch.nn.init.zeros_(model.conv_out.weight)
@@ -68,6 +68,7 @@ def build(channels: int) -> UNet2DConditionModel:
 
 
 def build_scheduler() -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ 2M (arXiv:2211.01095) on the noise of Stable Diffusion, with v-prediction and trailing timesteps."""
     return DPMSolverMultistepScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -77,5 +78,5 @@ def build_scheduler() -> DPMSolverMultistepScheduler:
         algorithm_type="dpmsolver++",
         solver_order=2,
         timestep_spacing="trailing",
-        steps_offset=1,  # what StableDiffusionPipeline insists on; trailing spacing does not use it
+        steps_offset=1,  # StableDiffusionPipeline requires it; trailing spacing does not use it
     )

@@ -13,6 +13,7 @@ CROPS = 0.55  # share of the steps that train on 32-pixel crops, four times chea
 
 
 def build() -> AutoencoderKL:
+    """Three resolutions, 64, 32 and 16, and latents of eight channels; no attention."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -23,7 +24,7 @@ def build() -> AutoencoderKL:
         latent_channels=8,
         norm_num_groups=8,
         sample_size=64,
-        mid_block_add_attention=False,  # otherwise it could not train on crops
+        mid_block_add_attention=False,  # attention would not let it train on crops
         scaling_factor=1.0,
     )
 
@@ -60,6 +61,7 @@ def everything(pictures: EmojiSet) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def encode(vae: AutoencoderKL, images: torch.Tensor, _: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Latents [K*N, 8, 16, 16] on the CPU, not scaled, of what `everything` returns."""
     return torch.cat([vae.encode(x.to(device)).latent_dist.mode().cpu() for x in images.split(64)])
 
 

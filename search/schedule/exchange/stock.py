@@ -83,30 +83,32 @@ def _plan(schedule: Schedule) -> tuple[dict[str, Any], dict[str, Any], float]:
     steps = {"num_inference_steps": schedule.steps} if schedule.steps else {}
     if schedule.sampler is None:
         return {}, steps, 0.0
-    own = {"class": schedule.sampler["class"], "config": _config(schedule)}
+    unchanged = {"class": schedule.sampler["class"], "config": _config(schedule)}
     if has_own_grid(schedule.sampler):
-        return own, steps, 0.0
+        return unchanged, steps, 0.0
     wanted = full_sigmas(schedule.sampler, schedule.steps)
-    tried = [(own, call, distance(grid, wanted)) for own, call, grid in _attempts(schedule, own, wanted)]
+    tried = [(part, call, distance(grid, wanted)) for part, call, grid in _attempts(schedule, unchanged, wanted)]
     exact = [attempt for attempt in tried if attempt[2] <= CLOSE]
     return exact[0] if exact else min(tried, key=lambda attempt: attempt[2])
 
 
 def _attempts(
-    schedule: Schedule, own: dict[str, Any], wanted: Grid
+    schedule: Schedule, unchanged: dict[str, Any], wanted: Grid
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any], Grid]]:
     """Scheduler, arguments, and their grid, of all attempts that the class of scheduler takes."""
     accepted = ACCEPTED.get(schedule.tree.model_class, BOTH)
     timesteps, sigmas = wanted
     assert sigmas is not None
-    unshifted = own
-    if own["class"].startswith("FlowMatch"):  # which shifts what it is given
-        unshifted = own | {"config": own["config"] | {"shift": 1.0, "use_dynamic_shifting": False}}
-    ended = sigmas if own["class"] == "EulerDiscreteScheduler" else sigmas[:-1]  # which reads the terminal one too
+    unshifted = unchanged
+    if unchanged["class"].startswith("FlowMatch"):  # which shifts what it is given
+        unshifted = unchanged | {"config": unchanged["config"] | {"shift": 1.0, "use_dynamic_shifting": False}}
+    ended = (
+        sigmas if unchanged["class"] == "EulerDiscreteScheduler" else sigmas[:-1]
+    )  # which reads the terminal one too
     for part, call in (
-        (own, {"timesteps": [round(t) for t in timesteps]}),
+        (unchanged, {"timesteps": [round(t) for t in timesteps]}),
         (unshifted, {"sigmas": ended}),
-        (own, {"num_inference_steps": len(timesteps)}),
+        (unchanged, {"num_inference_steps": len(timesteps)}),
     ):
         scheduler, name = build(part), next(iter(call))
         if name == "num_inference_steps":
