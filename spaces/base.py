@@ -20,9 +20,17 @@ START = "start"  # the group of genes about how a run starts
 class Gene:
     """One integer decision with values 0 .. levels-1; level 0 is off.
 
-    `step` is the teacher's step that the gene is about, None where it is about whole runs. `group` names the genes
-    that belong together, which operators move as one: `step 3` for all genes of step 3, unless it is given.
-    `ordered` is false where neighbouring levels have nothing in common.
+    Attributes:
+        name: Unique within the space; `<decision>@<step>` where there is one such decision per step.
+        levels: The number of values; a gene of one level decides nothing.
+        group: Genes of the same group are exchanged together by engines; `step 3` for genes of step 3 by default.
+        ordered: Whether neighbouring levels are similar, so that engines may change a gene by one level.
+        step: The teacher's step that the gene is about; None where it is about whole runs.
+
+    Example:
+        >>> from search.spaces.base import Gene
+        >>> Gene("depth@4", levels=3, step=4)
+        Gene(name='depth@4', levels=3, group='step 4', ordered=True, step=4)
     """
 
     name: str
@@ -66,6 +74,12 @@ class Space(ABC):
     def genes(self, target: Target) -> list[Gene]:
         """The decisions on this target, in the order of a row.
 
+        Args:
+            target: The model; genes of steps are about its teacher's steps 0 .. `target.reference` - 1.
+
+        Returns:
+            G genes with different names; the same list for the same target.
+
         Raises:
             ValueError: The space does not apply to this target; says why, and what to type instead.
         """
@@ -79,7 +93,8 @@ class Space(ABC):
             target: The model; `target.at` names for each of its steps the teacher's step whose genes it takes.
 
         Returns:
-            Parts by the name that they have in a file (`{"plan": ...}`); `{}` where everything is off.
+            Parts by the name that they have in a file (`{"plan": ...}`); `{}` where everything is off. Every row within
+            the levels decodes: an action that reads a value that was not computed is lowered, not refused.
         """
 
     @abstractmethod
@@ -101,7 +116,15 @@ class Space(ABC):
         return None
 
     def encode_timesteps(self, timesteps: Sequence[float], target: Target) -> np.ndarray | None:
-        """The row [G] nearest to these falling timesteps; None of a space that does not choose timesteps."""
+        """The row nearest to these timesteps, so that paths through a recorded run become first rows.
+
+        Args:
+            timesteps: Falling, at most as many as the teacher has; in training timesteps of the scheduler.
+            target: The model.
+
+        Returns:
+            The row [G]; None of a space that does not choose timesteps.
+        """
         return None
 
     def encode_solver_fit(self, target: Target) -> np.ndarray | None:
@@ -129,7 +152,17 @@ class Space(ABC):
         return self.exact_front(tables)
 
     def exact_front(self, tables: Tables) -> list[np.ndarray]:
-        """Rows [G] on the exact front of this space's table, for engine=dp; ValueError where it has none."""
+        """Rows on the exact front of this space's additive table, for engine=dp.
+
+        Args:
+            tables: What was measured: errors of reuse for spaces that reuse values, else the table of single genes.
+
+        Returns:
+            Rows [G], each once, none of them all off.
+
+        Raises:
+            ValueError: The genes of this space have no effect alone, so there is no such table.
+        """
         if self.reuses_values(tables.target):
             return unique_rows([self.encode(tokens, tables.target) for tokens in least_error_plans(tables)])
         if not self.additive:
@@ -153,7 +186,10 @@ class Space(ABC):
         return False
 
     def wants_solver_fit(self, x: Sequence[int] | np.ndarray, target: Target) -> bool:
-        """Whether a row asks that the solver table of its `sampler` part be fitted to the teacher."""
+        """Whether a row asks that the solver table of its `sampler` part be fitted to the teacher.
+
+        The decoded schedule has the table before the fit; the evaluator fits it on calibration prompts when it runs.
+        """
         return False
 
     # Several spaces as one
@@ -164,5 +200,5 @@ class Space(ABC):
         return (self,)
 
     def join(self, rows: Mapping[str, np.ndarray], target: Target) -> np.ndarray:
-        """A row [G] from rows of single spaces by key."""
+        """A row [G] from rows of single spaces by key; in a joint space a missing key is off."""
         return rows[self.key]

@@ -33,8 +33,30 @@ class BitsSpace(Space):
     last layer are one with no less than 8 bits. With `split` convolutions that read a concatenation round its two
     parts apart (Q-Diffusion, arXiv:2302.04304).
 
-    `protect` are patterns of layers that stay as they are, too (`transformer_blocks.0.*`). Genes are about layers,
-    not steps. Uniform rows and MixDQ's (arXiv:2405.17873) content layers are presets.
+    Genes are about layers, not steps. Uniform rows and MixDQ's (arXiv:2405.17873) content layers are presets.
+
+    Args:
+        formats: Names in `search.schedule.parts.formats.FORMATS`, falling from most to least bits: `w4a8d` has 4 bits
+            per weight and dynamic 8-bit activations, `s` in place of `d` static ones, whose ranges are measured first.
+        protect: Patterns of layers that stay at full precision (`transformer_blocks.0.*`).
+        elide: Whether a gene tabulates the time embedding, which depends on the timestep alone.
+        split: Whether the parts of a concatenation are rounded apart.
+
+    Raises:
+        ValueError: A format is unknown, or the formats do not fall in bits.
+
+    Example:
+        >>> from search.profile.target import Target
+        >>> from search.schedule.model.nodes import Tree
+        >>> from search.spaces.bits import BitsSpace
+        >>> tree = Tree("PixArtTransformer2DModel", {"transformer_blocks": 2})
+        >>> layers = {"transformer_blocks.0.ff.net.2": (128, 512), "transformer_blocks.1.ff.net.2": (128, 512)}
+        >>> target = Target("pixart", tree, steps=4, layers=layers)
+        >>> space = BitsSpace(formats=("w8a8d", "w4a8d"))
+        >>> [(gene.name, gene.levels) for gene in space.genes(target)]
+        [('transformer_blocks.0.ff.net.2', 3), ('transformer_blocks.1.ff.net.2', 3)]
+        >>> space.decode([2, 0], target)["bits"]["layers"]
+        {'transformer_blocks.0.ff.net.2': 'w4a8d'}
     """
 
     formats: tuple[str, ...] = ("w8a8d", "w4a8d", "w3a8d")
@@ -64,7 +86,11 @@ class BitsSpace(Space):
             )
 
     def genes(self, target: Target) -> list[Gene]:
-        """One per group of layers. ValueError where a pattern protects nothing, or nothing is left."""
+        """One per group of layers, and one for the time embedding.
+
+        Raises:
+            ValueError: A pattern of `protect` matches no layer, or no gene is left.
+        """
         groups = self.groups(target)
         genes = [Gene(name, 1 + len(self._formats(layers)), _place(layers, target)) for name, layers in groups.items()]
         if self._elided(target):
@@ -77,7 +103,10 @@ class BitsSpace(Space):
         return genes
 
     def groups(self, target: Target) -> dict[str, list[str]]:
-        """Layers of one gene by its name: `transformer_blocks.0.attn1.to_q+to_k+to_v`, `down_blocks.0:resnets`."""
+        """Layers of one gene by its name: `transformer_blocks.0.attn1.to_q+to_k+to_v`, `down_blocks.0:resnets`.
+
+        Layers outside of the blocks, protected layers, and layers that no format fits are in none of the groups.
+        """
         for pattern in self.protect:
             if not any(fnmatchcase(name, pattern) for name in target.layers):
                 raise ValueError(
@@ -91,9 +120,12 @@ class BitsSpace(Space):
         return {_name(layers): layers for layers in layers_by_tie.values() if self._formats(layers)}
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
-        """The bits part; `{}` where every layer is at full precision. Groups of a format divide the inputs.
+        """The bits part; `{}` where every layer is at full precision.
 
-        ValueError where a format is static and the target's ranges were not calibrated.
+        The group of a format, its number of inputs per scale, is lowered to a divisor of the layer's inputs.
+
+        Raises:
+            ValueError: A format is static, and the target has no ranges (`search.calibrate.ranges`).
         """
         levels = np.asarray(x, dtype=np.int64).tolist()
         groups, elided = self.groups(target), self._elided(target)

@@ -42,6 +42,25 @@ class CacheSpace(Space):
     FORA (arXiv:2407.01425), SmoothCache (arXiv:2411.10510), TaylorSeer (arXiv:2503.06923), PAB (arXiv:2408.12588),
     the attention of FasterCache (arXiv:2410.19355) and of T-GATE (arXiv:2404.02747) are rows of `interval` and
     `component`; step caching and cache-dit's step masks are rows of `interval` and `step`.
+
+    Args:
+        granularity: See above.
+        max_order: The highest order of a forecast, 0 (reuse only) to 3.
+        axis: Where forecasts place the steps: by number, timestep, sigma or log-SNR.
+
+    Raises:
+        ValueError: The granularity is unknown, or `max_order` is out of range.
+
+    Example:
+        >>> from search.profile.target import Target
+        >>> from search.schedule.model.nodes import Tree
+        >>> from search.spaces.cache import CacheSpace
+        >>> target = Target("pixart", Tree("PixArtTransformer2DModel", {"transformer_blocks": 2}), steps=4)
+        >>> space = CacheSpace("step", max_order=0)
+        >>> [gene.name for gene in space.genes(target)]
+        ['denoiser@1', 'denoiser@2', 'denoiser@3']
+        >>> space.decode([1, 0, 1], target)["plan"]["rules"]
+        [['denoiser', 'CRCR']]
     """
 
     granularity: Literal["interval", "component", "block", "step"] = "interval"
@@ -59,7 +78,11 @@ class CacheSpace(Space):
             raise ValueError(f"max_order {self.max_order} is out of range; use 0 (reuse only) to 3")
 
     def genes(self, target: Target) -> list[Gene]:
-        """Levels: see the class. ValueError where there is no second step to cache at."""
+        """For each step but the first the genes of the granularity, all in the group of that step.
+
+        Raises:
+            ValueError: The teacher has one step, and nothing to reuse.
+        """
         if target.reference < 2:
             raise ValueError(f"a cache needs at least 2 steps, model.steps is {target.reference}; use model.steps=20")
         genes = []
@@ -69,7 +92,10 @@ class CacheSpace(Space):
         return genes
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
-        """The plan part; `{}` where all is computed. A forecast of more order than there is history is lowered."""
+        """The plan part; `{}` where all is computed.
+
+        A forecast of order k reads k + 1 computed values; where there are fewer its order is lowered, down to reuse.
+        """
         row, kinds = self._row(target), self._kinds(target)
         table = np.asarray(x, dtype=np.int64).reshape(target.reference - 1, len(row)).tolist()
         tokens: dict[str, list[str]] = {name: [OFF] for name in (ROOT, *self._nodes(target))}
@@ -94,8 +120,12 @@ class CacheSpace(Space):
     def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> np.ndarray | None:
         """Genes for one action per step of the denoiser and of whole component kinds.
 
-        `tokens` has T actions under `denoiser` or under kind names (`attn1`); a missing name computes. None
-        where this granularity has no genes for them.
+        Args:
+            tokens: T actions under `denoiser` or under kind names (`attn1`); a missing name computes.
+            target: The model.
+
+        Returns:
+            The row [G]; None where this granularity has no genes for these names, orders, or mixtures of actions.
         """
         kinds, known = set(tokens) - {ROOT}, self._names(target)
         if not kinds <= known or (ROOT in tokens and self.granularity in ("component", "block")):

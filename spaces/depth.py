@@ -24,9 +24,10 @@ class DepthSpace(Space):
     outermost, 0, which leaves `conv_in`.
 
     - 0: everything.
-    - 1..K, for K skips: DeepCache (arXiv:2312.00858). The step computes what lies outside of a cut, down to the layer
-      of the encoder that gives skip K - level, and from the layer of the decoder that takes it; all within is reused.
-      So 1 reuses the middle block alone, and K, DeepCache's branch 0, computes `conv_in` and the last layer.
+    - 1..K, for K skips: DeepCache (arXiv:2312.00858). The network is cut at skip K - level. The step computes the
+      encoder down to the layer that this skip comes from and the decoder from the layer that it goes to; everything
+      deeper is reused. Level 1 reuses the middle block alone; K, DeepCache's branch 0, computes `conv_in` and the last
+      layer.
     - K+1: encoder propagation, Faster Diffusion (arXiv:2312.09608): `conv_in`, encoder and middle block are reused,
       the decoder runs with its own timestep.
     - K+2: the whole step is reused.
@@ -38,8 +39,27 @@ class DepthSpace(Space):
     timestep of 1000 under which it is done, whose level 0 is the first. They are idle where another space runs a
     solver table, which determines the noise of each step.
 
-    With `ahead` above 1 up to so many decoders in a row run as one batch (search/schedule/apply/ahead.py), for all
-    genes.
+    Args:
+        strengths: Factors on the initial latents that are added; empty for no genes of noise.
+        below: Timesteps of 1000 under which noise is added.
+        ahead: At most so many decoders in a row run as one batch (search/schedule/apply/ahead.py); 1 runs each alone.
+
+    Raises:
+        ValueError: A strength is not above 0 and at most 1, a timestep is out of range, or a value is given twice.
+
+    Example:
+        >>> from search.profile.target import Target
+        >>> from search.schedule.model.nodes import Tree
+        >>> from search.spaces.depth import DepthSpace
+        >>> down, middle = [{"resnets": 1, "downsamplers": 1}, {"resnets": 1}], [{"resnets": 2}]
+        >>> up = [{"resnets": 2, "upsamplers": 1}, {"resnets": 2}]
+        >>> stacks = {"conv_in": [{}], "down_blocks": down, "mid_block": middle, "up_blocks": up}
+        >>> target = Target("unet", Tree("UNet2DConditionModel", stacks), steps=4)
+        >>> space = DepthSpace(strengths=[])
+        >>> [(gene.name, gene.levels) for gene in space.genes(target)]
+        [('depth@1', 7), ('depth@2', 7), ('depth@3', 7)]
+        >>> space.decode([1, 0, 1], target)["plan"]["rules"]
+        [['mid_block.0', 'CRCR']]
     """
 
     strengths: Sequence[float] = (0.001, 0.003, 0.01)
@@ -65,7 +85,11 @@ class DepthSpace(Space):
             raise ValueError("below is empty; use space.depth.below=[500], or space.depth.strengths=[] for no noise")
 
     def genes(self, target: Target) -> list[Gene]:
-        """`depth@t` of each step of the teacher's grid but the first, then the genes of noise."""
+        """`depth@t` of each step of the teacher's grid but the first, then the genes of noise.
+
+        Raises:
+            ValueError: The denoiser is not a UNet, its skip connections do not match, or the teacher has one step.
+        """
         levels = len(self._reused(target))
         if target.reference < 2:
             raise ValueError(f"depth needs at least 2 steps, model.steps is {target.reference}; use model.steps=20")

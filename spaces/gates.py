@@ -1,4 +1,4 @@
-"""Gates: whether most of the blocks run is decided while the denoiser runs; what is searched is how."""
+"""Gates: rules by which the denoiser decides at run time whether a group of blocks is computed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,25 +13,53 @@ from search.schedule.plan.tokens import OFF, format_actions
 from search.spaces.base import Gene, Space
 
 SIGNALS = ("first_block_forecast", "first_block_residual", "modulated_input", "model_input")
-SUMMED = ("modulated_input", "model_input")  # their changes from step to step are summed up
+SUMMED = ("modulated_input", "model_input")  # signals whose changes from step to step are summed up
 GRANULARITIES = ("constant", "phase", "step")
-FACTORS = (1.0, 0.0, 0.25, 0.5, 2.0, 4.0)  # of a phase's or step's threshold to the common one, by level; 0 computes
-WARM_UP, LONGEST = 8, 6  # most leading steps that are computed besides the first, and most steps in a row that are not
+FACTORS = (1.0, 0.0, 0.25, 0.5, 2.0, 4.0)  # on the threshold, by level; with factor 0 a step is always computed
+WARM_UP, LONGEST = 8, 6  # the highest `warmup` and the highest `max_run`
 
 
 @dataclass(frozen=True)
 class GatesSpace(Space):
-    """One gate over a run of blocks, from a few blocks after the first to a few before the last.
+    """One gate for a group of consecutive blocks: while a signal changes little, the group is reused or forecast.
 
-    Genes: `threshold` (0 off), `signal`, `order` of the forecast where the gate passes (0 reuse), `value` (0 what the
-    group gives, 1 what it adds), `head` and `tail`, the blocks before and behind the group, `warmup`, the leading
-    steps that are computed besides the first, `max_run` (0 any number of steps in a row), and the factors of the
-    threshold. First and last steps are always computed. Signals of the input are summed up from step to step, those of
-    a block are compared with the last computed step.
+    Genes:
 
-    `granularity` of the factors: none (`constant`), one for each of `phases` equal parts of the run, or one per
-    step. CG-Taylor (arXiv:2508.02240), First Block Cache, DBCache and TeaCache (arXiv:2411.19108) are rows; `poly` is
-    TeaCache's polynomial of the checkpoint, highest power first, which rescales changes of modulated_input.
+    - `threshold`: 0 off, else the change of the signal up to which the gate passes, one of `thresholds`.
+    - `signal`: which of `signals` is measured (search/schedule/plan/gates.py). Changes of the denoiser's or the group's
+      input are summed up from step to step; those of a block are taken from the last computed step.
+    - `order`: 0 the group's value is reused where the gate passes, else the order of its forecast.
+    - `value`: what is stored, 0 the output of the group, 1 its residual, output minus input.
+    - `head`, `tail`: how many blocks before and after the group are always computed.
+    - `warmup`: how many steps after the first are always computed. The first and the last step always are.
+    - `max_run`: how many steps in a row may pass, 0 any number.
+    - `scale`: factors on the threshold, level 0 is 1; factor 0 always computes. See `granularity`.
+
+    CG-Taylor (arXiv:2508.02240), First Block Cache, DBCache and TeaCache (arXiv:2411.19108) are rows.
+
+    Args:
+        thresholds: Rising, above 0; changes are relative L1.
+        signals: Names of signals, see above.
+        granularity: Factors on the threshold: none (`constant`), one for each phase (`phase`), or per step (`step`).
+        phases: Into how many equal phases a run is divided.
+        max_order: The highest order of a forecast, 0 (reuse only) to 3.
+        poly: TeaCache's polynomial of the checkpoint, highest power first, which rescales changes of modulated_input;
+            None leaves them as they are.
+
+    Raises:
+        ValueError: An argument is unknown or out of range.
+
+    Example:
+        >>> from search.profile.target import Target
+        >>> from search.schedule.model.nodes import Tree
+        >>> from search.spaces.gates import GatesSpace
+        >>> target = Target("pixart", Tree("PixArtTransformer2DModel", {"transformer_blocks": 4}), steps=6)
+        >>> space = GatesSpace(thresholds=[0.1], signals=["first_block_residual"], granularity="constant")
+        >>> [gene.name for gene in space.genes(target)]
+        ['threshold', 'signal', 'order', 'value', 'head', 'tail', 'warmup', 'max_run']
+        >>> [gate] = space.decode([1, 0, 0, 1, 1, 0, 0, 0], target)["gates"]
+        >>> gate["group"], gate["actions"], gate["value"]
+        ('transformer_blocks.[1-3]', 'C G*4 C', 'residual')
     """
 
     thresholds: Sequence[float] = (0.008, 0.015, 0.03, 0.05, 0.08, 0.12, 0.18, 0.25, 0.4, 0.6)
@@ -59,7 +87,11 @@ class GatesSpace(Space):
             raise ValueError(f"phases {self.phases} is out of range; use 1 to 100")
 
     def genes(self, target: Target) -> list[Gene]:
-        """Levels: see the class. ValueError where there is nothing to gate."""
+        """The genes of the class, the factors last.
+
+        Raises:
+            ValueError: The teacher has fewer than 3 steps, or no block passes on what it is given (UNets).
+        """
         blocks = len(self._blocks(target))
         if target.reference < 3 or not blocks:
             raise ValueError(
@@ -79,7 +111,10 @@ class GatesSpace(Space):
         return genes + self._scales(target)
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
-        """The gates part; `{}` where it is off."""
+        """The gates part; `{}` where the threshold is off, is 0 at every step, or no step is left to decide.
+
+        `head` and `tail` are lowered so that one block is left, and a signal of the block before the group has one.
+        """
         names = [gene.name for gene in self.genes(target)]
         values = dict(zip(names, np.asarray(x, dtype=np.int64).tolist(), strict=True))
         if not values["threshold"]:
@@ -104,8 +139,9 @@ class GatesSpace(Space):
         return {"gates": [gate]} if ASK in gate["actions"] and any(gate["threshold"]) else {}
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
-        """The published rules whose threshold, signal and order this space has; TeaCache's without its polynomial
-        unless `poly` gives it.
+        """The published rules whose threshold, signal and order this space has.
+
+        TeaCache's is without the polynomial of its checkpoint unless `poly` gives it.
         """
         genes = self.genes(target)
         rows: dict[str, np.ndarray] = {}
@@ -122,7 +158,7 @@ class GatesSpace(Space):
         return rows
 
     def _rules(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
-        """Names of published rules, their thresholds, and the levels of their other genes; of signals the name."""
+        """Name, threshold and other genes of each published rule: the signal by name, the other genes by level."""
         for threshold in self.thresholds:
             for order in range(1, self.max_order + 1):
                 if threshold <= 0.03:
@@ -136,7 +172,7 @@ class GatesSpace(Space):
                 yield f"TeaCache {threshold:g}", threshold, {"signal": "modulated_input", "value": 1}
 
     def _scales(self, target: Target) -> list[Gene]:
-        """The genes that scale the threshold."""
+        """The genes of the factors on the threshold."""
         count = len(FACTORS)
         if self.granularity == "phase":
             return [Gene(f"scale {p}", count, f"phase {p}", ordered=False) for p in range(self.phases)]
@@ -144,7 +180,7 @@ class GatesSpace(Space):
         return [Gene(f"scale@{t}", count, ordered=False, step=t) for t in steps]
 
     def _thresholds(self, values: Mapping[str, int], target: Target) -> list[float]:
-        """The threshold of every step, of the teacher's step nearest to it."""
+        """The threshold of every step [T], with the factor of the teacher's step nearest to it."""
         common = self.thresholds[values["threshold"] - 1]
         scales = [FACTORS[values[gene.name]] for gene in self._scales(target)] or [1.0]
         return [common * scales[t * len(scales) // target.reference] for t in target.at]
@@ -157,7 +193,7 @@ class GatesSpace(Space):
 
     @staticmethod
     def _blocks(target: Target) -> list[str]:
-        """The longest run of blocks that pass on the same streams."""
+        """The longest run of consecutive blocks with the same inputs and outputs."""
         runs: list[tuple[frozenset[str], list[str]]] = []
         for stack in target.tree.stack_contracts:
             streams = frozenset(stack.outputs)

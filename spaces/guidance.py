@@ -1,4 +1,4 @@
-"""Guidance schedules: at each step, which halves of classifier-free guidance run, and at what scale."""
+"""Guidance schedules: at each step, which halves of classifier-free guidance are computed, and at which scale."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,19 +13,43 @@ from search.spaces.base import Gene, Space
 from search.spaces.published import FASTER_CACHE, t_gates
 
 BRANCHES = ("O", "R", "M", "A")
-LOW, HIGH = (99, 901), (-1, 301)  # timesteps at which FasterCache weighs low and high frequencies, of 1000
+LOW, HIGH = (99, 901), (-1, 301)  # timesteps of 1000 between which FasterCache weights low and high frequencies
 
 
 @dataclass(frozen=True)
 class GuidanceSpace(Space):
-    """Per step how the branches are computed, and which multiple of the teacher's guidance scale is used.
+    """Per step how the two halves of guidance are computed, and which multiple of the teacher's scale is used.
 
-    The first of `branches` is level 1: O conditional half only (no guidance at this step), R the last unconditional
-    output again, M one pass on merged text states, A the last difference of the halves again, whose frequencies
-    FasterCache weighs: times `gain` for every step A since both halves ran, the low ones early and the high ones late.
-    Each halves the step's cost. `scales` are multiples of the teacher's scale, level 1 and up. Adaptive Guidance
-    (arXiv:2312.12487), guidance in a limited interval (arXiv:2404.07724), FasterCache (arXiv:2410.19355) and the end
-    of guidance in T-GATE (arXiv:2404.02747) are rows.
+    `branch@t` is 0 where both halves are computed. The other kinds compute half of the batch, at half the cost:
+
+    - O: the conditional half only; there is no guidance at this step.
+    - R: the conditional half, and the last unconditional output again.
+    - M: one pass on text states that are extrapolated from the unconditional ones by the scale.
+    - A: the conditional half, plus the last difference of the halves, FasterCache's estimate (arXiv:2410.19355).
+
+    `scale@t` is 0 for the teacher's scale. Adaptive Guidance (arXiv:2312.12487), guidance in a limited interval
+    (arXiv:2404.07724), FasterCache and the end of guidance in T-GATE (arXiv:2404.02747) are rows.
+
+    Args:
+        scales: Multiples of the teacher's scale from 0 to 10, without 1; level 1 is the first. Empty for no such genes.
+        branches: Kinds of steps, of O, R, M and A; level 1 is the first. Empty for no such genes.
+        gain: Factor of A on the difference for every step A since both halves were computed: on its low frequencies
+            early in the run, on its high ones late; 1 leaves the difference as it is.
+
+    Raises:
+        ValueError: A branch is unknown, a number is out of range, a value is given twice, or there are no genes.
+
+    Example:
+        >>> from search.profile.target import Target
+        >>> from search.schedule.model.nodes import Tree
+        >>> from search.spaces.guidance import GuidanceSpace
+        >>> tree = Tree("PixArtTransformer2DModel", {"transformer_blocks": 2})
+        >>> target = Target("pixart", tree, steps=4, guidance=4.0)
+        >>> space = GuidanceSpace(branches=["O", "R"], scales=[])
+        >>> [gene.name for gene in space.genes(target)]
+        ['branch@0', 'branch@1', 'branch@2', 'branch@3']
+        >>> space.decode([0, 2, 1, 1], target)
+        {'guidance': {'call': 4.0, 'branch': 'CROO'}}
     """
 
     scales: Sequence[float] = (0.5, 0.75, 1.25, 1.5)
@@ -59,7 +83,12 @@ class GuidanceSpace(Space):
             raise ValueError("branches and scales are both empty; use space.guidance.branches=[O,R]")
 
     def genes(self, target: Target) -> list[Gene]:
-        """Per step of the teacher's grid `branch`: 0 both, 1.. branches; `scale`: 0 the teacher's, 1.. multiples."""
+        """`branch@t` and `scale@t` for each step of the teacher's grid.
+
+        Raises:
+            ValueError: The model runs without guidance, does not run both halves as one batch, or has no text states
+                that M could merge.
+        """
         if target.tree.contract.conditional is None:
             raise ValueError(
                 f"a {target.tree.model_class} runs no two branches of guidance as one batch (it is distilled, or its "
@@ -81,7 +110,10 @@ class GuidanceSpace(Space):
         ]
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
-        """The guidance part; `{}` where it is the teacher's own. R and A before both halves of a model ran are C."""
+        """The guidance part; `{}` where guidance is the teacher's.
+
+        R and A are lowered to C at steps before which this denoiser has not computed both halves.
+        """
         row, kinds = self._row(target), (FULL, *self._kinds(target))
         table = np.asarray(x, dtype=np.int64).reshape(target.reference, len(row))
         call, scale, branch = target.guidance, [], ""
@@ -126,7 +158,7 @@ class GuidanceSpace(Space):
         return rows
 
     def _weights(self, branch: str, target: Target) -> dict[str, Any]:
-        """The weights of the difference, which grow from one step A to the next until both halves run again."""
+        """Weights [T] of the difference; they grow from one step A to the next, until both halves are computed."""
         low, high, weights = [], [], {LOW: 1.0, HIGH: 1.0}
         for kind, timestep in zip(branch, target.timesteps, strict=True):
             if kind == FULL:
@@ -139,7 +171,7 @@ class GuidanceSpace(Space):
         return {"low": low, "high": high, "radius": RADIUS}
 
     def _kinds(self, target: Target) -> tuple[str, ...]:
-        """The branches; of all of them M is left out where a model has no text states to merge."""
+        """The kinds of steps; M is left out of the default ones where a model has no text states to merge."""
         every = tuple(self.branches) == BRANCHES and not target.tree.contract.text
         return tuple(kind for kind in self.branches if not every or kind != "M")
 

@@ -16,13 +16,32 @@ from search.spaces.base import Gene, Space
 
 
 class JointSpace(Space):
-    """The genes of all spaces side by side; those of one step stay in one group, whichever space they come from.
+    """The genes of all spaces side by side; those of one step are one group, whichever space they come from.
 
-    Spaces decode in the order of their stage: where timesteps move, the others decode on the moved grid and take
-    for every step the genes of the teacher's step nearest in log-SNR (`Target.at`). Actions of several spaces on
-    one node are laid over each other, a skip over all else; an action that then reads a value which is not computed is
-    lowered, also where another denoiser takes over; a wholly reused step of a solver table is folded into the table
-    and vanishes. So dead genes leave no trace in the schedule, and equal behaviour has one digest.
+    Spaces decode in the order of their stage. Where one moves the timesteps, the others decode on the new grid: each
+    step takes the genes of the teacher's step nearest in log-SNR (`Target.at`). Where several spaces plan one node, a
+    skip takes precedence, then any action but compute. An action that then reads a value that is not computed is
+    lowered, also where another denoiser runs. A step of a solver table whose whole output is reused is folded into the
+    table (`folded`). So genes without an effect do not show in the schedule, and equal behaviour has equal digests.
+
+    Args:
+        spaces: The spaces, each of another key.
+
+    Raises:
+        ValueError: Two spaces have the same key.
+
+    Example:
+        >>> from search.profile.target import Target
+        >>> from search.schedule.model.nodes import Tree
+        >>> from search.spaces.cache import CacheSpace
+        >>> from search.spaces.joint import JointSpace
+        >>> from search.spaces.skip import SkipSpace
+        >>> target = Target("pixart", Tree("PixArtTransformer2DModel", {"transformer_blocks": 1}), steps=3)
+        >>> space = JointSpace([CacheSpace("step", max_order=0), SkipSpace()])
+        >>> [gene.name for gene in space.genes(target)][:3]
+        ['cache.denoiser@1', 'cache.denoiser@2', 'skip.skip transformer_blocks.0@0']
+        >>> space.decode([0, 1, 0, 1, 1], target)["plan"]["rules"]
+        [['denoiser', 'CCR'], ['transformer_blocks.0', 'CSC']]
     """
 
     def __init__(self, spaces: Sequence[Space]) -> None:
@@ -37,7 +56,7 @@ class JointSpace(Space):
         return [replace(gene, name=f"{space.key}.{gene.name}") for space in self.spaces for gene in space.genes(target)]
 
     def split(self, x: Sequence[int] | np.ndarray, target: Target) -> list[np.ndarray]:
-        """Each space's own genes out of a row [G]."""
+        """The rows of the single spaces in a row [G], in their order."""
         ends = np.cumsum([len(space.genes(target)) for space in self.spaces])
         return np.split(np.asarray(x, dtype=np.int64), ends[:-1])
 
@@ -51,7 +70,7 @@ class JointSpace(Space):
         return np.concatenate([rows.get(key, zeros) for key, zeros in off.items()])
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
-        """The parts of all spaces, made consistent."""
+        """The parts of all spaces, made consistent as the class describes; `{}` where all are off."""
         parts: dict[str, Any] = {}
         plans: list[Mapping[str, Any]] = []
         rows = zip(self.spaces, self.split(x, target), strict=True)
@@ -70,7 +89,7 @@ class JointSpace(Space):
         return joined | {"plan": joined["plan"] | {"ahead": ahead}} if ahead > 1 and "plan" in joined else joined
 
     def encode(self, tokens: Mapping[str, Sequence[str]], target: Target) -> np.ndarray | None:
-        """By the first space that has genes for these actions; the others are off."""
+        """The row [G] of the first space that has genes for these actions, the others off; None where none has."""
         for space in self.spaces:
             if (x := space.encode(tokens, target)) is not None:
                 return self.join({space.key: x}, target)
@@ -85,7 +104,7 @@ class JointSpace(Space):
         return any(space.wants_solver_fit(row, target) for space, row in rows)
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
-        """The presets of every space, the other spaces off; presets of one name are parts of one rule."""
+        """The presets of every space, the other spaces off; presets of the same name are combined to one row."""
         rows: dict[str, dict[str, np.ndarray]] = {}
         for space in self.spaces:
             for name, x in space.presets(target).items():
@@ -97,8 +116,16 @@ def folded(parts: Mapping[str, Any], target: Target) -> dict[str, Any]:
     """The same behaviour without the steps whose whole output is reused or forecast, where a solver table runs.
 
     The output of such a step is a weighted sum of earlier outputs, and the solver is linear: its column is added
-    to theirs, and the step is not run. Only where guidance is the same at all steps, because it acts on the
-    outputs, and where no forecast counts steps.
+    to theirs, and the step is left out.
+
+    Args:
+        parts: Decoded parts, with `sampler` and `plan`.
+        target: The model on the grid of these parts.
+
+    Returns:
+        Parts with fewer steps and a smaller table. The parts as they are where the sampler has no table, where
+        guidance or gates differ from step to step (they act on outputs), and where a forecast of another node counts
+        steps (axis `index`).
     """
     folded_parts = dict(parts)
     table = folded_parts.get("sampler", {}).get("coefficients")
@@ -157,7 +184,7 @@ def _places(target: Target, axis: str) -> list[float]:
 
 
 def _overlay(plans: Sequence[Mapping[str, Any]], target: Target) -> dict[str, Tokens]:
-    """One action per node and step: skip before anything else, then whatever is not compute."""
+    """One action per node and step: a skip takes precedence, then any action but compute."""
     tokens: dict[str, Tokens] = {}
     for plan in plans:
         for name, text in plan["rules"]:

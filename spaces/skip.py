@@ -19,6 +19,23 @@ class SkipSpace(Space):
 
     This is AutoDiffusion's architecture search (arXiv:2309.10438): a set of left-out layers for every step. Genes of
     one step form a group, and moves that swap genes or groups keep the number of executed layers.
+
+    Args:
+        granularity: Which nodes have genes: whole blocks, or components of blocks.
+
+    Raises:
+        ValueError: The granularity is unknown.
+
+    Example:
+        >>> from search.profile.target import Target
+        >>> from search.schedule.model.nodes import Tree
+        >>> from search.spaces.skip import SkipSpace
+        >>> target = Target("pixart", Tree("PixArtTransformer2DModel", {"transformer_blocks": 2}), steps=2)
+        >>> [gene.name for gene in SkipSpace().genes(target)]
+        ['skip transformer_blocks.0@0', 'skip transformer_blocks.1@0',
+         'skip transformer_blocks.0@1', 'skip transformer_blocks.1@1']
+        >>> SkipSpace().decode([0, 0, 1, 0], target)["plan"]["rules"]
+        [['transformer_blocks.0', 'CS']]
     """
 
     granularity: Literal["block", "component"] = "block"

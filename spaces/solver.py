@@ -31,14 +31,38 @@ class SolverSpace(Space):
 
     - `order@t`: 1.. that order, lowered where there are fewer past outputs. The first step is of order 1.
     - `form@t`: 1 extrapolates x0 (data), 2 the noise.
-    - `stencil@t`: 1.. of `stencils`, see `search.solvers.table.Rule`.
+    - `stencil@t`: 1.. of `stencils`, see `search.solvers.table.SolverRule`.
     - `corrector@t`: 1 the next evaluation corrects where this step has led to, 2 it does not. No denoiser call.
-    - `fit`: 1 asks that the table be fitted by least squares to the teacher (OLSS, arXiv:2305.14677), which is up to
-      the caller: see `wants_solver_fit`.
+    - `fit`: 1 asks that the table be fitted by least squares to the teacher (OLSS, arXiv:2305.14677). `decode` gives
+      the table before the fit; the evaluator fits it when the schedule runs (`wants_solver_fit`).
 
     DDIM, DPM-Solver++ (arXiv:2211.01095), DEIS (arXiv:2204.13902), UniPC (arXiv:2302.04867) and PNDM
     (arXiv:2202.09778) are rows of it. Where rules cannot express the pipeline's own scheduler, a step that leaves all
     at 0 is DDIM's as soon as any other gene is on.
+
+    Args:
+        max_order: The highest order of a step, 1 to 4.
+        stencils: Names of weights that steps can have.
+        correctors: Whether there are genes of correctors.
+        fit: Whether there is a gene that asks for a fitted table.
+
+    Raises:
+        ValueError: The order is out of range, or a stencil is unknown.
+
+    Example:
+        >>> from search.profile.target import Target
+        >>> from search.schedule.model.nodes import Tree
+        >>> from search.spaces.solver import SolverSpace
+        >>> config = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+        >>> sampler = {"class": "DPMSolverMultistepScheduler", "config": config}
+        >>> sampler |= {"timesteps": [900.0, 600.0, 300.0], "sigmas": [0.9, 0.6, 0.3, 0.0]}
+        >>> target = Target("pixart", Tree("PixArtTransformer2DModel", {"transformer_blocks": 1}), 3, sampler=sampler)
+        >>> space = SolverSpace(correctors=False, fit=False)
+        >>> [gene.name for gene in space.genes(target)][:4]
+        ['order@0', 'form@0', 'stencil@0', 'order@1']
+        >>> table = space.decode(space.presets(target)["DDIM"], target)["sampler"]["coefficients"]
+        >>> [len(row) for row in table["outputs"]]
+        [1, 2, 3]
     """
 
     max_order: int = 3
@@ -59,7 +83,11 @@ class SolverSpace(Space):
             )
 
     def genes(self, target: Target) -> list[Gene]:
-        """Levels: see the class. ValueError where the pipeline's scheduler is not linear or runs no table."""
+        """The genes of the class, for each of the teacher's steps, and `fit`.
+
+        Raises:
+            ValueError: The pipeline's scheduler is not linear, clips or draws noise, or runs no given timesteps.
+        """
         name = target.sampler["class"]
         if name not in GRIDDED:
             raise ValueError(f"{name} runs no given timesteps, hence no table; use {', '.join(GRIDDED)}")
@@ -165,7 +193,10 @@ PRESETS = {
 
 
 def _pipeline_rules(sampler: Mapping[str, Any]) -> tuple[tuple[SolverRule, ...], bool, SolverTable]:
-    """Rules of the sampler part's scheduler, whether they express it exactly, and its table."""
+    """Rules [T] of the sampler part's scheduler, whether they express it exactly, and its table.
+
+    Where rules cannot express it they are DDIM's, and the table is traced from the scheduler itself.
+    """
     return _pipeline_rules_of(json.dumps(sampler, sort_keys=True))
 
 

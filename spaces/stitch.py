@@ -20,12 +20,29 @@ class StitchSpace(Space):
 
     Granularities:
 
-    - `switch` (default): one gene for each smaller denoiser, at how many of the teacher's steps it is done. Of several
-      the smallest comes first, and each goes on where the one before ends.
+    - `switch` (default): one gene for each smaller denoiser, the number of the teacher's steps after which it no longer
+      runs. Of several the smallest runs first, and each continues where the one before ends.
     - `step`: one gene per step, the large denoiser or one of the smaller ones.
 
-    T-Stitch's fractions are rows of both. Their cost and error are about the run as a whole, yet each gene does
-    something alone, so that tables can be measured.
+    T-Stitch's fractions are rows of both. Each gene has an effect alone, so that tables can be measured.
+
+    Args:
+        granularity: See above.
+
+    Raises:
+        ValueError: The granularity is unknown.
+
+    Example:
+        >>> from search.profile.target import Target
+        >>> from search.schedule.model.nodes import Tree
+        >>> from search.spaces.stitch import StitchSpace
+        >>> tree = Tree("PixArtTransformer2DModel", {"transformer_blocks": 2})
+        >>> small = {"class": "PixArtTransformer2DModel", "stacks": {"transformer_blocks": 1}}
+        >>> target = Target("pixart", tree, steps=4, others={"S": small})
+        >>> [(gene.name, gene.levels) for gene in StitchSpace().genes(target)]
+        [('until@S', 5)]
+        >>> StitchSpace().decode([1], target)["models"]["at"]
+        'SLLL'
     """
 
     granularity: Literal["switch", "step"] = "switch"
@@ -41,7 +58,11 @@ class StitchSpace(Space):
             )
 
     def genes(self, target: Target) -> list[Gene]:
-        """Levels: see the class. ValueError where there is no smaller denoiser."""
+        """The genes of the granularity.
+
+        Raises:
+            ValueError: The model has no smaller denoiser (`model.small=`).
+        """
         if not target.others:
             raise ValueError(
                 f"model={target.name} has no smaller denoiser at hand; type model.small=<folder or hub id of a "

@@ -31,6 +31,27 @@ class TimestepsSpace(Space):
     so every row is a falling sequence and nothing has to be repaired.
 
     sigma at a timestep is interpolated as diffusers does; the sigma after the last step stays the scheduler's own.
+
+    Args:
+        form: What the candidates are, see above.
+        points: How many candidates there are in the form `sigma`, 10 to 10000.
+
+    Raises:
+        ValueError: The form is unknown, or `points` is out of range.
+
+    Example:
+        >>> from search.profile.target import Target
+        >>> from search.schedule.model.nodes import Tree
+        >>> from search.spaces.timesteps import TimestepsSpace
+        >>> sampler = {"class": "DDIMScheduler", "config": {}, "timesteps": [999.0, 700.0, 400.0, 100.0]}
+        >>> target = Target("pixart", Tree("PixArtTransformer2DModel", {"transformer_blocks": 1}), 4, sampler=sampler)
+        >>> space = TimestepsSpace()
+        >>> [gene.name for gene in space.genes(target)][:4]
+        ['dropped@0', 'moved@0', 'dropped@1', 'moved@1']
+        >>> space.decode([0, 0, 1, 0, 0, 0, 0, 0], target)["sampler"]["timesteps"]
+        [999.0, 400.0, 100.0]
+        >>> space.encode_timesteps([999, 390, 100], target).tolist()[:6]
+        [0, 0, 1, 0, 0, 21]
     """
 
     form: Literal["training", "sigma"] = "training"
@@ -47,7 +68,11 @@ class TimestepsSpace(Space):
             raise ValueError(f"points {self.points} is out of range; use 10 to 10000: space.timesteps.points=400")
 
     def genes(self, target: Target) -> list[Gene]:
-        """Levels: see the class. ValueError where there is nothing to drop, or the class needs whole timesteps."""
+        """`dropped@i` and `moved@i` of each of the teacher's steps.
+
+        Raises:
+            ValueError: The teacher has 2 steps or fewer, or the form is `sigma` and the scheduler has no sigmas.
+        """
         if target.reference <= FEWEST:
             raise ValueError(
                 f"a timestep sequence needs more than {FEWEST} steps, model.steps is {target.reference}; "
@@ -69,7 +94,10 @@ class TimestepsSpace(Space):
         ]
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
-        """`steps` and the sampler part with its timesteps and sigmas; `{}` on the teacher's own grid."""
+        """`steps` and the sampler part with its timesteps and sigmas; `{}` on the teacher's own grid.
+
+        At least two steps run: where more are dropped, the teacher's first ones stay.
+        """
         teacher = np.array(target.sampler["timesteps"])
         candidates, nearest = self._candidates(target), self._nearest(target)
         genes = np.asarray(x, dtype=np.int64).reshape(target.reference, 2)
@@ -94,7 +122,7 @@ class TimestepsSpace(Space):
         return {"steps": len(timesteps), "sampler": sampler}
 
     def encode_timesteps(self, timesteps: Sequence[float] | np.ndarray, target: Target) -> np.ndarray:
-        """The row [G] with the nearest candidates to falling timesteps, at most as many as the teacher has."""
+        """The row [G] with the candidates nearest to falling timesteps, of which there are at most the teacher's T."""
         teacher, nearest = np.array(target.sampler["timesteps"]), self._nearest(target)
         candidates = self._candidates(target)
         genes = np.tile([1, 0], (target.reference, 1))
@@ -125,7 +153,15 @@ class TimestepsSpace(Space):
         return self.path_rows(tables, shortest_step_paths)
 
     def path_rows(self, tables: Tables, find_paths: FindPaths) -> list[np.ndarray]:
-        """Rows for the paths of 2 to T-1 steps that `find_paths` finds through a dense run, each once."""
+        """Rows for the paths of 2 to T-1 steps through a dense run.
+
+        Args:
+            tables: Has the dense run, which is measured now if it was not read before.
+            find_paths: A function of search/exact/paths.py.
+
+        Returns:
+            Rows [G], each once.
+        """
         paths = tables.dense_run.paths(find_paths, range(2, tables.target.steps))
         return unique_rows([self.encode_timesteps(timesteps, tables.target) for timesteps in paths])
 
@@ -137,7 +173,20 @@ class TimestepsSpace(Space):
 
 
 def spacings(noise: Noise, count: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Published spacings of `count` steps by name: falling timesteps, fractional, within the training range.
+    """Published spacings by name: falling timesteps, fractional, within the training range.
+
+    Args:
+        noise: The noise schedule of the pipeline.
+        count: The number of steps.
+
+    Yields:
+        The name and the timesteps [count] of each spacing.
+
+    Example:
+        >>> from search.schedule.noise import Noise
+        >>> noise = Noise.of({"class": "DDIMScheduler", "config": {}})
+        >>> dict(spacings(noise, 4))["trailing"].tolist()
+        [999.0, 749.0, 499.0, 249.0]
 
     Timestep spacings as in Table 2 of arXiv:2305.08891; Karras is eq. 5 of arXiv:2206.00364 with rho 7; beta is
     arXiv:2407.12173, drawn in sigma as diffusers does; `log-SNR` is even in lambda (DPM-Solver, arXiv:2206.00927)

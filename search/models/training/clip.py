@@ -131,7 +131,8 @@ def held_out(pictures: EmojiSet, index: int, ground: int) -> bool:
 @torch.no_grad()
 def retrieval(model: CLIPModel, pictures: EmojiSet) -> dict[str, float]:
     """Of the pictures that were held out: the share whose full caption is the nearest one, and the share of captions
-    whose picture is the nearest one."""
+    whose picture is the nearest one.
+    """
     texts = Captions(pictures)
     index, ground = torch.tensor([pair for pair in pairs(pictures) if held_out(pictures, *pair)]).unbind(1)
     tokens = texts.tokens([texts.write(row) for row in texts.parts(index, ground).tolist()])
