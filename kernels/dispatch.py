@@ -19,8 +19,10 @@ SUMMED = (torch.float32, torch.bfloat16, torch.float16)  # in fp32 by Triton's f
 class Kernel:
     """One operation in three forms that take the same arguments; each is loaded when it first runs.
 
-    `reference` is the truth. `compiled` is torch.compile of it where nothing else is given. Triton's form has the
-    name of the reference in the module `triton`.
+    Args:
+        reference: The form in plain torch, which the others are tested against.
+        triton: The module of Triton's form, a function of the same name as the reference.
+        compiled: A form for torch.compile; by default the reference compiled as it is.
     """
 
     def __init__(self, reference: Function, triton: str, compiled: Function | None = None) -> None:
@@ -42,10 +44,26 @@ class Kernel:
 
 
 def choose(value: Tensor, implementation: str | None = None) -> str:
-    """The name asked for, else that in SEARCH_KERNELS, else `triton` on CUDA where it is installed or `reference`.
+    """The form of a kernel for a value: the one asked for, else that of the variable SEARCH_KERNELS, else the default.
 
-    `compiled` is never a default: README.md beside this file says why. ValueError on an unknown name, and on `triton`
-    where it cannot run.
+    The default is `triton` for float32, bfloat16 and float16 on CUDA where it is installed, and `reference` otherwise.
+    `compiled` is never a default; README.md in this folder says why.
+
+    Args:
+        value: The first tensor that the kernel is given.
+        implementation: `reference`, `compiled` or `triton`; None for no choice.
+
+    Returns:
+        One of these names.
+
+    Raises:
+        ValueError: The name is unknown, or `triton` cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from search.kernels.dispatch import choose
+        >>> choose(torch.zeros(2), "compiled")
+        'compiled'
     """
     name = implementation or os.environ.get(VARIABLE)
     if name is None:

@@ -12,9 +12,20 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 def affine(value: Tensor, low: Tensor, high: Tensor, bits: int, factor: Tensor | float = 1.0) -> Tensor:
-    """Round to the grid of 2**bits values from low <= 0 to high >= 0, both times the factor; one of them is exactly 0.
+    """Round to a grid of 2**bits even values, one of which is exactly 0.
 
-    A tensor of factors is in float64, as numbers are.
+    Args:
+        value: What is rounded, of any shape that broadcasts with the bounds.
+        low: The lower end of the grid, at most 0.
+        high: The upper end of the grid, at least 0.
+        bits: The grid has 2**bits values.
+        factor: Scales both ends, below 1 to clip; a tensor of factors is in float64.
+
+    Example:
+        >>> import torch
+        >>> from search.kernels.fakequant import affine
+        >>> affine(torch.tensor([-1.0, 0.1, 0.4, 2.0]), torch.tensor(-1.0), torch.tensor(2.0), bits=2).tolist()
+        [-1.0, 0.0, 0.0, 2.0]
     """
     top = 2**bits - 1
     scale = ((high - low) * _single(factor / top)).clamp(min=TINY)
@@ -23,14 +34,26 @@ def affine(value: Tensor, low: Tensor, high: Tensor, bits: int, factor: Tensor |
 
 
 def ends(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and greatest of the last axis, kept as 1; 0 is within."""
+    """Least and greatest value along the last axis, [..., 1] each, extended to contain 0."""
     return rows.amin(-1, keepdim=True).clamp(max=0), rows.amax(-1, keepdim=True).clamp(min=0)
 
 
 def sweep(rows: Tensor, bits: Sequence[int], factors: Sequence[float], implementation: str | None = None) -> Tensor:
-    """Squared errors [bits, factors, R] in fp32 of rows [R, G] in fp32, each on the `affine` grid of its own range.
+    """Squared rounding errors of rows for every combination of a bit-width and a clipping factor.
 
-    Reads the rows once: R G 4 bytes, and writes one number for each row and candidate.
+    Reads the rows once, R G 4 bytes, and writes one number for each row and combination.
+
+    Args:
+        rows: Values [R, G] in float32; each row is rounded on the `affine` grid of its own range.
+        bits: Bit-widths, each from 1 to 16.
+        factors: Factors on the range.
+        implementation: The form of the kernel, see `search.kernels.dispatch.choose`.
+
+    Returns:
+        Sums of squared errors [bits, factors, R] in float32.
+
+    Raises:
+        ValueError: Rows have another shape or type, or a bit-width is out of range.
     """
     if rows.ndim != 2 or rows.dtype != torch.float32:
         raise ValueError(f"sweep needs rows [R, G] in float32, got {list(rows.shape)} in {rows.dtype}")

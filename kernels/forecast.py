@@ -13,9 +13,23 @@ from search.kernels.dispatch import Kernel
 
 
 def combine(values: Sequence[Tensor], weights: Sequence[float], implementation: str | None = None) -> Tensor:
-    """Weighted sum of values of one shape and type: accumulated in fp32, returned in that type.
+    """Weighted sum of values of one shape and type: accumulated in float32, returned in that type.
 
     Moves (K + 1) N itemsize bytes for K values of N elements.
+
+    Args:
+        values: K tensors.
+        weights: K numbers; they are data, so that no list of weights compiles anything anew.
+        implementation: The form of the kernel, see `search.kernels.dispatch.choose`.
+
+    Raises:
+        ValueError: In Triton's form, the values have different shapes or types.
+
+    Example:
+        >>> import torch
+        >>> from search.kernels.forecast import combine
+        >>> combine([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])], [-1.0, 2.0])
+        tensor([5., 8.])
     """
     return KERNEL.of(values[0], implementation)(values, weights)
 

@@ -20,8 +20,10 @@ Tables = tuple[Tensor, Tensor, Tensor]  # l1 [T, T], squares [T, T], energy [T]
 class Pairs:
     """Distances between the values of T steps, in float64; symmetric, nan for steps further apart than the band.
 
-    `squares` [T, T] are sums of squared differences, `energy` [T] the sums of squares of the values themselves, `l1`
-    [T, T] sums of absolute differences, if they were asked for.
+    Attributes:
+        squares: Sums of squared differences [T, T].
+        energy: Sums of squares of the values [T].
+        l1: Sums of absolute differences [T, T]; None unless they were asked for.
     """
 
     squares: np.ndarray
@@ -48,10 +50,25 @@ class Pairs:
 
 
 def pairwise(values: Tensor, band: int | None = None, l1: bool = False, implementation: str | None = None) -> Pairs:
-    """Distances of all steps s, t with |t - s| <= band (all, if not given) of values [T, D] in any floating type.
+    """Distances between the values of a node at all pairs of steps.
 
-    Reads each value once: T D itemsize bytes. Sums are in float64; Triton's are in fp32 over at most a few thousand
-    columns, then in float64. `l1` is optional because it is not a matrix product and is slow on a CPU.
+    Reads each value once: T D itemsize bytes. Sums are in float64; Triton's are in float32 over at most a few thousand
+    columns, then in float64.
+
+    Args:
+        values: Values [T, D] of T steps, of any floating type.
+        band: The largest distance |t - s| of a pair; None for all pairs.
+        l1: Whether to sum absolute differences too; this is not a matrix product, and slow on a CPU.
+        implementation: The form of the kernel, see `search.kernels.dispatch.choose`.
+
+    Raises:
+        ValueError: There are no values, they have another shape, or the band is below 1.
+
+    Example:
+        >>> import torch
+        >>> from search.kernels.pairwise import pairwise
+        >>> pairwise(torch.tensor([[3.0, 4.0], [3.0, 1.0], [0.0, 4.0]])).squares.tolist()
+        [[0.0, 9.0, 9.0], [9.0, 0.0, 18.0], [9.0, 18.0, 0.0]]
     """
     if values.ndim != 2 or not len(values):
         raise ValueError(f"pairwise needs the values of some steps as [T, D], got {list(values.shape)}")
@@ -75,7 +92,8 @@ def bytes_moved(values: Tensor) -> int:
 def tables(values: Tensor, band: int, l1: bool) -> Tables:
     """Squares by inner products in float64; distances do not change when all values move by the mean of the steps.
 
-    So nothing of a value's size cancels, only of its drift: |a - b|^2 is exact to 1e-15 of the largest drift's square.
+    What cancels is then of the size of the drift and not of the value: |a - b|^2 is exact to 1e-15 of the square of
+    the largest drift.
     """
     steps = len(values)
     absolute, gram = values.new_zeros(2, steps, steps, dtype=torch.float64)

@@ -45,7 +45,16 @@ def fit_latency(
 def calibrate_latency(model: Model, schedules: Sequence[Schedule], costs: Costs, repeats: int = 3) -> dict[str, float]:
     """The latency table: times of a few unlike schedules, fitted on what they compute.
 
-    Each of the other denoisers is timed as well.
+    Each of the other denoisers is timed as well, at all steps of a run.
+
+    Args:
+        model: The model that runs.
+        schedules: As many as there are unknown times, or more, which compute unlike shares of the kinds.
+        costs: Cost tables of the model, without `milliseconds`.
+        repeats: Timed rounds, of which the median counts.
+
+    Returns:
+        Milliseconds by name, as `Costs.milliseconds` has them.
     """
     target = model.target
     alone = [target.stitched(letter * target.steps) for letter in costs.others]
@@ -59,6 +68,13 @@ def add_latency(model: Model, costs: Costs) -> Costs:
     """The cost tables with a latency table, from times of a few unlike schedules.
 
     They compute everything, every second step, the first step alone, or reuse one component kind after the first step.
+
+    Args:
+        model: The model that runs.
+        costs: Its cost tables.
+
+    Returns:
+        The same tables with `milliseconds`.
     """
     target = model.target
     alternating = [OFF if t % 2 == 0 else "R" for t in range(target.steps)]

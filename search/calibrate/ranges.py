@@ -1,4 +1,4 @@
-"""Calibrates static activations: least and greatest value of each layer's input over a run at full precision.
+"""Calibration of static activations: least and greatest value of each layer's input in a run at full precision.
 
 Inputs change from step to step, so that the range of one step is wrong for the others. Q-Diffusion (arXiv:2302.04304,
 section 4.2) takes the same number of inputs from every c-th step of the full-precision sampler: here all pictures.
@@ -46,7 +46,17 @@ def measure_ranges(
 
 
 def target_with_ranges(model: Model, conditions: Any, noise: Tensor, every: int = 1) -> Target:
-    """The model's target with the ranges of all layers over the teacher's run: what static formats are decoded with."""
+    """The model's target with the ranges of all layers over the teacher's run: what static formats are decoded with.
+
+    Args:
+        model: The model that runs.
+        conditions: What `model.encode` returned for the calibration prompts.
+        noise: Initial noise [B, C, h, w].
+        every: Observe every n-th step.
+
+    Returns:
+        The target, with `ranges` for every linear layer and convolution.
+    """
     layers = layers_of(model.denoiser)
     splits = dict.fromkeys(layers) | input_splits(layers)
     teacher = Schedule.from_dict(model.target.schedule({}))
@@ -62,7 +72,23 @@ def observe_inputs(
     every: int = 1,
     first: int = 0,
 ) -> Ranges:
-    """One run of a schedule; the range of the input of each layer in `splits`, or of both sides where it is split."""
+    """One run of a schedule, in which the inputs of some layers are observed.
+
+    Args:
+        model: The model that runs.
+        schedule: What is run.
+        splits: The layers, and how many channels lie before the split of each; None for a layer without a split.
+        conditions: What `model.encode` returned.
+        noise: Initial noise [B, C, h, w].
+        every: Observe the steps first, first + every, ...
+        first: The first observed step.
+
+    Returns:
+        By layer one (least, greatest) pair for each side of its input.
+
+    Raises:
+        ValueError: `every` or `first` is out of range, or none of the observed steps runs a layer.
+    """
     if every < 1 or first < 0:
         raise ValueError(f"every={every}, first={first}: observe every step with 1, every second one with 2, from 0 on")
     watchers = {name: RangeObserver(split) for name, split in splits.items()}
@@ -104,7 +130,7 @@ class RangeObserver:
         self.seen.append(torch.stack(ends))
 
     def ranges(self) -> list[tuple[float, float]]:
-        """Over all calls and with 0, to six digits as they stand in a file."""
+        """(least, greatest) of each side over all calls, extended to contain 0, to six digits as in a file."""
         seen = torch.stack(self.seen)
         low, high = seen[..., 0].amin(0).clamp(max=0).tolist(), seen[..., 1].amax(0).clamp(min=0).tolist()
         return [(float(f"{a:.6g}"), float(f"{b:.6g}")) for a, b in zip(low, high, strict=True)]

@@ -56,7 +56,7 @@ def time_schedules(
 
 
 def time_call(model: Model, work: Callable[[], Any]) -> float:
-    """Milliseconds until the work on the model's device is done."""
+    """Milliseconds of a call, until the work that it starts on the model's device is finished."""
     _wait(model)
     start = time.perf_counter()
     work()

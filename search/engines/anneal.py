@@ -1,7 +1,7 @@
 """Simulated annealing, then hill climbing, with moves that keep the budget (BudCache, ICML 2026).
 
-BudCache searches one mask of a fixed number of computes. Here several chains, each with its own weights of the
-objectives, share what they find, so that one search yields a front.
+BudCache searches one mask with a fixed number of computed steps. Here several chains, each with other weights of the
+objectives, share their rows, so that one search gives a front.
 """
 
 import numpy as np
@@ -21,14 +21,30 @@ ALONG = 0.05  # share of the sum in the augmented Tchebycheff scalar: of rows wi
 
 
 class AnnealEngine(Engine):
-    """`chains` chains walk from the best row for their weights; they propose rows in turn.
+    """Several annealing chains, each with weights of the objectives, which propose rows in turn.
 
-    Moves: relocate swaps two genes of a kind that differ, shift turns a run of a kind by one, trade adds one
-    level here and takes one there; genes are of a kind when their name up to "@" and their levels agree. A worse
-    row is accepted with probability exp(-d / T), d in shares of the front's extent; T falls geometrically with
-    every scored row, from `start_temperature` to `end_temperature` after `steps`. Then the chains go back to the
-    best row of each and only climb, with near relocations. A row that suits another chain better than its own
-    moves that chain, too. A row beyond `Start.worst` loses against every row within it. Two or more objectives.
+    A chain stands on a row and proposes a neighbour. Genes are of one kind if their names up to "@" and their numbers
+    of levels are equal; the moves are
+
+    - relocate: exchange the levels of two genes of one kind, mostly near ones,
+    - shift: rotate a run of genes of one kind by one place,
+    - trade: one level more for one gene, one level less for another gene of its kind,
+    - in one of five moves: any other level for one gene, which changes the budget.
+
+    A worse row is accepted with probability exp(-d / T), where d is the loss as a share of the front's extent. T falls
+    geometrically with every scored row. After `steps` rows each chain returns to the best row for its weights, and only
+    better rows are accepted. A row that is better for another chain than that chain's row replaces it too. A row beyond
+    `EngineInputs.worst` loses against every row within. Two or more objectives.
+
+    Args:
+        start: The genes, the generator and the first rows.
+        chains: The number of chains, at least 2.
+        start_temperature: T at the first row.
+        end_temperature: T after `steps` rows, above 0.
+        steps: The number of scored rows over which T falls.
+
+    Raises:
+        ValueError: There are fewer than 2 chains or 1 step, or the temperatures do not fall to above 0.
     """
 
     def __init__(
@@ -67,7 +83,7 @@ class AnnealEngine(Engine):
 
     @property
     def temperature(self) -> float:
-        """0 from the end of the annealing on."""
+        """The temperature T for the next row; 0 once the annealing is over."""
         first, last = self.temperatures
         return first * (last / first) ** (self.count / self.steps) if self.count < self.steps else 0.0
 
@@ -82,7 +98,7 @@ class AnnealEngine(Engine):
         return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.levels))
 
     def tell(self, x: np.ndarray, y: np.ndarray) -> None:
-        """The chain that proposed a row accepts it or not; any other chain takes it if it is better."""
+        """The chain that proposed a row accepts or rejects it; every other chain takes it over if it is better."""
         y = self.start.scores(x, y)
         y = np.where(np.isfinite(y).all(axis=1, keepdims=True), y, WORST)
         for row, scores in zip(np.array(x, dtype=np.int64), y, strict=True):
@@ -115,7 +131,10 @@ class AnnealEngine(Engine):
         self.x, self.y = [self.front_x[i] for i in best], self.front_y[best]
 
     def _scalar(self, y: np.ndarray) -> np.ndarray:
-        """How bad rows of y [N, M] are for each chain [C, N]: augmented Tchebycheff, 0 at the ideal, 1 at the end."""
+        """Augmented Tchebycheff scalars [C, N] of scores y [N, M] for each chain: lower is better, 0 is ideal.
+
+        Scores are scaled to the extent of the front; a row beyond the bounds has more than any row within.
+        """
         low, high = self.front_y.min(axis=0), self.front_y.max(axis=0)
         with np.errstate(over="ignore"):
             z = np.minimum((y - low) / np.where(high > low, high - low, 1.0), 1e6)
@@ -144,7 +163,7 @@ class AnnealEngine(Engine):
         return count_on(row, self.levels, self.asked)
 
     def _move(self, row: np.ndarray) -> np.ndarray:
-        """A copy after one move: one that keeps the budget where there is one, now and then one that changes it."""
+        """A copy after one move; 80 % of the moves keep the budget, if one that does is possible."""
         rng, row = self.start.rng, row.copy()
         if rng.random() >= OFF_BUDGET:
             name = str(rng.choice(list(MOVES), p=list(MOVES.values())))
@@ -177,7 +196,7 @@ class AnnealEngine(Engine):
         return True
 
     def _shift(self, row: np.ndarray) -> bool:
-        """Turn a run of genes of a kind by one place."""
+        """Rotate a run of genes of one kind by one place."""
         rng, long = self.start.rng, [kind for kind in self.kinds if len(kind) > 1]
         if not long:
             return False
@@ -188,7 +207,7 @@ class AnnealEngine(Engine):
         return bool((row != before).any())
 
     def _trade(self, row: np.ndarray) -> bool:
-        """One level more here, one less there: two ordered genes of a kind with more than two levels."""
+        """One level more for a gene, one less for another of its kind; both are ordered, of three levels or more."""
         rng = self.start.rng
         up = np.flatnonzero(self.steppable & (row < self.levels - 1))
         if not len(up):
@@ -204,7 +223,7 @@ class AnnealEngine(Engine):
 
 
 def _kinds(start: EngineInputs) -> list[np.ndarray]:
-    """Gene indices of each kind, in their order; genes without a choice are of none."""
+    """Indices of the genes of each kind, in their order; genes of one level are in none."""
     found: dict[tuple[str, int, bool], list[int]] = {}
     for index, gene in enumerate(start.genes):
         if gene.levels > 1:

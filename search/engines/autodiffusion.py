@@ -28,6 +28,18 @@ class AutoDiffusionEngine(Engine):
     as a parent, in stage 2 one more or fewer, as it may pay for a step with layers: the project's repair, since here
     the cost is a score, not a function of genes. (The released mutation of layers compares where it should assign, and
     its crossovers lose steps that coincide: neither is reproduced.)
+
+    Args:
+        start: The genes, the generator and the first rows.
+        population: Rows of an epoch, and rows that are remembered, at least 5.
+        limit: The limit on the cost as a share of its worst value, above 0 and at most 1.
+        epochs: How many epochs stage 1 takes at most.
+        chance: The probability that a mutation changes a step.
+        prune: The share of its layers that a step may leave out at the end.
+        first: Prefix of the names of the genes that stage 1 decides.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     def __init__(

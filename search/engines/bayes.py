@@ -24,13 +24,21 @@ Scores = tuple[list[float], list[float]]  # scores [M], and how far each is beyo
 class BayesEngine(Engine):
     """The zero row, all seeds, random rows until `startup` rows have scores, then one proposal of the sampler per row.
 
-    Ordered genes are numbers to the sampler, the others categories. `Start.worst` are constraints: the samplers
-    know which rows were beyond and how far. A row with a NaN or infinite score counts as a little worse than
-    all others so far. Any number of objectives.
+    Ordered genes are integers for the sampler, the others categories. `EngineInputs.worst` are constraints: the sampler
+    is given how far each row is beyond them. A row with a NaN or infinite score counts as a little worse than all
+    others so far. Any number of objectives.
 
-    `storage` lets processes share the study of that name: "sqlite:///study.db" (any database of Optuna's) or
-    "study.log" (a journal, also on network drives). Then each process learns from the rows of all, and asks for
-    none that another has asked for.
+    Args:
+        start: The genes, the generator and the first rows.
+        sampler: `tpe`, or `gp` for at most 200 genes with a choice.
+        storage: None for this process alone. "sqlite:///study.db" (any database of Optuna's) or "study.log" (a journal,
+            also on network drives) is shared by all processes that name it: each learns from the rows of all, and
+            none asks for a row that another has asked for.
+        study: Name of the study in the storage.
+        startup: The number of rows with scores before the sampler is used, at least 2.
+
+    Raises:
+        ValueError: An argument is out of range, or the study holds rows of another space.
 
     The state is rows and scores: the study is made again from them after pickling, and every `ask` seeds its
     own sampler. So a checkpoint does not depend on the version of Optuna.

@@ -1,4 +1,4 @@
-"""ECAD's genetic algorithm (arXiv:2506.15682): NSGA-II as published, and with mutation that works."""
+"""ECAD's genetic algorithm (arXiv:2506.15682): NSGA-II as published, and with a mutation that changes every child."""
 
 import numpy as np
 from pymoo.core.mutation import Mutation
@@ -22,6 +22,17 @@ class EcadEngine(Nsga2Engine):
     pymoo's `BitflipMutation(prob=0.05)` in the published runs means mutation 0.05 and flips 1: about one child in
     thirty is more than a crossover. Rows asked before are not asked again, while ECAD compares with the parents alone.
     Survival, bounds and broken scores are as in `Nsga2Engine`.
+
+    Args:
+        start: The genes, the generator and the first rows.
+        population: Children of a generation, and parents that survive.
+        points: The number of places between which a crossover exchanges stretches, at least 1.
+        crossover: The probability that two parents are crossed.
+        mutation: The probability that a child is mutated.
+        flips: The expected number of genes that a mutation changes.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     def __init__(
@@ -69,7 +80,7 @@ class EcadEngine(Nsga2Engine):
             self._queue(self._guess() if self.parents is None else self._select())
 
     def _children(self) -> np.ndarray:
-        """A generation's worth of children [N, G], some of them known."""
+        """The children of one generation [N, G]; some of them may have been asked for before."""
         rng, size = self.start.rng, 2 * -(-self.population // 2)
         parents = Population.new(X=np.array([self._select() for _ in range(size)]))
         pairs = np.arange(size).reshape(-1, 2)

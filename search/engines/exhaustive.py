@@ -10,7 +10,23 @@ from search.engines.base import Engine, EngineInputs
 class ExhaustiveEngine(Engine):
     """The seeds, then every other row by counting up like an odometer, the last gene fastest.
 
-    Any number of objectives: `tell` is ignored. Only for spaces of at most `limit` rows.
+    Any number of objectives: `tell` is ignored.
+
+    Args:
+        start: The genes and the first rows.
+        limit: The largest number of rows of a space that is searched.
+
+    Raises:
+        ValueError: The space has more rows than `limit`.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.engines.base import EngineInputs
+        >>> from search.engines.exhaustive import ExhaustiveEngine
+        >>> from search.spaces.base import Gene
+        >>> start = EngineInputs([Gene("a", 2), Gene("b", 2)], objectives=2, rng=np.random.default_rng(0))
+        >>> ExhaustiveEngine(start).ask(10).tolist()
+        [[0, 0], [0, 1], [1, 0], [1, 1]]
     """
 
     def __init__(self, start: EngineInputs, limit: int = 20_000) -> None:

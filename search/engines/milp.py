@@ -16,12 +16,20 @@ SECONDS = 20.0  # at most for one program; 250 genes x 6 levels under one budget
 class MilpEngine(Engine):
     """The zero row, the seeds, then the best rows under many budgets if errors add; scores change nothing.
 
-    Errors of genes are taken as orthogonal: their squares add. `budgets` are spread evenly over each cost alone
-    (the knapsack solves them all at once) and, where there are several costs, over combinations of them (integer
-    programs). With `gram` all these rows are also improved on the norm of the summed error vectors, where the
-    table has vectors. None of these models is best everywhere, so they take turns; each begins with its cheapest
-    and dearest row and goes on by halves: a search that ends early has seen the whole range.
-    Any number of objectives.
+    Errors of genes are taken as orthogonal: their squares add. Budgets are spread evenly over each cost alone (one
+    knapsack solves them all) and, where there are several costs, over combinations of them (integer programs). No such
+    model is best everywhere, so their rows take turns. Each begins with its cheapest and its most expensive row and
+    continues with the middle, the quarters and so on: a search that ends early has seen the whole range. Any number of
+    objectives.
+
+    Args:
+        start: Has the table of single genes, which is measured now, and the first rows.
+        budgets: The number of budgets of each cost, at least 2.
+        gram: Whether these rows are also improved on the norm of the summed error vectors (`gram_search`), where the
+            table has vectors.
+
+    Raises:
+        ValueError: The space has no additive table, the table does not match the genes, or there are too few budgets.
     """
 
     def __init__(self, start: EngineInputs, budgets: int = 24, gram: bool = True) -> None:
@@ -50,10 +58,27 @@ class MilpEngine(Engine):
 
 
 def milp_rows(table: GeneTable, budgets: np.ndarray) -> np.ndarray:
-    """Rows x [<=N, G] with the least sum of squared errors under each row of budgets [N, C], in their order.
+    """The row with the least sum of squared errors under each budget, by integer programs.
 
-    A budget bounds the total of its cost (infinity: does not bound); one that no row keeps gives no row. Exact
-    (HiGHS, no gap), unless a program takes longer than 20 s: then the best row it has.
+    Exact (HiGHS, no gap), unless a program takes longer than 20 s: then its best row so far.
+
+    Args:
+        table: Errors and costs of each level of each gene.
+        budgets: Upper bounds [N, C] on the total of each cost; infinity for no bound.
+
+    Returns:
+        Rows x [<=N, G] in the order of their budgets; a budget that no row is within gives none.
+
+    Raises:
+        ValueError: The budgets have another shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.engines.milp import milp_rows
+        >>> from search.profile.tables import GeneTable
+        >>> table = GeneTable([np.array([0, 1.0]), np.array([0, 3.0])], [[np.array([0, -2.0]), np.array([0, -4.0])]])
+        >>> milp_rows(table, np.array([[0.0], [-1.0], [-3.0]])).tolist()
+        [[0, 0], [1, 0], [0, 1]]
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
@@ -113,7 +138,7 @@ def _under(front: list[Point], limits: np.ndarray) -> np.ndarray:
 
 
 def _joint(ranges: Sequence[np.ndarray]) -> np.ndarray:
-    """About as many combinations of budgets as there are budgets of one cost; the ends are solved already."""
+    """Combinations [N, C] of budgets, about as many as budgets of one cost, without the ends of the ranges."""
     each = max(2, round(len(ranges[0]) ** (1 / len(ranges))))
     inner = [np.linspace(r[0], r[-1], each + 2)[1:-1] for r in ranges]
     return np.array(list(itertools.product(*inner)))

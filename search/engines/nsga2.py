@@ -21,9 +21,29 @@ class Nsga2Engine(Engine):
     95 % of the children as they were: there `prob` is the chance that an individual is mutated at all). A move
     may change nothing, so some children are crossovers alone. Parents are picked by binary tournaments, crossover
     is between whole gene groups (all genes of a step), survival is pymoo's; a row is never asked twice. Two or
-    more objectives. A row beyond `Start.worst` loses against every row within it (Deb et al. 2002, section VI).
+    more objectives. A row beyond `EngineInputs.worst` loses against every row within (Deb et al. 2002, section VI).
 
     Children are made when asked for, from the best rows by then: any n and any order of `tell` is allowed.
+
+    Args:
+        start: The genes, the generator and the first rows.
+        population: The number of parents, at least 2.
+
+    Raises:
+        ValueError: The population is too small.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.engines.base import EngineInputs
+        >>> from search.engines.nsga2 import Nsga2Engine
+        >>> from search.spaces.base import Gene
+        >>> genes = [Gene(f"skip@{t}", 2, step=t) for t in range(8)]
+        >>> engine = Nsga2Engine(EngineInputs(genes, objectives=2, rng=np.random.default_rng(0)), population=8)
+        >>> for _ in range(4):  # trade the number of ones off against their places
+        ...     x = engine.ask(8)
+        ...     engine.tell(x, np.stack([x.sum(axis=1), (x == 0) @ np.arange(8)], axis=1))
+        >>> engine.parents[0].shape
+        (8, 8)
     """
 
     def __init__(self, start: EngineInputs, population: int = 24) -> None:

@@ -15,8 +15,16 @@ class Nsga3Engine(Nsga2Engine):
     Parents are picked at random; with `unified` two of the same direction are compared by rank, then by distance
     to it (U-NSGA-III: Seada and Deb 2016, doi:10.1109/TEVC.2015.2459718). Bounds are as in NSGA-II.
 
-    Survival is pymoo's on scores scaled to the range of all rows at hand: pymoo takes ranges below 1e-6 for
-    none, and drift may be that small.
+    Survival is pymoo's on scores scaled to the range of all rows at hand: pymoo treats ranges below 1e-6 as 0, and
+    drift may be that small.
+
+    Args:
+        start: The genes, the generator and the first rows.
+        population: The number of parents, at least as many as there are objectives.
+        unified: See above.
+
+    Raises:
+        ValueError: The population is too small.
     """
 
     def __init__(self, start: EngineInputs, population: int = 24, unified: bool = False) -> None:
@@ -57,8 +65,13 @@ class Nsga3Engine(Nsga2Engine):
 def directions(objectives: int, count: int) -> np.ndarray:
     """At most `count` reference directions [D, M] on the simplex, evenly spread.
 
-    The finest Das-Dennis lattice that fits; where it has no point inside, only on the rim, `count` directions of
-    least Riesz energy instead (Blank et al. 2021, doi:10.1109/TEVC.2020.2992387).
+    The finest Das-Dennis lattice of at most `count` points. Where all of its points lie on the boundary, `count`
+    directions of least Riesz energy instead (Blank et al. 2021, doi:10.1109/TEVC.2020.2992387).
+
+    Example:
+        >>> from search.engines.nsga3 import directions
+        >>> directions(2, 4).round(2).tolist()
+        [[0.0, 1.0], [0.33, 0.67], [0.67, 0.33], [1.0, 0.0]]
     """
     from pymoo.util.ref_dirs import get_reference_directions
 

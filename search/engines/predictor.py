@@ -30,6 +30,15 @@ class PredictorEngine(Engine):
     over three checks, in any objective, children pass as they come. So do the first `warmup` rows, seeds first; seeds
     that are left by then compete with the children. Children left out wait and compete again with the next ones, up
     to 1000 of them. 20 % of the rows are drawn from the new children at random. Two or more objectives.
+
+    Args:
+        start: The genes, the generator, the first rows, and the prior where calibration has one.
+        population: The number of parents of the `Nsga2Engine`.
+        screen: How many children are made for each row that is asked for; 1 leaves nothing to choose.
+        warmup: The number of rows before the surrogate may choose.
+
+    Raises:
+        ValueError: `screen` is below 1, or the population too small.
     """
 
     def __init__(self, start: EngineInputs, population: int = 24, screen: int = 10, warmup: int = 48) -> None:
@@ -53,7 +62,7 @@ class PredictorEngine(Engine):
 
     @property
     def trusted(self) -> bool:
-        """Whether the surrogate ranks well enough to choose. An objective that never varies does not count."""
+        """Whether the surrogate ranked well enough in its last checks; objectives that never vary do not count."""
         if self.surrogate is None or len(self.spearman) < CHECKS:
             return False
         last = np.array(self.spearman[-CHECKS:])
@@ -117,6 +126,11 @@ class Surrogate:
 
     Features [N, F] of the process: a column for each level of a gene but 0, or the scaled level of a wide ordered
     gene; per group the share of genes that are on; and the share in all. It has a linear part and a smooth one.
+
+    Args:
+        start: Genes and prior.
+        x: Rows [N, G].
+        y: Their scores [N, M]; NaN and infinity are ranked last.
     """
 
     def __init__(self, start: EngineInputs, x: np.ndarray, y: np.ndarray) -> None:

@@ -12,6 +12,13 @@ class ProposalEngine(Engine):
     """The zero row, the rows of the method `of` in its own order, then the seeds; scores change nothing.
 
     The rows are computed when the engine is made. Any number of objectives.
+
+    Args:
+        start: Has the methods (`EngineInputs.proposals`) and the first rows.
+        of: Name of a method: `dp` exact fronts, `olss` paths of timesteps with a fitted solver, `beam`, `presets`.
+
+    Raises:
+        ValueError: There is no such method, it has no rows on this space, or they do not match the genes.
     """
 
     def __init__(self, start: EngineInputs, of: str) -> None:

@@ -40,16 +40,32 @@ class RandomEngine(Engine):
 
 
 def draw(rng: np.random.Generator, levels: np.ndarray) -> np.ndarray:
-    """A random row [G] that first draws its own share of genes that are not 0.
+    """A random row [G] with a random share of genes that are not 0.
 
-    Without this every row would have about the same share switched on, that is the same cost.
+    If each gene were drawn independently, all rows would have about the same share switched on, and the same cost.
     """
     on = (rng.random(len(levels)) < rng.random()) & (levels > 1)
     return np.where(on, rng.integers(1, np.maximum(levels, 2)), 0).astype(np.int64)
 
 
 def count_on(row: np.ndarray, levels: np.ndarray, asked: Collection[bytes]) -> np.ndarray | None:
-    """The first row from `row` on, counting up like an odometer, that was not asked; None when all were."""
+    """The first row that was not asked for, counting up from `row` like an odometer, the last gene fastest.
+
+    Args:
+        row: Where counting begins [G].
+        levels: The number of levels of each gene [G].
+        asked: The bytes of every row that was asked for.
+
+    Returns:
+        The row [G]; None where all rows were asked for.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.engines.random import count_on
+        >>> row = np.array([0, 1])
+        >>> count_on(row, np.array([2, 2]), {row.tobytes()}).tolist()
+        [1, 0]
+    """
     if len(asked) >= math.prod(levels.tolist()):
         return None
     row = row.copy()

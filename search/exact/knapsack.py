@@ -204,7 +204,7 @@ def _tables(errors: Sequence[np.ndarray], costs: Sequence[np.ndarray]) -> tuple[
 
 
 def _units(costs: list[np.ndarray], resolution: int) -> tuple[list[np.ndarray], int]:
-    """Costs above the cheapest level of each gene as whole units, and how many all dearest levels take."""
+    """Costs above the cheapest level of each gene as whole units, and the units of all most expensive levels."""
     above = [cost - cost.min() for cost in costs]
     span = sum(float(a.max()) for a in above)
     every = np.concatenate([*above, np.zeros(1)])

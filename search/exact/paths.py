@@ -51,7 +51,21 @@ def shortest_paths(cost: np.ndarray, counts: Sequence[int]) -> list[list[int]]:
 
 
 def shortest_step_paths(states: np.ndarray, outputs: np.ndarray, counts: Sequence[int]) -> list[list[int]]:
-    """GITS (arXiv:2405.11326): exact least sum of the errors of single jumps along the outputs."""
+    """GITS (arXiv:2405.11326): exact least sum of the errors of single jumps along the outputs.
+
+    The error of a jump is the distance of the state that it should lead to from the ray along the denoiser's output.
+
+    Args:
+        states: The states of a dense run [M+1, D].
+        outputs: What the denoiser gave at each of its steps [M, D].
+        counts: The numbers of steps K.
+
+    Returns:
+        For each K the indices of the steps to run.
+
+    Raises:
+        ValueError: K exceeds M.
+    """
     size = len(outputs)
     cost = np.full((size, size + 1), np.inf)
     for i in range(size):
@@ -67,6 +81,14 @@ def reach_paths(states: np.ndarray, outputs: np.ndarray, counts: Sequence[int]) 
 
     From each step the farthest state is taken whose least-squares residual in the span of the current state and the
     outputs of all chosen steps is below the bound; the bound is bisected. Greedy in each bound, so not exact.
+
+    Args:
+        states: The states of a dense run [M+1, D].
+        outputs: What the denoiser gave at each of its steps [M, D].
+        counts: The numbers of steps K.
+
+    Returns:
+        For each K the indices of the steps to run.
     """
     size = len(outputs)
     stacked = np.concatenate([states, outputs]).astype(float)

@@ -8,7 +8,13 @@ MOST_OF_A_FRONT = 24  # rows taken along a front that has thousands
 
 
 def spread_indices(size: int, most: int) -> list[int]:
-    """At most `most` indices of a list of `size` entries, evenly spread, with the first and the last."""
+    """At most `most` indices of a list of `size` entries, evenly spread, with the first and the last.
+
+    Example:
+        >>> from search.exact.rows import spread_indices
+        >>> spread_indices(9, 3), spread_indices(2, 5)
+        ([0, 4, 8], [0, 1])
+    """
     return [int(i) for i in np.unique(np.linspace(0, size - 1, min(most, size)).round().astype(int))]
 
 

@@ -105,10 +105,22 @@ def even_plans(distance: np.ndarray) -> list[np.ndarray]:
 def forecast_front(
     reuse: np.ndarray, forecast: np.ndarray, weight: np.ndarray, aggregation: Literal["sum", "max"] = "sum"
 ) -> Front:
-    """The same with a linear forecast: forecast[p, s, t] after computes p < s, reuse[0, t] after only one.
+    """For K = 1..T the least aggregate of errors where steps in between are forecast linearly.
 
-    `forecast` [T, T, T], read where p < s < t. The state is the last two computes: O(T^4) time in O(T^2)
-    array operations, milliseconds for 20 steps and about a second for 100.
+    The dynamic program's state is the last two computed steps: O(T^4) time in O(T^2) array operations, milliseconds for
+    20 steps and about a second for 100.
+
+    Args:
+        reuse: Error [T, T] of a reused value, read where only step 0 was computed: `reuse[0, t]`.
+        forecast: Error [T, T, T] at step t of the line through the values of steps p < s < t.
+        weight: Weight [T] of an error at each step.
+        aggregation: Whether errors are added, or the largest counts.
+
+    Returns:
+        For each K the error and the mask [T] of computed steps.
+
+    Raises:
+        ValueError: The tables do not match, an error is negative or not finite, or `aggregation` is unknown.
     """
     steps = len(weight)
     if aggregation not in ("sum", "max"):
@@ -144,11 +156,28 @@ def forecast_front(
 def merge_fronts(
     fronts: Mapping[str, Front], costs: Mapping[str, float]
 ) -> list[tuple[float, float, dict[str, np.ndarray]]]:
-    """Fronts of several nodes as one: (total cost, total error, mask per node), cheapest first.
+    """Fronts of several nodes as one.
 
-    A node costs `costs[node]` per compute; costs and errors add (so not for fronts of maxima). On the lower
-    convex hull of each front the best next step is the one that saves most error per cost, whatever the other
-    nodes do: no combination of masks dominates a point that is returned. O(N log N) in the number of points.
+    Costs and errors add (so not for fronts of maxima). On the lower convex hull of each front the best next step is
+    the one that saves most error per cost, whatever the other nodes do: no combination of masks dominates a point that
+    is returned. O(N log N) in the number of points.
+
+    Args:
+        fronts: By node what `reuse_front` returns.
+        costs: By node the cost of computing it once, above 0.
+
+    Returns:
+        (total cost, total error, mask [T] per node) of each point, cheapest first.
+
+    Raises:
+        ValueError: A node has no cost above 0.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.exact.segments import merge_fronts
+        >>> front = [(2.0, np.array([True, False])), (0.0, np.array([True, True]))]
+        >>> [(cost, error) for cost, error, _ in merge_fronts({"attn": front, "ff": front}, {"attn": 1, "ff": 3})]
+        [(4.0, 4.0), (5.0, 2.0), (8.0, 0.0)]
     """
     moves: list[tuple[float, str, int]] = []  # slope, node, index into its front
     at: dict[str, int] = {}

@@ -10,7 +10,17 @@ from search.pareto.intervals import _rows
 def non_dominated(y: np.ndarray) -> np.ndarray:
     """Mask [N] of the rows of y [N, M] that no other row dominates.
 
-    Of equal rows the first is kept; rows with a NaN are never kept and dominate nothing.
+    A row dominates another one if it is nowhere higher and somewhere lower: all scores are minimised. Of equal rows the
+    first is kept; rows with a NaN are never kept and dominate nothing.
+
+    Raises:
+        ValueError: y has another number of dimensions.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.pareto.domination import non_dominated
+        >>> non_dominated(np.array([[1.0, 4.0], [2.0, 2.0], [3.0, 3.0], [4.0, 1.0]])).tolist()
+        [True, True, False, True]
     """
     y = _rows(y)
     mask = np.zeros(len(y), dtype=bool)
@@ -25,7 +35,17 @@ def non_dominated(y: np.ndarray) -> np.ndarray:
 
 
 def hypervolume(y: np.ndarray, reference: np.ndarray) -> float:
-    """Volume that y [N, M] dominates up to the reference point [M]; rows beyond it or with NaN add nothing."""
+    """Volume that y [N, M] dominates up to the reference point [M]; rows beyond it or with NaN add nothing.
+
+    Raises:
+        ValueError: y and the reference point have different numbers of objectives.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.pareto.domination import hypervolume
+        >>> hypervolume(np.array([[1.0, 3.0], [2.0, 2.0]]), np.array([4.0, 4.0]))
+        5.0
+    """
     from pymoo.indicators.hv import HV
 
     reference = np.asarray(reference, dtype=float)
@@ -42,6 +62,15 @@ def knee(y: np.ndarray) -> int:
 
     The chord joins the two ends of the front after both axes are scaled to 0..1; dominated rows do not count.
     Of equally far points, on a straight front for example, the one with the lowest first objective is taken.
+
+    Raises:
+        ValueError: There are not two objectives, or every row has a NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.pareto.domination import knee
+        >>> knee(np.array([[0.0, 10.0], [1.0, 2.0], [10.0, 0.0]]))
+        1
     """
     y = _rows(y)
     front = np.flatnonzero(non_dominated(y))
@@ -60,6 +89,14 @@ def thin(scores: Sequence[Sequence[float]], worst: Sequence[float], most: int) -
 
     The extremes, then always the one farthest from those chosen; distances are between ranks, so that the
     choice is even along the front whatever the scales of the objectives.
+
+    Args:
+        scores: Rows [N][M], to be minimised.
+        worst: The highest value that is useful, of each objective.
+        most: How many rows are chosen; the extremes always are.
+
+    Returns:
+        Rising indices of the chosen rows.
     """
     y = np.array(scores, dtype=float)
     front = np.flatnonzero(non_dominated(y) & (y <= np.asarray(worst)).all(axis=1))

@@ -12,6 +12,22 @@ def bootstrap_interval(
 
     Expanded percentiles (Hesterberg 2015, arXiv:1411.5279): so far out that few values of a normal distribution are
     covered as by Student's t; ordinary percentiles are too narrow for few prompts.
+
+    Args:
+        values: One number per prompt [P].
+        rng: Draws the resamples; the same state gives the same interval.
+        level: The probability that the interval covers the true mean.
+        draws: The number of resamples.
+
+    Raises:
+        ValueError: There are no values, or the level is not between 0 and 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.pareto.intervals import bootstrap_interval
+        >>> low, high = bootstrap_interval(np.arange(10.0), np.random.default_rng(0))
+        >>> low < 4.5 < high
+        True
     """
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or not len(values):
@@ -28,7 +44,10 @@ def paired_difference_interval(
 ) -> tuple[float, float]:
     """Bootstrap interval of mean(a - b); a [P] and b [P] are scores of the same prompts in the same order.
 
-    Much narrower than the difference of two intervals: what makes a prompt hard is in both and falls out.
+    Narrower than the difference of two intervals: what makes a prompt hard is in both scores and cancels.
+
+    Raises:
+        ValueError: The two have different numbers of values.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape:
@@ -51,10 +70,23 @@ def difference_interval(
 def surely_dominated(
     values: np.ndarray, costs: np.ndarray, rng: np.random.Generator, level: float = 0.95, draws: int = 1000
 ) -> list[int | None]:
-    """For each of N rows the row that surely dominates it, or None: minimised are values [N, Q, P] and costs [N, C].
+    """For each of N rows the row that surely dominates it, or None.
+
+    Args:
+        values: Qualities per prompt [N, Q, P], to be minimised.
+        costs: Exact costs [N, C], to be minimised.
+        rng: Draws the resamples of prompts.
+        level: The share of the draws that counts as sure.
+        draws: The number of resamples.
+
+    Returns:
+        For each row the index of the row that dominates it, or None.
+
+    Raises:
+        ValueError: `values` and `costs` have different numbers of rows, or other dimensions.
 
     Surely means: in at least `level` of the draws of P prompts, the same for all rows, the other row's means and costs
-    are nowhere higher and somewhere lower; of few prompts it is more than `level`, as for intervals. Costs are exact.
+    are nowhere higher and somewhere lower; of few prompts it is more than `level`, as for intervals.
     Of several such rows it is the surest, then the first. Each pair is judged by itself: among many some are judged
     wrongly.
     """

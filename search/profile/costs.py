@@ -24,15 +24,35 @@ FULL = 16  # bits of what is not rounded, whatever type it runs in
 class Costs:
     """Cost tables of one denoiser for one picture (both CFG halves); of a gate's steps G the worst case.
 
-    `component_macs` are what each component and each block costs beyond what lies in it, `value_bytes` the size of
-    each node's value; `floor_macs` is what a denoiser call costs outside of the blocks; `milliseconds` holds `run`
-    (the intercept: solver and decoding), `denoiser` (a call's floor) and one entry per component kind; empty until
-    latency was calibrated.
+    They are made by `search.profile.count.count_costs`; `milliseconds` by `search.calibrate.latency.add_latency`.
 
-    `layer_macs` of one call, `layer_shapes` (outputs, inputs of one output) and `layer_bytes` (weight, bias) are per
-    linear layer and convolution, by full name; `weight_bytes` is all of the denoiser's parameters as they are.
+    Attributes:
+        steps: Steps of the teacher.
+        component_macs: MACs of each component and each block in one call, beyond those of the components in it.
+        floor_macs: MACs of one call outside of the blocks.
+        value_bytes: Bytes of each node's value.
+        milliseconds: `run` (the intercept: solver and decoding), `denoiser` (what a call takes besides its components)
+            and one entry per component kind; empty until latency was calibrated.
+        layer_macs: MACs of each linear layer and convolution in one call, by full name.
+        layer_shapes: (outputs, inputs of one output) of each layer.
+        layer_bytes: (weight, bias) of each layer in bytes.
+        weight_bytes: Bytes of all parameters of the denoiser.
+        gates: By group of blocks the share of the pictures for which its gate computed it at each step [T], see
+            `measured`; a group that is missing counts as in the worst case.
+        others: Tables of the other denoisers that schedules may run at some steps, by letter.
 
-    `others` are the tables of the other denoisers that schedules may run at some steps, by letter.
+    Example:
+        >>> from search.profile.costs import Costs
+        >>> from search.schedule import Schedule
+        >>> model = {"class": "PixArtTransformer2DModel", "stacks": {"transformer_blocks": 1}}
+        >>> plan = {"rules": [["transformer_blocks.*:ff", "CRCR"]]}
+        >>> schedule = Schedule.from_dict({"format": "schedule/1", "model": model, "steps": 4, "plan": plan})
+        >>> block = "transformer_blocks.0"
+        >>> costs = Costs(4, {f"{block}:attn1": 30, f"{block}:attn2": 20, f"{block}:ff": 40}, 10, {f"{block}:ff": 64})
+        >>> costs.macs_by_step(schedule), costs.macs(schedule), costs.teacher_macs
+        ([100.0, 60.0, 100.0, 60.0], 320, 400)
+        >>> costs.peak_bytes(schedule)
+        64
     """
 
     steps: int
@@ -44,7 +64,7 @@ class Costs:
     layer_shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     layer_bytes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     weight_bytes: int = 0
-    gates: Mapping[str, Sequence[float]] = field(default_factory=dict)  # see `measured`
+    gates: Mapping[str, Sequence[float]] = field(default_factory=dict)
     others: Mapping[str, "Costs"] = field(default_factory=dict)
 
     @cached_property
@@ -75,7 +95,11 @@ class Costs:
     def macs_by_step(self, schedule: Schedule) -> list[float]:
         """MACs of one picture that each step [T] executes; elided layers execute none.
 
-        A step that computes half of the batch counts half; for groups with a gate it is the worst case, or `measured`.
+        A step that computes half of the batch counts half; a group with a gate counts as in the worst case, or as
+        `measured`.
+
+        Raises:
+            ValueError: An elided layer, or another denoiser that the schedule names, was not counted.
         """
         plan, computed = schedule.plan, self._computed_by_step(schedule)
         parts = [(ROOT, self.floor_macs), *self.component_macs.items()]
@@ -106,7 +130,11 @@ class Costs:
         return self.teacher_macs * FULL * FULL
 
     def size(self, schedule: Schedule) -> int:
-        """Bytes of the weights of all denoisers that run: rounded at their nominal bits, elided as 16-bit tables."""
+        """Bytes of the weights of all denoisers that run: rounded at their nominal bits, elided as 16-bit tables.
+
+        Raises:
+            ValueError: Weights, a layer, or another denoiser were not counted.
+        """
         if not self.weight_bytes:
             raise ValueError("weights were not counted; make the tables with count_costs")
         total = sum(self._other(letter).weight_bytes for letter in self.stitched(schedule))
@@ -178,7 +206,11 @@ class Costs:
         return tuple(part * {OFF: 1.0, ASK: done}.get(token, 0.0) for token, done, part in ran)
 
     def measured(self, gates: Mapping[str, Sequence[float]]) -> "Costs":
-        """The same tables where these groups were computed by this share of pictures at each step [T]."""
+        """The same tables with what gates decided in a run.
+
+        Args:
+            gates: By group the share of the pictures for which it was computed at each step [T].
+        """
         return replace(self, gates=gates)
 
     def stitched(self, schedule: Schedule) -> dict[str, float]:
@@ -231,9 +263,10 @@ class Costs:
         return {name: m / means[kinds[name]] if means[kinds[name]] else 1.0 for name, m in macs.items()}
 
     def features(self, schedule: Schedule) -> list[float]:
-        """What latency is linear in: 1, calls, computed components of each kind, calls of each other denoiser.
+        """The features [2+K] that latency is linear in, in the order of `milliseconds`.
 
-        Half batches are halves.
+        1, calls of the denoiser, computed components of each kind, calls of each other denoiser. A step that computes
+        half of the batch counts half.
         """
         computed = self._computed_by_step(schedule)
         counts: dict[str, float] = dict.fromkeys(self.kinds, 0)

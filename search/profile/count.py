@@ -20,6 +20,9 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
         tree: Its nodes.
         steps: The number of the teacher's steps.
         call: Runs the denoiser once, for one picture (both CFG halves).
+
+    Returns:
+        MACs, bytes of values, and layers; without `milliseconds`, which `search.calibrate.latency` measures.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode

@@ -20,6 +20,9 @@ def peak_bytes(schedule: Schedule, value_bytes: Mapping[str, int]) -> int:
             is possible, and kept all streams of a signal. A signal of the denoiser's input is taken to be as large
             as its output.
         value_bytes: The size of each node's value.
+
+    Returns:
+        The largest sum of bytes that are kept at one time; 0 where nothing is reused.
     """
     held = _held_values(schedule, value_bytes)
     now = peak = 0

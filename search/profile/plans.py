@@ -32,7 +32,26 @@ def mask_to_tokens(mask: np.ndarray, forecast: bool = False) -> list[str]:
 
 
 def plan_schedule(target: Target, tokens: Mapping[str, Sequence[str]]) -> Schedule:
-    """A schedule of the teacher's sampler with these actions of the denoiser or of component kinds."""
+    """A schedule of the teacher's sampler with these actions of the denoiser or of component kinds.
+
+    Args:
+        target: The model.
+        tokens: One action per step [T] under `denoiser` or a component kind; what is missing is computed.
+
+    Raises:
+        ScheduleError: An action reads more values than were computed before it.
+
+    Example:
+        >>> from search.profile.plans import plan_schedule
+        >>> from search.profile.target import Target
+        >>> from search.schedule.model.nodes import Tree
+        >>> tree = Tree("PixArtTransformer2DModel", {"transformer_blocks": 2})
+        >>> sampler = {"class": "DDIMScheduler", "config": {}, "timesteps": [750.0, 500.0, 250.0, 0.0]}
+        >>> model = {"class": "PixArtTransformer2DModel", "stacks": {"transformer_blocks": 2}}
+        >>> target = Target("pixart", tree, 4, model, sampler)
+        >>> plan_schedule(target, {"ff": ["C", "R", "C", "R"]}).plan_text
+        'ff: C R C R'
+    """
     rules = []
     for name, actions in tokens.items():
         stacks = [stack for stack in target.tree.stacks if name in target.tree.components(stack)]

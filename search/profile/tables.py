@@ -16,9 +16,11 @@ FindPaths = Callable[[np.ndarray, np.ndarray, Sequence[int]], list[list[int]]]
 class GeneTable:
     """What each gene does alone, all other genes off: measured once, read by engines that solve instead of search.
 
-    `errors[g]` [levels of g] is the drift at each level; `costs[c][g]` [levels of g] the change of cost c (0 at
-    level 0, negative where the level saves); `vectors[g]` [levels of g, D] the error vectors whose norms
-    `errors` are (a sketch of the final latents' differences), empty where they were not recorded.
+    Attributes:
+        errors: Of each gene g the drift at each level, [levels of g]; 0 at level 0.
+        costs: Of each cost c and gene g the change of the cost at each level, [levels of g]; negative where it saves.
+        vectors: Of each gene g the relative errors of the final latents, [levels of g, D], whose norms `errors` are;
+            empty where they were not recorded.
     """
 
     errors: Sequence[np.ndarray]
@@ -28,14 +30,28 @@ class GeneTable:
 
 @dataclass(frozen=True)
 class DenseRun:
-    """A recorded run of more steps than the teacher has: `states` [M+1, D], `outputs` [M, D], `timesteps` [M]."""
+    """A recorded run of more steps than the teacher has.
+
+    Attributes:
+        states: The flattened latents before each step and at the end, [M+1, D].
+        outputs: What the denoiser gave at each step, [M, D].
+        timesteps: Training timesteps of the steps, falling, [M].
+    """
 
     states: np.ndarray
     outputs: np.ndarray
     timesteps: np.ndarray
 
     def paths(self, find_paths: FindPaths, counts: Sequence[int]) -> list[list[float]]:
-        """Falling timesteps of short runs through this one, by `find_paths` of search/exact/paths.py."""
+        """Falling timesteps of short runs through this one.
+
+        Args:
+            find_paths: `shortest_step_paths` or `reach_paths` of search/exact/paths.py.
+            counts: The numbers of steps of the short runs.
+
+        Returns:
+            For each count the timesteps of its steps.
+        """
         paths = find_paths(self.states, self.outputs, counts)
         return [[float(self.timesteps[i]) for i in path] for path in paths]
 

@@ -15,15 +15,30 @@ from search.schedule.noise import Noise
 class Target:
     """The denoiser's nodes and layers, the number of steps T, and the teacher's own sampler part.
 
-    `model` and `sampler` are parts of a schedule file, ready to be joined with what a space decodes. `layers`
-    are the denoiser's linear layers and convolutions by their full name, (outputs, inputs of one output) each, and
-    `ranges` least and greatest values of their inputs where they were calibrated (search/calibrate/ranges.py).
-    `guidance` is the teacher's CFG scale, 1 without guidance. `others` are the smaller denoisers that may run instead
-    at some steps, the smallest first, as a schedule names them; `models` names the one of every step where that is
-    decided already, "" where it is the denoiser itself throughout.
-
     Genes of a step belong to a step of the *teacher's* grid. Where another space has moved the steps, `at`
     names for every step of this grid the teacher's step nearest in log-SNR, whose genes it takes.
+
+    Attributes:
+        name: Name of the model's option.
+        tree: The denoiser's nodes.
+        steps: The number of steps T of this grid.
+        model: The `model` part of a schedule file.
+        sampler: The `sampler` part of a schedule file: class, configuration, timesteps [T] and sigmas [T+1].
+        layers: Linear layers and convolutions by full name: (outputs, inputs of one output).
+        guidance: The teacher's scale of classifier-free guidance; 1 is without guidance.
+        teacher: The target on the teacher's grid; None where this is it.
+        ranges: Least and greatest value of each layer's input, where they were measured (search/calibrate/ranges.py).
+        others: Smaller denoisers that may run instead at some steps, by letter, the smallest first.
+        models: The letter of the denoiser of every step where that is decided; "" where it is the teacher's throughout.
+
+    Example:
+        >>> from search.profile.target import Target
+        >>> from search.schedule.model.nodes import Tree
+        >>> sampler = {"class": "DDIMScheduler", "config": {}, "timesteps": [999.0, 700.0, 400.0, 100.0]}
+        >>> target = Target("pixart", Tree("PixArtTransformer2DModel", {"transformer_blocks": 1}), 4, sampler=sampler)
+        >>> moved = target.on({"steps": 2, "sampler": sampler | {"timesteps": [950.0, 420.0]}})
+        >>> moved.steps, moved.reference, moved.at
+        (2, 4, (0, 2))
     """
 
     name: str

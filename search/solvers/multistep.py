@@ -59,6 +59,9 @@ class StepWeights:
     """The log-SNR at which each step begins and ends, and the weights of every rule there, computed once.
 
     `place` is log-SNR, x0 = p x + q e and noise = r x + s e are the conversions of a denoiser's output.
+
+    Raises:
+        ValueError: The grid has no timesteps or sigmas, or the denoiser's output says nothing at its first step.
     """
 
     def __init__(self, noise: Noise, sampler: Mapping[str, Any]) -> None:

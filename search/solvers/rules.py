@@ -22,6 +22,12 @@ def sampler_rules(sampler: Mapping[str, Any]) -> tuple[SolverRule, ...]:
 
     Raises:
         ValueError: Rules cannot express the class with this config; says what to use.
+
+    Example:
+        >>> from search.solvers.rules import sampler_rules
+        >>> sampler = {"class": "DPMSolverMultistepScheduler", "config": {}, "timesteps": [900.0, 600.0, 300.0]}
+        >>> [(rule.order, rule.stencil) for rule in sampler_rules(sampler)]
+        [(1, 'midpoint'), (2, 'midpoint'), (1, 'midpoint')]
     """
     return _cached_rules(sampler_text(sampler), sampler.get("coefficients") is not None)
 
@@ -64,7 +70,13 @@ def _cached_rules(text: str, table: bool) -> tuple[SolverRule, ...]:
 
 
 def orders_of(name: str, config: Any, count: int) -> list[int]:
-    """Order of every step as diffusers lowers them at both ends."""
+    """The order of every step [T], as diffusers lowers it at both ends of a run.
+
+    Args:
+        name: The class of scheduler.
+        config: Its configuration.
+        count: The number of steps T.
+    """
     highest = min(config.solver_order, MAX_ORDER if name == "UniPCMultistepScheduler" else 3)
     orders = [min(highest, i + 1) for i in range(count)]
     if name == "UniPCMultistepScheduler":

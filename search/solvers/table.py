@@ -14,7 +14,14 @@ EVEN = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24
 
 @dataclass(frozen=True, eq=False)
 class SolverTable:
-    """A solver of T steps: `state` [T], and `outputs` [T, T], zero above the diagonal."""
+    """A linear multistep solver: x[i+1] = state[i] x[0] + sum over j <= i of outputs[i, j] e[j].
+
+    x[0] are the initial latents and e[j] is what the denoiser gave at step j, as the scheduler is given it.
+
+    Attributes:
+        state: Coefficients of x[0], [T].
+        outputs: Coefficients of the outputs, [T, T], zero above the diagonal.
+    """
 
     state: np.ndarray
     outputs: np.ndarray
@@ -29,7 +36,7 @@ class SolverTable:
 
     @property
     def size(self) -> float:
-        """The largest coefficient; infinite where one is not finite."""
+        """The largest absolute value of a coefficient; infinite where one is not finite."""
         largest = max(np.abs(self.state).max(), np.abs(self.outputs).max())
         return float(largest) if np.isfinite(largest) else math.inf
 
@@ -38,7 +45,7 @@ class SolverTable:
 class SolverRule:
     """How one step is made from the current state and the last `order` denoiser outputs.
 
-    `form` is what is extrapolated over log-SNR, x0 (data) or the noise. `stencil` names the weights:
+    The stencils:
 
     - exact: the integral of the polynomial through the past values. In noise form DEIS; of order 2 in data form
       DPM-Solver++ with solver_type heun; of order 3 and more UniPC's predictor.
@@ -48,8 +55,15 @@ class SolverRule:
     - even: Adams-Bashforth weights of even steps on the raw outputs (PNDM); `form` has no effect then. DDIM is
       order 1 of it. The only stencil that may be of higher order on the way to sigma 0.
 
-    With `corrector` the next evaluation corrects the state that this step has led to, before the next step is
-    made: UniPC's corrector, which costs no denoiser call.
+    Attributes:
+        order: How many outputs are used, 1 to 4; lowered where there are fewer past outputs.
+        form: What is extrapolated over log-SNR: x0 (`data`) or the noise (`noise`).
+        stencil: The weights, see above.
+        corrector: Whether the next output corrects the state that this step led to, before the next step is made:
+            UniPC's corrector (arXiv:2302.04867), which costs no denoiser call.
+
+    Raises:
+        ValueError: The order, the form or the stencil is not one of those.
     """
 
     order: int = 1

@@ -28,9 +28,26 @@ def trace_scheduler(
     timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
 ) -> SolverTable:
-    """What `scheduler.step` computes, from runs on unit vectors in float64: its own grid of `steps`, or a given one.
+    """The table that `scheduler.step` computes, from runs on unit vectors in float64.
 
-    ValueError where the scheduler draws noise, clips, or is otherwise no linear function of state and outputs.
+    Args:
+        scheduler: A scheduler of diffusers; it is not changed.
+        steps: Trace the scheduler's own grid of so many steps; or give `timesteps`.
+        timesteps: Falling timesteps [T] of a given grid.
+        sigmas: The sigmas [T+1] of this grid, where the class has them.
+
+    Returns:
+        The coefficients of T steps.
+
+    Raises:
+        ValueError: The scheduler draws noise, clips, or is not linear in the state and the outputs; says what to use.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> from search.solvers.trace import trace_scheduler
+        >>> table = trace_scheduler(DDIMScheduler(clip_sample=False), steps=3)
+        >>> table.state.shape, table.outputs.shape
+        ((3,), (3, 3))
     """
     check_linear(scheduler)
     name = type(scheduler).__name__
@@ -77,7 +94,11 @@ def trace_scheduler(
 
 
 def check_linear(scheduler: Any) -> None:
-    """ValueError naming what makes the scheduler's steps other than linear, deterministic, and one call each."""
+    """Check that a scheduler's steps are linear and deterministic, and call the denoiser once each.
+
+    Raises:
+        ValueError: Names the setting that makes them otherwise, and what to set instead.
+    """
     name, config = type(scheduler).__name__, scheduler.config
     if scheduler.order != 1:
         raise ValueError(

@@ -41,13 +41,26 @@ def beam_rows(
     options: int = 8,
     on_step: Callable[[int, int], None] = lambda done, executed: None,
 ) -> np.ndarray:
-    """Rows [P, G], best front first: the survivors when up to `width` trajectories are extended step by step.
+    """Rows of a beam search along the steps: up to `width` trajectories are run, extended step by step.
 
-    At every step the genes of that step take the values they have in `seeds` [S, G], the commonest `options` of
-    them and always all-off. Trajectories compete by MACs so far and drift so far; of equal fronts the ones that
-    lie apart in cost survive. `probe` gives the model and its first batch of prompts, and counts the work. After
-    every step `on_step` is called with the number of steps done and of model steps executed. ValueError where
-    the space has no genes of steps, or moves them.
+    At every step the genes of that step take the commonest values that they have in `seeds`, and all-off. Trajectories
+    compete by MACs so far and drift so far; of equal fronts the ones that lie apart in cost survive.
+
+    Args:
+        space: What the search decides.
+        target: The model as the space sees it.
+        probe: Gives the model and its first batch of prompts, and counts the work.
+        seeds: Rows [S, G] that the options are taken from.
+        costs: Cost tables of the model.
+        width: How many trajectories survive a step, at least 2.
+        options: How many values of a step's genes are tried, with all-off.
+        on_step: Called after every step with the number of finished steps and of executed model steps.
+
+    Returns:
+        Rows [P, G] of the survivors, the best front first.
+
+    Raises:
+        ValueError: The width is below 2, or the space has no genes of steps, moves them, or has gates.
     """
     if width < 2:
         raise ValueError(f"width {width} is too narrow for a front; use at least 2")

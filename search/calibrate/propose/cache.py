@@ -39,7 +39,23 @@ def smoothcache_tokens(tables: Tables, threshold: float) -> Tokens:
 
 
 def threshold_mask(reuse: np.ndarray, threshold: float, longest: int = 4) -> list[str]:
-    """Actions [T]: reuse the last value while its error `reuse` [T, T] stays below a threshold, `longest` at most."""
+    """SmoothCache's rule for one component kind: reuse the last value while its error is below a threshold.
+
+    Args:
+        reuse: Error [T, T] at a step (column) of the value of an earlier one (row).
+        threshold: The error up to which a value is reused.
+        longest: After so many steps the value is computed again in any case.
+
+    Returns:
+        Actions [T], C or R.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.calibrate.propose.cache import threshold_mask
+        >>> distance = 0.1 * np.abs(np.arange(6)[:, None] - np.arange(6))
+        >>> "".join(threshold_mask(distance, 0.25))
+        'CRRCRR'
+    """
     tokens, last = [OFF], 0
     for t in range(1, len(reuse)):
         if reuse[last, t] < threshold and t - last < longest:

@@ -65,12 +65,12 @@ def remaining_settings(schedule: Schedule) -> list[str]:
 
 
 def _diffusers(path: Path, schedule: Schedule) -> list[str]:
-    lines = ["import json, diffusers", f"found = json.load(open({str(path)!r}))"]
+    lines = ["import json, diffusers", f"settings = json.load(open({str(path)!r}))"]
     if schedule.sampler:
         lines.append(
-            'pipe.scheduler = getattr(diffusers, found["scheduler"]["class"]).from_config(found["scheduler"]["config"])'
+            'pipe.scheduler = getattr(diffusers, settings["scheduler"]["class"]).from_config(settings["scheduler"]["config"])'
         )
-    return [*lines, 'image = pipe("a prompt", **found["call"]).images[0]']
+    return [*lines, 'image = pipe("a prompt", **settings["call"]).images[0]']
 
 
 def _cache_dit(path: Path, schedule: Schedule) -> list[str]:
