@@ -65,12 +65,12 @@ def remaining_settings(schedule: Schedule) -> list[str]:
 
 
 def _diffusers(path: Path, schedule: Schedule) -> list[str]:
-    lines = ["import json, diffusers", f"settings = json.load(open({str(path)!r}))"]
+    lines = ["import json, diffusers", f"file = json.load(open({str(path)!r}))"]
     if schedule.sampler:
         lines.append(
-            'pipe.scheduler = getattr(diffusers, settings["scheduler"]["class"]).from_config(settings["scheduler"]["config"])'
+            'pipe.scheduler = getattr(diffusers, file["scheduler"]["class"]).from_config(file["scheduler"]["config"])'
         )
-    return [*lines, 'image = pipe("a prompt", **settings["call"]).images[0]']
+    return [*lines, 'image = pipe("a prompt", **file["call"]).images[0]']
 
 
 def _cache_dit(path: Path, schedule: Schedule) -> list[str]:
