@@ -86,11 +86,11 @@ class SolverSpace(Space):
         """The genes of the class, for each of the teacher's steps, and `fit`.
 
         Raises:
-            ValueError: The pipeline's scheduler is not linear, clips or draws noise, or runs no given timesteps.
+            ValueError: The pipeline's scheduler is not linear, clips or draws noise, or cannot run given timesteps.
         """
         name = target.sampler["class"]
         if name not in GRIDDED:
-            raise ValueError(f"{name} runs no given timesteps, hence no table; use {', '.join(GRIDDED)}")
+            raise ValueError(f"{name} cannot run given timesteps, which a table needs; use {', '.join(GRIDDED)}")
         check_linear(scheduler_of_part(target.sampler))
         _pipeline_rules(target.sampler)  # the denoiser's kind of output, and the grid
         rows = [(f"{n}@{t}", levels, t, ordered) for t in range(target.reference) for n, levels, ordered in self._row()]

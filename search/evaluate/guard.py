@@ -30,7 +30,14 @@ OURS = "search.objectives."
 
 @dataclass(frozen=True)
 class Failure:
-    """A fault of an objective: its name, the digest of the schedule, what happened, and on which prompts."""
+    """A fault of an objective.
+
+    Attributes:
+        objective: Its name in the search.
+        digest: The schedule that it failed on.
+        reason: What happened, a verb first: "raises ValueError: …".
+        split: On which prompts, calibration or held-out.
+    """
 
     objective: str
     digest: str

@@ -15,16 +15,31 @@ FEWEST = 3  # prompts, below which resampling is meaningless
 
 @dataclass(frozen=True)
 class Rival:
-    """A schedule that was evaluated on all prompts: drift [P], and its costs [C] to be minimised."""
+    """A schedule that was evaluated on all prompts.
+
+    Attributes:
+        drift: Its drift on each prompt [P].
+        costs: Its costs [C], to be minimised.
+    """
 
     drift: np.ndarray
     costs: np.ndarray
 
 
 class Race:
-    """Drops a candidate that some rival beats at no more cost, in `sure` of the resampled subsets.
+    """Decides which candidates are not run on further prompts: those that some rival surely beats at no more cost.
 
-    With `slack` above 1 a rival has to have so many times less drift: for scores that follow drift only roughly.
+    Args:
+        rivals: What candidates are compared with.
+        sure: The share of the resampled subsets of prompts in which the rival has to have less drift.
+        slack: A rival has to have so many times less drift; above 1 for scores that follow drift only roughly.
+
+    Example:
+        >>> import numpy as np
+        >>> from search.evaluate.racing import Race, Rival
+        >>> race = Race([Rival(np.array([0.1, 0.2, 0.1, 0.2]), np.array([0.5]))])
+        >>> race.beaten([0.3, 0.4, 0.3], np.array([0.6])), race.beaten([0.3, 0.4, 0.3], np.array([0.4]))
+        (True, False)
     """
 
     def __init__(self, rivals: Sequence[Rival], sure: float = 0.95, slack: float = 1.0) -> None:
@@ -48,7 +63,7 @@ class Race:
     def expected_mean(self, drift: Sequence[float]) -> float:
         """Expected mean drift on all prompts, from the drift on the first prompts [p].
 
-        The factor from the first prompts to all of them is the median over the rivals.
+        The factor from the mean of the first prompts to that of all is the median over the rivals, 1 without any.
         """
         mean = float(np.mean(drift))
         factors = [

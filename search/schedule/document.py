@@ -29,7 +29,24 @@ FORMAT = "schedule/1"
 
 
 class Document(Part):
-    """The content of a schedule file. A missing part means off."""
+    """The content of a schedule file; a part that is missing is off.
+
+    Attributes:
+        format: `schedule/1`.
+        digest: `sha256:…` of the normal form; null in a file that was written by hand.
+        model: The denoiser that the schedule is for.
+        steps: The number of steps T; null where the schedule is for any number.
+        sampler: Timesteps and solver.
+        plan: What is reused, forecast or skipped at which step.
+        gates: Groups of blocks whose actions may be decided while the denoiser runs.
+        guidance: Classifier-free guidance per step.
+        models: Other denoisers at some steps.
+        start: How a run begins.
+        bits: Number formats of layers.
+        corrections: A file of corrections of reused values.
+        scores: Measured scores by objective; they do not change the digest.
+        made: A record of the search that made it: model, call, versions; it does not change the digest either.
+    """
 
     format: str = Field(default=FORMAT, max_length=40)
     digest: str | None = Field(default=None, max_length=100)

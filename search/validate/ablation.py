@@ -53,14 +53,23 @@ class Effect:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The effects of all decisions of a schedule on a number of prompts; solvers are fitted again for each of them."""
+    """The effects of all decisions of a schedule; solvers are fitted again for each of them.
+
+    Attributes:
+        name: Title of tables and figures.
+        drift: Mean drift of the schedule.
+        macs: Its MACs as a share of the teacher's.
+        prompts: How many held-out prompts it was measured on.
+        effects: One for each decision.
+        plan: The plan in the plan notation.
+    """
 
     name: str
     drift: float
     macs: float
     prompts: int
     effects: Sequence[Effect]
-    plan: str = ""  # in the plan notation
+    plan: str = ""
 
     def of(self, group: str) -> list[Effect]:
         """The effects of a group: mechanism, nodes or step."""
@@ -119,6 +128,12 @@ def explain(
         by: Groups of decisions: mechanism, nodes, step.
         name: Title of tables and figures; by default the name of the file.
         on_done: Called with the number of finished runs, and of all.
+
+    Returns:
+        The effects of the groups `by`.
+
+    Raises:
+        ValueError: The schedule does not say which model it is for.
     """
     from search.config.load import open_schedule_and_model, title_of_schedule
 

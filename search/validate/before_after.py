@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Generated:
-    """Pictures uint8 [H, W, 3] of the same prompts and noise, and milliseconds of each timed round of all of them."""
+    """Pictures of the same prompts and noise before and after a schedule, with times.
+
+    Attributes:
+        prompts: What was drawn.
+        before: Pictures of the untouched pipeline, uint8 [H, W, 3] each.
+        after: Pictures under the schedule.
+        milliseconds_before: Of each timed round, for all prompts together.
+        milliseconds_after: The same under the schedule.
+        name: Title of the figure.
+    """
 
     prompts: Sequence[str]
     before: "Sequence[np.ndarray]"

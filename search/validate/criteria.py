@@ -23,6 +23,14 @@ def criteria_for(schedule: "Schedule", tolerance: float = 1.25, criterion: str =
 
     Raises:
         ValueError: The criterion cannot be read, or there is none and the file claims no drift.
+
+    Example:
+        >>> from search.schedule import Schedule
+        >>> from search.validate.criteria import criteria_for
+        >>> schedule = Schedule.load("docs/presets/pixart/fora-n-2.json")
+        >>> limits = criteria_for(schedule, criterion="drift<=0.1 and psnr>=30")
+        >>> [(limit.name, limit.sign, limit.limit) for limit in limits]
+        [('drift', '<=', 0.1), ('psnr', '>=', 30.0)]
     """
     if criterion:
         units = measured_units()

@@ -33,7 +33,13 @@ Sampler = Mapping[str, Any]  # a schedule's sampler part, with its timesteps
 
 @dataclass(frozen=True)
 class Reindexed:
-    """A schedule on its new grid; `at` [T'] is the old step of each new one, `lost` what could not be carried over."""
+    """A schedule on its new grid.
+
+    Attributes:
+        schedule: The new schedule, without scores where anything changed.
+        at: The old step of each new one, [T'].
+        lost: In words what could not be carried over.
+    """
 
     schedule: Schedule
     at: tuple[int, ...]
@@ -41,7 +47,13 @@ class Reindexed:
 
 
 def nearest_steps(old: Sequence[float] | np.ndarray, new: Sequence[float] | np.ndarray) -> tuple[int, ...]:
-    """For every value of `new` [T'] the index of the nearest value in `old` [T], the first of several as near."""
+    """For every value of `new` [T'] the index of the nearest value in `old` [T], the first of several as near.
+
+    Example:
+        >>> from search.validate.reindex import nearest_steps
+        >>> nearest_steps([-2.0, 0.0, 2.0], [-3.0, -0.5, 1.0])
+        (0, 1, 1)
+    """
     values = np.asarray(old, dtype=float)
     return tuple(int(np.abs(values - value).argmin()) for value in new)
 

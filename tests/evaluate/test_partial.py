@@ -238,7 +238,7 @@ def test_random_plans_branch_exactly(data, fixed):
 def test_a_state_of_another_path_is_refused():
     run = partial()
     state = run.extend(run.extend(run.begin(), schedule()), schedule([["denoiser", "CRCCCC"]]))
-    with pytest.raises(ValueError, match="does not go on from this state: at step 1 it does something else"):
+    with pytest.raises(ValueError, match="cannot continue from this state: its step 1 is another one"):
         run.extend(state, schedule([["denoiser", "CCCCCC"]]))
     with pytest.raises(ValueError, match="the run is over: 6 steps are done, the schedule has 6"):
         run.extend(stepwise(run, schedule()), schedule())

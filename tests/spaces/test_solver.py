@@ -240,7 +240,10 @@ def test_wrong_arguments_say_what_to_type():
 @pytest.mark.parametrize(
     ("scheduler", "text"),
     [
-        (PNDMScheduler(skip_prk_steps=True), "PNDMScheduler runs no given timesteps, hence no table; use DPMSolver"),
+        (
+            PNDMScheduler(skip_prk_steps=True),
+            "PNDMScheduler cannot run given timesteps, which a table needs",
+        ),
         (DDIMScheduler(), "DDIMScheduler clips x0, which is not linear; set its clip_sample false"),
         (DPMSolverMultistepScheduler(prediction_type="flow_prediction"), "those of a flow lie in 0..1"),
         (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), "draws noise; set its algorithm_type dpm"),

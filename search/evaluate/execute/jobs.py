@@ -25,7 +25,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Job:
-    """A schedule to run; with `fit` its solver is fitted while it runs."""
+    """A schedule to run.
+
+    Attributes:
+        schedule: With a number of steps.
+        fit: Whether its solver is fitted while it runs.
+    """
 
     schedule: Schedule
     fit: bool = False
@@ -47,9 +52,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Final latents [B, ...] in host memory, the schedule that gave them, and what its gates decided.
+    """The result of a job on one batch.
 
-    `batch` is how many pictures were denoised together where memory was short for all of them, else 0.
+    Attributes:
+        latents: Final latents [B, ...] in host memory.
+        schedule: The schedule that gave them, its solver fitted where the job asked for it.
+        decided: By group with a gate the share of the pictures for which it was computed at each step [T].
+        batch: How many pictures were denoised together where memory was short for all of them, else 0.
     """
 
     latents: Tensor

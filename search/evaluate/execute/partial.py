@@ -21,10 +21,15 @@ from search.schedule import Schedule
 
 @dataclass(frozen=True)
 class RunState:
-    """The state of a run before `step`: latents [B, C, h, w] and all that later steps can read.
+    """The state of a run before a step; any number of runs can continue from it.
 
-    `prefix` are the keys of the steps so far, `macs` is their cost for one picture, `rows` are the rows of the solver's
-    table that were fitted so far. Any number of runs can continue from it.
+    Attributes:
+        step: The number of the next step.
+        latents: Latents before it, [B, C, h, w].
+        snapshot: All other values that later steps can read: stored values of nodes, the solver's memory.
+        prefix: The keys of the steps so far.
+        macs: What these steps cost for one picture.
+        rows: The rows of the solver's table that were fitted so far.
     """
 
     step: int
@@ -38,8 +43,16 @@ class RunState:
 class PartialRun:
     """Runs of a model on one batch: `extend` returns the next state and does not change the given one.
 
-    `keep` is how many of its latest values each node keeps (see `values_needed`); without it every node keeps all.
-    `steps` and `block_executions` count the work so far, the latter as `Evaluator` does.
+    Args:
+        model: The model that runs.
+        conditions: What `model.encode` returned.
+        noise: Initial noise [B, C, h, w].
+        costs: Its cost tables.
+        keep: How many of its latest values each node keeps (see `values_needed`); None keeps all.
+
+    Attributes:
+        steps: Steps that were executed so far.
+        block_executions: Their cost, as `Accounting` counts it.
     """
 
     def __init__(
@@ -70,7 +83,7 @@ class PartialRun:
         keys = step_keys(schedule, (solver.state, solver.outputs) if solver else None)
         if keys[: state.step] != state.prefix:
             step = next((i for i, (a, b) in enumerate(zip(keys, state.prefix, strict=False)) if a != b), len(keys))
-            raise ValueError(f"the schedule does not go on from this state: at step {step} it does something else")
+            raise ValueError(f"the schedule cannot continue from this state: its step {step} is another one")
         if missing := [n for n, count in values_needed([schedule]).items() if count > self.keep.get(n, 0)]:
             raise ValueError(f"the schedule reads more values of {missing[0]!r} than are kept; give them in keep")
         macs = self.costs.macs_by_step(schedule)

@@ -26,8 +26,14 @@ log = logging.getLogger("search")
 class Runner:
     """Executes jobs on a loaded model; jobs that begin alike share their first steps, depth first.
 
-    `memory` holds the states that other jobs can continue from, also states of earlier calls. `steps` counts the steps
-    that were executed so far, without those of jobs that run alone.
+    Args:
+        model: The loaded model.
+        costs: Its cost tables.
+        memory: Holds the states that other jobs can continue from, also states of earlier calls.
+
+    Attributes:
+        executed: Block executions so far, including those that were repeated after a state was dropped.
+        steps: Steps that were executed so far, without those of jobs that run alone.
     """
 
     def __init__(self, model: Model, costs: Costs, memory: StateCache | None = None) -> None:

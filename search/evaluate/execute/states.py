@@ -31,9 +31,16 @@ PackedState = tuple[RunState, list[SharedTensor]]  # a state with shared tensors
 class StateCache:
     """States by prefix id. The least recently used ones are moved to host memory, and dropped from there.
 
-    Tensors that several states share are moved and counted once. `near` and `far` are limits in bytes on the device and
-    in host memory (four times as much, if not given); on a CPU there is near memory alone. `bytes` and `far_bytes`
-    are the sizes of what is held.
+    Tensors that several states share are moved and counted once. On a CPU there is no second memory: what exceeds the
+    limit is dropped.
+
+    Args:
+        near: Limit in bytes on the device; 0 holds nothing.
+        far: Limit in bytes in host memory; None for four times as much.
+
+    Attributes:
+        bytes: Size of what is held on the device.
+        far_bytes: Size of what is held in host memory.
     """
 
     def __init__(self, near: int = 2**31, far: int | None = None) -> None:

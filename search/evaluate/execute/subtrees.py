@@ -38,7 +38,14 @@ class PrefixPath:
 
 
 def split_into_subtrees(paths: Sequence[PrefixPath], count: int) -> list[list[int]]:
-    """Up to `count` groups of numbers of paths, the costliest first; every number is in one of them.
+    """Divide runs into groups that begin alike.
+
+    Args:
+        paths: The runs.
+        count: The largest number of groups.
+
+    Returns:
+        Groups of numbers of paths, the costliest first; every number is in one of them.
 
     In the order of their numbers, runs with common beginnings lie side by side: a group is a stretch of that order, and
     costs its first run, and of each following run the steps that the run before it does not share. The costliest group

@@ -19,7 +19,14 @@ from search.schedule import Schedule
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """Where a worker runs. `gpus` are the visible ones; workers of one `device` give equal results, bit for bit."""
+    """Where a worker runs.
+
+    Attributes:
+        pid: Its process.
+        host: Name of its machine.
+        gpus: The GPUs that it sees; "" without one.
+        device: What determines the last bits: workers with the same text give equal results.
+    """
 
     pid: int
     host: str
@@ -47,9 +54,16 @@ class SchedulePayload:
 
 @dataclass(frozen=True)
 class JobReport:
-    """A result: the job's number in its group, its outcome (see `Outcome`), and the worker's counts up to then.
+    """A result as a worker sends it.
 
-    `fitted` is the schedule that was run, where it is not the job's own; `batch` as in `Outcome`.
+    Attributes:
+        number: The job's number in its group.
+        latents: Final latents [B, ...].
+        fitted: The schedule that was run, where it is not the one of the job; else None.
+        decided: What gates decided, see `Outcome`.
+        executed: Block executions of the worker so far.
+        steps: Steps of the worker so far.
+        batch: See `Outcome`.
     """
 
     number: int

@@ -19,7 +19,14 @@ RIDGE = 1e-2
 
 
 class Corrector:
-    """Fits corrections on a few calibration prompts and their noise."""
+    """Fits corrections on a few calibration prompts and their noise.
+
+    Args:
+        model: The model that runs.
+        conditions: What `model.encode` returned.
+        noise: Initial noise [B, C, h, w].
+        ridge: How far corrections are shrunk toward none, see `fit_affine`.
+    """
 
     def __init__(self, model: Model, conditions: Any, noise: Tensor, ridge: float = RIDGE) -> None:
         self.model, self.conditions, self.noise, self.ridge = model, conditions, noise, ridge
@@ -74,7 +81,12 @@ def fit_affine(value: Tensor, truth: Tensor, ridge: float) -> tuple[Tensor, Tens
     """Scale and shift [C] in fp16 from a reused value to the truth, and mean squared errors [C] before and after.
 
     In truth - value = d (value - mean) + m both terms are shrunk toward 0 by 1 / (1 + ridge), which never raises a
-    channel's error; one that rounding to fp16 would raise stays as it is.
+    channel's error; a channel whose error rounding to fp16 would raise is not corrected.
+
+    Args:
+        value: The reused value, [B, C, h, w], [B, N, C] or the like.
+        truth: What the node computes, of the same shape.
+        ridge: The shrinkage; 0 for plain least squares.
     """
     x, y = (v.movedim(channel_dim(v), -1).flatten(0, -2).double() for v in (value, truth))
     mean, left = x.mean(0), y - x

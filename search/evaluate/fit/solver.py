@@ -28,7 +28,14 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A recorded run. `states` [T+1, B, ...] and `outputs` [T, B, ...] in float64, `sigmas` [T+1] as in files."""
+    """A recorded run.
+
+    Attributes:
+        noise: The noise schedule.
+        sigmas: Sigmas as in files, [T+1].
+        states: Latents before each step and at the end, [T+1, B, ...] in float64.
+        outputs: What the denoiser gave at each step, guided, [T, B, ...] in float64.
+    """
 
     noise: Noise
     sigmas: Sequence[float]
@@ -92,10 +99,19 @@ def record_trajectory(model: Model, conditions: Any, noise: Tensor) -> Trajector
 
 
 class Fitter:
-    """Fits solver tables on a few calibration prompts (`conditions`) and their noise [B, C, h, w].
+    """Fits solver tables on a few calibration prompts.
 
-    A fit is a run of these prompts, and the fitted table gives exactly the final latents of that run: `latents` holds
-    those of the last fit, by the digest of the fitted schedule.
+    A fit is a run of these prompts, and the fitted table gives exactly the final latents of that run.
+
+    Args:
+        model: The model that runs; the teacher's run is recorded now.
+        conditions: What `model.encode` returned.
+        noise: Initial noise [B, C, h, w].
+        ridge: Weight of the table before the fit, as a share of the energy of the combined vectors.
+
+    Attributes:
+        latents: Final latents of the last fit, by the digest of the fitted schedule.
+        runs: How many runs were made, with the teacher's.
     """
 
     def __init__(self, model: Model, conditions: Any, noise: Tensor, ridge: float = RIDGE) -> None:

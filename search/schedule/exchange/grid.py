@@ -44,7 +44,7 @@ def gridded(sampler: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], Any]:
     if sampler is None:
         raise ScheduleError("timesteps and sigmas are those of a scheduler; give a pipeline: exchange.load(path, pipe)")
     if sampler["class"] not in GRIDDED:
-        raise ScheduleError(f"{sampler['class']} runs no given timesteps; use {', '.join(GRIDDED)}")
+        raise ScheduleError(f"{sampler['class']} cannot run given timesteps; use {', '.join(GRIDDED)}")
     return sampler, build(sampler)
 
 

@@ -30,12 +30,22 @@ _CLOSED = ConfigDict(extra="forbid")
 class Stack:
     """Blocks that run one after another: a ModuleList, or one module (`single`), by its attribute path.
 
-    `components` are attribute paths in a block. In a path `*` stands for every index of a list,
-    `attentions.*.transformer_blocks.*.ff`; a block may lack some where `uniform` is false. A component's value is
-    its output, taken before the gate that the block multiplies it with.
+    A component's value is its output, taken before the gate that the block multiplies it with.
 
-    `outputs` names, in the block's return order, the argument that each of its outputs replaces in the next block;
-    it is empty where blocks replace no arguments, and then neither a block nor the stack can be skipped.
+    Attributes:
+        name: Attribute path in the denoiser, `transformer_blocks`.
+        components: Attribute paths in a block. In a path `*` stands for every index of a list,
+            `attentions.*.transformer_blocks.*.ff`.
+        outputs: In the block's return order, the argument that each of its outputs replaces in the next block. It is
+            empty where blocks replace no arguments; then neither a block nor the stack can be skipped.
+        single: Whether it is one module instead of a list of blocks.
+        uniform: Whether all blocks have the same components; otherwise a block may lack some.
+        zeros: What a skipped component returns: zeros like these arguments, a tuple where there are several.
+        passes: Components that return their first argument when skipped. One that is in neither cannot be skipped.
+
+    Example:
+        >>> Stack("layers", ("attn", "mlp"), outputs=("x",), zeros={"mlp": ("x",)}).name
+        'layers'
     """
 
     __pydantic_config__ = _CLOSED
@@ -44,18 +54,22 @@ class Stack:
     outputs: tuple[str, ...] = ("hidden_states",)
     single: bool = False
     uniform: bool = True
-    # What a skipped component returns: zeros like these arguments (a tuple where there are several) ...
     zeros: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    # ... or its first argument as it is. A component in neither cannot be skipped.
     passes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Contract:
-    """`stacks` in the order of execution. `conditional` is the half of a guided batch that is conditional, 0 or 1,
-    None where pipelines guide by two calls or not at all; `text` is the argument with the text states; `sample` the
-    denoiser's first argument. `copies`: blocks may write into what they are given (FreeU and adapters do in UNets), so
-    that values are stored and returned as copies.
+    """What a schedule has to know of a denoiser class.
+
+    Attributes:
+        stacks: Its stacks of blocks, in the order of execution.
+        conditional: Which half of a guided batch is conditional, 0 or 1; None where pipelines guide by two calls or not
+            at all, and a schedule cannot plan guidance.
+        text: The argument with the text states; None where there is none.
+        sample: The denoiser's first argument.
+        copies: Whether blocks may write into what they are given (FreeU and adapters do in UNets), so that values are
+            stored and returned as copies.
     """
 
     __pydantic_config__ = _CLOSED

@@ -33,7 +33,16 @@ _BLOCKS = re.compile(r"(?:\.(\*|\d{1,5}|\[[\d,-]{1,9999}\]))?(?::([\w.*]{1,200})
 
 @dataclass(frozen=True)
 class Node:
-    """One node of the tree. `kind` is denoiser, stack, block or component."""
+    """One node of the tree.
+
+    Attributes:
+        name: `denoiser`, `transformer_blocks`, `transformer_blocks.3` or `transformer_blocks.3:attn1`.
+        kind: denoiser, stack, block or component.
+        parent: Name of the node that it lies in; None for the denoiser.
+        stack: Name of its stack; "" for the denoiser.
+        block: Number of its block; -1 for the denoiser and stacks.
+        component: Its path in the block; "" for other nodes than components.
+    """
 
     name: str
     kind: str

@@ -9,11 +9,17 @@ from search.schedule.parts.part import MAX_ENTRIES, Finite, Name, Part
 
 
 class FormatPart(Part):
-    """How a layer's weight, and if given its input, are rounded. `group` is inputs per scale, null a whole row.
+    """How a layer's weight, and if given its input, are rounded.
 
-    `static`: the input's range is in the file; otherwise it is that of each token or picture. `split`: a convolution
-    rounds so many of its input channels apart from those after them. `elided`: the layer's outputs depend on the
-    timestep alone and are tabulated per step.
+    Attributes:
+        weight: Bits of the weight, 2 to 8; null only where the layer is elided.
+        group: Inputs per scale of the weight; null is one scale for a whole row.
+        activation: Bits of the input, 4 to 8; null leaves it at full precision.
+        static: Whether the input's range is in the file; otherwise it is that of each token, of a convolution that of
+            each picture.
+        split: So many input channels of a convolution are rounded apart from those after them, Q-Diffusion
+            (arXiv:2302.04304); null rounds all together.
+        elided: The layer's outputs depend on the timestep alone, and are tabulated per step.
     """
 
     weight: int | None = Field(default=None, ge=2, le=8)
@@ -25,9 +31,12 @@ class FormatPart(Part):
 
 
 class BitsPart(Part):
-    """Formats by id, and the id of every linear layer and convolution that is not at full precision.
+    """Formats of linear layers and convolutions; a layer that is not named stays at full precision.
 
-    `ranges` are least and greatest value of a static layer's input, or those of both sides of its split.
+    Attributes:
+        formats: Formats by id.
+        layers: The id of each layer's format, by full layer name (`transformer_blocks.0.attn1.to_q`).
+        ranges: Least and greatest value of each static layer's input, or those of both sides of its split.
     """
 
     formats: dict[Name, FormatPart] = Field(max_length=100)

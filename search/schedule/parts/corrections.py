@@ -13,8 +13,11 @@ from search.schedule.plan.tokens import MAX_STEPS, values_read
 class CorrectionsPart(Part):
     """Channel-wise affine corrections of reused values: a * value + b, CacheQuant (arXiv:2503.01323).
 
-    The numbers are in a .safetensors file beside the schedule; `digest` is the file's sha256. `steps` names the
-    corrected steps of every node, at which the plan reuses or forecasts it.
+    The numbers are in a .safetensors file next to the schedule. Without this part nothing is corrected.
+
+    Attributes:
+        digest: `sha256:…` of that file.
+        steps: The corrected steps of every corrected node, rising; the plan reuses or forecasts it at each of them.
     """
 
     digest: str = Field(pattern="^sha256:[0-9a-f]{64}$")

@@ -15,15 +15,23 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class GatePart(Part):
-    """A run of blocks as one node, whose actions may be decided while the denoiser runs.
+    """A group of consecutive blocks as one node, whose actions may be decided while the denoiser runs.
 
-    `group` is of blocks that follow each other, `transformer_blocks.[1-18]+single_transformer_blocks.*`; `actions` has
-    one per step: C compute, R reuse, F1..F9 forecast, G let the gate decide. At G the gate passes where `signal`
-    changed by less than `threshold`, a number or one per step (0 always computes), and the group's action is `then`;
-    else it is computed. Changes are relative L1, the largest of the batch, rescaled by the polynomial `poly` (highest
-    power first), with `accumulate` summed up since the group was last computed. At most `max_run` steps in a row pass,
-    and once the gate has computed `most` steps of a run it always passes: a bound on the cost of a run. `table` [T] are
-    the ratios of signal `table`. `value` is what is stored: the group's output, or what it adds to its input.
+    At a step G the gate passes where the signal changed by less than the threshold, and the group's action is `then`;
+    else it is computed. Changes are relative L1, the largest of the batch.
+
+    Attributes:
+        group: The blocks, `transformer_blocks.[1-18]+single_transformer_blocks.*`.
+        actions: One per step: C compute, R reuse, F1..F9 forecast, G let the gate decide.
+        value: What is stored: the group's output (`out`), or output minus input (`residual`).
+        then: The action where the gate passes, R or F1..F9.
+        signal: What is measured (search/schedule/plan/gates.py); required where a step is G.
+        threshold: A number, or one per step; 0 always computes.
+        accumulate: Whether changes are summed up since the group was last computed.
+        poly: A polynomial that rescales changes, highest power first; null leaves them as they are.
+        table: The ratios [T] of the signal `table`, MagCache (arXiv:2506.09045).
+        max_run: At most so many steps in a row pass; null for no limit.
+        most: Once the gate has computed so many steps of a run it always passes; null for no limit on the cost.
     """
 
     group: Annotated[str, Field(min_length=1, max_length=20_000)]

@@ -16,8 +16,12 @@ Weights = Weight | Annotated[list[Weight], Field(max_length=MAX_STEPS)]
 class ApproximatePart(Part):
     """How a step A estimates the unconditional output from the conditional one, FasterCache (arXiv:2410.19355).
 
-    It adds the last full step's difference of the halves: its low frequencies times `low`, the others times `high`,
-    a number or one per step. Low are those within `radius`, in parts of the shorter side, of the spectrum's centre.
+    It adds the last full step's difference of the halves, with its frequencies weighted.
+
+    Attributes:
+        low: Weight of the low frequencies, a number or one per step.
+        high: Weight of the others, a number or one per step.
+        radius: How far from the spectrum's centre frequencies are low, in parts of the shorter side, 0 to 1.
     """
 
     low: Weights = GAIN
@@ -26,11 +30,15 @@ class ApproximatePart(Part):
 
 
 class GuidancePart(Part):
-    """Classifier-free guidance per step. `call` is the guidance_scale of the pipeline call.
+    """Classifier-free guidance per step; without this part guidance is the pipeline's.
 
-    `scale` [T] is the scale of each step instead. `branch` [T]: C computes both halves of the batch, O only
-    the conditional one (no guidance), R reuses the unconditional half's last output, A approximates it, M runs one
-    merged pass on text states extrapolated from the unconditional by the scale.
+    Attributes:
+        call: The guidance_scale of the pipeline call, above 1.
+        scale: The scale of each step [T] instead, 0 to 1000; null is `call` at every step.
+        branch: What each step [T] computes, null is C at every step. C computes both halves of the batch, O only the
+            conditional one (no guidance), R reuses the unconditional half's last output, A approximates it, M runs one
+            merged pass on text states extrapolated from the unconditional ones by the scale.
+        approximate: The weights of steps A; null is FasterCache's.
     """
 
     call: Finite

@@ -12,7 +12,14 @@ from search.schedule.plan.tokens import MAX_STEPS, OWN
 
 
 class ModelPart(Part):
-    """Which denoiser the schedule is for. `fingerprint` is a digest of its architecture, not of its weights."""
+    """Which denoiser the schedule is for.
+
+    Attributes:
+        class_name: Its class, `class` in the file.
+        fingerprint: Digest of its architecture, not of its weights; "" accepts any configuration of the class.
+        stacks: How many blocks each stack has, or where blocks differ the lengths of the lists in each of them.
+        contract: Description of a class that has none in this version (search/schedule/model/contracts.py); else null.
+    """
 
     class_name: Name = Field(alias="class")
     fingerprint: str = Field(default="", max_length=100)
@@ -25,15 +32,21 @@ class ModelPart(Part):
 
 
 class OtherPart(ModelPart):
-    """Another denoiser: its architecture, and a name to read. It is given when the schedule is applied."""
+    """Another denoiser, which is given when the schedule is applied: `apply(pipe, models={"S": small_pipe})`.
+
+    Attributes:
+        name: A name for people.
+    """
 
     name: str = Field(default="", max_length=200)
 
 
 class ModelsPart(Part):
-    """Which denoiser runs at each step, T-Stitch (arXiv:2402.14167): `at` [T] has a capital letter per step.
+    """Which denoiser runs at each step, T-Stitch (arXiv:2402.14167); without this part it is always the pipeline's own.
 
-    L is the pipeline's own, `names` says what the others are.
+    Attributes:
+        names: The other denoisers, by capital letter.
+        at: The letter of each step's denoiser [T]; L is the pipeline's own.
     """
 
     names: dict[Annotated[str, Field(pattern="^[A-KM-Z]$")], OtherPart] = Field(max_length=25)

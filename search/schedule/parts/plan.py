@@ -12,11 +12,16 @@ from search.schedule.plan.tokens import MAX_STEPS, values_read
 
 
 class PlanPart(Part):
-    """Actions per node and step, `[selector, actions]`; a later rule takes precedence.
+    """Actions per node and step; without this part, and for nodes without a rule, everything is computed.
 
-    `value` is what is stored of blocks and stacks: out, their outputs, or residual, what they add to their inputs; of
-    other nodes it is always the output. `axis` is where forecasts place the steps, those of gates too. Up to
-    `ahead` steps that reuse a UNet's encoder run as one batch (search/schedule/apply/ahead.py), where they can.
+    Attributes:
+        value: What is stored of blocks and stacks: their outputs (`out`), or output minus input (`residual`); of other
+            nodes it is always the output.
+        axis: Where forecasts place the steps, those of gates too: by number, timestep, sigma or log-SNR.
+        ahead: So many steps that reuse a UNet's encoder run as one batch where they can
+            (search/schedule/apply/ahead.py); 1 runs each alone.
+        rules: Pairs of a selector and actions, `["transformer_blocks.*:attn1", "(C R)*4"]`; a later rule takes
+            precedence.
     """
 
     value: Literal["out", "residual"] = "out"

@@ -16,6 +16,10 @@ class CoefficientsPart(Part):
     """A linear multistep solver as a table: x[i+1] = state[i] * x[0] + sum over j <= i of outputs[i][j] * e[j].
 
     x[0] are the initial latents, e[j] is the guided output of the denoiser at step j. OLSS (arXiv:2305.14677).
+
+    Attributes:
+        state: Coefficients of x[0], [T].
+        outputs: Coefficients of the outputs, rows of 1, 2, … T numbers.
     """
 
     state: list[Finite] = Field(max_length=MAX_TABLE)
@@ -23,9 +27,15 @@ class CoefficientsPart(Part):
 
 
 class SamplerPart(Part):
-    """How the scheduler runs. `timesteps` [T] and post-shift `sigmas` [T+1] go together; `order` is per step.
+    """How the scheduler runs; without this part it is the pipeline's own scheduler and grid.
 
-    With `coefficients` the table runs instead of the class's own solver.
+    Attributes:
+        class_name: A scheduler class of diffusers, `class` in the file.
+        config: Its configuration.
+        timesteps: Falling timesteps [T]; null for the class's own.
+        sigmas: Falling sigmas [T+1], after the shift, with the terminal one; null for the class's own.
+        order: Order of the solver at each step [T], a digit each; null for the class's own.
+        coefficients: A table that runs instead of the class's solver; null for no table.
     """
 
     class_name: Name = Field(alias="class")

@@ -8,7 +8,14 @@ from search.schedule.parts.part import Finite, Part
 
 
 class ScorePart(Part):
-    """A measured score: mean over prompts, 95 % interval, and on which prompts it was taken."""
+    """A measured score.
+
+    Attributes:
+        value: The mean over prompts.
+        ci: Its 95 % interval (low, high); null where there is none.
+        split: Where it was measured: on calibration prompts, on held-out prompts, or a time on the device.
+        unit: The unit in words; "" without one.
+    """
 
     value: Finite
     ci: tuple[Finite, Finite] | None = None

@@ -16,6 +16,10 @@ class InjectPart(Part):
     the latents before every step whose timestep is under `below`, of 1000; published are 0.003 and 500.
 
     Nothing is added before the first step, which begins with x_T itself, or after the last one.
+
+    Attributes:
+        strength: Factor on x_T, 0 to 1; 0 adds nothing.
+        below: Timestep of 1000 under which it is added, whatever the scheduler's number of training timesteps is.
     """
 
     strength: float = Field(ge=0, le=1)
@@ -28,7 +32,12 @@ class InjectPart(Part):
 
 
 class NoiseStart(Part):
-    """Noise, as the pipeline draws it; with `inject` some of it is added again at later steps."""
+    """Noise, as the pipeline draws it.
+
+    Attributes:
+        kind: "noise".
+        inject: Adds some of the noise again at later steps; null adds none.
+    """
 
     kind: Literal["noise"]
     inject: InjectPart | None = None

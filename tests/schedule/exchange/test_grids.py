@@ -162,7 +162,7 @@ def test_sigmas_that_do_not_fit_are_refused():
         from_sigmas(7, euler)
     with pytest.raises(ScheduleError, match=r"give a pipeline: exchange.load\(path, pipe\)"):
         parts_of("14.6, 0.0", PIXART)
-    with pytest.raises(ScheduleError, match="PNDMScheduler runs no given timesteps; use DPMSolverMultistepScheduler"):
+    with pytest.raises(ScheduleError, match="PNDMScheduler cannot run given timesteps; use DPMSolverMultistep"):
         from_sigmas("1.0, 0.0", {"class": "PNDMScheduler", "config": {}})
     with pytest.raises(ScheduleError, match="sampler.config does not fit DPMSolverMultistepScheduler"):
         from_sigmas("1.0, 0.0", {"class": "DPMSolverMultistepScheduler", "config": {"beta_schedule": "x"}})
