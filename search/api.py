@@ -46,7 +46,7 @@ def search(
     seed: int | None = None,
     on_progress: "OnProgress | None" = None,
 ) -> "Result":
-    """Search how a model is run, and return the finished search; what is found also lies in a folder below `runs`.
+    """Search how a model is run, and return the finished search; its files are in a new folder below `runs`.
 
     Args:
         overrides: Options as they are typed after `python -m search`, such as `"model.steps=10"`.

@@ -49,9 +49,16 @@ class _Strict(BaseModel):
 
 
 class Prompts(_Strict):
-    """Two text files with one prompt per line, and how many lines of each are used at most (null: all).
+    """The prompts of a search.
 
-    `batch` prompts are denoised together. Candidates that are surely dominated on the first batches skip the others.
+    Attributes:
+        calibration: Text file with one prompt per line, on which candidates are scored.
+        held_out: Another one, on which the front is scored at the end.
+        calibration_count: How many lines of it are used at most; null for all.
+        held_out_count: The same for the held-out prompts.
+        batch: So many prompts are denoised together. Candidates that are surely dominated on the first batches skip the
+            others.
+        seed: Of the noise of the first prompt; each further prompt has the next one.
     """
 
     calibration: str
@@ -63,10 +70,15 @@ class Prompts(_Strict):
 
 
 class Budget(_Strict):
-    """A search ends at the first limit that is reached; null means no limit.
+    """When a search ends: at the first limit that is reached; null means no limit.
 
-    `generation` is the number of candidates that the engine proposes at once. A search also ends when an objective has
-    failed for `failures` candidates; an objective that takes longer than `patience` seconds has failed.
+    Attributes:
+        evaluations: Candidates that are evaluated, with those that lose a race.
+        minutes: Time of the search itself, without preparation and held-out scores.
+        block_executions: Work in executions of one block for one picture.
+        generation: How many candidates the engine proposes at once.
+        failures: The search ends when objectives have failed for so many candidates.
+        patience: Seconds after which a call of an objective counts as failed.
     """
 
     evaluations: Limit
@@ -96,13 +108,17 @@ class Budget(_Strict):
 
 
 class Compute(_Strict):
-    """Where to run. With `threads` null torch decides. The last three are for `executor` ray.
+    """Where to run. The last three are for `executor` ray.
 
-    `states` GiB of latents and stored values are kept on the device, and four times as much in the memory next to a
-    GPU, so that runs with the same first steps share them.
-
-    `workers` null means as many as there is room for, `gpus` null one for each if the device is a GPU, `address` null
-    starts Ray on this machine.
+    Attributes:
+        device: `auto` is the GPU where there is one.
+        threads: Of torch on the CPU; null lets torch decide.
+        states: GiB of latents and stored values that are held on the device, and four times as much in the memory next
+            to a GPU, so that runs with the same first steps share them; 0 shares nothing.
+        executor: This process, or Ray workers.
+        workers: The number of workers; null for as many as there is room for.
+        gpus: The share of a GPU that a worker takes; null for a whole one if the device is a GPU.
+        address: Of a Ray cluster; null starts Ray on this machine.
     """
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]

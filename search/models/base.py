@@ -54,7 +54,15 @@ class Model(ABC):
     def apply(self, schedule: Schedule, **options: Any) -> Handle:
         """Apply a schedule to this pipeline, with the other denoisers that it names; use the result in a `with` block.
 
-        `options` are those of `apply_document`. ScheduleError if the schedule cannot run here.
+        Args:
+            schedule: The schedule.
+            options: Those of `apply_document`, such as `compile` and `bits`.
+
+        Returns:
+            The handle, which removes the schedule at the end of the block.
+
+        Raises:
+            ScheduleError: The schedule cannot run here.
         """
         arguments = {"corrections": schedule.corrections, "models": self.others, **options}
         return apply_document(schedule.document, self.pipe, **arguments)
@@ -72,19 +80,53 @@ class Model(ABC):
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Any:
-        """Conditions of B prompts, as `sample` and `denoise` take them."""
+        """Conditions of prompts, as `sample` and `denoise` take them.
+
+        Args:
+            prompts: B texts; the empty one is the unconditional half of guidance.
+
+        Returns:
+            What the pipeline's text encoders give, with both halves of guidance where the model is guided.
+
+        Raises:
+            ValueError: The model does not accept a prompt, such as an unknown class name.
+        """
 
     @abstractmethod
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Initial noise [B, C, h, w], one seed per picture, as the pipeline draws it from these generators."""
+        """Initial noise, as the pipeline draws it from one generator per picture.
+
+        Args:
+            seeds: B seeds; equal seeds give equal noise, whatever the others are.
+
+        Returns:
+            Noise [B, C, h, w], of standard deviation 1.
+        """
 
     @abstractmethod
     def begin(self, conditions: Any, noise: Tensor) -> Tensor:
-        """Set the scheduler's timesteps for a new run; returns its first latents [B, C, h, w]."""
+        """Begin a run: set the scheduler's timesteps, by the schedule that is applied.
+
+        Args:
+            conditions: What `encode` returned.
+            noise: What `noise` returned.
+
+        Returns:
+            The first latents [B, C, h, w]: the noise in the scheduler's scale.
+        """
 
     @abstractmethod
     def denoise(self, conditions: Any, latents: Tensor, t: Tensor) -> Tensor:
-        """The guided prediction [B, C, h, w] at timestep t, as the pipeline gives it to `scheduler.step`."""
+        """Call the denoiser once, or twice where the pipeline does so for guidance.
+
+        Args:
+            conditions: What `encode` returned.
+            latents: The latents before this step [B, C, h, w].
+            t: The timestep, a scalar of `scheduler.timesteps`.
+
+        Returns:
+            The guided prediction [B, C, h, w], as the pipeline gives it to `scheduler.step`.
+        """
 
     @torch.no_grad()
     def sample(self, conditions: Any, noise: Tensor) -> Tensor:
@@ -107,7 +149,16 @@ class Model(ABC):
 
     @abstractmethod
     def stock(self, prompts: Sequence[str], seeds: Sequence[int], **arguments: Any) -> Any:
-        """Pictures of the untouched pipeline call; with `output_type="latent"` its latents."""
+        """Call the pipeline itself, with its own loop.
+
+        Args:
+            prompts: B texts.
+            seeds: B seeds of the noise.
+            arguments: Arguments of the pipeline call, in place of those of `arguments`.
+
+        Returns:
+            B pictures in the form of `output_type`; with `output_type="latent"` latents [B, C, h, w].
+        """
 
     @abstractmethod
     def once(self) -> Any:
@@ -115,7 +166,14 @@ class Model(ABC):
 
     @abstractmethod
     def shorter(self, steps: int) -> dict[str, Any]:
-        """The sampler part of a schedule for what plain diffusers runs with another number of steps."""
+        """The sampler part of a schedule for what plain diffusers runs with another number of steps.
+
+        Args:
+            steps: The number of steps, which may also exceed the teacher's.
+
+        Returns:
+            `class`, `config`, `timesteps` [steps] and, where the class has them, `sigmas` [steps + 1].
+        """
 
     @property
     @abstractmethod

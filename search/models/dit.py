@@ -16,7 +16,11 @@ EMPTY = 1000  # the class that DiTPipeline uses for the unconditional half
 
 @dataclass(eq=False, repr=False)
 class DiT(Pipeline):
-    """DiTPipeline. The empty prompt is the unconditional class, which guidance has in the second half of its batch."""
+    """DiTPipeline. The empty prompt is the unconditional class, which guidance has in the second half of its batch.
+
+    Raises:
+        ValueError: Another size than that of the checkpoint is asked for, or a prompt is not the name of a class.
+    """
 
     name: str = "dit"
 

@@ -17,6 +17,9 @@ class Flux(Pipeline):
 
     There is no unconditional branch: `guidance_scale` is an argument of the denoiser, without effect if the checkpoint
     has no such embedding (schnell).
+
+    Attributes:
+        max_sequence_length: Tokens of a prompt for the T5 encoder.
     """
 
     name: str = "flux"

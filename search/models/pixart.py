@@ -12,7 +12,11 @@ from search.models.pipeline import Conditions, Pipeline
 
 @dataclass(eq=False, repr=False)
 class PixArt(Pipeline):
-    """PixArtAlphaPipeline and PixArtSigmaPipeline, called without resolution bins and caption cleaning."""
+    """PixArtAlphaPipeline and PixArtSigmaPipeline, called without resolution bins and caption cleaning.
+
+    Attributes:
+        max_sequence_length: Tokens of a prompt for the T5 encoder.
+    """
 
     name: str = "pixart"
     max_sequence_length: int = 16

@@ -25,9 +25,16 @@ PLAIN = "start 0 goal 0"
 class Policy(Model):
     """Plans of a point that passes an obstacle; a prompt is a line such as `start -0.4 goal 0.8 above`.
 
-    `contract` states what can be planned, as `Contract.from_dict` reads it. With more than one of `chunks` a run is a
-    tick of a stream: time is a vector then, and the chunks of a plan are at as many levels of noise. Latents are the
-    plans [B, H, 2]; decoded they are drawings.
+    Latents are the plans [B, H, 2]; decoded they are drawings.
+
+    Attributes:
+        contract: What can be planned, as `Contract.from_dict` reads it.
+        chunks: Into how many parts a plan is divided. With more than one a run is a tick of a stream: each part has
+            another level of noise, and time is a vector.
+        guidance_scale: Always 1: the policy has no guidance.
+
+    Raises:
+        ValueError: `chunks` does not divide the length of a plan, a scale is given, or `path` has no policy.
     """
 
     contract: Mapping[str, Any]

@@ -12,7 +12,11 @@ from search.models.pipeline import Conditions, Pipeline
 
 @dataclass(eq=False, repr=False)
 class StableDiffusion3(Pipeline):
-    """StableDiffusion3Pipeline without skip-layer guidance; guidance as one batch, unconditional half first."""
+    """StableDiffusion3Pipeline without skip-layer guidance; guidance as one batch, unconditional half first.
+
+    Attributes:
+        max_sequence_length: Tokens of a prompt for the T5 encoder.
+    """
 
     name: str = "sd3"
     guidance_scale: float = 7.0

@@ -14,7 +14,15 @@ SHOWN = 4  # frames of a video that objectives see
 
 @dataclass(eq=False, repr=False)
 class Wan(Pipeline):
-    """WanPipeline; latents [B, C, frames, h, w] in float32. Guidance is two calls, the conditional one first."""
+    """WanPipeline; latents [B, C, frames, h, w] in float32. Guidance is two calls, the conditional one first.
+
+    Attributes:
+        num_frames: Frames of a video, one more than a multiple of the autoencoder's factor.
+        max_sequence_length: Tokens of a prompt.
+
+    Raises:
+        ValueError: The pipeline has two transformers, or the number of frames does not fit the autoencoder.
+    """
 
     name: str = "wan"
     guidance_scale: float = 5.0

@@ -52,7 +52,7 @@ def _autoencoder(pictures: EmojiSet, work: Path, device: torch.device, steps: in
     else:
         autoencoder = vae.fit(pictures, work, device, dataclasses.replace(vae.RECIPE, steps=steps, seed=seed))
         autoencoder.save_pretrained(trained)
-    images, _ = vae.everything(pictures)
+    images, _ = vae.pictures_on_backgrounds(pictures)
     print(f"vae reconstructs at {vae.psnr(autoencoder, images, device):.1f} dB")
     return autoencoder
 

@@ -48,7 +48,7 @@ class Teacher:
         self.pipe: Any = PixArtAlphaPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
         self.pipe.transformer.requires_grad_(False).eval()
         with torch.no_grad():
-            images, grounds = autoencoder.everything(pictures)
+            images, grounds = autoencoder.pictures_on_backgrounds(pictures)
             latents = autoencoder.encode(self.pipe.vae, images, grounds, device)
             self.latents = latents.to(device) * self.pipe.vae.config.scaling_factor
             captions = shown_captions(pictures, grounds)

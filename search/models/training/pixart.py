@@ -39,7 +39,7 @@ def fit(
     """
     torch.manual_seed(recipe.seed)
     with torch.no_grad():
-        images, grounds = autoencoder.everything(pictures)
+        images, grounds = autoencoder.pictures_on_backgrounds(pictures)
         latents = autoencoder.encode(vae, images, grounds, device).to(device) * vae.config.scaling_factor
     captions = shown_captions(pictures, grounds)
     every = sorted({text for texts in captions.values() for text in texts})
@@ -166,7 +166,7 @@ def build_scheduler() -> DPMSolverMultistepScheduler:
 
 
 def shown_captions(pictures: EmojiSet, grounds: torch.Tensor) -> dict[str, list[str]]:
-    """For each entry of SHOWN the caption of every picture, in the order of `autoencoder.everything`."""
+    """For each entry of SHOWN the caption of every picture, in the order of `autoencoder.pictures_on_backgrounds`."""
     colours = list(BACKGROUNDS)
     drawings = list(zip(pictures.name, pictures.style, strict=True)) * len(BACKGROUNDS)
     full = [(name, style, colours[g]) for (name, style), g in zip(drawings, grounds.tolist(), strict=True)]

@@ -48,12 +48,12 @@ def fit(pictures: EmojiSet, work: Path, device: torch.device, recipe: Recipe = R
     train("vae", vae, loss_at, recipe, work)
     vae.eval()
     with torch.no_grad():
-        spread = encode(vae, *everything(pictures), device).std().item()
+        spread = encode(vae, *pictures_on_backgrounds(pictures), device).std().item()
     vae.register_to_config(scaling_factor=1.0 / spread)
     return vae
 
 
-def everything(pictures: EmojiSet) -> tuple[torch.Tensor, torch.Tensor]:
+def pictures_on_backgrounds(pictures: EmojiSet) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures [K*N, 3, 64, 64] of every drawing on every background, and the background index of each."""
     n, k = len(pictures.name), len(BACKGROUNDS)
     ground = torch.arange(k).repeat_interleave(n)
@@ -61,7 +61,7 @@ def everything(pictures: EmojiSet) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def encode(vae: AutoencoderKL, images: torch.Tensor, _: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Latents [K*N, 8, 16, 16] on the CPU, not scaled, of what `everything` returns."""
+    """Latents [K*N, 8, 16, 16] on the CPU, not scaled, of what `pictures_on_backgrounds` returns."""
     return torch.cat([vae.encode(x.to(device)).latent_dist.mode().cpu() for x in images.split(64)])
 
 
