@@ -1,16 +1,14 @@
-"""The published rules in docs/presets: each is representable, loads, runs on its bundled model, and is still ours."""
+"""The published rules in docs/presets: each is representable, loads, and is still ours (tests/replay runs them)."""
 
 from functools import cache
 
 import numpy as np
 import pytest
-import torch
 from hydra.utils import instantiate
 from rich.console import Console
 
 from benchmarks.presets import MORE, SPACES
 from search.config.compose import compose_config, normalise_overrides
-from search.config.prompts import read_prompts
 from search.config.settings import Config
 from search.loop.search import Search
 from search.schedule import Schedule
@@ -57,20 +55,6 @@ def test_rules_are_what_the_spaces_make_of_them_today(model):
     kept = {s.made["name"]: s.digest for s in map(Schedule.load, sorted((PRESETS / model).glob("*.json")))}
     measured = {name for name in kept if name.startswith("SmoothCache")}
     assert {name: digest for name, digest in kept.items() if name not in measured} == made
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}/{f.stem}")
-def test_a_rule_runs_on_its_model_as_it_says(file):
-    model, schedule = adapter(file.parent.name), Schedule.load(file)
-    prompts = read_prompts(config(file.parent.name).prompts.calibration)[:1]
-    with torch.no_grad(), model.apply(schedule) as handle:
-        latents = model.sample(model.encode(prompts), model.noise([0]))
-        counts = handle.stats()["nodes"]
-    assert latents.isfinite().all()
-    for name, tokens in schedule.plan.tokens.items():
-        if name in counts and not schedule.gates:
-            assert counts[name].get("C", 0) == tokens.count("C")
 
 
 @pytest.mark.slow

@@ -65,15 +65,16 @@ def machine() -> dict[str, str]:
     }
 
 
-def replay_preset(model: Any, file: Path) -> tuple[str, Any]:
-    """Digest of a rule's schedule, and final latents [1, C, h, w] of one prompt under it."""
+def replay_preset(model: Any, file: Path) -> tuple[Any, Any, Any]:
+    """A rule's schedule, final latents [1, C, h, w] of one prompt under it, and what ran (`Handle.stats`)."""
     from search import Schedule
 
     schedule = Schedule.load(file)
     prompt = PROMPTS.get(model.name, "red apple, 3d style, pink background")
-    with model.apply(schedule):
+    with model.apply(schedule) as handle:
         latents = model.sample(model.encode([prompt]), model.noise([0]))
-    return schedule.digest, latents.float().cpu().contiguous()
+        stats = handle.stats()
+    return schedule, latents.float().cpu().contiguous(), stats
 
 
 def load_model(name: str) -> Any:
@@ -151,8 +152,8 @@ def record_presets() -> None:
         model = load_model(name)
         for file in sorted((PRESETS / name).glob("*.json")):
             key = f"{name}/{file.stem}"
-            schedule, result = replay_preset(model, file)
-            digests[key] = {"schedule": schedule, "latents": digest_of(result)}
+            schedule, result, _ = replay_preset(model, file)
+            digests[key] = {"schedule": schedule.digest, "latents": digest_of(result)}
             latents[key] = result.half()
             print(key, digests[key]["latents"][:12], flush=True)
     save_file(latents, STORED_LATENTS)

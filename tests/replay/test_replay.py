@@ -53,10 +53,14 @@ def test_every_rule_is_stored():
 
 
 @pytest.mark.parametrize("key", sorted(FILES))
-def test_a_rule_gives_the_same_latents(key, latents):
-    digest, result = corpus.replay_preset(model(key.partition("/")[0]), FILES[key])
+def test_a_rule_runs_as_it_says_and_gives_the_same_latents(key, latents):
+    schedule, result, stats = corpus.replay_preset(model(key.partition("/")[0]), FILES[key])
     recorded = STORED["digests"][key]
-    assert digest == recorded["schedule"]
+    assert schedule.digest == recorded["schedule"]
+    assert result.isfinite().all()
+    for name, tokens in schedule.plan.tokens.items():
+        if name in stats["nodes"] and not schedule.gates:
+            assert stats["nodes"][name].get("C", 0) == tokens.count("C")
     torch.testing.assert_close(result.half(), latents[key], rtol=2e-2, atol=2e-2)
     if is_recording_machine(STORED):
         assert corpus.digest_of(result) == recorded["latents"]

@@ -72,14 +72,17 @@ class Plan:
         """
         chosen: dict[str, Tokens] = {}
         texts: dict[str, Tokens] = {}  # many nodes share few texts
+        selected: dict[str, list[str]] = {}
         work = 0
         for i, (selector, text) in enumerate(rules):
             if text not in texts:
                 texts[text] = parse_actions(text, steps, f"plan.rules[{i}] {selector[:80]!r}")
-            try:
-                names = tree.select(selector)
-            except ScheduleError as error:
-                raise ScheduleError(f"plan.rules[{i}]: {error}") from None
+            if selector not in selected:
+                try:
+                    selected[selector] = tree.select(selector)
+                except ScheduleError as error:
+                    raise ScheduleError(f"plan.rules[{i}]: {error}") from None
+            names = selected[selector]
             work += len(names)
             if work > MAX_ACTIONS:
                 raise ScheduleError(f"plan.rules[{i}]: the rules select more than {MAX_ACTIONS} nodes in all")
