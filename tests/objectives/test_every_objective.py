@@ -1,19 +1,23 @@
 """Every objective that has a YAML file keeps the contract; one whose weights are not at hand says what to type."""
 
+from functools import cache
 from typing import Any
 
 import pytest
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
 
-from search.config.compose import compose_config, list_options, normalise_overrides
+from search.config.compose import list_options
 from search.objectives.base import Cost, Quality
 from search.testing import CostContract, QualityContract
+from tests.helpers.repository import ROOT
 
 
+@cache
 def written(name: str) -> dict[str, Any]:
     """What the YAML file says."""
-    return compose_config(normalise_overrides([f"objective=[{name}]"]))["objective"][name]
+    return OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "objective" / f"{name}.yaml"))
 
 
 def of(kind: type) -> list[str]:
