@@ -1,6 +1,5 @@
 """Plans: text, selectors, precedence, liveness and the normal form."""
 
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
