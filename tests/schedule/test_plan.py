@@ -1,5 +1,9 @@
 """Plans: text, selectors, precedence, liveness and the normal form."""
 
+<<<<<<< Updated upstream
+=======
+
+>>>>>>> Stashed changes
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
