@@ -32,7 +32,7 @@ def random_schedule(seed: int, granularity: str) -> Schedule:
     return to_schedule(MODEL, space.decode(x, TARGET))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 10_000), granularity=st.sampled_from(["interval", "component", "block", "step"]))
 def test_macs_equal_a_counted_run(seed, granularity):
     schedule = random_schedule(seed, granularity)
@@ -42,7 +42,7 @@ def test_macs_equal_a_counted_run(seed, granularity):
     assert counter.get_total_flops() // 2 == COSTS.macs(schedule)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 10_000), granularity=st.sampled_from(["interval", "component", "block", "step"]))
 def test_peak_bytes_equal_an_applied_run(seed, granularity):
     schedule = random_schedule(seed, granularity)

@@ -176,6 +176,7 @@ def reached(make: Callable[[EngineInputs], Engine], seed: int, rows: int) -> flo
     return hypervolume(np.concatenate(found), np.ones(2))
 
 
+@pytest.mark.slow
 def test_beats_random_search_at_equal_evaluations() -> None:
     # Medians: TPE 0.590, random search 0.566. GP on 32 rows: 0.715, random search 0.541.
     own = [reached(BayesEngine, seed, 72) for seed in range(5)]

@@ -225,6 +225,7 @@ def test_genes_without_a_group_are_groups_of_one() -> None:
 # The comparator: 24 genes, 1 reuses at this step. The DP sees the table but not the second term.
 
 
+@pytest.mark.slow
 def test_beats_random_search_at_equal_evaluations() -> None:
     none = np.zeros((0, STEPS - 1), dtype=np.int64)
     own = [search(Nsga2Engine, seed, none, evaluations=960) for seed in range(5)]

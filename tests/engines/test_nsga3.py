@@ -102,6 +102,7 @@ def reached(make: Callable[[EngineInputs], Engine], seed: int) -> float:
     return hypervolume(np.concatenate(found), np.full(3, 1.5))
 
 
+@pytest.mark.slow
 def test_covers_three_objectives_no_worse_than_nsga2() -> None:
     # Medians of 12 seeds: NSGA-II 2.629, NSGA-III 2.627, unified 2.625, random search 1.07.
     two = np.median([reached(Nsga2Engine, seed) for seed in range(5)])

@@ -42,6 +42,7 @@ def run(engine: Engine, evaluations: int, score: Callable[[np.ndarray], np.ndarr
     return np.concatenate(found)
 
 
+@pytest.mark.slow
 def test_beats_nsga2_at_equal_evaluations() -> None:
     """Vizier's comparator. Median volume 1.27 against 1.01, and the worst seed is above the median of NSGA-II."""
     volumes = []

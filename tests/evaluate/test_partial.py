@@ -219,7 +219,7 @@ def settled(tokens: Mapping[str, list[str]]) -> Schedule:
     return schedule([[name, "".join(a)] for name, a in settle_branches(every, tree, None).items()])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(data=st.data(), fixed=st.integers(1, STEPS - 1))
 def test_random_plans_branch_exactly(data, fixed):
     first = data.draw(rules())

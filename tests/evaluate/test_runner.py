@@ -95,7 +95,7 @@ def test_values_that_no_schedule_read_before_are_kept_from_then_on():
 rows = st.lists(st.integers(0, 10**6), min_size=4, max_size=4)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seeds=rows, fit=st.booleans(), near=st.sampled_from([0, 20_000, 2**30]))
 def test_populations_are_bit_identical_to_runs_one_by_one(seeds, fit, near):
     """Timesteps that move, caches of every granularity, solvers that are fitted on the way, any bound on memory."""

@@ -68,6 +68,7 @@ def test_the_bundled_model_knows_the_classes_of_its_prompts():
     )
 
 
+@pytest.mark.slow
 def test_the_bundled_model_searched_loop_is_the_stock_call():
     bundled_loops_agree(DiT(), ["red apple", "cat face"], [["transformer_blocks.*:*", "(CR)*10"]])
 

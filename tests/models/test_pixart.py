@@ -1,5 +1,6 @@
 """PixArt: the adapter, the bundled model, and the small one beside it."""
 
+import pytest
 from diffusers import PixArtAlphaPipeline
 
 from search.models.pixart import PixArt
@@ -23,12 +24,14 @@ def test_the_bundled_pipeline_loads_without_anything_of_ours():
     assert bundled_size(bundled_model("pixart")) < 15 * 2**20
 
 
+@pytest.mark.slow
 def test_the_bundled_model_searched_loop_is_the_stock_call():
     model = PixArt()
     bundled_loops_agree(model, EMOJI, [["transformer_blocks.*:*", "(CR)*10"], ["transformer_blocks.2:ff", "CC F1*18"]])
     assert len(model.target.tree.nodes) == 2 + 8 * 4
 
 
+@pytest.mark.slow
 def test_the_small_bundled_model_takes_the_conditions_and_the_noise_of_the_large_one():
     large, small = PixArt(), PixArt(name="pixart_small", path="pixart_small")
     assert small.target.tree.stacks == {"transformer_blocks": 3}

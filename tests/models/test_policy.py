@@ -217,6 +217,7 @@ torch.save(plans, sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_applies_the_file_without_the_yaml(make, folder, tmp_path, root):
     model = make(chunks=4)
     made = planned(model, [["layers.*:mix", "CRCRCR"], ["layers.[0-1]:mlp", "CCF1CCF1"]])
@@ -327,6 +328,7 @@ def test_the_bundled_policy_is_small_and_reaches_its_goals(shipped):
     assert 0.1 < sides < 0.9  # both ways around
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [2, 4])
 def test_the_bundled_policy_streams(shipped, chunks):
     found = training.success(shipped.pipe, chunks, 4, episodes=12)

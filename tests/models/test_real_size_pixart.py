@@ -59,6 +59,7 @@ def test_the_nodes_are_those_of_28_blocks(denoiser):
     assert part["class"] == "PixArtTransformer2DModel" and len(part["fingerprint"]) == 16
 
 
+@pytest.mark.slow
 def test_every_kept_value_has_the_shape_of_the_tokens(denoiser):
     """On the meta device: shapes, contracts and peak bytes of the real model, no arithmetic."""
     tokens = (denoiser.config.sample_size // 2) ** 2

@@ -60,6 +60,7 @@ def test_the_bundled_pipeline_loads_without_anything_of_ours():
     assert bundled_size(bundled_model("sd")) < 12 * 2**20
 
 
+@pytest.mark.slow
 def test_the_bundled_model_searched_loop_is_the_stock_call():
     model = StableDiffusion()
     assert model.size == (64, 64)

@@ -69,6 +69,7 @@ def test_augmented_pictures_stay_pictures(pictures):
     assert torch.equal(seen, clip.augment(plain, torch.Generator().manual_seed(0)))
 
 
+@pytest.mark.slow
 def test_two_steps_make_a_folder_that_transformers_loads(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(clip, "BATCH", 6)
     recipe = dataclasses.replace(clip.RECIPE, steps=2, warmup=1)

@@ -49,7 +49,7 @@ def rows(schedule: Schedule) -> set[tuple[str, ...]]:
     }
 
 
-@pytest.mark.parametrize("value", ["out", "residual"])
+@pytest.mark.parametrize("value", ["out", pytest.param("residual", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PLANS)
 def test_compiled_blocks_are_the_same_bit_for_bit(name, value, backend):
     """One graph for each set of components in use, however many blocks and steps have it; none at later runs."""

@@ -103,7 +103,7 @@ def by_hand(pipe, tokens):
 
 
 @EVERY
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_plan_of_reuse_equals_a_loop_with_forward_hooks(name, data):
     pipe = pipeline(name)

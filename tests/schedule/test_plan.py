@@ -1,9 +1,5 @@
 """Plans: text, selectors, precedence, liveness and the normal form."""
 
-<<<<<<< Updated upstream
-=======
-
->>>>>>> Stashed changes
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -138,7 +138,7 @@ def test_every_level_equals_a_forward_by_hand(level):
     assert not torch.equal(expected, run(pipe, STEPS))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(levels=st.lists(st.integers(0, WHOLE), min_size=STEPS - 1, max_size=STEPS - 1))
 def test_levels_in_any_order_read_the_newest_values(levels):
     pipe = pipeline("UNet2DConditionModel")

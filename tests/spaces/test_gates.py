@@ -180,7 +180,7 @@ def test_presets_are_what_was_published():
     assert alone and all(name.startswith(("FBCache", "DBCache")) for name in alone)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32 - 1))
 def test_gates_win_over_what_other_spaces_plan(seed):
     draw = np.random.default_rng(seed)

@@ -117,6 +117,7 @@ def test_joint_puts_the_parts_of_one_rule_together():
         assert space.decode(x, target) != {}
 
 
+@pytest.mark.slow
 def test_a_unet_is_guided_as_well():
     model = tiny_family("sd", steps=6)
     space = GuidanceSpace()

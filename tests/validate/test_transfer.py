@@ -154,6 +154,7 @@ def test_what_passes_is_a_schedule_with_its_scores(model, steps):
     assert found.macs[0] == pytest.approx(4 / 6)
 
 
+@pytest.mark.slow
 def test_a_fitted_solver_is_fitted_anew(model):
     fitter = Fitter(model, model.encode(SPLITS[0]), model.noise([0, 1]))
     fitted = fitter.fit(made(model, "CRCRRC", BLOCKS)).with_made(made(model).made)
@@ -169,6 +170,7 @@ def test_a_fitted_solver_is_fitted_anew(model):
     assert "coefficients" not in dropped.schedule.sampler and dropped.notes[0].startswith("lost: the fitted solver")
 
 
+@pytest.mark.slow
 def test_corrections_are_fitted_anew(model):
     corrector = Corrector(model, model.encode(SPLITS[0]), model.noise([0, 1]))
     corrected = corrector.fit(made(model, "CRCRRC", "transformer_blocks.*:attn1")).with_made(made(model).made)
@@ -179,6 +181,7 @@ def test_corrections_are_fitted_anew(model):
     assert found.digest == wanted.digest and found.corrections
 
 
+@pytest.mark.slow
 def test_repairs_compute_the_fewest_steps_that_pass(model):
     """Against brute force over the same order: one step less than what was kept does not pass."""
     other = tiny_model(steps=9)
@@ -194,6 +197,7 @@ def test_repairs_compute_the_fewest_steps_that_pass(model):
     assert "before repair: drift" in str(found) and "computed" in found._repr_html_()
 
 
+@pytest.mark.slow
 def test_the_step_that_gains_most_comes_first(model):
     other = tiny_model(steps=9)
     rule = carry_over(made(model, "CRRRCR"), other)
@@ -223,6 +227,7 @@ def test_the_step_that_gains_most_comes_first(model):
     assert sorted(step for unit in grouped for step in unit) == sorted(order) and len(grouped) == 2
 
 
+@pytest.mark.slow
 def test_the_full_run_is_no_repair(model):
     found = moved(made(model, "CRRRRR"), tiny_model(steps=4), criterion="drift<=1e-9", runs=40)
     assert found.schedule is None and not found.repaired and found.runs <= 40
@@ -240,6 +245,7 @@ def test_what_no_repair_can_save_is_refused(model):
     assert found.verdict.passed is False and "surely not" in found.verdict.reason
 
 
+@pytest.mark.slow
 def test_on_its_own_grid_a_table_is_kept_first_and_fitted_where_it_does_not_hold(model):
     fitter = Fitter(model, model.encode(SPLITS[0]), model.noise([0, 1]))
     fitted = fitter.fit(made(model, "CRCRRC", BLOCKS)).with_made(made(model).made)
@@ -248,6 +254,7 @@ def test_on_its_own_grid_a_table_is_kept_first_and_fitted_where_it_does_not_hold
     assert strict.carried.digest == fitted.digest
 
 
+@pytest.mark.slow
 def test_under_a_lora(model):
     other = tiny_model()
     merge(other, tiny_lora(steps=10))
@@ -269,6 +276,7 @@ def typed(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_file_for_another_number_of_steps(model, typed, tmp_path, capsys):
     file = str(made(model).save(tmp_path / "schedule.json"))
     assert main([file, *typed, "steps=9", "criterion=drift<=0.9"]) == 0
@@ -280,6 +288,7 @@ def test_a_file_for_another_number_of_steps(model, typed, tmp_path, capsys):
         pass
 
 
+@pytest.mark.slow
 def test_what_the_gate_refuses_is_not_written(model, typed, tmp_path, capsys):
     file = str(made(model, "CRRRRR").save(tmp_path / "schedule.json"))
     assert main([file, *typed, "steps=9", "criterion=drift<=1e-7", "runs=0"]) == 1

@@ -58,6 +58,7 @@ def test_off_is_exact(model):
     assert verdict.scores["psnr"].value == 100
 
 
+@pytest.mark.slow
 def test_another_checkpoint_gives_another_verdict():
     """The same architecture and file, other weights."""
     own, other = tiny_model(), tiny_model()
@@ -77,6 +78,7 @@ def test_undecided_where_the_interval_is_on_both_sides(model):
     assert re.search(r"could be <= .* or not, 8 pictures; measure more pictures with samples=", verdict.reason)
 
 
+@pytest.mark.slow
 def test_it_looks_again_until_it_is_decided_or_the_pictures_are_over(model):
     values = by_hand(model, made(model), 64)
     limit = float(np.mean(values)) * 1.02
@@ -204,6 +206,7 @@ def test_exit_codes(model, typed, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("undecided: drift ")
 
 
+@pytest.mark.slow
 def test_the_call_of_the_search_is_what_the_model_is_loaded_for(model, typed, tmp_path, capsys):
     file = str(claiming(model).save(tmp_path / "schedule.json"))
     assert main([file, *(t for t in typed if not t.startswith(("model=", "model.steps", "model.max")))]) == 0
@@ -244,6 +247,7 @@ def test_an_edited_file_is_a_mistake(model, typed, tmp_path, capsys):
 # Under a LoRA
 
 
+@pytest.mark.slow
 def test_a_merged_lora_is_what_peft_computes(model):
     """W + scale * B A, by hand from the saved tensors."""
     from safetensors.torch import load_file
