@@ -169,7 +169,7 @@ def places(node: object, path: tuple = ()) -> list[tuple]:
     return found
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_nothing_but_a_schedule_error_ever_escapes(data):
     content = json.loads(json.dumps(document(digest=None)))

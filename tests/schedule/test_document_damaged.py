@@ -351,7 +351,7 @@ def holds(make) -> None:
     assert again.digest == schedule.digest and again.to_dict() == content
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_mutated_content_never_escapes(data):
     content = json.loads(json.dumps(VALID))
