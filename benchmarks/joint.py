@@ -11,7 +11,6 @@ Without `refit`, so that the solver space has something to do; `--refit` runs th
 import argparse
 import itertools
 import json
-import pickle
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -77,14 +76,15 @@ class Prepared:
         self.folder = tempfile.TemporaryDirectory()
         self.search = Search(config(spaces, 0, budget, refit), console)
         self.search.prepare(Path(self.folder.name))
-        self.state = pickle.dumps(self.search.state)
+        self.state = self.search.state
 
     def run(self, seed: int, space: Space | None = None) -> list[Mapping[str, Any]]:
         """All candidates of one search; `space` decodes instead of the one that was prepared."""
         search = self.search
-        search.state = pickle.loads(self.state)
-        start = replace(search.state.engine.start, rng=np.random.default_rng(seed))  # type: ignore[attr-defined]
-        search.state.engine = instantiate(search.config.engine | {"_partial_": True})(start)
+        start = replace(self.state.inputs, rng=np.random.default_rng(seed))
+        engine = instantiate(search.config.engine | {"_partial_": True})(start)
+        empty: dict[str, Any] = {"archive": {}, "counted": set(), "halved": {}, "history": []}
+        search.state = replace(self.state, engine=engine, inputs=start, **empty)
         kept, search.candidates.space = search.space, space or search.space
         try:
             search.loop()

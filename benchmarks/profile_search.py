@@ -56,7 +56,7 @@ CLOCKED = {
         "search.calibrate.propose.proposals:Proposals.seeds presets prior initial_rows",
         "search.calibrate.tables:MeasuredTables.drifts weights scales",
     ],
-    "memo and checkpoint": ["search.evaluate.memo:Memo.get put latents keep", "search.loop.run:State.save"],
+    "memo and checkpoint": ["search.evaluate.memo:Memo.get put latents keep", "search.loop.state:SearchState.save"],
     "text encoding": ["search.models.base:Model.encode noise"],
     "decoding to pictures": ["search.models.base:Model.decode"],
     "scores and their intervals": [

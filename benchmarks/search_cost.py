@@ -123,7 +123,7 @@ def autodiffusion(bench: Bench, seed: int, budget: int) -> list[list[float]]:
     return searched(bench, _Turns(engines), budget)
 
 
-class _Turns(Engine):
+class _Turns:
     """Several engines by turns."""
 
     def __init__(self, engines: list) -> None:

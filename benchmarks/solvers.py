@@ -201,7 +201,7 @@ class OnModel:
         folder.mkdir()
         search.prepare(folder)
         if "solver" in space:
-            self.proposed[space] = search.state.engine.start.proposals["olss"]()  # type: ignore[attr-defined]
+            self.proposed[space] = search.state.inputs.proposals["olss"]()
         return search
 
     def scheduler(self, name: str, class_name: str, arguments: Mapping[str, Any], nfe: int) -> dict[str, Any]:
@@ -228,10 +228,11 @@ class OnModel:
         search.evaluator.memo = search.memo
         before = search.state
         rows = self.proposed.get(space, np.zeros((0, 0), dtype=np.int64))
-        start = replace(before.engine.start, rng=np.random.default_rng(seed), proposals={"olss": lambda: rows})  # type: ignore[attr-defined]
+        start = replace(before.inputs, rng=np.random.default_rng(seed), proposals={"olss": lambda: rows})
         engine = instantiate(search.config.engine | {"_partial_": True})(start)
-        search.state = SearchState(engine, before.costs, before.presets, before.block_executions, before.unshared)
-        search.checkpoint = self.folder / f"{name.replace(' ', '')}-{seed}.pkl"
+        spent = before.block_executions, before.unshared
+        search.state = SearchState(engine, start, before.costs, before.presets, *spent)
+        search.checkpoint = self.folder / f"{name.replace(' ', '')}-{seed}.bin"
         began = time.perf_counter()
         search.loop()
         archive, state = list(search.state.archive.values()), search.state

@@ -48,10 +48,10 @@ def memo(folder: Path) -> Path:
 
 OLDER, ASIDE = "going on from the generation before", "it is now memo.broken.sqlite"
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {  # on a run folder, and what is told
-    "checkpoint cut in half": (lambda folder: cut(folder / "checkpoint.pkl", 0.5), OLDER),
-    "checkpoint empty": (lambda folder: cut(folder / "checkpoint.pkl", 0), OLDER),
-    "checkpoint of garbage": (lambda folder: garbage(folder / "checkpoint.pkl"), OLDER),
-    "checkpoint gone": (lambda folder: (folder / "checkpoint.pkl").unlink(), ""),
+    "checkpoint cut in half": (lambda folder: cut(folder / "checkpoint.bin", 0.5), OLDER),
+    "checkpoint empty": (lambda folder: cut(folder / "checkpoint.bin", 0), OLDER),
+    "checkpoint of garbage": (lambda folder: garbage(folder / "checkpoint.bin"), OLDER),
+    "checkpoint gone": (lambda folder: (folder / "checkpoint.bin").unlink(), ""),
     "memo of garbage": (lambda folder: garbage(memo(folder)), ASIDE),
     "memo half written": (lambda folder: half_written(memo(folder)), ASIDE),
     "memo cut in half": (lambda folder: cut(memo(folder), 0.5), ASIDE),
@@ -78,10 +78,10 @@ class Disks:
         """No checkpoint is sound: it is told what to type, which begins again and ends in the same front."""
         runs, output = self._place("both")
         self._stopped(runs, output)
-        files = [_folder(runs) / "checkpoint.pkl", previous_checkpoint(_folder(runs) / "checkpoint.pkl")]
+        files = [_folder(runs) / "checkpoint.bin", previous_checkpoint(_folder(runs) / "checkpoint.bin")]
         for file in files:
             cut(file, 0.5)
-        refused = not self._goes_on(runs, output) and "Delete checkpoint*.pkl there and type" in _words(output)
+        refused = not self._goes_on(runs, output) and "Delete checkpoint*.bin there and type" in _words(output)
         for file in files:
             file.unlink()
         return refused and self._goes_on(runs, output)

@@ -147,7 +147,7 @@ class Kills:
         (folder,) = list(runs.glob("*_*/")) or [None]
         if folder is None:
             return "loading"
-        if not list(folder.glob("checkpoint*.pkl")):
+        if not list(folder.glob("checkpoint*.bin")):
             return "preparing"
         if list(folder.glob("schedules/*")):
             return "writing the result"

@@ -4,11 +4,15 @@ BudCache searches one mask with a fixed number of computed steps. Here several c
 objectives, share their rows, so that one search gives a front.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from search.engines.base import Engine, EngineInputs
 from search.engines.nsga2 import WORST, excess
 from search.engines.random import count_on, draw
+from search.engines.state import Count, EngineState, Flags, Integers, Rows, Scores, keys_of_rows, stack_rows
 from search.pareto.domination import non_dominated
 
 TRIES = 50  # moves on top of each other that look for a row that was not asked before
@@ -18,6 +22,25 @@ OFF_BUDGET = 0.2  # share of the moves that change the budget: chains have to co
 SPREAD = 3  # random rows per chain at first; with 1 some searches of 120 rows never reached the ends of the front
 MOVES = {"relocate": 0.6, "shift": 0.15, "trade": 0.25}
 ALONG = 0.05  # share of the sum in the augmented Tchebycheff scalar: of rows with equal maximum the better wins
+
+
+class AnnealState(EngineState):
+    """State of an `AnnealEngine` of C chains; a chain that is not `placed` has a row of zeros in `x`."""
+
+    together = (("weights", "placed", "x", "y"), ("front_x", "front_y"), ("open_x", "open_chains"))
+    weights: Scores
+    placed: Flags
+    x: Rows
+    y: Scores
+    front_x: Rows
+    front_y: Scores
+    open_x: Rows
+    open_chains: Integers
+    asked: Rows
+    first: Rows
+    count: Count
+    turn: Count
+    spread: Count
 
 
 class AnnealEngine(Engine):
@@ -107,6 +130,37 @@ class AnnealEngine(Engine):
             self.count += 1
             if self.count == self.steps:
                 self._back_to_best()
+
+    def state(self) -> dict[str, Any]:
+        """Where the chains stand, the front, and the rows that were asked for."""
+        genes = len(self.levels)
+        return {
+            "weights": self.weights,
+            "placed": np.array([row is not None for row in self.x], dtype=bool),
+            "x": stack_rows((np.zeros_like(self.levels) if row is None else row for row in self.x), genes),
+            "y": self.y,
+            "front_x": self.front_x,
+            "front_y": self.front_y,
+            "open_x": stack_rows(self.chain_of, genes),
+            "open_chains": np.array(list(self.chain_of.values()), dtype=np.int64),
+            "asked": stack_rows(sorted(self.asked), genes),
+            "first": stack_rows(self.first, genes),
+            "count": self.count,
+            "turn": self.turn,
+            "spread": self.spread,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        saved, chains = AnnealState.read(state, self.start), len(self.weights)
+        if len(saved.weights) != chains or saved.turn >= chains or not np.isin(saved.open_chains, range(chains)).all():
+            raise ValueError(f"weights, turn, open_chains: this search has {chains} chains")
+        self.weights, self.y = saved.weights, saved.y
+        self.x = [row if placed else None for row, placed in zip(saved.x, saved.placed, strict=True)]
+        self.front_x, self.front_y = saved.front_x, saved.front_y
+        self.chain_of = dict(zip(keys_of_rows(saved.open_x), saved.open_chains.tolist(), strict=True))
+        self.asked, self.first = set(keys_of_rows(saved.asked)), list(saved.first)
+        self.count, self.turn, self.spread = saved.count, saved.turn, saved.spread
 
     def _update_front(self, row: np.ndarray, scores: np.ndarray) -> None:
         """Update the front; rows beyond the bounds are on it only while no row is within."""

@@ -1,17 +1,32 @@
 """AutoDiffusion's evolution (arXiv:2309.10438): the steps first, then what each of them leaves out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from search.engines.base import Engine, EngineInputs
 from search.engines.nsga2 import WORST, excess
 from search.engines.random import count_on, draw
-from search.engines.row_queue import RowQueue
+from search.engines.row_queue import QueueState, RowQueue
+from search.engines.state import Count, EngineState, Floats, Rows, keys_of_rows, stack_rows
 
 PARENTS, MUTANTS, CROSSED = 0.2, 0.5, 0.3  # shares of the population: 10, 25 and 15 of 50; the rest is random
 GROWTH = 5  # epochs in which the bound on what is left out reaches its end
 TRIES = 50  # children of one kind before a row is counted on
+
+
+class AutoDiffusionState(EngineState):
+    """State of an `AutoDiffusionEngine`; `last` is the best row of the epoch before, or no row."""
+
+    together = (("best_x", "best_excess", "best_quality"),)
+    queue: QueueState
+    best_x: Rows
+    best_excess: Floats
+    best_quality: Floats
+    last: Rows
+    epoch: Count
+    grown: Count
 
 
 class AutoDiffusionEngine(Engine):
@@ -86,6 +101,28 @@ class AutoDiffusionEngine(Engine):
         over = excess(y[:, -1:], limited)
         self.best += zip(over.tolist(), y[:, 0].tolist(), np.array(x, dtype=np.int64), strict=True)
         self.best = sorted(self.best, key=lambda row: row[:2])[: self.population]
+
+    def state(self) -> dict[str, Any]:
+        """The rows that wait, the best rows, and how far the epochs are."""
+        genes = len(self.levels)
+        return {
+            "queue": self.queue.state(),
+            "best_x": stack_rows((row for *_, row in self.best), genes),
+            "best_excess": np.array([over for over, _, _ in self.best], dtype=float),
+            "best_quality": np.array([quality for _, quality, _ in self.best], dtype=float),
+            "last": stack_rows([self.last] if self.last else [], genes),
+            "epoch": self.epoch,
+            "grown": self.grown,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        saved = AutoDiffusionState.read(state, self.start)
+        self.queue.restore(saved.queue)
+        best = saved.best_excess.tolist(), saved.best_quality.tolist(), list(saved.best_x)
+        self.best = list(zip(*best, strict=True))
+        self.last = next(iter(keys_of_rows(saved.last)), b"")
+        self.epoch, self.grown = saved.epoch, saved.grown
 
     @property
     def bound(self) -> float:

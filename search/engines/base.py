@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +21,10 @@ class EngineInputs:
         rng: The source of all random numbers of the engine.
         seeds: Rows [S, G] to try first: presets, exact fronts.
         worst: Scores [M] beyond which a row is worthless; empty for no such bound.
-        proposals: Functions that make rows [N, G], by method ("dp", "olss", "beam"). They raise ValueError with a
-            reason where the space has none.
-        table: Measures the additive table; raises ValueError with a reason where the space has none.
+        proposals: Functions that make rows [N, G], by method ("dp", "olss", "beam"), for `Engine.begin`. They raise
+            ValueError with a reason where the space has none.
+        table: Measures the additive table, for `Engine.begin`; raises ValueError with a reason where the space has
+            none.
         prior: For rows [N, G] any numbers [N, K] that scores follow roughly, from calibration; plain data.
 
     Example:
@@ -42,10 +44,6 @@ class EngineInputs:
     proposals: Mapping[str, Callable[[], np.ndarray]] = field(default_factory=dict)
     table: Callable[[], GeneTable] | None = None
     prior: Callable[[np.ndarray], np.ndarray] | None = None
-
-    def __getstate__(self) -> dict[str, object]:
-        """Without the functions that measure: an engine calls them when it is made, and keeps the rows."""
-        return self.__dict__ | {"proposals": {}, "table": None}
 
     def __post_init__(self) -> None:
         seeds, count = np.asarray(self.seeds), len(self.genes)
@@ -73,8 +71,10 @@ class EngineInputs:
 class Engine(ABC):
     """A search algorithm that is asked for rows and receives their scores.
 
-    Its state is plain data that can be pickled: that is how a search resumes. A subclass takes an `EngineInputs` as
-    its first argument.
+    A subclass takes an `EngineInputs` as its first argument. A new search calls `begin` once, before the first `ask`.
+    After each generation it saves `state()`; a search that is resumed makes the engine anew, from the same arguments,
+    genes and seeds, and calls `restore` instead of `begin`. The random generator of the inputs is saved and restored
+    by the search.
 
     Example:
         >>> import numpy as np
@@ -86,12 +86,37 @@ class Engine(ABC):
         >>> rows.shape
         (4, 2)
         >>> engine.tell(rows, np.zeros((4, 2)))
+        >>> sorted(engine.state())
+        ['asked', 'waiting']
     """
 
     @property
     def report(self) -> Mapping[str, float]:
         """Numbers about the engine, by name, for the log of every generation."""
         return {}
+
+    def begin(self) -> None:  # noqa: B027 - most engines measure nothing
+        """Measure what the first rows need, with `table` and `proposals` of the inputs; not called on resuming."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """All that changes while the engine is asked and receives scores, as plain data.
+
+        Returns:
+            A dictionary with texts as keys; its values are numbers, texts, booleans, None, NumPy arrays of numbers, and
+            lists and dictionaries of these. `search.engines.state` has types for a schema, and functions for rows.
+        """
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned, so that the next rows are those that would have followed.
+
+        Args:
+            state: It comes from a file and may be wrong: check it, for example by a schema (`EngineState`).
+
+        Raises:
+            ValueError: An entry is missing or does not fit; names the entry.
+        """
 
     @abstractmethod
     def ask(self, n: int) -> np.ndarray:

@@ -4,21 +4,39 @@ TPE (doi:10.1613/jair.1.13188) models which levels good rows have, GP each objec
 """
 
 import math
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
 
 from search.engines.base import Engine, EngineInputs
 from search.engines.nsga2 import excess
+from search.engines.optuna_sampler import quiet_optuna, row_sampler
 from search.engines.random import count_on, draw
+from search.engines.state import Count, EngineState, Integers, Matrix, Rows, Scores, keys_of_rows, stack_rows
 
 TRIES = 5  # proposals of a sampler that find only rows asked before, ahead of moves
 GP_GENES = 200  # fitting one length scale per gene takes too long above
 
-Scores = tuple[list[float], list[float]]  # scores [M], and how far each is beyond its bound [M], or []
+Pair = tuple[list[float], list[float]]  # scores [M], and how far each is beyond its bound [M], or []
+
+
+class BayesState(EngineState):
+    """State of a `BayesEngine`: its own trials, and scores in the order in which they were received.
+
+    `values` are NaN where a row counts as failed. `beyond` has no columns without bounds.
+    """
+
+    together = (("trials", "identities"), ("scored", "values", "beyond"))
+    waiting: Rows
+    asked: Rows
+    trials_read: Count  # of the shared study
+    trials: Rows
+    identities: Integers
+    scored: Rows
+    values: Scores
+    beyond: Matrix
 
 
 class BayesEngine(Engine):
@@ -40,8 +58,8 @@ class BayesEngine(Engine):
     Raises:
         ValueError: An argument is out of range, or the study holds rows of another space.
 
-    The state is rows and scores: the study is made again from them after pickling, and every `ask` seeds its
-    own sampler. So a checkpoint does not depend on the version of Optuna.
+    The state is rows and scores: the study is made again from them, and every `ask` seeds its own sampler. So a
+    checkpoint does not depend on the version of Optuna.
     """
 
     def __init__(
@@ -73,22 +91,18 @@ class BayesEngine(Engine):
         self.asked: set[bytes] = set()  # by any process
         self.read = 0  # trials of the study that are in `asked`
         self.trials: dict[bytes, int] = {}  # Optuna's identity of each own row, in the order of asking
-        self.scores: dict[bytes, Scores | None] = {}  # None: not finite, and the first row with scores
+        self.scores: dict[bytes, Pair | None] = {}  # None: not finite, and the first row with scores
         self.study: Any = None  # made from the above when there is none
-        with _quiet():
+        with quiet_optuna():
             self._read(self._open())
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the study, which holds connections and locks."""
-        return self.__dict__ | {"study": None}
 
     def ask(self, n: int) -> np.ndarray:
         """The next n rows; the sampler knows which rows are still open."""
         rows: list[np.ndarray] = []
-        with _quiet():
+        with quiet_optuna():
             study = self._open()
             self._read(study)
-            study.sampler = _sampler(self._pick(study))
+            study.sampler = row_sampler(self._pick(study))
             while len(rows) < n and len(self.asked) < math.prod(self.levels.tolist()):
                 trial = study.ask(self._space())
                 rows.append(self._row(trial.params))
@@ -99,7 +113,7 @@ class BayesEngine(Engine):
     def tell(self, x: np.ndarray, y: np.ndarray) -> None:
         """Scores of rows, asked by this engine or not; the second score of a row is ignored."""
         y = self.start.scores(x, y)
-        with _quiet():
+        with quiet_optuna():
             study = self._open()
             for row, scores in zip(np.asarray(x, dtype=np.int64), y, strict=True):
                 if (key := row.tobytes()) in self.scores:
@@ -111,7 +125,34 @@ class BayesEngine(Engine):
                 else:
                     self.trials[key] = self._add(study, row)
 
-    def _bounded(self, scores: np.ndarray) -> Scores | None:
+    def state(self) -> dict[str, Any]:
+        """The rows that were asked for, and scores; not the study, which holds connections and locks."""
+        genes, objectives, bounds = len(self.levels), self.start.objectives, len(self.start.worst)
+        none = [math.nan] * objectives, [0.0] * bounds
+        values, beyond = zip(*[pair or none for pair in self.scores.values()], strict=True) if self.scores else ([], [])
+        return {
+            "waiting": stack_rows(self.waiting, genes),
+            "asked": stack_rows(sorted(self.asked), genes),
+            "trials_read": self.read,
+            "trials": stack_rows(self.trials, genes),
+            "identities": np.array(list(self.trials.values()), dtype=np.int64),
+            "scored": stack_rows(self.scores, genes),
+            "values": np.array(values, dtype=float).reshape(len(self.scores), objectives),
+            "beyond": np.array(beyond, dtype=float).reshape(len(self.scores), bounds),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned; the study is opened, or made again, when it is needed."""
+        saved = BayesState.read(state, self.start)
+        if saved.beyond.shape[1] != len(self.start.worst):
+            raise ValueError(f"beyond: has {saved.beyond.shape[1]} columns; give {len(self.start.worst)}")
+        self.waiting, self.asked, self.read = list(saved.waiting), set(keys_of_rows(saved.asked)), saved.trials_read
+        self.trials = dict(zip(keys_of_rows(saved.trials), saved.identities.tolist(), strict=True))
+        pairs = zip(keys_of_rows(saved.scored), saved.values.tolist(), saved.beyond.tolist(), strict=True)
+        self.scores = {key: None if math.isnan(sum(values)) else (values, over) for key, values, over in pairs}
+        self.study = None
+
+    def _bounded(self, scores: np.ndarray) -> Pair | None:
         """Scores and how far each is beyond its bound, in shares of it."""
         if excess(scores[None], np.zeros(0))[0]:
             finite = np.array([pair[0] for pair in self.scores.values() if pair])
@@ -241,7 +282,7 @@ class BayesEngine(Engine):
         )
         return int(study.get_trials(deepcopy=False)[-1]._trial_id)
 
-    def _finish(self, study: Any, identity: int, scores: Scores | None) -> None:
+    def _finish(self, study: Any, identity: int, scores: Pair | None) -> None:
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import Trial, TrialState
 
@@ -251,40 +292,3 @@ class BayesEngine(Engine):
                 trial.set_constraint(str(i), beyond)
             values, state = (scores[0], None) if scores else (None, TrialState.FAIL)
             study.tell(trial, values, state, skip_if_finished=True)
-
-
-def _sampler(pick: Callable[[Any, Any], dict[str, int]]) -> Any:
-    """A sampler for Optuna's `ask` that leaves the choice of all parameters to `pick`."""
-    from optuna.samplers import BaseSampler
-
-    class Picked(BaseSampler):
-        """One trial per row: a row asked before is replaced before it gets into the storage."""
-
-        chosen: dict[str, int]
-
-        def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-            return {}
-
-        def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
-            self.chosen = pick(study, trial)
-            return {}
-
-        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-            return self.chosen[param_name]
-
-    return Picked()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No log lines and no warnings (of experimental arguments, of categories that are numbers) from Optuna."""
-    import optuna
-
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)

@@ -1,15 +1,27 @@
 """ECAD's genetic algorithm (arXiv:2506.15682): NSGA-II as published, and with a mutation that changes every child."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from pymoo.core.mutation import Mutation
 from pymoo.core.population import Population
 from pymoo.operators.crossover.pntx import PointCrossover
 
 from search.engines.base import EngineInputs
-from search.engines.nsga2 import Nsga2Engine
+from search.engines.nsga2 import Nsga2Engine, Nsga2State
 from search.engines.random import draw
+from search.engines.state import Rows, Scores
 
 MATINGS = 20  # rounds of a generation before fewer children have to do
+
+
+class EcadState(Nsga2State):
+    """State of an `EcadEngine`: also the scores of this generation."""
+
+    together = (*Nsga2State.together, ("scored_x", "scored_y"))
+    scored_x: Rows
+    scored_y: Scores
 
 
 class EcadEngine(Nsga2Engine):
@@ -65,6 +77,18 @@ class EcadEngine(Nsga2Engine):
     def tell(self, x: np.ndarray, y: np.ndarray) -> None:
         """Kept until the generation is over: parents and all children compete at once."""
         self.scored.append((np.array(x, dtype=np.int64), self.start.scores(x, y).copy()))
+
+    def state(self) -> dict[str, Any]:
+        """The rows that wait, the parents, and the scores of this generation."""
+        none = np.zeros((0, len(self.levels)), dtype=np.int64), np.zeros((0, self.start.objectives))
+        x, y = (np.concatenate(part) for part in zip(none, *self.scored, strict=True))
+        return super().state() | {"scored_x": x, "scored_y": y}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        saved = EcadState.read(state, self.start)
+        self._take_over(saved)
+        self.scored = [(saved.scored_x, saved.scored_y)] if len(saved.scored_x) else []
 
     def _breed(self) -> None:
         """Queue a generation. Where crossover finds nothing new, one row with a gene or more flipped."""

@@ -1,10 +1,20 @@
 """Exhaustive search: every row of a small space, the ground truth that other engines are compared with."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from search.engines.base import Engine, EngineInputs
+from search.engines.state import Count, EngineState, Rows, stack_rows
+
+
+class ExhaustiveState(EngineState):
+    """State of an `ExhaustiveEngine`: the seeds that wait, and the number of the next row."""
+
+    waiting: Rows
+    next: Count
 
 
 class ExhaustiveEngine(Engine):
@@ -30,7 +40,7 @@ class ExhaustiveEngine(Engine):
     """
 
     def __init__(self, start: EngineInputs, limit: int = 20_000) -> None:
-        self.levels = start.levels.tolist()
+        self.start, self.levels = start, start.levels.tolist()
         self.count = math.prod(self.levels)  # Python's integers: no space is too large to be counted
         if self.count > limit:
             raise ValueError(
@@ -50,6 +60,15 @@ class ExhaustiveEngine(Engine):
             if row not in self.seeds:
                 rows.append(row)
         return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.levels))
+
+    def state(self) -> dict[str, Any]:
+        """The seeds that wait, and the number of the next row."""
+        return {"waiting": stack_rows(map(np.array, self.waiting), len(self.levels)), "next": self.next}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        saved = ExhaustiveState.read(state, self.start)
+        self.waiting, self.next = list(map(tuple, saved.waiting.tolist())), saved.next
 
     def _row(self, number: int) -> tuple[int, ...]:
         row = []

@@ -1,19 +1,19 @@
 """Levels from the additive table of single genes: solved, not searched, for one budget or several."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from search.engines.base import Engine, EngineInputs
-from search.engines.row_queue import RowQueue
+from search.engines.base import EngineInputs
+from search.engines.computed_rows import ComputedRowsEngine
 from search.exact.knapsack import DAMPINGS, Point, gram_search, knapsack_front
 from search.profile.tables import GeneTable
 
 SECONDS = 20.0  # at most for one program; 250 genes x 6 levels under one budget take 0.1 s
 
 
-class MilpEngine(Engine):
+class MilpEngine(ComputedRowsEngine):
     """The zero row, the seeds, then the best rows under many budgets if errors add; scores change nothing.
 
     Errors of genes are taken as orthogonal: their squares add. Budgets are spread evenly over each cost alone (one
@@ -35,26 +35,27 @@ class MilpEngine(Engine):
     def __init__(self, start: EngineInputs, budgets: int = 24, gram: bool = True) -> None:
         if budgets < 2:
             raise ValueError(f"budgets {budgets} is too small; use engine.budgets=24, at least 2")
+        super().__init__(start)
+        self.budgets, self.gram = budgets, gram
+
+    def compute_rows(self) -> Iterable[np.ndarray]:
+        """The solutions of all models, measured and solved here; ValueError where the space has no additive table."""
+        start = self.start
         if start.table is None:
             raise ValueError("this space has no additive table; use engine=nsga2")
         table = start.table()
         _check(table, start.levels)
         fronts = [knapsack_front(_squares(table), cost) for cost in table.costs]
-        ranges = [np.linspace(front[0][0], front[-1][0], budgets) for front in fronts]
+        ranges = [np.linspace(front[0][0], front[-1][0], self.budgets) for front in fronts]
         found = [_under(front, limits) for front, limits in zip(fronts, ranges, strict=True)]
         if len(table.costs) > 1:
             found.append(milp_rows(table, _joint(ranges)))
-        if gram and len(table.vectors):
+        if self.gram and len(table.vectors):
             known = np.concatenate(found)
             found += [gram_search(table.vectors, table.costs, known, damping) for damping in DAMPINGS]
         in_turn = itertools.zip_longest(*(_by_halves(rows) for rows in found))
-        zero = np.zeros_like(start.levels)
         solved = (row for turn in in_turn for row in turn if row is not None)
-        self.rows = RowQueue(len(zero), [zero, *start.seeds, *solved])
-
-    def ask(self, n: int) -> np.ndarray:
-        """The next rows of the list; none when all were handed out."""
-        return self.rows.take(n)
+        return [np.zeros_like(start.levels), *start.seeds, *solved]
 
 
 def milp_rows(table: GeneTable, budgets: np.ndarray) -> np.ndarray:

@@ -1,5 +1,8 @@
 """NSGA-II (Deb et al. 2002) through pymoo, with moves that know which genes belong together."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import numpy as np
 from pymoo.core.population import Population
 from pymoo.core.survival import Survival
@@ -7,11 +10,24 @@ from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
 from search.engines.base import Engine, EngineInputs
 from search.engines.random import count_on, draw
-from search.engines.row_queue import RowQueue
+from search.engines.row_queue import QueueState, RowQueue
+from search.engines.state import EngineState, Floats, Rows, Scores
 
 TRIES = 50  # moves on top of each other that look for a row that was not asked before
 WORST = 1e300  # stands for NaN and infinity: loses against everything, and survives arithmetic
 MOVES = {"reset": 0.25, "nudge": 0.3, "copy": 0.15, "swap": 0.1, "off": 0.1, "shift": 0.1}
+
+
+class Nsga2State(EngineState):
+    """State of an `Nsga2Engine`; no parents before the first scores."""
+
+    together: ClassVar[tuple[tuple[str, ...], ...]] = (("x", "y", "excess", "rank", "crowding"),)
+    queue: QueueState
+    x: Rows
+    y: Scores
+    excess: Floats
+    rank: Floats
+    crowding: Floats
 
 
 class Nsga2Engine(Engine):
@@ -79,6 +95,21 @@ class Nsga2Engine(Engine):
         over = excess(y, self.start.worst)
         kept = self._survive(y, over)
         self.parents, self.excess = (np.asarray(x)[kept].astype(np.int64), y[kept]), over[kept]
+
+    def state(self) -> dict[str, Any]:
+        """The rows that wait, and the parents."""
+        x, y = self.parents or (np.zeros((0, len(self.levels)), dtype=np.int64), np.zeros((0, self.start.objectives)))
+        attributes = {"excess": self.excess, "rank": self.rank, "crowding": self.crowding}
+        return {"queue": self.queue.state(), "x": x, "y": y, **attributes}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self._take_over(Nsga2State.read(state, self.start))
+
+    def _take_over(self, saved: Nsga2State) -> None:
+        self.queue.restore(saved.queue)
+        self.parents = (saved.x, saved.y) if len(saved.x) else None
+        self.excess, self.rank, self.crowding = saved.excess, saved.rank, saved.crowding
 
     def _survive(self, y: np.ndarray, over: np.ndarray) -> np.ndarray:
         """Indices [P] of the rows that stay, and for the tournaments their rank and crowding."""

@@ -2,11 +2,23 @@
 
 import math
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from search.engines.base import EngineInputs
-from search.engines.nsga2 import Nsga2Engine, survivors
+from search.engines.nsga2 import Nsga2Engine, Nsga2State, survivors
+from search.engines.state import Floats
+
+
+class Nsga3State(Nsga2State):
+    """State of an `Nsga3Engine`: also the least scores so far, and directions of the parents."""
+
+    together = (("x", "y", "excess", "rank", "niche", "distance"),)
+    ideal: Floats
+    niche: Floats
+    distance: Floats
 
 
 class Nsga3Engine(Nsga2Engine):
@@ -39,6 +51,18 @@ class Nsga3Engine(Nsga2Engine):
         self.ideal = np.full(start.objectives, np.inf)  # the least of each score so far
         self.niche, self.distance = np.zeros(0), np.zeros(0)  # [P] each
         super().__init__(start, population)
+
+    def state(self) -> dict[str, Any]:
+        """The rows that wait, the parents with their directions, and the least scores so far."""
+        return super().state() | {"ideal": self.ideal, "niche": self.niche, "distance": self.distance}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        saved = Nsga3State.read(state, self.start)
+        if len(saved.ideal) != self.start.objectives:
+            raise ValueError(f"ideal: has {len(saved.ideal)} scores; give {self.start.objectives}")
+        self._take_over(saved)
+        self.ideal, self.niche, self.distance = saved.ideal, saved.niche, saved.distance
 
     def _survive(self, y: np.ndarray, over: np.ndarray) -> np.ndarray:
         """Indices [P] of the rows that stay, and for the tournaments rank, direction and distance to it."""

@@ -6,11 +6,13 @@ its predictions of rows it has not seen rank them well.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from search.engines.base import Engine, EngineInputs
 from search.engines.nsga2 import Nsga2Engine
+from search.engines.state import Count, EngineState, Rows, Scores
 from search.pareto.domination import hypervolume, non_dominated
 
 CHECKED = 12  # rows per held-out check: fewer are too few for a rank correlation
@@ -20,6 +22,20 @@ EXPLORED = 0.2  # share of rows that nothing predicted
 WIDE = 8  # levels from which an ordered gene is a number and no choice
 MOST_KNOWN = 1000  # newest rows the surrogate learns from: its time grows with their cube
 MOST_SPARE = 1000  # children kept for later
+
+
+class PredictorState(EngineState):
+    """State of a `PredictorEngine`; the surrogate is fitted again, to `x` and `y`."""
+
+    together = (("x", "y"), ("new_x", "new_y"))
+    inner: dict[str, Any]
+    asked: Count
+    spare: Rows
+    x: Rows
+    y: Scores
+    new_x: Rows
+    new_y: Scores
+    spearman: Scores
 
 
 class PredictorEngine(Engine):
@@ -94,6 +110,29 @@ class PredictorEngine(Engine):
         self.new += zip(x, np.where(np.isfinite(y).all(axis=1, keepdims=True), y, np.inf), strict=True)
         while len(self.new) >= CHECKED:  # at first in small parts, so that it is soon known whether it ranks well
             self._learn(CHECKED if len(self.spearman) < CHECKS else len(self.new))
+
+    def state(self) -> dict[str, Any]:
+        """The state of the inner engine, the rows that were left out, and what the surrogate is fitted to."""
+        genes, objectives = len(self.start.genes), self.start.objectives
+        return {
+            "inner": self.inner.state(),
+            "asked": self.asked,
+            "spare": self.spare,
+            "x": self.x,
+            "y": self.y,
+            "new_x": np.array([x for x, _ in self.new], dtype=np.int64).reshape(len(self.new), genes),
+            "new_y": np.array([y for _, y in self.new], dtype=float).reshape(len(self.new), objectives),
+            "spearman": np.array(self.spearman, dtype=float).reshape(len(self.spearman), objectives),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned, and fit the surrogate."""
+        saved = PredictorState.read(state, self.start)
+        self.inner.restore(saved.inner)
+        self.asked, self.spare, self.x, self.y = saved.asked, saved.spare, saved.x, saved.y
+        self.new = list(zip(saved.new_x, saved.new_y, strict=True))
+        self.spearman = saved.spearman.tolist()
+        self.surrogate = Surrogate(self.start, self.x, self.y) if len(self.x) else None
 
     def _learn(self, count: int) -> None:
         """Check the surrogate on so many new rows, then teach it these."""

@@ -1,11 +1,14 @@
 """Random search, which every other engine has to beat; and how engines draw rows and never repeat one."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
 from search.engines.base import Engine, EngineInputs
+from search.engines.row_queue import QueueState
+from search.engines.state import keys_of_rows, stack_rows
 
 TRIES = 20  # fresh draws before counting on; more only matters in spaces that are nearly exhausted
 
@@ -28,6 +31,16 @@ class RandomEngine(Engine):
             self.asked.add(row.tobytes())
             rows.append(row)
         return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.start.genes))
+
+    def state(self) -> dict[str, Any]:
+        """The rows that were asked for, and the seeds that wait."""
+        genes = len(self.start.genes)
+        return {"asked": stack_rows(sorted(self.asked), genes), "waiting": stack_rows(self.waiting, genes)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        saved = QueueState.read(state, self.start)
+        self.asked, self.waiting = set(keys_of_rows(saved.asked)), list(saved.waiting)
 
     def _next(self) -> np.ndarray | None:
         while self.waiting:

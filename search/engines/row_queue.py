@@ -1,8 +1,18 @@
 """Rows that wait to be asked for: no row is handed out twice."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+
+from search.engines.state import EngineState, Rows, keys_of_rows, stack_rows
+
+
+class QueueState(EngineState):
+    """State of a `RowQueue`: all rows that were ever added, and those that wait."""
+
+    asked: Rows
+    waiting: Rows
 
 
 class RowQueue:
@@ -42,3 +52,14 @@ class RowQueue:
         """The next rows x [<=n, G]; none when all were handed out."""
         rows, self._waiting = self._waiting[:n], self._waiting[n:]
         return np.array(rows, dtype=np.int64).reshape(len(rows), self.genes)
+
+    def state(self) -> dict[str, Any]:
+        """Plain data for `restore`, as `QueueState` describes it."""
+        return {
+            "asked": stack_rows(sorted(self.asked), self.genes),
+            "waiting": stack_rows(self._waiting, self.genes),
+        }
+
+    def restore(self, state: QueueState) -> None:
+        """Take over what `state` returned."""
+        self.asked, self._waiting = set(keys_of_rows(state.asked)), list(state.waiting)

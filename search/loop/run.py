@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from search.config.settings import Config
+from search.loop.checkpoint import refuse_pickled_checkpoint
 from search.loop.finish import finish_search
 from search.loop.progress import OnProgress, ignore_progress
 from search.loop.search import Search
@@ -28,6 +29,7 @@ def run(config: Config, on_progress: OnProgress = ignore_progress) -> Result:
         if resumed:  # the search as it was saved; only the budget, the tracking and the machine may differ
             contexts.enter_context(disk.explain_disk_errors(resumed, f"python -m search resume={resumed.name}"))
             contexts.enter_context(disk.locked_run_folder(resumed))
+            refuse_pickled_checkpoint(resumed)
             changed = {name: getattr(config, name) for name in ("budget", "tracking", "compute", "runs")}
             config = Config.load(resumed / "config.yaml").model_copy(update=changed)
         with console.status(f"loading {config.model['name']}"):

@@ -17,7 +17,7 @@ from search.calibrate.propose.proposals import Proposals
 from search.calibrate.ranges import target_with_ranges
 from search.config.load import model_from_config, prompts_from_config
 from search.config.settings import Config
-from search.engines.base import EngineInputs
+from search.engines.base import Engine, EngineInputs
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.execute.executors import Workers, check_compute, start_workers
 from search.evaluate.execute.runner import Runner
@@ -29,7 +29,7 @@ from search.loop.candidates import CandidateBuilder
 from search.loop.finished import FinishedSearch
 from search.loop.history import archive_scores, generation_record
 from search.loop.progress import OnProgress, ignore_progress, progress_bar
-from search.loop.state import SearchState, log
+from search.loop.state import SearchState, load_state, log
 from search.models.base import Model
 from search.objectives.base import Cost, Objective, Quality
 from search.objectives.drift import Drift
@@ -66,7 +66,7 @@ class Search:
 
     def prepare(self, folder: Path) -> None:
         """Cost tables, the teacher, and either the folder's checkpoint or a new engine with its first rows."""
-        self.folder, self.checkpoint, self.quarantine = folder, folder / "checkpoint.pkl", folder / "quarantine.json"
+        self.folder, self.checkpoint, self.quarantine = folder, folder / checkpoint.NAME, folder / "quarantine.json"
         memo = Path(self.config.runs) / "memo.sqlite"  # shared by all searches, which measure nothing twice
         if self.space.needs_input_ranges:  # ranges of activations are measured before anything is decoded
             self.model.target = target_with_ranges(self.model, *self._first_inputs(RANGED))
@@ -78,7 +78,10 @@ class Search:
 
     def _resume(self) -> None:
         """Go on from the checkpoint."""
-        self.state = state = SearchState.load(self.checkpoint, self.warn)
+        space, target, names = self.space, self.model.target, list(self.objectives)
+        make_engine = instantiate(self.config.engine | {"_partial_": True})
+        state = load_state(self.checkpoint, space, target, names, self.config.seed, make_engine, self.warn)
+        self.state = state
         self._make_evaluator(state.costs)
         self.before = (
             state.block_executions - self.evaluator.block_executions,
@@ -123,11 +126,12 @@ class Search:
             proposals.table,
             proposals.prior(),
         )
-        engine = instantiate(self.config.engine | {"_partial_": True})(inputs)
+        engine: Engine = instantiate(self.config.engine | {"_partial_": True})(inputs)
+        engine.begin()
         presets = proposals.presets()
         self.before, calibration = (probe.block_executions, probe.unshared), self.evaluator
         spent = probe.block_executions + calibration.block_executions, probe.unshared + calibration.unshared
-        self.state = SearchState(engine, costs, presets, *spent)
+        self.state = SearchState(engine, inputs, costs, presets, *spent)
         self._save()
 
     def loop(self) -> str:

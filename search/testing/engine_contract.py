@@ -1,14 +1,15 @@
 """What every engine must do. Inherit `EngineContract` and set `make`."""
 
 import copy
-import pickle
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
 from search.engines.base import Engine, EngineInputs
+from search.loop.checkpoint import from_bytes, to_bytes
 from search.spaces.base import Gene
 
 
@@ -36,6 +37,20 @@ def continue_(engine: Engine, rounds: int, n: int = 7, objectives: int = 2) -> l
         engine.tell(x, scores(x, objectives))
         rows += x.tolist()
     return rows
+
+
+def resumed(engine: Engine, inputs: EngineInputs, make: Callable[[EngineInputs], Engine]) -> Engine:
+    """The engine as a search has it that is resumed from its checkpoint; `inputs` are those of the engine."""
+    saved = from_bytes(to_bytes([engine.state(), dict(inputs.rng.bit_generator.state)]))
+
+    def measure() -> NoReturn:
+        raise AssertionError("an engine that is restored measures nothing again")
+
+    rng = np.random.default_rng(12345)
+    twin = make(replace(inputs, rng=rng, proposals=dict.fromkeys(inputs.proposals, measure), table=measure))
+    twin.restore(saved[0])
+    rng.bit_generator.state = saved[1]
+    return twin
 
 
 class EngineContract:
@@ -98,17 +113,36 @@ class EngineContract:
 
     @pytest.mark.parametrize("rounds", [0, 1, 2, 5, 9])
     @pytest.mark.parametrize("between", [False, True], ids=["after tell", "between ask and tell"])
-    def test_a_pickled_engine_goes_on_identically(self, rounds: int, between: bool) -> None:
-        engine = self.engine()
+    def test_a_restored_engine_goes_on_identically(self, rounds: int, between: bool) -> None:
+        inputs = self.start()
+        engine = type(self).make(inputs)
+        engine.begin()
         continue_(engine, rounds)
         open_rows = engine.ask(5) if between else engine.ask(0)
-        twin = pickle.loads(pickle.dumps(engine))
+        twin = resumed(engine, inputs, type(self).make)
         continued = []
         for one, seed in ((engine, 1), (twin, 2)):
             np.random.seed(seed)
             one.tell(open_rows, scores(open_rows))
             continued.append(continue_(one, 6))
         assert continued[0] == continued[1]
+
+    def test_a_state_that_does_not_fit_is_refused(self) -> None:
+        """Of another space, and with any entry missing, of another type, or one too many."""
+        engine = self.engine()
+        continue_(engine, 2)
+        state = from_bytes(to_bytes(engine.state()))
+        with pytest.raises(ValueError):
+            self.engine((2, 2, 2)).restore(state)
+        other = self.engine()
+        for name in state:
+            missing = {key: value for key, value in state.items() if key != name}
+            for wrong in (missing, {**state, name: "text"}, {**state, name: None}):
+                with pytest.raises(ValueError, match=name):
+                    other.restore(wrong)
+        with pytest.raises(ValueError, match="unknown"):
+            other.restore({**state, "unknown": 1})
+        other.restore(state)
 
     def test_what_is_handed_over_stays_as_it_was(self) -> None:
         start = self.start()

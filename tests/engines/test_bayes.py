@@ -1,7 +1,6 @@
 """Bayesian optimisation: bounds, broken rows, shared studies, silence, and that it beats random search."""
 
 import logging
-import pickle
 import subprocess
 import sys
 import warnings
@@ -18,7 +17,7 @@ from search.engines.bayes import BayesEngine
 from search.engines.random import RandomEngine
 from search.pareto.domination import hypervolume
 from search.spaces.base import Gene
-from search.testing.engine_contract import LearningContract, continue_, genes, scores
+from search.testing.engine_contract import LearningContract, continue_, genes, resumed, scores
 from tests.helpers.repository import ROOT
 
 
@@ -47,7 +46,7 @@ class TestBayes(LearningContract):
     def test_bounds_are_constraints_in_shares(self) -> None:
         engine = BayesEngine(replace(self.start(), worst=np.array([2.0, 0.0])))
         engine.tell(engine.ask(2), np.array([[3.0, -1.0], [1.0, 0.0]]))
-        for one in (engine, pickle.loads(pickle.dumps(engine))):
+        for one in (engine, resumed(engine, engine.start, BayesEngine)):
             found = [list(trial.constraints.values()) for trial in one._open().get_trials()]
             assert found == [[0.5, -1.0], [-0.5, 0.0]]
 
@@ -90,10 +89,10 @@ def small(seed: int = 0, objectives: int = 2) -> EngineInputs:
     return EngineInputs(genes((3, 2, 4, 1, 2)), objectives, np.random.default_rng(seed), worst=np.array([0.9, 9]))
 
 
-def test_a_pickled_gp_goes_on_identically() -> None:
+def test_a_restored_gp_goes_on_identically() -> None:
     engine = BayesEngine(small(), sampler="gp", startup=4)
     continue_(engine, 1, n=5)
-    twin = pickle.loads(pickle.dumps(engine))
+    twin = resumed(engine, engine.start, lambda inputs: BayesEngine(inputs, sampler="gp", startup=4))
     assert continue_(engine, 1, n=2) == continue_(twin, 1, n=2)
 
 
@@ -106,7 +105,7 @@ def test_engines_share_a_study(tmp_path: Path, name: str) -> None:
     b = BayesEngine(small(), storage=storage, startup=4)
     later = continue_(b, 2, n=3)
     assert not {tuple(row) for row in later} & {tuple(row) for row in x.tolist()}
-    a = pickle.loads(pickle.dumps(a))
+    a = resumed(a, a.start, lambda inputs: BayesEngine(inputs, storage=storage, startup=99))
     a.tell(x[4:], scores(x[4:]))
     assert {trial.state.name for trial in a._open().get_trials()} == {"COMPLETE"}
     rest = continue_(a, 10, n=9)  # 48 rows in all
@@ -114,9 +113,10 @@ def test_engines_share_a_study(tmp_path: Path, name: str) -> None:
 
 
 def test_a_row_told_after_the_checkpoint_is_not_told_again(tmp_path: Path) -> None:
-    engine = BayesEngine(small(), storage=str(tmp_path / "study.log"))
+    storage = str(tmp_path / "study.log")
+    engine = BayesEngine(small(), storage=storage)
     x = engine.ask(3)
-    older = pickle.loads(pickle.dumps(engine))
+    older = resumed(engine, engine.start, lambda inputs: BayesEngine(inputs, storage=storage))
     engine.tell(x, scores(x))
     older.tell(x, scores(x) + 1)
     assert [trial.values for trial in older._open().get_trials()] == scores(x).tolist()

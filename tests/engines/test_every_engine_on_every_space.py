@@ -170,10 +170,11 @@ def test_engine_on_space(engine: str, name: str) -> None:
     config = compose_config(normalise_overrides([f"engine={engine}"]))["engine"] | {"_partial_": True}
     if (engine, name) in REFUSED:
         with pytest.raises(ValueError, match=REFUSED[engine, name]):
-            instantiate(config)(start)
+            instantiate(config)(start).begin()
         return
     try:
         made = instantiate(config)(start)
+        made.begin()
     except ValueError as error:
         assert engine not in GENERAL and not (engine in REVIEWED_ENGINES and name in REVIEWED_SPACES), error
         assert "; use " in str(error), f"{error}: what is to be typed?"

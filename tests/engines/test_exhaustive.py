@@ -1,7 +1,6 @@
 """Exhaustive search: every row once, seeds first, and a limit."""
 
 import itertools
-import pickle
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from search.engines.base import Engine, EngineInputs
 from search.engines.exhaustive import ExhaustiveEngine
 from search.pareto.domination import non_dominated
-from search.testing.engine_contract import EngineContract, genes, scores
+from search.testing.engine_contract import EngineContract, genes, resumed, scores
 
 
 class TestExhaustive(EngineContract):
@@ -36,11 +35,12 @@ def test_every_row_comes_once(levels: tuple[int, ...]) -> None:
 
 def test_finds_the_true_front() -> None:
     levels = (3, 2, 4, 3)
-    engine: Engine = ExhaustiveEngine(EngineInputs(genes(levels), 3, np.random.default_rng(0)))
+    inputs = EngineInputs(genes(levels), 3, np.random.default_rng(0))
+    engine: Engine = ExhaustiveEngine(inputs)
     x = []
     while len(rows := engine.ask(10)):
         x.append(rows)
-        engine = pickle.loads(pickle.dumps(engine))
+        engine = resumed(engine, inputs, ExhaustiveEngine)
     y = scores(np.concatenate(x), 3)
     every = scores(np.array(list(itertools.product(*map(range, levels)))), 3)
     assert set(map(tuple, y[non_dominated(y)])) == set(map(tuple, every[non_dominated(every)]))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.engines.base import Engine, EngineInputs
+from search.engines.base import EngineInputs
 from search.engines.milp import MilpEngine, milp_rows
 from search.profile.tables import GeneTable
 from search.testing.engine_contract import EngineContract, genes
@@ -142,21 +142,21 @@ def test_a_cost_that_never_changes_is_no_problem() -> None:
     assert len(MilpEngine(with_table(same)).ask(99)) > 2
 
 
-def without_table() -> Engine:
-    return MilpEngine(EngineInputs(genes([2]), 2, np.random.default_rng(0)))
+def without_table() -> None:
+    MilpEngine(EngineInputs(genes([2]), 2, np.random.default_rng(0))).begin()
 
 
-def refusing() -> Engine:
+def refusing() -> None:
     def table() -> GeneTable:
         raise ValueError("layers of this model cannot be measured alone")
 
-    return MilpEngine(EngineInputs(genes([2]), 2, np.random.default_rng(0), table=table))
+    MilpEngine(EngineInputs(genes([2]), 2, np.random.default_rng(0), table=table)).begin()
 
 
-def with_levels(errors: list[int], costs: list[int], vectors: list[int]) -> Engine:
+def with_levels(errors: list[int], costs: list[int], vectors: list[int]) -> None:
     parts = [np.zeros(n) for n in errors], [[np.zeros(n) for n in costs]], [np.zeros((n, 2)) for n in vectors]
     start = EngineInputs(genes([2, 3]), 2, np.random.default_rng(0), table=lambda: GeneTable(*parts))
-    return MilpEngine(start)
+    MilpEngine(start).begin()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The surrogate ranks what it has not seen, chooses only while it does, and needs fewer evaluations for it."""
 
-import pickle
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ from search.engines.base import Engine, EngineInputs
 from search.engines.nsga2 import Nsga2Engine
 from search.engines.predictor import CHECKED, PredictorEngine, Surrogate
 from search.pareto.domination import hypervolume
-from search.testing.engine_contract import EngineContract, genes
+from search.testing.engine_contract import EngineContract, genes, resumed
 
 GENES, LEVELS = 32, 4
 
@@ -139,10 +138,10 @@ def test_rows_left_out_come_later_until_the_space_is_exhausted() -> None:
     assert len(set(rows)) == len(rows) == 2**8
 
 
-def test_a_trusted_engine_survives_pickle() -> None:
+def test_a_trusted_engine_is_restored() -> None:
     engine = PredictorEngine(some_start())
     run(engine, 120)
-    twin = pickle.loads(pickle.dumps(engine))
+    twin = resumed(engine, engine.start, PredictorEngine)
     assert engine.trusted
     assert (run(engine, 48) == run(twin, 48)).all()
     assert engine.spearman == twin.spearman

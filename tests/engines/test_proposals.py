@@ -65,12 +65,13 @@ def test_no_rows_is_the_zero_row_alone() -> None:
 )
 def test_refusals_say_what_is_wrong(start: EngineInputs, of: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ProposalEngine(start, of)
+        ProposalEngine(start, of).begin()
 
 
 def test_the_reason_of_the_method_itself_comes_through() -> None:
     def refuse() -> np.ndarray:
         raise ValueError("nothing to segment")
 
+    start = EngineInputs(genes([2]), 2, np.random.default_rng(0), proposals={"beam": refuse})
     with pytest.raises(ValueError, match="^nothing to segment$"):
-        ProposalEngine(EngineInputs(genes([2]), 2, np.random.default_rng(0), proposals={"beam": refuse}), of="beam")
+        ProposalEngine(start, of="beam").begin()

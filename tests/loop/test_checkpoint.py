@@ -1,6 +1,7 @@
 """Checkpoints and the folder of a search, against what befalls disks and processes."""
 
 import errno
+import hashlib
 import os
 import pickle
 import signal
@@ -8,17 +9,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from search.loop import checkpoint
-from search.loop.checkpoint import checkpoint_exists, load_checkpoint, previous_checkpoint, save_checkpoint
+from search.loop.checkpoint import (
+    checkpoint_exists,
+    from_bytes,
+    previous_checkpoint,
+    refuse_pickled_checkpoint,
+    save_checkpoint,
+    to_bytes,
+)
 from search.results import disk
+
+
+def load_checkpoint(path: Path, on_message=lambda text: None):
+    return checkpoint.load_checkpoint(path, lambda value: value, on_message)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Two checkpoints: 2 is the newest, 1 the one before."""
-    made = tmp_path / "checkpoint.pkl"
+    made = tmp_path / "checkpoint.bin"
     assert not checkpoint_exists(made)
     for value in (0, 1, 2):
         save_checkpoint({"generation": value}, made)
@@ -27,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_the_newest_is_read_and_the_one_before_is_kept(path: Path) -> None:
     assert load_checkpoint(path) == {"generation": 2}
-    assert sorted(p.name for p in path.parent.iterdir()) == ["checkpoint.old.pkl", "checkpoint.pkl"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["checkpoint.bin", "checkpoint.old.bin"]
     path.unlink()  # what a kill between two renames leaves
     assert checkpoint_exists(path) and load_checkpoint(path) == {"generation": 1}
 
@@ -40,12 +53,30 @@ def flipped(content: bytes) -> bytes:
     return content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
 
 
+def with_digest(data: bytes) -> bytes:
+    """A file of these data that looks as if we had written it: a digest is not a signature."""
+    return checkpoint.HEAD + hashlib.sha256(data).digest() + data
+
+
+def json_only(text: bytes) -> bytes:
+    from safetensors.numpy import save
+
+    return save({"json": np.frombuffer(text, dtype=np.uint8)})
+
+
 DAMAGES = {
     "truncated": truncated,
     "flipped": flipped,
     "empty": lambda content: b"",
     "zeros": lambda content: bytes(len(content)),
-    "another pickle": lambda content: pickle.dumps(print),
+    "a pickle": lambda content: pickle.dumps(print),
+    "a pickle with a digest": lambda content: with_digest(pickle.dumps(print)),
+    "arrays without JSON": lambda content: with_digest(to_bytes({})[:0]),
+    "JSON that names no array": lambda content: with_digest(to_bytes("{'$array'").replace(b"{'$array'", b'{"$array"')),
+    "deep JSON": lambda content: with_digest(json_only(b"[" * 100_000)),
+    "a number that is too long": lambda content: with_digest(json_only(b"9" * 10_000)),
+    "an array that is missing": lambda content: with_digest(json_only(b'{"$array": "7"}')),
+    "an array named by a list": lambda content: with_digest(json_only(b'{"$array": []}')),
 }
 
 
@@ -54,11 +85,11 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(path: Path, damage) ->
     path.write_bytes(damage(path.read_bytes()))
     told: list[str] = []
     assert load_checkpoint(path, told.append) == {"generation": 1}
-    assert len(told) == 1 and str(path) in told[0] and "in checkpoint.old.pkl" in told[0]
+    assert len(told) == 1 and str(path) in told[0] and "in checkpoint.old.bin" in told[0]
     previous_checkpoint(path).write_bytes(damage(previous_checkpoint(path).read_bytes()))
-    with pytest.raises(ValueError, match=r"no checkpoint .* can be read .*checkpoint.pkl: .*checkpoint.old.pkl: ") as e:
+    with pytest.raises(ValueError, match=r"no checkpoint .* can be read .*checkpoint.bin: .*checkpoint.old.bin: ") as e:
         load_checkpoint(path)
-    assert f"Delete checkpoint*.pkl there and type python -m search resume={path.parent.name}" in str(e.value)
+    assert f"Delete checkpoint*.bin there and type python -m search resume={path.parent.name}" in str(e.value)
 
 
 def test_every_truncation_of_a_checkpoint_is_noticed(path: Path) -> None:
@@ -70,26 +101,105 @@ def test_every_truncation_of_a_checkpoint_is_noticed(path: Path) -> None:
     assert load_checkpoint(path) == {"generation": 2}
 
 
-def test_what_is_damaged_is_not_run(path: Path) -> None:
-    """Only a pickle that its digest vouches for is read: a bad disk writes no program."""
+class MakesAFolder:
+    """A pickle that makes a folder when it is read."""
 
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(path.parent / "made"),)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-    path.write_bytes(path.read_bytes()[:52] + pickle.dumps(Evil()))
-    load_checkpoint(path)
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("head", [checkpoint.HEAD, b"search checkpoint 1\n"])
+def test_nothing_in_a_checkpoint_is_run(path: Path, head: bytes) -> None:
+    """Not even with a digest that is right, and in no file that an earlier version would have read."""
+    data = pickle.dumps(MakesAFolder(path.parent / "made"))
+    for file in (path, previous_checkpoint(path), path.with_name("checkpoint.pkl")):
+        file.write_bytes(head + hashlib.sha256(data).digest() + data)
+    with pytest.raises(ValueError, match="no checkpoint in .* can be read"):
+        load_checkpoint(path)
     assert not (path.parent / "made").exists()
 
 
-def test_a_checkpoint_of_another_version_says_so(path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(checkpoint, "Gone", type("Gone", (), {"__module__": "search.loop.checkpoint"}), raising=False)
-    checkpoint.Gone.__qualname__ = "Gone"
-    save_checkpoint(checkpoint.Gone(), path)
-    monkeypatch.delattr(checkpoint, "Gone")
-    told: list[str] = []
-    load_checkpoint(path, told.append)
-    assert "another version of this project wrote it" in told[0]
+def test_the_pickle_of_an_earlier_version_is_refused_with_what_to_type(tmp_path: Path) -> None:
+    refuse_pickled_checkpoint(tmp_path)
+    (tmp_path / "checkpoint.old.pkl").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"delete checkpoint\*.pkl .* type python -m search resume={tmp_path.name}: "):
+        refuse_pickled_checkpoint(tmp_path)
+    save_checkpoint({}, tmp_path / checkpoint.NAME)
+    refuse_pickled_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "device"])
+def test_only_regular_files_are_read(path: Path, kind: str) -> None:
+    path.unlink()
+    if kind == "link":
+        path.symlink_to(previous_checkpoint(path))
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    messages: list[str] = []
+    assert load_checkpoint(path, messages.append) == {"generation": 1}
+    assert "it is not a regular file" in messages[0]
+
+
+def test_sizes_are_bounded(path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoint, "MAX_JSON", 10)
+    with pytest.raises(ValueError, match="its JSON has 17 bytes, at most 10 are read"):
+        load_checkpoint(path)
+    monkeypatch.setattr(checkpoint, "MAX_BYTES", 10)
+    with pytest.raises(ValueError, match=r"it has \d+ bytes, at most 10 are read"):
+        load_checkpoint(path)
+
+
+def test_what_does_not_fit_gives_way_to_the_one_before(path: Path) -> None:
+    messages: list[str] = []
+    for error in (
+        ValueError("archive.x: wrong"),
+        KeyError("archive.x"),
+        TypeError("archive.x"),
+        IndexError("archive.x"),
+    ):
+
+        def parse(value, error=error):
+            if value["generation"] == 2:
+                raise error
+            return value
+
+        assert checkpoint.load_checkpoint(path, parse, messages.append) == {"generation": 1}
+        assert "archive.x" in messages[-1]
+
+
+def test_plain_data_comes_back_as_it_was() -> None:
+    value = {
+        "numbers": [1, 2**200, -0.0, 1e-300, float("inf"), True, None, "text"],
+        "arrays": {
+            f"{dtype} {shape}": np.ones(shape, dtype)
+            for dtype in ("?", "<i8", "<u8", "<f8", "<f4")
+            for shape in ((), (0, 3), (2, 1))
+        },
+        "transposed": np.arange(6).reshape(2, 3).T,
+        "tuple": (1, (2,)),
+    }
+    back = from_bytes(to_bytes(value))
+    assert back["numbers"] == value["numbers"] and back["tuple"] == [1, [2]]
+    for name, array in {**value["arrays"], "transposed": value["transposed"]}.items():
+        other = back["arrays"].get(name, back["transposed"])
+        assert other.dtype == array.dtype and other.shape == array.shape and (other == array).all()
+        assert other.flags.writeable
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{1: 2}, {"a": {3}}, [b"bytes"], np.array([None]), {"$array": "0"}, np.array(["text"]), np.int64(3), object()],
+)
+def test_what_is_not_plain_data_is_refused_with_its_place(value) -> None:
+    with pytest.raises(TypeError, match=r"state.here\[0\].* is a \w+, which is not plain data: use dictionaries"):
+        to_bytes({"here": [value]})
 
 
 def test_a_write_that_fails_leaves_the_checkpoints_as_they_were(path: Path, monkeypatch) -> None:

@@ -95,7 +95,7 @@ def test_killed_and_resumed_is_uninterrupted(finished, tmp_path, generations):
     try:
         wait(
             lambda: (
-                mine.exists() and _log(mine).count("generation {") >= generations and any(mine.glob("*/checkpoint.pkl"))
+                mine.exists() and _log(mine).count("generation {") >= generations and any(mine.glob("*/checkpoint.bin"))
             )
         )
     finally:

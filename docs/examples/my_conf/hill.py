@@ -1,12 +1,25 @@
 """Hill climbing on the front: change one gene of a row that nothing dominates."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from search.engines.base import Engine, EngineInputs
 from search.engines.random import RandomEngine, count_on
+from search.engines.state import EngineState, Rows, Scores
 from search.pareto.domination import non_dominated
 
 TRIES = 20  # changes that are tried before a row is found by counting
+
+
+class HillState(EngineState):
+    """What a search that is resumed needs of a `HillEngine`."""
+
+    together = (("x", "y"),)  # of equal length
+    random: dict[str, Any]
+    x: Rows
+    y: Scores
 
 
 class HillEngine(Engine):
@@ -30,6 +43,16 @@ class HillEngine(Engine):
         y = self.start.scores(x, y)
         good = np.isfinite(y).all(axis=1)
         self.x, self.y = np.concatenate([self.x, x[good]]), np.concatenate([self.y, y[good]])
+
+    def state(self) -> dict[str, Any]:
+        """Plain data: numbers, texts, arrays, and lists and dictionaries of these."""
+        return {"random": self.random.state(), "x": self.x, "y": self.y}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned; ValueError where it does not fit the genes."""
+        saved = HillState.read(state, self.start)
+        self.random.restore(saved.random)
+        self.x, self.y = saved.x, saved.y
 
     def _neighbour(self, parents: np.ndarray) -> np.ndarray | None:
         rng, levels, asked = self.start.rng, self.start.levels, self.random.asked
