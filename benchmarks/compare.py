@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from search.pareto.domination import hypervolume
-from search.results.folder import read_front
+from search.results.front import read_front
 
 
 def main(folders: list[str]) -> None:

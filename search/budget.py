@@ -52,7 +52,8 @@ def _work(options: Options) -> None:
         )
     others = [f"{key}={shlex.quote(options[key])}" for key in ("run", "runs") if options[key] != DEFAULTS[key]]
     picked = ["python -m search.export", *others, f"pick={shlex.quote(choice.name)}", "out=schedule.json"]
-    console.print(f"[bold]best: {choice.name}[/bold]\nexport     {' '.join(picked)}")
+    console.print(f"best: {choice.name}", style="bold", markup=False)
+    console.print(f"export     {' '.join(picked)}", markup=False)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ dialect=          write for another tool: diffusers, cache-dit, scm, comfyui, sd
 lossy=false       true: leave out what the dialect cannot say, instead of refusing
 """
 
-import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +33,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _work(options: Options) -> None:
+    from search.schedule import Schedule
+
     given = {name: options[name] for name in DEFAULTS}
     if options["schedule"] or options["dialect"]:
         return _translate(options)
@@ -42,7 +43,7 @@ def _work(options: Options) -> None:
     written = search.export(**given)
     for path in written:
         print(path)
-    others = json.loads(written[0].read_text(encoding="utf-8")).get("models", {}).get("names", {})
+    others = Schedule.load(written[0]).to_dict().get("models", {}).get("names", {})
     print("\n".join(["\nApply it:", *(f"    {line}" for line in usage_snippet(str(written[0]), others))]))
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.results.folder import read_front
+from search.results.front import load_schedule, read_front
 from search.results.pick import Condition, Row, entries_within, held_out_score, parse_conditions
 from search.results.scores import Speedup
 
@@ -32,9 +32,7 @@ class Choice:
     @property
     def schedule(self) -> "Schedule":
         """The best one, ready to be applied."""
-        from search.schedule import Schedule
-
-        return Schedule.load(self.folder / self.rows[0]["file"])
+        return load_schedule(self.folder, self.rows[0])
 
     @property
     def doubtful(self) -> list[str]:
@@ -43,15 +41,19 @@ class Choice:
 
     def table(self) -> "Table":
         """For a terminal, or as the last expression of a notebook's cell."""
+        from rich.markup import escape
         from rich.table import Column, Table
+        from rich.text import Text
 
         asked, names = [c.name for c in self.limits], list(self.rows[0]["held_out"])
         costs, qualities = ([n for n in names if (self.kinds.get(n) == "cost") == cost] for cost in (True, False))
         shown = [n for n in dict.fromkeys([*asked, Speedup.key, *costs, *qualities]) if n in names]
         heads = [f"{n} {self.units.get(n, '')}".replace(" ratio", "").strip() for n in shown]
-        table = Table(Column("schedule", no_wrap=True), *heads)
+        table = Table(Column("schedule", no_wrap=True), *map(escape, heads))
         for i, row in enumerate(self.rows):
-            table.add_row(row["name"], *(f"{held_out_score(row, n):.4g}" for n in shown), style="" if i else "bold")
+            table.add_row(
+                Text(row["name"]), *(f"{held_out_score(row, n):.4g}" for n in shown), style="" if i else "bold"
+            )
         return table
 
 

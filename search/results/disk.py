@@ -32,8 +32,9 @@ def write_atomically(path: Path, content: bytes | str, previous: Path | None = N
     The content is on the disk when this returns. `previous` is where the old file is moved to, if it is to be kept.
     """
     temporary = path.with_name(f"{path.name}.new")
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())

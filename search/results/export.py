@@ -3,13 +3,16 @@
 import shutil
 from pathlib import Path
 
-from search.results.folder import TENSORS, read_front
+from search.results.folder import TENSORS
+from search.results.front import load_schedule, read_front
 from search.results.pick import pick_entries
 
 
 def copy_schedules(folder: Path, pick: str, out: Path) -> list[Path]:
     """Copy the schedules of a search that `pick` names to `out`, a file, or for pick=all a folder; their paths."""
     chosen = pick_entries(read_front(folder), pick)
+    for entry in chosen if pick == "all" else chosen[:1]:
+        load_schedule(folder, entry)  # nothing is written where one is gone or damaged
     if pick == "all":
         if out.suffix == ".json":
             raise ValueError(f"out={str(out)!r} is a file name; pick=all writes a folder, for example out=schedules")

@@ -120,6 +120,8 @@ def entries_within(rows: list[Row], limits: list[Condition], kinds: Mapping[str,
 
 def held_out_score(row: Row, name: str) -> float:
     """A score on held-out prompts, without its interval."""
+    if name not in row["held_out"]:
+        raise ValueError(f"there is no score {name!r}, which this choice needs; there are {', '.join(row['held_out'])}")
     return float(row["held_out"][name]["value"])
 
 
@@ -143,7 +145,7 @@ def _unreachable(rows: list[Row], limit: Condition, more_limits: bool) -> str:
     name, sign = limit.name, limit.sign
     least = "<" in sign
     reach = (min if least else max)(held_out_score(row, name) for row in rows)
-    unit = 10.0 ** (math.floor(math.log10(abs(reach))) - 3) if reach else 1.0
+    unit = 10.0 ** max(-300, math.floor(math.log10(abs(reach))) - 3) if reach else 1.0
     rounded = (math.ceil if least else math.floor)(reach / unit) * unit
     return (
         f"no schedule of this front has {name}{sign}{limit.limit:g}"

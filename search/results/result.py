@@ -2,14 +2,17 @@
 
 import base64
 import html
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.files import read_regular_file
 from search.results.disk import write_atomically
-from search.results.folder import TENSORS, read_front, read_row, slug, write_row
+from search.results.folder import MAX_PICTURE_BYTES, TENSORS, picture_row, read_row, slug
+from search.results.front import FILE, REMEDY, load_schedule, read_front, resume_command
 from search.results.scores import Score
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ class Entry:
         change: Of rewards: minus the teacher's, prompt by prompt.
         behind: Name of the schedule on the front that surely dominates this one on held-out prompts, or empty.
         samples: Held-out values [P], only while the search runs.
+        file: Path of the schedule inside the run folder, once it is written.
+        picture: Path of the pictures, all in one row, inside the run folder, once they are written.
     """
 
     name: str
@@ -48,6 +53,8 @@ class Entry:
     change: dict[str, Score] = field(default_factory=dict)
     behind: str = ""
     samples: dict[str, list[float]] = field(default_factory=dict)
+    file: str = ""
+    picture: str = ""
 
     @property
     def slug(self) -> str:
@@ -121,35 +128,49 @@ class Result:
         """Names on the x and y axis of charts: the first cost and the first quality among the objectives."""
         return first_of_each_kind(self.objectives, self.kinds)
 
-    def file(self, entry: Entry) -> str:
-        """Path of an entry's schedule inside the run folder."""
-        return f"schedules/{self.number(entry):02d}_{entry.slug}.json"
-
-    def picture(self, entry: Entry) -> str:
-        """Path of an entry's pictures, all in one row, inside the run folder."""
-        return f"pictures/{self.number(entry):02d}.png"
-
     def number(self, entry: Entry) -> int:
         """Index of an entry; it is looked up by identity, because two entries can be equal."""
         return next(i for i, candidate in enumerate(self.entries) if candidate is entry)
 
     def save(self) -> None:
-        """Write schedules/*.json, pictures/*.png and front.json."""
-        for name, kinds in (("schedules", (".json", TENSORS)), ("pictures", (".png",))):
+        """Write schedules/*.json, pictures/*.png and front.json.
+
+        The files of a result that was written before are replaced last, when no front.json names them any more: a
+        process that is killed here leaves the old result or the new one.
+        """
+        for name in WRITTEN:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-            for stale in (self.folder / name).iterdir():
-                if stale.suffix in kinds:
-                    stale.unlink()
         rows = []
-        for entry in self.entries:
-            entry.schedule.save(self.folder / self.file(entry))
+        for number, entry in enumerate(self.entries):
+            entry.file = self._unused_name("schedules", f"{number:02d}_{entry.slug}", ".json")
+            entry.picture = self._unused_name("pictures", f"{number:02d}", ".png") if entry.images else ""
+            entry.schedule.save(self.folder / entry.file)
             if entry.images:
-                write_row(self.folder / self.picture(entry), entry.images)
+                write_atomically(self.folder / entry.picture, picture_row(entry.images))
             scores = {part: {k: asdict(s) for k, s in getattr(entry, part).items()} for part in SCORED}
-            row = {"name": entry.name, "role": entry.role, "file": self.file(entry), "behind": entry.behind}
-            rows.append(row | scores)
+            row = {"name": entry.name, "role": entry.role, "file": entry.file, "behind": entry.behind}
+            rows.append(row | ({"picture": entry.picture} if entry.picture else {}) | scores)
         data = {name: getattr(self, name) for name in STORED} | {"entries": rows}
-        write_atomically(self.folder / "front.json", json.dumps(data, indent=1, ensure_ascii=False))
+        write_atomically(self.folder / FILE, json.dumps(data, indent=1, ensure_ascii=False))
+        self._remove_stale_files()
+
+    def _unused_name(self, folder: str, stem: str, ending: str) -> str:
+        """`<folder>/<stem><ending>`, or with a number where an earlier result has a file of that name."""
+        for count in itertools.count(1):
+            path = f"{folder}/{stem}{'' if count == 1 else f'_{count}'}{ending}"
+            if not (self.folder / path).exists():
+                return path
+        raise AssertionError("there is always another number")
+
+    def _remove_stale_files(self) -> None:
+        """Remove the schedules and pictures that no entry names: those of an earlier result, or half written."""
+        kept = {path for entry in self.entries for path in (entry.file, entry.picture) if path}
+        kept |= {str(Path(path).with_suffix(TENSORS)) for path in kept}
+        for name in WRITTEN:
+            for stale in (self.folder / name).iterdir():
+                ours = stale.suffix in (".json", TENSORS, ".png", ".new") or stale.name.startswith(".")
+                if ours and f"{name}/{stale.name}" not in kept and stale.is_file():
+                    stale.unlink()
 
     @classmethod
     def load(cls, folder: Path, pictures: bool = True) -> "Result":
@@ -158,25 +179,28 @@ class Result:
         Raises:
             ValueError: The search has not finished, or a file is damaged; the message says what to type.
         """
-        from search.schedule import Schedule
-
-        data = {"shown": [], "guard": [], "notes": []} | read_front(folder)  # earlier versions did not write these
+        data = read_front(folder)
         entries = []
-        for row in data["entries"]:
-            scores = {part: {k: Score(**s) for k, s in row.get(part, {}).items()} for part in SCORED}
-            schedule = Schedule.load(folder / row["file"])
+        for number, row in enumerate(data["entries"]):
+            scores = {part: {k: Score(**s) for k, s in row[part].items()} for part in SCORED}
             parts = scores["calibration"], scores["held_out"], None, scores["gap"], scores["change"]
-            entries.append(Entry(row["name"], row["role"], schedule, *parts, row.get("behind", "")))
-        result = cls(folder=folder, entries=entries, **{name: data[name] for name in STORED})
-        for entry in entries if pictures else ():
-            if (file := folder / result.picture(entry)).exists():
-                entry.images = read_row(file, len(result.shown))
-        return result
+            entry = Entry(row["name"], row["role"], load_schedule(folder, row), *parts, row["behind"], file=row["file"])
+            entry.picture = row["picture"] or f"pictures/{number:02d}.png"  # the first versions did not write it
+            if pictures and (folder / entry.picture).exists():
+                entry.images = read_row(folder / entry.picture, len(data["shown"]), folder)
+            entries.append(entry)
+        if len(sizes := {entry.images[0].shape for entry in entries if entry.images}) > 1:
+            raise ValueError(
+                f"{folder / 'pictures'} has pictures of {len(sizes)} sizes; {REMEDY}{resume_command(folder)}"
+            )
+        return cls(folder=folder, entries=entries, **{name: data[name] for name in STORED})
 
     def _repr_html_(self) -> str:
         """For notebooks: the picture of the front, if there is one, and a table of all schedules."""
         chart = self.folder / "figures" / "pareto.png"
-        picture = base64.b64encode(chart.read_bytes()).decode() if chart.exists() else ""
+        picture = ""
+        if chart.exists():
+            picture = base64.b64encode(read_regular_file(chart, MAX_PICTURE_BYTES, inside=self.folder)).decode()
         names = list(dict.fromkeys(name for entry in self.entries for name in entry.held_out))
         heads = [
             "schedule",
@@ -194,6 +218,7 @@ class Result:
         )
 
 
+WRITTEN = ("schedules", "pictures")  # folders whose files are all written by `Result.save`
 SCORED = ("calibration", "held_out", "gap", "change")
 STORED = tuple(f.name for f in fields(Result) if f.name not in ("folder", "entries"))  # written as they are
 

@@ -15,7 +15,8 @@ def usage_snippet(file: str, models: Mapping[str, Mapping[str, Any]] | None = No
     """Lines of Python that run a pipeline with a schedule file; `models` is `models.names` of the schedule."""
     loading = []
     for letter, part in (models or {}).items():
-        name = " ".join((part.get("name") or part["class"]).split())  # text of a file: on one line it stays a comment
+        text = part.get("name") or part["class"]  # of a file: on one line it stays a comment
+        name = "".join(c for c in " ".join(text.split()) if c.isprintable())
         loading.append(f"pipe_{letter} = DiffusionPipeline.from_pretrained(...)  # {name}")
     return [
         "from diffusers import DiffusionPipeline",

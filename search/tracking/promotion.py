@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from search.results.folder import read_front
+from search.results.front import load_schedule, read_front
 from search.results.pick import pick_entries
 from search.tracking import registry
 
@@ -26,12 +26,10 @@ class Promoted:
 
 def move_alias(folder: Path, pick: str, alias: str, runs: Path, uri: str | None) -> Promoted:
     """Move the alias to the picked schedule, which becomes a version where it is none; ValueError says what to type."""
-    from search.schedule import Schedule
-
     if pick == "all":
         raise ValueError("pick=all: an alias names one schedule; type pick=recommended, or a condition")
     entry = pick_entries(read_front(folder), pick)[0]
     name, address = registry.registered_model_of(folder, runs, uri)
-    key = registry.registry_key(entry["role"], entry["name"], Schedule.load(folder / entry["file"]).digest)
+    key = registry.registry_key(entry["role"], entry["name"], load_schedule(folder, entry).digest)
     version, before = registry.promote(address, name, key, folder.name, alias)
     return Promoted(name, alias, version, before, f"{entry['name']} of {folder.name}", address)

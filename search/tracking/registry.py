@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.results.folder import TENSORS, read_front
+from search.results.folder import TENSORS
+from search.results.front import read_front
 from search.tracking import store
 
 if TYPE_CHECKING:

@@ -191,7 +191,7 @@ def _log_entry(client: "MlflowClient", run: "Run", result: Result, entry: Entry)
 def _copy_files(result: Result, entry: Entry, folder: Path) -> list[str]:
     """Copy an entry's schedule and figures into a folder; returns the names of the figures."""
     (folder / registry.FOLDER).mkdir()
-    file, copy = result.folder / result.file(entry), folder / registry.FOLDER / registry.FILE
+    file, copy = result.folder / entry.file, folder / registry.FOLDER / registry.FILE
     for ending in (".json", TENSORS):
         if file.with_suffix(ending).exists():
             shutil.copy(file.with_suffix(ending), copy.with_suffix(ending))

@@ -61,6 +61,7 @@ def test_mistakes_say_what_to_type(runs, capsys, arguments, text):
 
 def test_an_empty_front(runs):
     file = find_run("latest", runs) / "front.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"entries": []}))
+    front = json.loads(file.read_text())
+    file.write_text(json.dumps(front | {"entries": front["entries"][-1:]}))  # the teacher
     with pytest.raises(ValueError, match="empty front"):
         best_within("speedup>=1", runs=runs)

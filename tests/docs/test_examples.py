@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from search import Schedule
 from search.config.compose import compose_config, message_of_user_error, normalise_overrides
 from search.config.settings import Config
-from search.results.folder import read_front
+from search.results.front import read_front
 from search.results.pick import pick_entries
 from search.testing import CostContract, EvolutionContract, SpaceContract
 from search.testing.models import tiny_folder, tiny_model

@@ -17,7 +17,7 @@ from search.objectives.clip import Clip
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.objectives.psnr import Psnr
-from search.results.folder import read_front
+from search.results.front import read_front
 from search.results.result import Result
 from search.testing.models import tiny_folder
 from tests.helpers.bad_objectives import Odd, OddCost, Rough

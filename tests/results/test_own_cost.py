@@ -14,7 +14,7 @@ from search.figures.charts import axis_label, pareto_png
 from search.figures.report.content import report_content
 from search.objectives.base import Cost, Quality
 from search.profile.costs import Costs
-from search.results.folder import read_front
+from search.results.front import read_front
 from search.results.pick import pick_entries
 from search.results.result import Result
 from search.results.scores import Score

@@ -8,7 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from search.results.folder import find_run, read_front
+from search.results.folder import find_run
+from search.results.front import read_front
 from search.results.result import Entry, Result
 from tests.helpers.finished_search import made_result
 
@@ -33,9 +34,9 @@ def test_pictures_are_read_where_they_are_and_wanted(result):
     result.entries[2].images = None
     result.save()
     assert [entry.images is None for entry in Result.load(result.folder).entries] == [i == 2 for i in range(6)]
-    (result.folder / "pictures" / "00.png").write_bytes(b"no picture")
+    (result.folder / result.entries[0].picture).write_bytes(b"no picture")
     with pytest.raises(
-        ValueError, match=r"00\.png is not a row of 3 pictures of equal size .*; write it again with: python"
+        ValueError, match=r"00_2\.png is not a row of 3 pictures of equal size .*; write it again with: python"
     ):
         Result.load(result.folder)
 
@@ -59,7 +60,8 @@ def test_saving_again_leaves_no_stale_schedules(result):
 
 def test_equal_entries_have_files_of_their_own(result):
     result.entries.append(dataclasses.replace(result.entries[-1]))
-    assert result.file(result.entries[-1]) == "schedules/06_teacher.json"
+    result.save()
+    assert result.entries[-1].file == "schedules/06_teacher.json"
 
 
 @pytest.mark.parametrize(

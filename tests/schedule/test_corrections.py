@@ -497,7 +497,7 @@ def test_results_and_exports_have_both_files(run_folder, tmp_path):
     runs, result = run_folder
     folder = find_run("latest", runs)
     names = [p.name for p in (folder / "schedules").glob("*.safetensors")]
-    assert names == [Path(result.file(result.entries[1])).with_suffix(".safetensors").name]
+    assert names == [Path(result.entries[1].file).with_suffix(".safetensors").name]
     assert Result.load(folder).entries[1].schedule == result.entries[1].schedule
     (file,) = export(pick=result.entries[1].name, out=tmp_path / "out" / "schedule.json", runs=runs)
     assert sorted(p.name for p in file.parent.iterdir()) == ["schedule.json", "schedule.safetensors"]
