@@ -1,5 +1,6 @@
 """Load what a configuration names: the pipeline and the prompts."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def config_for_schedule(schedule: Schedule, overrides: Sequence[str] = ()) -> Co
     typed = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     if (name := typed.get("model", searched_model)) is None:
         raise ValueError("the schedule does not say which model it is for; type model=<name>, as for a search")
+    if "model" not in typed and not re.fullmatch(r"[\w.-]{1,200}", str(name)):  # of a file: it is given to Hydra below
+        raise ValueError(f"made.model is {name!r:.80}, which is not the name of a model; type model=<name>")
     if "model" not in typed:
         overrides.append(f"model={name}")
     call = schedule.call if searched_model in (None, name) else {}

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 import search.conf
 from search.config.hints import closest_name_hint
 from search.config.limits import ClassPath, Limit, Pixels, Seed, integer, is_address, real_number, rule
+from search.files import read_regular_file
 from search.results.disk import write_atomically
 
 MAX_BYTES = 2**18  # of a configuration file; ours have some KB
@@ -190,10 +191,12 @@ class Config(_Strict):
     @staticmethod
     def load(path: str | Path) -> "Config":
         """Read a file that `save` wrote; ValueError if it is not a configuration."""
+        content = read_regular_file(path, MAX_BYTES, inside=Path(path).parent)
         try:
-            if (size := Path(path).stat().st_size) > MAX_BYTES:
-                raise ValueError(f"it has {size} bytes, a configuration at most {MAX_BYTES}")
-            raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            text = content.decode("utf-8")
+            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
+                raise ValueError("it has aliases (*name), by which a small file could become huge")
+            raw = yaml.safe_load(text)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"{path} is not a configuration, or is incomplete: {reason}") from None

@@ -117,7 +117,7 @@ class Evaluator:
 
     def latents(self, schedule: Schedule) -> Tensor:
         """Final latents [P, C, h, w] under a schedule; what its gates decided is remembered."""
-        if (latents := self.memo.latents(self.context, schedule.digest)) is not None:
+        if (latents := self.scorer.remembered_latents(schedule)) is not None:
             self._count_again(Job(schedule), schedule)
             return latents
         return self._run_alone(schedule)
@@ -255,7 +255,7 @@ class Evaluator:
         return scored
 
     def _race(self, rivals: Sequence[Schedule]) -> Race:
-        drifts = [(rival, self.memo.get(self.context, rival.digest).get(DRIFT)) for rival in rivals]
+        drifts = [(rival, self.scorer.remembered(rival).get(DRIFT)) for rival in rivals]
         qualities = [o for o in self.objectives.values() if isinstance(o, Quality)]
         slack = 1.0 if all(isinstance(o, Drift) for o in qualities) else SLACK
         return Race([Rival(np.array(d), self._prices(rival)) for rival, d in drifts if d], slack=slack)

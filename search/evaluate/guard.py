@@ -14,11 +14,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+from search.files import read_regular_file
 from search.objectives.base import Cost, Objective, Quality
 from search.profile.costs import Costs
 from search.results.disk import write_atomically
@@ -26,6 +28,8 @@ from search.schedule import Schedule
 
 ALIKE = 1e-4  # two calls of a deterministic objective differ by less, relative to the larger of 1 and the value
 OURS = "search.objectives."
+MAX_BYTES = 2**24  # of the file of failures
+Text = Annotated[str, Field(max_length=2000)]
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,13 @@ class Failure:
         split: On which prompts, calibration or held-out.
     """
 
-    objective: str
-    digest: str
-    reason: str
-    split: str = "calibration"
+    objective: Text
+    digest: Text
+    reason: Text
+    split: Text = "calibration"
+
+
+_FAILURES = TypeAdapter(Annotated[list[Failure], Field(max_length=100_000)])
 
 
 class ObjectiveFailed(Exception):
@@ -146,7 +153,7 @@ class Guard:
 
     def save(self, path: Path) -> None:
         """Add the failures to a JSON list of {objective, digest, reason, split}."""
-        saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        saved = [asdict(failure) for failure in _read_failures(path)]
         rows = saved + [row for failure in self.failures if (row := asdict(failure)) not in saved]
         if rows:
             write_atomically(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
@@ -170,6 +177,18 @@ class Guard:
 
     def _fail(self, name: str, digest: str, reason: str) -> None:
         raise self.record(Failure(name, digest, reason, self.split)) from None
+
+
+def _read_failures(path: Path) -> list[Failure]:
+    """What `Guard.save` wrote, none where there is no file; ValueError where it is not such a list."""
+    try:
+        return _FAILURES.validate_json(read_regular_file(path, MAX_BYTES, inside=path.parent))
+    except FileNotFoundError:
+        return []
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))[:100] or "its content"
+        raise ValueError(f"{path} is not a list of failures: {place}: {first['msg']}; delete it") from None
 
 
 class SafeCost(Cost):

@@ -3,14 +3,18 @@
 import errno
 import json
 import logging
+import math
 import os
 import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
+
+from search.files import is_inside
 
 log = logging.getLogger("search")
 Values = Mapping[str, list[float]]
@@ -18,6 +22,10 @@ Result = TypeVar("Result")
 EVERY = 64  # latents added, after which the limit is checked
 LIMIT = 2**31  # bytes of latents: of the bundled models hundreds of thousands, of FLUX at 1024 pixels a few hundred
 PATIENCE = 60.0  # seconds to wait while another process has the file locked
+TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_VALUES = TypeAdapter(Annotated[list[float], Field(strict=True, max_length=100_000)])
+_SIZE = Annotated[int, Field(ge=1, le=2**31)]
+_SHAPE = TypeAdapter(Annotated[list[_SIZE], Field(strict=True, min_length=1, max_length=8)])
 BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH}
 CLOSED = {
     sqlite3.SQLITE_BUSY,
@@ -74,7 +82,7 @@ class Memo:
         """All remembered per-prompt values by name, `{}` where there are none."""
         query = "select name, value from memo where context = ? and digest = ?"
         rows = self._do(lambda base: base.execute(query, (context, digest)).fetchall())
-        return {name: json.loads(value) for name, value in rows}
+        return {name: values for name, text in rows if (values := _checked_values(text)) is not None}
 
     def put(self, context: str, digest: str, values: Values) -> None:
         """Remember per-prompt values by name."""
@@ -89,8 +97,7 @@ class Memo:
         row = self._do(lambda base: base.execute(query, (context, digest)).fetchone())
         if row is None:
             return None
-        dtype, shape, data = row
-        return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).reshape(json.loads(shape))
+        return _checked_latents(*row)
 
     def put_latents(self, context: str, digest: str, latents: Tensor) -> None:
         """Remember final latents [P, ...]; the oldest of all schedules go where `limit` is exceeded."""
@@ -144,8 +151,14 @@ class Memo:
 
     def _open(self) -> sqlite3.Connection:
         self._file = _number(self.path)
+        for part in (self.path.with_name(self.path.name + ending) for ending in ("", "-wal", "-shm", "-journal")):
+            if os.path.lexists(part) and not (part.is_file() and is_inside(part, part.parent)):
+                raise ValueError(f"{part} is not a file of this folder; remove it, or type runs=<another folder>")
         base = sqlite3.connect(self.path, timeout=self.patience)
         try:
+            if base.execute("select count(*) from sqlite_master where type in ('view', 'trigger')").fetchone()[0]:
+                base.close()
+                raise _foreign_file()
             base.execute("pragma journal_mode=wal")
             base.execute("pragma synchronous=normal")  # a power cut can lose the last values, never the file
             with base:
@@ -192,6 +205,32 @@ class Memo:
             if part.exists():
                 part.replace(broken.with_name(broken.name + ending))
         self.on_message(f"{self.path} is damaged ({error}); it is now {broken.name}, and a new one is started")
+
+
+def _foreign_file() -> sqlite3.DatabaseError:
+    """The error of a database with views or triggers, which would run on every question; none of ours has any."""
+    error = sqlite3.DatabaseError("it is the database of another program")
+    error.sqlite_errorcode = sqlite3.SQLITE_NOTADB
+    return error
+
+
+def _checked_values(text: Any) -> list[float] | None:
+    """A list of numbers from its JSON; None, as if it had never been put, where it is anything else."""
+    try:
+        return _VALUES.validate_json(text)
+    except ValidationError:
+        return None
+
+
+def _checked_latents(dtype: Any, shape: Any, data: Any) -> Tensor | None:
+    """A tensor from its type, shape and bytes; None, as if it had never been put, where these do not fit together."""
+    try:
+        sizes, kind = _SHAPE.validate_json(shape), TYPES[dtype]
+        if not isinstance(data, bytes) or math.prod(sizes) * kind.itemsize != len(data) or not data:
+            return None
+        return torch.frombuffer(bytearray(data), dtype=kind).reshape(sizes)
+    except (ValidationError, KeyError, TypeError):
+        return None
 
 
 def _number(path: Path) -> int:

@@ -137,7 +137,7 @@ class Scorer:
 
     def score(self, schedule: Schedule) -> Scored | None:
         """All scores of a schedule, where its latents or its scores are known; None where it has to run."""
-        if not np.isfinite(self.memo.get(self.context, schedule.digest).get(DRIFT, [])).all():
+        if not np.isfinite(self.remembered(schedule).get(DRIFT, [])).all():
             self.failed[schedule.digest] = "its latents are not finite"
         if schedule.digest in self.failed:
             return self.worst(schedule)
@@ -187,15 +187,27 @@ class Scorer:
         searched = [(name, o) for name, o in self.objectives.items() if isinstance(o, Cost)]
         return np.array([o.minimised(SafeCost(name, o, self.guard)(schedule, costs)) for name, o in searched])
 
+    def remembered(self, schedule: Schedule) -> dict[str, list[float]]:
+        """What the memo has of a schedule: a value for each prompt, of gates for each step; others are left out."""
+        values = self.memo.get(self.context, schedule.digest)
+        counts = {name: schedule.steps if name.startswith(GATE) else len(self.prompts) for name in values}
+        return {name: numbers for name, numbers in values.items() if len(numbers) == counts[name]}
+
+    def remembered_latents(self, schedule: Schedule) -> Tensor | None:
+        """Final latents [P, C, h, w] from the memo; None where it has none of this shape and type."""
+        latents = self.memo.latents(self.context, schedule.digest)
+        fits = latents is not None and latents.shape == self.teacher.shape and latents.dtype == self.teacher.dtype
+        return latents if fits else None
+
     def decided(self, schedule: Schedule) -> dict[str, list[float]] | None:
         """The share of the prompts for which each group was computed at each step; None where it was not run here."""
-        values = self.memo.get(self.context, schedule.digest)
+        values = self.remembered(schedule)
         shares = {gate.name: values[GATE + gate.name] for gate in schedule.gates if GATE + gate.name in values}
         return shares if len(shares) == len(schedule.gates) else None
 
     def _values(self, schedule: Schedule) -> dict[str, list[float]] | None:
         """All values of a schedule, measured where its latents are known; None where it has to run."""
-        remembered = self.memo.get(self.context, schedule.digest)
+        remembered = self.remembered(schedule)
         decided = self.decided(schedule)
         if decided is None:
             return None
@@ -205,7 +217,7 @@ class Scorer:
             if isinstance(objective, Quality) and self._memo_names[name] not in remembered
         ]
         if missing:
-            if (latents := self.memo.latents(self.context, schedule.digest)) is None:
+            if (latents := self.remembered_latents(schedule)) is None:
                 return None
             for name, measured in self._measure(latents, missing, schedule.digest):
                 remembered[self._memo_names[name]] = measured

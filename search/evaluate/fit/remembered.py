@@ -1,5 +1,6 @@
 """Solver tables that were fitted before, in the memo."""
 
+import math
 from collections.abc import Sequence
 
 from search.evaluate.execute.jobs import Job
@@ -20,9 +21,12 @@ class FittedSchedules:
         if job.prior is None:
             return job.schedule
         table = self.memo.get(self.context, job.schedule.digest)
-        if not table:
+        state, flat = table.get("state", []), table.get("outputs", [])
+        if len(state) != job.schedule.steps or 2 * len(flat) != len(state) * (len(state) + 1):
             return None
-        return Fitter.fitted(job.schedule, LinearSolver(table["state"], _triangle(table["outputs"])))
+        if not all(map(math.isfinite, (*state, *flat))):
+            return None
+        return Fitter.fitted(job.schedule, LinearSolver(state, _triangle(flat)))
 
     def remember(self, job: Job, fitted: Schedule) -> None:
         """Keep the solver table of the schedule that a job came to."""
