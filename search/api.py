@@ -156,7 +156,7 @@ def export(
         runs: Folder of the searches.
         alias: Write what this alias names in MLflow's registry instead.
         model: Registered model of the alias, such as `pixart-cache`; no search is needed then.
-        uri: MLflow server of the alias; by default that of the search.
+        uri: MLflow server of the alias; by default the database in `runs`.
 
     Returns:
         Paths of the files that were written.
@@ -234,7 +234,7 @@ def promote(
         pick: `recommended`, `knee`, a schedule's name, or conditions on held-out scores.
         alias: The alias that is moved.
         runs: Folder of the searches.
-        uri: MLflow server; by default the one that the search was sent to.
+        uri: MLflow server; by default the database in `runs`. An address that only the run folder names is not used.
 
     Returns:
         What the alias names now, and what it named before.

@@ -7,7 +7,7 @@ out=schedule.json where to write; a folder for pick=all
 runs=runs         where the searches are
 alias=production  what this alias names in MLflow's registry, instead of pick=; see python -m search.promote
 model=            the registered model of the alias, such as pixart-cache: then no run is needed
-uri=              the MLflow server, http://...; by default the one of the search, or the database in runs
+uri=              the MLflow server, http://...; by default the database in runs
 schedule=         a schedule file instead of a search, to write it in a dialect
 dialect=          write for another tool: diffusers, cache-dit, scm, comfyui, sdnext, sdcpp, torchao, smoothcache, ecad
 lossy=false       true: leave out what the dialect cannot say, instead of refusing

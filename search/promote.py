@@ -7,7 +7,7 @@ pick=recommended  which of its schedules: recommended, knee, a name such as "FOR
                   scores such as "speedup>=2"
 alias=production  the alias that is moved
 runs=runs         where the searches are
-uri=              the MLflow server, http://...; by default the one that the search was sent to
+uri=              the MLflow server, http://...; by default the database in runs
 """
 
 import sys

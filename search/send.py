@@ -5,7 +5,8 @@
 
 run=all    all that waits, or one search, waiting or not: latest, a folder under runs/, or a path
 runs=runs  where the searches are
-uri=       the MLflow server, http://...; by default the one that the search should have gone to
+uri=       the MLflow server, http://...; by default the database in runs. An address that only a run folder names is
+           not used until it is typed
 """
 
 import sys
@@ -23,8 +24,8 @@ def main(arguments: list[str]) -> int:
 def _work(options: Options) -> None:
     from search.tracking.sending import send_searches
 
-    pages = send_searches(**options.given)
-    print("\n".join(f"{name}  {page}" for name, page in pages.items()) or "nothing waits")
+    if not send_searches(**options.given, on_sent=lambda name, page: print(f"{name}  {page}")):
+        print("nothing waits")
 
 
 if __name__ == "__main__":

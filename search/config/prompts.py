@@ -3,6 +3,9 @@
 from pathlib import Path
 
 from search.config.settings import CONF
+from search.files import read_regular_file
+
+MAX_BYTES = 2**26
 
 
 def read_prompts(path: str) -> list[str]:
@@ -17,7 +20,8 @@ def read_prompts(path: str) -> list[str]:
     if not file.is_file():
         raise ValueError(f"no prompt file {path!r}, here or among those that ship with the project; {hint}")
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+        text = read_regular_file(file, MAX_BYTES).decode("utf-8-sig")
+        lines = [line.strip() for line in text.splitlines()]
     except UnicodeDecodeError as error:
         reason = f"{error.reason} at byte {error.start}"
         raise ValueError(f"prompt file {path!r} is not UTF-8 text ({reason}); {hint}") from None

@@ -10,6 +10,7 @@ from search.loop.checkpoint import refuse_pickled_checkpoint
 from search.loop.finish import finish_search
 from search.loop.progress import OnProgress, ignore_progress
 from search.loop.search import Search
+from search.models.loading import without_downloads
 from search.results import disk
 from search.results.disk import new_run_folder
 from search.results.folder import find_run
@@ -30,6 +31,7 @@ def run(config: Config, on_progress: OnProgress = ignore_progress) -> Result:
             contexts.enter_context(disk.explain_disk_errors(resumed, f"python -m search resume={resumed.name}"))
             contexts.enter_context(disk.locked_run_folder(resumed))
             refuse_pickled_checkpoint(resumed)
+            contexts.enter_context(without_downloads())
             changed = {name: getattr(config, name) for name in ("budget", "tracking", "compute", "runs")}
             config = Config.load(resumed / "config.yaml").model_copy(update=changed)
         with console.status(f"loading {config.model['name']}"):

@@ -1,5 +1,6 @@
 """Load pipelines from folders, hub ids and the bundled models, with errors that say what to type."""
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,6 +52,8 @@ def load(
     elif "/" not in str(path) and (bundled := bundled_model(str(path))).is_dir():
         folder = bundled
     try:
+        if not isinstance(folder, Path) and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+            raise ValueError("there is no such folder, and it is not a hub id")
         with quiet():
             class_name = str(DiffusionPipeline.load_config(folder)["_class_name"])
             load_pipeline = partial(DiffusionPipeline.from_pretrained, folder, torch_dtype=dtype)
@@ -68,6 +71,19 @@ def load(
             f"model.path={str(path)!r} is a {class_name}; model={name} takes {' and '.join(classes)}; {hint}"
         )
     return pipe
+
+
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """Hub ids are looked up on this machine only: a search that goes on names what it ran with here before."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager

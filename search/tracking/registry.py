@@ -5,7 +5,6 @@ schedule as a version and moves the alias `newest`; all other aliases are the us
 """
 
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,17 +24,19 @@ NEWEST = "newest"  # the only alias that a search moves
 
 
 def registered_model_of(folder: Path, root: Path, uri: str | None = None) -> tuple[str, str]:
-    """The registered model of a finished search, and the store that it is in."""
+    """The registered model of a finished search, and the store that it is in (`address_to_use`)."""
     front = read_front(folder)
-    uri = uri or front["config"].get("tracking", {}).get("uri")
-    return f"{front['model']}-{front['space']}", store.store_address(root, uri)
+    tracking = front["config"].get("tracking")
+    named = tracking.get("uri") if isinstance(tracking, dict) else None
+    address = store.address_to_use(root, uri, named if isinstance(named, str) else "", folder)
+    return f"{front['model']}-{front['space']}", address
 
 
 def register(client: "MlflowClient", name: str, run: str) -> "ModelVersion":
     """The version of the schedule of an MLflow run; it is created if there is none yet."""
     from mlflow.exceptions import MlflowException
 
-    if versions := client.search_model_versions(f"name = '{name}' and run_id = '{run}'"):
+    if versions := client.search_model_versions(f"name = {store.quoted(name)} and run_id = '{run}'"):
         return versions[0]
     try:
         client.get_registered_model(name)
@@ -79,14 +80,14 @@ def promote(address: str, name: str, schedule: str, search_id: str, alias: str) 
     """
     with _client(address, name) as client:
         experiment = client.get_experiment_by_name(name)
-        query = f"tags.search_id = '{search_id}'"
+        query = f"tags.search_id = {store.quoted(search_id)}"
         runs = client.search_runs([experiment.experiment_id], query) if experiment else []
         run = next((run.info.run_id for run in runs if run.data.tags.get("schedule") == schedule), None)
         if run is None:
-            raise ValueError(
+            raise store.StoreError(
                 f"MLflow at {store.address_without_password(address)} has no such schedule of "
                 f"{search_id}; send the search there with: "
-                f"python -m search.send run={search_id}"
+                f"python -m search.send run={search_id} uri={store.address_without_password(address)}"
             )
         version = register(client, name, run).version
         before = client.get_registered_model(name).aliases.get(alias)
@@ -100,8 +101,11 @@ def fetch_by_alias(address: str, name: str, alias: str, out: Path) -> Path:
     Raises:
         ValueError: There is no such alias, or its file cannot be applied; the message says what to type.
     """
-    with _client(address, name) as client, tempfile.TemporaryDirectory() as folder:
-        downloaded = Path(client.download_artifacts(_aliased_version(client, name, alias).run_id, FOLDER, folder))
+    with tempfile.TemporaryDirectory() as folder:
+        with _client(address, name) as client:
+            run = _aliased_version(client, name, alias).run_id
+            store.check_artifacts(address, client.get_run(run).info.artifact_uri)
+            downloaded = Path(client.download_artifacts(run, FOLDER, folder))
         return _copy_checked(downloaded / FILE, out, f"{name}@{alias}")
 
 
@@ -128,10 +132,10 @@ def _aliased_version(client: "MlflowClient", name: str, alias: str) -> "ModelVer
         aliases = client.get_registered_model(name).aliases
     except MlflowException:
         names = ", ".join(sorted(model.name for model in client.search_registered_models())) or "none yet"
-        raise ValueError(f"there is no registered model {name!r}; there are: {names}") from None
+        raise store.StoreError(f"there is no registered model {name!r}; there are: {names}") from None
     if alias not in aliases:
         existing = ", ".join(f"{key} (version {version})" for key, version in sorted(aliases.items())) or "none"
-        raise ValueError(
+        raise store.StoreError(
             f"no version of {name} has the alias {alias!r}; there are: {existing}. Set it with: "
             f"python -m search.promote run=<search> alias={alias}"
         )
@@ -155,14 +159,8 @@ def _create(client: "MlflowClient", name: str) -> None:
 @contextmanager
 def _client(address: str, name: str) -> Iterator[Any]:
     """A client of the store; its errors become a ValueError of one line."""
-    from mlflow.exceptions import MlflowException
-
     file = Path(address.removeprefix("sqlite:///"))
     if address.startswith("sqlite:") and not file.exists():
         raise ValueError(f"there is no MLflow database {file}; type runs=<folder of searches> or uri=http://<server>")
-    try:
+    with store.one_line_errors(address, f"{name}: "):
         yield store.connect_store(address)
-    except (MlflowException, OSError, sqlite3.Error) as error:
-        raise ValueError(
-            f"{name}: MLflow at {store.address_without_password(address)}: {store.failure_reason(error)}"
-        ) from error

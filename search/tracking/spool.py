@@ -1,8 +1,12 @@
 """Run folders that were not sent to MLflow yet: a file in each names the store that it should go to."""
 
+import os
 from pathlib import Path
 
+from search.files import read_regular_file
+
 UNSENT = "unsent"
+MAX_BYTES = 4096  # of the file
 
 
 def add_to_spool(folder: Path, address: str) -> None:
@@ -16,5 +20,16 @@ def mark_sent(folder: Path) -> None:
 
 
 def unsent_folders(root: Path) -> dict[Path, str]:
-    """The folders that wait, the oldest first, with the addresses of their stores."""
-    return {file.parent: file.read_text(encoding="utf-8").strip() for file in sorted(root.glob(f"*/{UNSENT}"))}
+    """The folders that wait, the oldest first, with the addresses of their stores.
+
+    An address is empty where its file cannot be read. Who may be contacted is for `store.address_to_use` to say.
+    """
+    folders = sorted(folder for folder in root.glob("*") if folder.is_dir() and os.path.lexists(folder / UNSENT))
+    return {folder: _address(folder) for folder in folders}
+
+
+def _address(folder: Path) -> str:
+    try:
+        return read_regular_file(folder / UNSENT, MAX_BYTES, inside=folder).decode("utf-8").strip()
+    except (OSError, ValueError):
+        return ""

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from search.config.settings import Config
+from search.files import check_folder_of_files
 from search.results import disk
 from search.results.result import Result
 from search.tracking import spool, store, writing
+from search.tracking.quiet import silent_libraries
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -76,9 +78,10 @@ class Tracker:
         item: Row | str = {}
         while not isinstance(item, str):
             try:
-                client = client or store.connect_store(self.store)
-                run = run or writing.begin_run(client, self.config, self.folder)
-                writing.log_generations(client, run, waiting)
+                with silent_libraries():
+                    client = client or store.connect_store(self.store)
+                    run = run or writing.begin_run(client, self.config, self.folder)
+                    writing.log_generations(client, run, waiting)
                 waiting = []
             except Exception as error:  # of any kind: the search goes on
                 self._report(error)
@@ -114,6 +117,21 @@ def deliver_result(result: Result, root: Path, uri: str | None = None) -> dict[s
     return pages
 
 
+def deliver_folder(folder: Path, root: Path, address: str) -> dict[str, str]:
+    """Send the result of a run folder, as `deliver_result` does.
+
+    Raises:
+        ValueError: It holds no whole result, or the result of another search, whose runs it would replace in the store;
+            or a search that still runs there sends its own.
+    """
+    check_folder_of_files(folder)
+    with disk.locked_run_folder(folder):
+        result = Result.load(folder)
+        if result.search_id != folder.resolve().name:
+            raise ValueError(f"{folder} is the result of the search {result.search_id}; give the folder this name")
+        return deliver_result(result, root, address)
+
+
 def deliver_waiting_results(root: Path, address: str) -> list[str]:
     """Send the results that wait for this store, until one fails; returns the names of the searches that were sent."""
     sent = []
@@ -121,8 +139,7 @@ def deliver_waiting_results(root: Path, address: str) -> list[str]:
         if store_of_folder != address:
             continue
         try:
-            with disk.locked_run_folder(folder):  # a search that still runs there sends its own result
-                pages = deliver_result(Result.load(folder), root, address)
+            pages = deliver_folder(folder, root, address)
         except ValueError as error:
             log.info("%s waits: %s", folder.name, error)
             continue
@@ -139,9 +156,11 @@ def last_lines(pages: Mapping[str, str], config: Config, folder: Path) -> list[s
     """
     if error := pages.get("error"):
         where = "" if config.runs == "runs" else f" runs={shlex.quote(config.runs)}"
+        if config.tracking.uri:
+            where += f" uri={shlex.quote(store.address_without_password(config.tracking.uri))}"
         return [
             f"[yellow]MLflow was not written: {escape(error)}[/yellow]",
-            f"send       python -m search.send run={folder.name}{where}",
+            escape(f"send       python -m search.send run={folder.name}{where}"),
         ]
     runs, uri = Path(config.runs), config.tracking.uri
     addresses = [store.page_url(pages[page], uri) for page in ("page", "view") if page in pages]

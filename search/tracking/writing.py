@@ -39,10 +39,11 @@ def log_result(result: Result, root: Path, uri: str | None = None) -> dict[str, 
     """
     address = store.store_address(root, uri)
     try:
-        return _log_result(result, root, address)
-    except Exception as error:  # the run folder is complete; a locked or unreachable store must not hide it
-        log.warning("nothing, or not everything, is in MLflow: %s", error, exc_info=True)
-        return {"error": f"MLflow at {store.address_without_password(address)}: {store.failure_reason(error)}"}
+        with store.one_line_errors(address):
+            return _log_result(result, root, address)
+    except store.StoreError as error:  # the run folder is complete; a locked or unreachable store must not hide it
+        log.info("nothing, or not everything, is in MLflow: %s", error, exc_info=True)
+        return {"error": str(error)}
 
 
 def begin_run(client: "MlflowClient", config: Config, folder: Path) -> "Run":
@@ -96,14 +97,16 @@ def _log_result(result: Result, root: Path, address: str) -> dict[str, str]:
         if best:
             pages["version"] = _register_newest(client, name, best)
     except Exception as error:
-        log.warning("not all pages: %s", error)
+        log.info("not all pages: %s", error)
     _log_search(client, search, result, pages)
     return {"experiment_id": experiment, "run_id": identity} | pages
 
 
 def _runs(client: "MlflowClient", experiment: str, search_id: str) -> dict[str, "Run"]:
     """The runs of a search in the store: `search` is its own, those of schedules are by their keys."""
-    runs = client.search_runs([experiment], f"tags.search_id = '{search_id}'", max_results=1000)
+    runs = client.search_runs([experiment], f"tags.search_id = {store.quoted(search_id)}", max_results=1000)
+    for run in runs:
+        store.check_artifacts(client.tracking_uri, run.info.artifact_uri)
     return {run.data.tags.get("schedule", "search"): run for run in runs}
 
 

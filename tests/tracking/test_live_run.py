@@ -103,7 +103,7 @@ def test_the_last_lines_say_where_to_look_or_how_to_send(tmp_path):
     assert refused[1] == f"send       python -m search.send run={NAME}"
     assert (
         last_lines({"error": ""}, there, tmp_path)
-        and f"runs={tmp_path}" in last_lines({"error": "x"}, there, tmp_path)[1]
+        and f"runs={tmp_path} uri='http://***@host'" in last_lines({"error": "x"}, there, tmp_path)[1]
     )
     lines = last_lines({"page": "#/a", "view": "#/b"}, there, tmp_path)
     assert [line.split() for line in lines] == [
@@ -188,7 +188,7 @@ def test_what_could_not_be_sent_is_sent_by_the_next_search(tmp_path, nobody, cap
     first, second, third = (made_result(tmp_path, f"2026-01-0{day}_000000_cache_tiny") for day in (1, 2, 3))
     assert "it does not answer" in deliver_result(first, tmp_path, nobody)["error"]
     assert spool.unsent_folders(tmp_path) == {first.folder: nobody}
-    assert send([f"runs={tmp_path}"]) == 2  # still nobody there
+    assert send([f"runs={tmp_path}", f"uri={nobody}"]) == 2  # still nobody there
     assert "try again with: python -m search.send" in capsys.readouterr().err
     spool.add_to_spool(second.folder, store.store_address(tmp_path))  # killed, say
     with Tracker(config(tmp_path), third.folder, print) as live:
