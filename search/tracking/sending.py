@@ -33,7 +33,8 @@ def send_searches(
     waiting = spool.unsent_folders(root)
     failed: dict[str, str] = {}
     down: set[str] = set()  # stores that have failed: no search is sent there again
-    for folder in track(list(waiting) if run == "all" else [find_run(run, root)], "MLflow"):
+    folders = list(waiting) if run == "all" else [find_run(run, root)]
+    for folder in track(folders, "MLflow") if folders else ():
         try:
             address = _address(folder, root, uri, waiting)
             if address in down:

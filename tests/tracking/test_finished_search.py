@@ -200,12 +200,13 @@ def test_two_searches_share_an_experiment(logged):
     assert len([k for k in client.get_experiment(found["experiment_id"]).tags if "sharedViewState" in k]) >= 2
 
 
-def test_a_store_that_refuses_is_a_warning(logged, caplog, tmp_path):
+def test_a_store_that_refuses_is_an_answer_and_a_line_of_the_log(logged, caplog, tmp_path):
+    caplog.set_level("INFO", "search")
     result, root, _, _ = logged
     (tmp_path / "mlflow.db").write_text("this is no database")
     found = writing.log_result(result, tmp_path)
     assert set(found) == {"error"} and "MLflow at sqlite:///" in found["error"]
-    assert "is in MLflow" in caplog.text
+    assert "is in MLflow" in caplog.text and {record.levelname for record in caplog.records} == {"INFO"}
 
 
 def test_a_view_that_cannot_be_saved_is_no_failure(logged, monkeypatch):
