@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from search.api import (
         best_within,
+        contract,
         explain,
         export,
         generate,
@@ -24,6 +25,7 @@ __all__ = [
     "Schedule",
     "ScheduleError",
     "best_within",
+    "contract",
     "explain",
     "export",
     "generate",

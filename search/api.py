@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from search.loop.progress import OnProgress
     from search.models.base import Model
+    from search.observe.contract import Observation
     from search.results.choice import Choice
     from search.results.result import Result
     from search.schedule import Schedule
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "best_within",
+    "contract",
     "explain",
     "export",
     "generate",
@@ -109,6 +111,34 @@ def load_model(name: str = "pixart", *overrides: str) -> "Model":
     from search.config import load
 
     return load.load_model(name, *overrides)
+
+
+def contract(pipe: Any, *, call: Mapping[str, Any] | None = None) -> "Observation":
+    """Watch one call of any pipeline, and say what of its denoiser can be planned, proved on the denoiser itself.
+
+    Args:
+        pipe: A pipeline of diffusers as it is: on its device, in its type, with its adapters; or any callable object
+            with a scheduler and modules. Nothing stays on it.
+        call: Keyword arguments of the pipeline's call. Without `num_inference_steps` two steps are made, without
+            `output_type` it ends at the latents, where the pipeline has such arguments.
+
+    Returns:
+        The observed run and the contract of each denoiser; `contracts[0].contract.to_dict()` is what a schedule's
+        `model.contract` holds.
+
+    Raises:
+        ScheduleError: The call fails, or nothing in it can be planned; the text says what was seen.
+
+    Example:
+        >>> from search.testing import pipelines
+        >>> pipe = pipelines.pixart()
+        >>> stack = contract(pipe, call={"prompt": "a", "height": 32, "width": 32}).contracts[0].contract.stacks[0]
+        >>> stack.name, stack.components
+        ('transformer_blocks', ('attn1', 'attn2', 'ff'))
+    """
+    from search.observe.contract import observe, short_call
+
+    return observe(pipe, short_call(pipe, call or {}))
 
 
 def best_within(limits: str, run: str = "latest", *, runs: str | Path = "runs") -> "Choice":

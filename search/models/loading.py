@@ -4,7 +4,6 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def load(
     dtype: torch.dtype | Mapping[str, torch.dtype],
     **components: Any,
 ) -> Any:
-    """The pipeline of a folder, a hub id or a bundled model's name.
+    """The pipeline of a folder, a hub id or a bundled model's name, where it is of one of these classes.
 
     Args:
         path: The folder, hub id or name.
@@ -44,6 +43,27 @@ def load(
     Raises:
         ValueError: It cannot be loaded, or is of another class, which is checked before its weights are read.
     """
+    folder, class_name = _find(path)
+    if class_name not in classes:
+        other = CHOICES.get(class_name)
+        hint = f"type model={other} model.path={path}" if other else f"there are adapters for {', '.join(CHOICES)}"
+        raise ValueError(
+            f"model.path={str(path)!r} is a {class_name}; model={name} takes {' and '.join(classes)}; {hint}"
+        )
+    return _load(path, folder, dtype, **components)
+
+
+def load_any(path: str | Path, dtype: torch.dtype) -> Any:
+    """The pipeline of a folder, a hub id or a bundled model's name, of whatever class.
+
+    Raises:
+        ValueError: It cannot be loaded.
+    """
+    return _load(path, _find(path)[0], dtype)
+
+
+def _find(path: str | Path) -> tuple[str | Path, str]:
+    """Where a pipeline lies, and the name of its class."""
     from diffusers import DiffusionPipeline
 
     folder = path
@@ -55,22 +75,27 @@ def load(
         if not isinstance(folder, Path) and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
             raise ValueError("there is no such folder, and it is not a hub id")
         with quiet():
-            class_name = str(DiffusionPipeline.load_config(folder)["_class_name"])
-            load_pipeline = partial(DiffusionPipeline.from_pretrained, folder, torch_dtype=dtype)
-            pipe = load_pipeline(**components) if class_name in classes else None
+            return folder, str(DiffusionPipeline.load_config(folder)["_class_name"])
     except Exception as error:  # hub, file and config errors are of many kinds
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"model.path={str(path)!r} cannot be loaded: {reason}. Type model.path=<folder with "
-            "model_index.json>, or a hub id with access to the internet, or model=pixart for a bundled model"
-        ) from None
-    if pipe is None:
-        other = CHOICES.get(class_name)
-        hint = f"type model={other} model.path={path}" if other else f"there are adapters for {', '.join(CHOICES)}"
-        raise ValueError(
-            f"model.path={str(path)!r} is a {class_name}; model={name} takes {' and '.join(classes)}; {hint}"
-        )
-    return pipe
+        raise _not_loaded(path, error) from None
+
+
+def _load(path: str | Path, folder: str | Path, dtype: Any, **components: Any) -> Any:
+    from diffusers import DiffusionPipeline
+
+    try:
+        with quiet():
+            return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **components)
+    except Exception as error:
+        raise _not_loaded(path, error) from None
+
+
+def _not_loaded(path: str | Path, error: Exception) -> ValueError:
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return ValueError(
+        f"model.path={str(path)!r} cannot be loaded: {reason}. Type model.path=<folder with model_index.json>, or a "
+        "hub id with access to the internet, or model=pixart for a bundled model"
+    )
 
 
 @contextmanager
