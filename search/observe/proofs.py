@@ -48,9 +48,14 @@ def prove(denoiser: nn.Module, contract: Contract, calls: Calls) -> tuple[Contra
         bare = _bare(denoiser, calls)
         off = _scheduled(denoiser, contract, [], calls)
         if not _equal(bare, off):
+            remedy = (
+                "it is in training mode, call .eval() on it"
+                if denoiser.training
+                else ("it is not deterministic, or it keeps values of its own from one call to the next")
+            )
             raise ScheduleError(
                 f"{type(denoiser).__name__} gives something else with a schedule that changes nothing, so it cannot be "
-                "planned: either it is not deterministic, or it keeps values of its own from one call to the next"
+                f"planned: {remedy}"
             )
         proofs: list[Proof] = []
         stacks = tuple(_prove_stack(denoiser, contract, stack, calls, proofs) for stack in contract.stacks)
@@ -127,7 +132,8 @@ def _by_hand(
     denoiser: nn.Module, calls: Calls, modules: Sequence[nn.Module], replacement: Replacement
 ) -> list[list[Any]]:
     """What the denoiser gives at each call where plain hooks replace the outputs of modules at the second step."""
-    hook, outputs = _Replaced(replacement), []
+    hook = _Replaced(replacement)
+    outputs: list[list[Any]] = []
     handles = [module.register_forward_hook(hook, with_kwargs=True) for module in modules]
     try:
         for hook.step, branches in enumerate(calls):

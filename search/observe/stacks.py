@@ -105,8 +105,8 @@ def _chain(runs: Sequence[ModuleCall], links: Sequence[object]) -> tuple[tuple[s
         if not run.single and len(run.outputs) == 1:
             return (), "a block returns a tuple of one"
     if len(runs) == 1:
-        names = _names_of_lone_block(runs[0])
-        return (names, "shape") if names else ((), "its output has the shape of no argument")
+        lone = _names_of_lone_block(runs[0])
+        return (lone, "shape") if lone else ((), "its output has the shape of no argument")
     if len(links) != len(runs) - 1 or not all(isinstance(link, Link) for link in links):
         return (), "an output of a block is not an argument of the next"
     names: tuple[str, ...] | None = None

@@ -100,7 +100,7 @@ def test_help_imports_nothing_heavy(root: Path) -> None:
     assert done.stdout.endswith("[]\n")
 
 
-COMMANDS = ("budget", "explain", "export", "generate", "promote", "report", "send", "transfer", "verify")
+COMMANDS = ("budget", "contract", "explain", "export", "generate", "promote", "report", "send", "transfer", "verify")
 
 
 def test_help_lists_every_command_with_its_line(root: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_command_named_first_gets_its_options_and_returns_its_exit_code(
 
 def test_a_word_that_is_not_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     told = tell(capsys, "exprt", "run=latest")
-    assert "'exprt' is not a command. Did you mean export? There are budget, explain, export" in told
+    assert "'exprt' is not a command. Did you mean export? There are budget, contract, explain" in told
     assert "options of a search are written key=value" in told
 
 
