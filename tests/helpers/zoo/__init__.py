@@ -1,0 +1,13 @@
+"""Tiny random pipelines of the denoiser classes of diffusers, each with a call that takes well below a second.
+
+    sample = ZOO["FluxTransformer2DModel/img2img"]()
+    latents = sample.run(seed=0)
+
+No network, no files: random weights, in which every block has an effect, and embeddings in place of text encoders
+wherever the pipeline takes them.
+"""
+
+from tests.helpers.zoo import flux, images, stable_diffusion
+from tests.helpers.zoo.base import ZOO, Sample
+
+__all__ = ["ZOO", "Sample", "flux", "images", "stable_diffusion"]
