@@ -7,7 +7,6 @@ No network, no files: random weights, in which every block has an effect, and em
 wherever the pipeline takes them.
 """
 
-from tests.helpers.zoo import flux, images, stable_diffusion
 from tests.helpers.zoo.base import ZOO, Sample
 
-__all__ = ["ZOO", "Sample", "flux", "images", "stable_diffusion"]
+__all__ = ["ZOO", "Sample"]

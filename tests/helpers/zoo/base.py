@@ -77,8 +77,10 @@ def lively(module: Any, gain: float = 1.0) -> Any:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             draw = torch.randn_like(parameter)
+            if not parameter.numel():
+                continue
             if parameter.ndim > 1:
-                parameter.copy_(draw * (gain / math.sqrt(max(parameter[0].numel(), 1))))
+                parameter.copy_(draw * (gain / math.sqrt(parameter[0].numel())))
             elif name.endswith("weight"):
                 parameter.copy_(1 + 0.1 * draw)
             else:

@@ -1,10 +1,12 @@
 """Tiny VAEs, tokenizers and text encoders that several families share."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import torch
+from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from tests.helpers.zoo.base import Sample
@@ -148,16 +150,35 @@ def silence(block: Any) -> None:
         silence(inner)
 
 
-class PoolingVae(nn.Module):
-    """Halves pictures seven times in no time: means over 128 x 128 pixels, mixed to 4 channels; takes [N, 3, F, H, W]."""
+class PoolingVae(diffusers.ModelMixin, diffusers.ConfigMixin):
+    """Halves pictures [N, 3, F, H, W] seven times in no time: means over 128 x 128 pixels, mixed to 4 channels."""
 
     temperal_downsample = (True,) * 7
-    dtype = torch.float32
 
-    def __init__(self) -> None:
+    @register_to_config
+    def __init__(self, z_dim: int = 4, latents_mean: Sequence[float] = (0.0,) * 4, latents_std: Any = (1.0,) * 4):
         super().__init__()
-        self.config = SimpleNamespace(z_dim=4, latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
-        self.mix = nn.Conv3d(3, 4, 1)
+        self.mix = nn.Conv3d(3, z_dim, 1)
 
     def encode(self, pictures: torch.Tensor) -> Any:
         return SimpleNamespace(latents=self.mix(nn.functional.avg_pool3d(pictures, (1, 128, 128))) * 8)
+
+
+def qwen3(width: int = 16, causal: bool = False, **config: Any) -> Any:
+    """A Qwen 3 language model of two layers."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+
+    small = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": width // 2,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 512,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+    }
+    return (Qwen3ForCausalLM if causal else Qwen3Model)(Qwen3Config(**small | config)).eval()

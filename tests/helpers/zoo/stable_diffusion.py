@@ -163,7 +163,7 @@ def ip_adapter() -> Sample:
         "norm.bias": noise(width) / 4,
     }
     number = 1
-    for name, module in sample.pipe.unet.attn_processors.items():
+    for name in sample.pipe.unet.attn_processors:
         if name.endswith("attn2.processor"):
             inner = sample.pipe.unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
             weights["ip_adapter"][f"{number}.to_k_ip.weight"] = noise(inner, width, seed=number) / 4
