@@ -7,6 +7,20 @@ No network, no files: random weights, in which every block has an effect, and em
 wherever the pipeline takes them.
 """
 
+from tests.helpers.zoo import (
+    audio,
+    flux,
+    images,
+    more_video,
+    others,
+    stable_diffusion,
+    text_to_image,
+    unets,
+    video,
+    wan,
+)
 from tests.helpers.zoo.base import ZOO, Sample
 
-__all__ = ["ZOO", "Sample"]
+FAMILIES = (audio, flux, images, more_video, others, stable_diffusion, text_to_image, unets, video, wan)
+
+__all__ = ["FAMILIES", "ZOO", "Sample"]

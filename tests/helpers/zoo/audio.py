@@ -142,7 +142,7 @@ def audioldm2() -> Sample:
         norm_num_groups=4,
         sample_size=8,
         attention_head_dim=2,
-        cross_attention_dim=(None, 8, 16),
+        cross_attention_dim=((None, 8, 16),) * 2,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )

@@ -161,7 +161,10 @@ def ovis() -> Sample:
 
 @entry("LongCatImageTransformer2DModel")
 def longcat() -> Sample:
-    given = {"transformer": lively(diffusers.LongCatImageTransformer2DModel(**config())), "vae": parts.flux_vae()}
-    text = {"prompt_embeds": TEXT["prompt_embeds"], "negative_prompt_embeds": NEGATIVE["negative_prompt_embeds"]}
-    pipe = assemble(diffusers.LongCatImagePipeline, **given, scheduler=scheduler(use_dynamic_shifting=True))
-    return Sample(pipe, text | CALL | {"enable_prompt_rewrite": False})
+    given = {
+        "transformer": lively(diffusers.LongCatImageTransformer2DModel(**config(in_channels=64))),
+        "vae": parts.flux_vae(16),
+    }
+    words = {"text_encoder": parts.qwen3(max_position_embeddings=1024), "tokenizer": parts.tokenizer(characters=True)}
+    pipe = assemble(diffusers.LongCatImagePipeline, **given, **words, scheduler=scheduler(use_dynamic_shifting=True))
+    return Sample(pipe, CALL | {"prompt": "a red fox", "negative_prompt": "snow", "enable_prompt_rewrite": False})

@@ -21,11 +21,13 @@ def scheduler(name: str = "FlowMatchEulerDiscreteScheduler", **config: Any) -> A
 
 
 def sample(
-    kind: str, transformer: Any, call: dict[str, Any], scheduler_: Any = None, latents: str = "frames", **given: Any
+    kind: Any, transformer: Any, call: dict[str, Any], scheduler_: Any = None, latents: str = "frames", **given: Any
 ) -> Sample:
     """A pipeline without text encoder, and without VAE where none is given: it scales latents by 8."""
     usual = {"transformer": lively(transformer), "scheduler": scheduler_ or scheduler()}
-    return Sample(assemble(getattr(diffusers, kind), **usual | given), CALL | call, latents)
+    return Sample(
+        assemble(getattr(diffusers, kind) if isinstance(kind, str) else kind, **usual | given), CALL | call, latents
+    )
 
 
 def cogvideo_config(**changes: Any) -> dict[str, Any]:
@@ -58,6 +60,9 @@ def cogvideo_image() -> Sample:
 
 @entry("ConsisIDTransformer3DModel")
 def consisid() -> Sample:
+    """Imported by its module: the package asks for OpenCV, which only reading faces needs."""
+    from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline
+
     face = {
         "is_train_face": True,
         "cross_attn_interval": 1,
@@ -70,7 +75,7 @@ def consisid() -> Sample:
         "LFE_num_heads": 2,
         "LFE_num_id_token": 1,
         "LFE_num_querie": 2,
-        "LFE_output_dim": 16,
+        "LFE_output_dim": 21,
         "LFE_ff_mult": 1,
         "LFE_num_scale": 1,
     }
@@ -78,7 +83,7 @@ def consisid() -> Sample:
     transformer = diffusers.ConsisIDTransformer3DModel(**config | face)
     call = {"image": picture(32), "id_vit_hidden": [noise(1, 2, 4)] * 5, "id_cond": noise(1, 4)}
     given = {"vae": cogvideo_vae(), "scheduler_": scheduler("CogVideoXDPMScheduler")}
-    return sample("ConsisIDPipeline", transformer, TEXT | call, **given)
+    return sample(ConsisIDPipeline, transformer, TEXT | call, **given)
 
 
 @entry("MochiTransformer3DModel")
@@ -149,6 +154,12 @@ def motif_video() -> Sample:
     return sample("MotifVideoPipeline", transformer, TEXT | ATTENTION, **given)
 
 
+class Silent(diffusers.ModelMixin):
+    """In place of a vocoder: the call gives latents."""
+
+    device = torch.device("cpu")
+
+
 class EverythingAllowed(torch.nn.Module):
     """In place of the safety checker that Cosmos asks for and that is a package of its own."""
 
@@ -164,7 +175,7 @@ class EverythingAllowed(torch.nn.Module):
 
 def cosmos_config(**changes: Any) -> dict[str, Any]:
     small = {"num_layers": 2, "mlp_ratio": 2.0, "text_embed_dim": 16, "adaln_lora_dim": 4, "attention_head_dim": 16}
-    sizes = {"max_size": (4, 16, 16), "rope_scale": (2.0, 1.0, 1.0)}
+    sizes = {"max_size": (4, 16, 16), "concat_padding_mask": False, "rope_scale": (2.0, 1.0, 1.0)}
     return HEADS | CHANNELS | small | sizes | changes
 
 
@@ -217,4 +228,15 @@ def kandinsky6() -> Sample:
         "negative_prompt_embeds": noise(1, 4, 16, seed=8),
         "negative_pooled_prompt_embeds": noise(1, 16, seed=10),
     }
-    return sample("Kandinsky6TI2VAPipeline", transformer, text | {"sample_audio": False})
+    audio_vae = diffusers.MMAudioVAE(
+        mel_bins=8,
+        latent_channels=4,
+        hidden_channels=8,
+        channel_multipliers=(1, 2),
+        layers_per_block=1,
+        sample_rate=640,
+        n_fft=16,
+        hop_length=8,
+    )
+    given = {"audio_vae": audio_vae, "vocoder": Silent(), "latents": "frames,audio"}
+    return sample("Kandinsky6TI2VAPipeline", transformer, text, **given)

@@ -45,23 +45,29 @@ def wan_vae(z_dim: int = 4, kind: str = "AutoencoderKLWan", **config: Any) -> An
     return getattr(diffusers, kind)(**small | config)
 
 
-def tokenizer(chat: bool = False, **tokens: str) -> Any:
-    """Words by whitespace, 64 numbers, no file."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+def tokenizer(chat: bool = False, characters: bool = False, **tokens: str) -> Any:
+    """Words by whitespace, or single characters, as numbers below 64, without a file."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<unk>", "<s>", "</s>"] + [t for t in tokens.values() if t not in ("<pad>", "<unk>")]
-    words = special + [f"w{i}" for i in range(20)] + ["a", "red", "fox", "in", "snow", "photo", "of", "the", "cat"]
+    words = (
+        special
+        + list(" abcdefghijklmnopqrstuvwxyz") * characters
+        + [f"w{i}" for i in range(20)]
+        + ["a", "red", "fox", "in", "snow", "photo", "of", "the", "cat"]
+    )
     numbers = {word: i for i, word in enumerate(dict.fromkeys(words))}
     table = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
-    table.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    alone = pre_tokenizers.Split(Regex("."), "isolated")
+    table.pre_tokenizer = alone if characters else pre_tokenizers.WhitespaceSplit()
     table.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", numbers["<s>"]), ("</s>", numbers["</s>"])]
     )
     made = PreTrainedTokenizerFast(
         tokenizer_object=table,
         **{"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"} | tokens,
-        model_max_length=16,
+        model_max_length=512 if characters else 16,
     )
     if chat:
         made.chat_template = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
@@ -156,12 +162,20 @@ class PoolingVae(diffusers.ModelMixin, diffusers.ConfigMixin):
     temperal_downsample = (True,) * 7
 
     @register_to_config
-    def __init__(self, z_dim: int = 4, latents_mean: Sequence[float] = (0.0,) * 4, latents_std: Any = (1.0,) * 4):
+    def __init__(
+        self,
+        z_dim: int = 4,
+        latents_mean: Sequence[float] = (0.0,) * 4,
+        latents_std: Sequence[float] = (1.0,) * 4,
+        scale_factor_spatial: int = 128,
+        scale_factor_temporal: int = 4,
+    ) -> None:
         super().__init__()
         self.mix = nn.Conv3d(3, z_dim, 1)
 
     def encode(self, pictures: torch.Tensor) -> Any:
-        return SimpleNamespace(latents=self.mix(nn.functional.avg_pool3d(pictures, (1, 128, 128))) * 8)
+        means = self.mix(nn.functional.avg_pool3d(pictures, (1, 128, 128))) * 8
+        return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: means, sample=lambda: means))
 
 
 def qwen3(width: int = 16, causal: bool = False, **config: Any) -> Any:

@@ -152,7 +152,9 @@ def hunyuan_dit() -> Sample:
     second = {"prompt_embeds_2": noise(1, 4, 16, seed=11), "negative_prompt_embeds_2": noise(1, 4, 16, seed=12)}
     masks = ATTENTION | {"prompt_attention_mask_2": ONES, "negative_prompt_attention_mask_2": ONES}
     given = {"requires_safety_checker": False}
-    return sample("HunyuanDiTPipeline", transformer, TEXT | second | masks | NO_BINS, scheduler("DDPMScheduler"), **given)
+    return sample(
+        "HunyuanDiTPipeline", transformer, TEXT | second | masks | NO_BINS, scheduler("DDPMScheduler"), **given
+    )
 
 
 @entry("HiDreamImageTransformer2DModel")
@@ -216,7 +218,5 @@ def ernie() -> Sample:
 @entry("GlmImageTransformer2DModel")
 def glm_image() -> Sample:
     small = {"num_layers": 2, "text_embed_dim": 16, "time_embed_dim": 8, "condition_dim": 4}
-    transformer = diffusers.GlmImageTransformer2DModel(
-        **HEADS | CHANNELS | small, prior_vq_quantizer_codebook_size=8
-    )
+    transformer = diffusers.GlmImageTransformer2DModel(**HEADS | CHANNELS | small, prior_vq_quantizer_codebook_size=8)
     return sample("GlmImagePipeline", transformer, TEXT | {"prior_token_ids": torch.tensor([[1, 5, 3, 7]])})

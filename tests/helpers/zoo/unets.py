@@ -57,7 +57,7 @@ def dance_diffusion() -> Sample:
         down_block_types=("DownBlock1DNoSkip", "DownBlock1D", "AttnDownBlock1D"),
         up_block_types=("AttnUpBlock1D", "UpBlock1D", "UpBlock1DNoSkip"),
     )
-    pipe = diffusers.DanceDiffusionPipeline(lively(unet), diffusers.IPNDMScheduler())
+    pipe = diffusers.DanceDiffusionPipeline(lively(unet, 0.4), diffusers.IPNDMScheduler())
     return Sample(pipe, STEPS | {"audio_length_in_s": 1.0}, "audios", ("unet",))
 
 
@@ -254,5 +254,8 @@ def amused() -> Sample:
         scheduler=diffusers.AmusedScheduler(mask_token_id=31),
     )
     text = {"prompt_embeds": noise(1, 16), "encoder_hidden_states": noise(1, 4, 16)}
-    negative = {"negative_prompt_embeds": noise(1, 16, seed=8), "negative_encoder_hidden_states": noise(1, 4, 16, seed=8)}
+    negative = {
+        "negative_prompt_embeds": noise(1, 16, seed=8),
+        "negative_encoder_hidden_states": noise(1, 4, 16, seed=8),
+    }
     return Sample(pipe, text | negative | STEPS | {"height": 16, "width": 16, "output_type": "latent"})

@@ -5,7 +5,6 @@ from typing import Any
 import diffusers
 import torch
 
-from tests.helpers.zoo import parts
 from tests.helpers.zoo.base import Sample, assemble, entry, lively, noise, picture
 
 CALL = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 4, "output_type": "latent"}

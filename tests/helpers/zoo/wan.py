@@ -171,9 +171,7 @@ def anyflow_far() -> Sample:
 
 @entry("HeliosTransformer3DModel")
 def helios() -> Sample:
-    made = lively(
-        diffusers.HeliosTransformer3DModel(**SMALL | CHANNELS | {"num_layers": 2, "rope_dim": (4, 4, 4)})
-    )
+    made = lively(diffusers.HeliosTransformer3DModel(**SMALL | CHANNELS | {"num_layers": 2, "rope_dim": (4, 4, 4)}))
     call = {"num_latent_frames_per_chunk": 2, "history_sizes": [4, 2, 1]}
     return sample("HeliosPipeline", made, call=call, scheduler=diffusers.HeliosScheduler(stages=1))
 
