@@ -66,6 +66,8 @@ def compose_config(overrides: list[str], config_dir: str | None = None) -> dict[
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
+    from search.config.limits import as_list
+
     if config_dir is not None:
         if not os.path.isdir(config_dir):
             raise ValueError(f"--config-dir {config_dir!r} is not a folder")
@@ -74,6 +76,8 @@ def compose_config(overrides: list[str], config_dir: str | None = None) -> dict[
     with initialize_config_module("search.conf", version_base="1.3", job_name="search"):
         config = compose("search", overrides=with_guard(overrides))
         values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
+        if config_dir is not None:
+            values["trust"] = [*as_list(values["trust"]), os.path.abspath(config_dir)]
         return values
 
 

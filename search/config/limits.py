@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -42,7 +43,18 @@ def is_address(value: Any) -> bool:
     return isinstance(value, str) and bool(re.fullmatch(r"auto|(ray://)?[\w.-]+:\d{1,5}", value))
 
 
+def is_package_or_folder(value: Any) -> bool:
+    """Whether a value is the name of a package, or a folder that exists, with a slash in it."""
+    return isinstance(value, str) and (value.isidentifier() or ("/" in value and Path(value).expanduser().is_dir()))
+
+
+def as_list(value: Any) -> Any:
+    """A text as a list of one, null as an empty list."""
+    return [] if value is None else [value] if isinstance(value, str) else value
+
+
 ClassPath = Annotated[str, Field(pattern=r"^\w+(\.\w+)+$")]
 Seed = Annotated[int, integer(0, 2**32 - 1)]
 Pixels = Annotated[int | None, integer(16, 8192, multiple_of=8, null=True)]
 Limit = Annotated[int | None, integer(1, 10**12, null=True)]
+Trusted = Annotated[str, rule(is_package_or_folder, "the name of a package, or a folder as ./<folder>", null=False)]

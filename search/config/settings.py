@@ -5,16 +5,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import TypedDict
 
 import search.conf
 from search.config.hints import closest_name_hint
-from search.config.limits import ClassPath, Limit, Pixels, Seed, integer, is_address, real_number, rule
-from search.files import read_regular_file
+from search.config.limits import (
+    ClassPath,
+    Limit,
+    Pixels,
+    Seed,
+    Trusted,
+    as_list,
+    integer,
+    is_address,
+    real_number,
+    rule,
+)
+from search.config.saved import read_saved_config
 from search.results.disk import write_atomically
 
-MAX_BYTES = 2**18  # of a configuration file; ours have some KB
 CONF = Path(search.conf.__path__[0])  # folder of the YAML files, in a checkout and when installed
 
 
@@ -164,6 +174,7 @@ class Config(_Strict):
     seed: Seed
     resume: str | None
     runs: Annotated[str, Field(min_length=1)]
+    trust: Annotated[list[Trusted], BeforeValidator(as_list)] = Field(default=[], exclude=True)  # not saved
 
     @model_validator(mode="after")
     def _enough(self) -> "Config":
@@ -191,18 +202,7 @@ class Config(_Strict):
     @staticmethod
     def load(path: str | Path) -> "Config":
         """Read a file that `save` wrote; ValueError if it is not a configuration."""
-        content = read_regular_file(path, MAX_BYTES, inside=Path(path).parent)
-        try:
-            text = content.decode("utf-8")
-            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-                raise ValueError("it has aliases (*name), by which a small file could become huge")
-            raw = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{path} is not a configuration, or is incomplete: {reason}") from None
-        if not isinstance(raw, dict):
-            raise ValueError(f"{path} is not a configuration; a run folder has one in config.yaml")
-        return Config.check(_with_current_names(raw))
+        return Config.check(_with_current_names(read_saved_config(path)))
 
     def save(self, path: str | Path) -> None:
         """Write the configuration as YAML; a search that is killed here can be resumed."""

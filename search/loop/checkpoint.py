@@ -6,13 +6,13 @@ damage; it does not prove who wrote the file, so what is read is checked by sche
 
 import hashlib
 import json
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from search.files import read_regular_file
 from search.results.disk import write_atomically
 
 NAME = "checkpoint.bin"  # of the newest one, in a run folder
@@ -152,13 +152,8 @@ def _with_arrays(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
 
 def _read(path: Path) -> Any:
-    """The plain data of a file; ValueError where it is damaged, no file of its own, or too large."""
-    status = path.lstat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is not a regular file")
-    if status.st_size > MAX_BYTES:
-        raise ValueError(f"it has {status.st_size} bytes, at most {MAX_BYTES} are read")
-    content = path.read_bytes()
+    """The plain data of a file; ValueError where it is damaged, not a regular file of this folder, or too large."""
+    content = read_regular_file(path, MAX_BYTES, inside=path.parent)
     head, digest, data = content[: len(HEAD)], content[len(HEAD) : len(HEAD) + SIZE], content[len(HEAD) + SIZE :]
     if head != HEAD:
         raise ValueError("it is not a checkpoint of this version")

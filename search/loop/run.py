@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from search.config.settings import Config
+from search.config.trust import check_classes, check_storage
 from search.loop.checkpoint import refuse_pickled_checkpoint
 from search.loop.finish import finish_search
 from search.loop.progress import OnProgress, ignore_progress
@@ -32,8 +33,10 @@ def run(config: Config, on_progress: OnProgress = ignore_progress) -> Result:
             contexts.enter_context(disk.locked_run_folder(resumed))
             refuse_pickled_checkpoint(resumed)
             contexts.enter_context(without_downloads())
-            changed = {name: getattr(config, name) for name in ("budget", "tracking", "compute", "runs")}
-            config = Config.load(resumed / "config.yaml").model_copy(update=changed)
+            changed = {name: getattr(config, name) for name in ("budget", "tracking", "compute", "runs", "trust")}
+            typed, config = config, Config.load(resumed / "config.yaml").model_copy(update=changed)
+            check_classes(dict(config), config.trust)  # all of them, before one is imported
+            check_storage(config.engine, typed.engine)
         with console.status(f"loading {config.model['name']}"):
             search = Search(config, console)  # mistakes of the user show here, before a folder is made
         with disk.explain_disk_errors(root, "the same command again"):
