@@ -6,7 +6,7 @@ from pathlib import Path
 from search.results.result import Entry, Result
 from search.results.scores import Speedup
 from search.results.usage import apply_arguments
-from search.tracking import registry
+from search.tracking import registry, store
 
 ALWAYS = ("macs", "drift", "psnr", "ssim")  # measured by every search, whatever it searches for
 
@@ -31,6 +31,7 @@ def describe_search(result: Result, run: str = "", pages: Mapping[str, str] | No
     ]
     has_picture = run and (result.folder / "figures" / "pareto.png").exists()
     model, pages = f"{result.model}-{result.space}", pages or {}
+    server = server_option(result)
     charts = f" [All schedules as charts.]({pages['view']})" if "view" in pages else ""
     registered = f" ([registered]({pages['version']}))" if "version" in pages else ""
     return "\n".join(
@@ -46,7 +47,7 @@ def describe_search(result: Result, run: str = "", pages: Mapping[str, str] | No
             *_snippet(best, f"python -m search.export run={result.search_id} out={registry.FILE}"),
             "",
             f"Make deployments use it{registered}: `python -m search.promote run={result.search_id} "
-            f"alias=production`, and there `python -m search.export model={model} alias=production "
+            f"alias=production{server}`, and there `python -m search.export model={model} alias=production{server} "
             f"out={registry.FILE}`",
             "",
             f"| schedule | role | {' | '.join(_head(result, name) for name in shown)} |",
@@ -54,6 +55,13 @@ def describe_search(result: Result, run: str = "", pages: Mapping[str, str] | No
             *rows,
         ]
     )
+
+
+def server_option(result: Result) -> str:
+    """What has to be typed after commands of a search that was sent to a server: ` uri=<address>`, else nothing."""
+    tracking = result.config.get("tracking")
+    address = tracking.get("uri") if isinstance(tracking, dict) else None
+    return f" uri={store.printable(store.address_without_password(address))}" if isinstance(address, str) else ""
 
 
 def describe_schedule(result: Result, entry: Entry, run: str, figures: Sequence[str]) -> str:

@@ -54,6 +54,17 @@ def test_mutated_files_are_answered(root: Path) -> None:
 
 
 @pytest.mark.slow
+def test_mutated_run_folders_are_answered(root: Path) -> None:
+    """In a process of its own: its audit hook stays for good."""
+    given = ["--count", "66", "--seed", "5"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.faults.folders", *given], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    assert "66 folders: " in done.stdout
+
+
+@pytest.mark.slow
 def test_killed_at_random_moments(root: Path) -> None:
     """In a process of its own, which forks."""
     given = ["--count", "3", "--generations", "2", "--seed", "5"]
