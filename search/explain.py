@@ -34,6 +34,7 @@ def _work(options: Options) -> None:
     if not options["schedule"]:
         raise ValueError("type python -m search.explain schedule.json")
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     from search.config.load import config_for_schedule, model_from_config
@@ -56,10 +57,10 @@ def _work(options: Options) -> None:
     console.print(explanation.table())
     if best := explanation.most_expensive_step:
         console.print(
-            f"most expensive  {best.name}: computing it would remove {best.added / explanation.drift:.0%} of the drift "
-            f"for {best.saved:.1%} of the MACs"
+            f"most expensive  {escape(best.name)}: computing it would remove "
+            f"{best.added / explanation.drift:.0%} of the drift for {best.saved:.1%} of the MACs"
         )
-    console.print(f"figure     {out}")
+    console.print(f"figure     {out}", markup=False)
 
 
 if __name__ == "__main__":

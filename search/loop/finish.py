@@ -50,17 +50,17 @@ def _print_summary(finished: FinishedSearch, result: Result, console: Console) -
     folder, state = result.folder, finished.state
     best = next((e for e in result.entries if e.name == result.recommended), None)
     if result.stopped:
-        console.print(f"[yellow]{result.stopped}[/yellow]; go on with: python -m search resume={folder.name}")
+        console.print(result.stopped, style="yellow", markup=False, end="")
+        console.print(f"; go on with: python -m search resume={folder.name}", markup=False)
     for note in result.notes:
         console.print(f"[yellow]{escape(note)}[/yellow]")
     console.print(
         f"cost       {state.block_executions:,.0f} block executions; runs that begin alike saved "
         f"{1 - state.block_executions / state.unshared:.0%} of {state.unshared:,.0f}"
     )
-    console.print(f"front      {folder / 'front.json'}")
-    console.print(f"report     {folder / 'figures' / 'report.html'}")
-    console.print(f"figures    {folder / 'figures'}")
-    console.print(f"schedules  {folder / 'schedules'}")
+    written = {"front": "front.json", "report": "figures/report.html", "figures": "figures", "schedules": "schedules"}
+    for name, path in written.items():
+        console.print(f"{name:<10} {folder / path}", markup=False)
     if best is not None and "speedup" in best.held_out:
         scores = best.held_out
         psnr = scores["psnr"].low if scores["psnr"].low is not None else scores["psnr"].value
@@ -70,4 +70,4 @@ def _print_summary(finished: FinishedSearch, result: Result, console: Console) -
             f"drift {scores['drift'].value:.3f}, PSNR {scores['psnr'].value:.1f} dB "
             f"(visible below {result.no_visible_loss:.1f}), on held-out prompts"
         )
-        console.print(f"export     python -m search.export run={folder.name} out=schedule.json")
+        console.print(f"export     python -m search.export run={folder.name} out=schedule.json", markup=False)

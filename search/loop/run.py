@@ -4,6 +4,7 @@ from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from search.config.settings import Config
 from search.config.trust import check_classes, check_storage
@@ -37,7 +38,7 @@ def run(config: Config, on_progress: OnProgress = ignore_progress) -> Result:
             typed, config = config, Config.load(resumed / "config.yaml").model_copy(update=changed)
             check_classes(dict(config), config.trust)  # all of them, before one is imported
             check_storage(config.engine, typed.engine)
-        with console.status(f"loading {config.model['name']}"):
+        with console.status(f"loading {escape(config.model['name'])}"):
             search = Search(config, console)  # mistakes of the user show here, before a folder is made
         with disk.explain_disk_errors(root, "the same command again"):
             folder = resumed or new_run_folder(root, "+".join(config.space), config.model["name"])
@@ -52,16 +53,19 @@ def _run(search: Search, folder: Path) -> Result:
     """Run a loaded search in a folder that is locked for this process."""
     config, console = search.config, search.console
     config.save(folder / "config.yaml")
-    console.print(f"[bold]search[/bold] {'+'.join(config.space)} on {config.model['name']} → {folder}")
+    what = f"{'+'.join(config.space)} on {config.model['name']}"
+    console.print(f"[bold]search[/bold] {escape(what)} → {escape(str(folder))}")
     if config.tracking.enabled:
         search.tracker = Tracker(config, folder, search.warn)
     with disk.log_to_file(folder / "search.log"), closing(search), search.tracker or nullcontext():
         try:
             with console.status("preparing: teacher and cost tables") as status:
-                search.on_prepare = lambda text: status.update(f"preparing: {text}")
+                search.on_prepare = lambda text: status.update(f"preparing: {escape(text)}")
                 search.prepare(folder)
             stopped = search.loop()
         except KeyboardInterrupt:
-            console.print(f"stopped before the first generation; go on with: python -m search resume={folder.name}")
+            console.print(
+                f"stopped before the first generation; go on with: python -m search resume={folder.name}", markup=False
+            )
             raise SystemExit(130) from None
         return finish_search(search.finished(stopped), console, search.tracker)

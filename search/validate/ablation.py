@@ -83,19 +83,20 @@ class Explanation:
 
     def table(self) -> "Table":
         """A table for a terminal or a notebook."""
+        from rich.markup import escape
         from rich.table import Table
 
         title = f"{self.name}: drift {self.drift:.4f} at {self.macs:.1%} of the MACs, {self.prompts} held-out prompts"
         table = Table(
-            "", "decision", "saves", "adds drift", "95 %", "alone", title=title, title_justify="left",
-            caption=f"plan  {self.plan}", caption_justify="left",
+            "", "decision", "saves", "adds drift", "95 %", "alone", title=escape(title), title_justify="left",
+            caption=escape(f"plan  {self.plan}"), caption_justify="left",
         )  # fmt: skip
         for group in GROUPS:
             for i, e in enumerate(self.of(group)):
                 style = "" if e.sure else "dim"
                 interval = "" if np.isnan(e.low) else f"[{e.low:+.4f}, {e.high:+.4f}]"
                 values = f"{e.saved:.1%}", number_text(e.added, "+.4f"), interval, number_text(e.alone, ".4f")
-                table.add_row("" if i else group, e.name, *(v.replace("nan%", "") for v in values), style=style)
+                table.add_row("" if i else group, escape(e.name), *(v.replace("nan%", "") for v in values), style=style)
             table.add_section()
         return table
 
