@@ -1,11 +1,15 @@
 """Run a search from its configuration to its result."""
 
-from contextlib import ExitStack, closing, nullcontext
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 
+from hydra.errors import InstantiationException
 from rich.console import Console
 from rich.markup import escape
 
+from search.config.compose import message_of_user_error
 from search.config.settings import Config
 from search.config.trust import check_classes, check_storage
 from search.loop.checkpoint import refuse_pickled_checkpoint
@@ -34,6 +38,7 @@ def run(config: Config, on_progress: OnProgress = ignore_progress) -> Result:
             contexts.enter_context(disk.locked_run_folder(resumed))
             refuse_pickled_checkpoint(resumed)
             contexts.enter_context(without_downloads())
+            contexts.enter_context(_explain_components(resumed / "config.yaml"))
             changed = {name: getattr(config, name) for name in ("budget", "tracking", "compute", "runs", "trust")}
             typed, config = config, Config.load(resumed / "config.yaml").model_copy(update=changed)
             check_classes(dict(config), config.trust)  # all of them, before one is imported
@@ -47,6 +52,20 @@ def run(config: Config, on_progress: OnProgress = ignore_progress) -> Result:
             contexts.enter_context(disk.locked_run_folder(folder))
         search.on_progress = on_progress
         return _run(search, folder)
+
+
+@contextmanager
+def _explain_components(file: Path) -> Iterator[None]:
+    """Whatever a class raises for the arguments that a saved configuration gives it becomes one line."""
+    try:
+        yield
+    except InstantiationException as error:
+        if message_of_user_error(error) is not None:  # said well enough
+            raise
+        reason = f"{error.__cause__ or error}"
+        name = re.search(r"target '([^']{1,200})'", str(error))
+        text = " ".join(f"{name[1] if name else 'a class'}: {reason}".split())[:500]
+        raise ValueError(f"{file} has arguments that its classes do not take: {text}") from error
 
 
 def _run(search: Search, folder: Path) -> Result:

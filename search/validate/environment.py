@@ -3,6 +3,7 @@
 import platform
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,16 +26,20 @@ def search_environment(model: "Model") -> dict[str, str]:
     """What a search records: the current environment, the number of threads, and the commit of this project."""
     import torch
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     environment = current_environment(model)
     threads = {"device": f"{environment['device']} {torch.get_num_threads()} threads"}
-    return environment | threads | {"git": commit}
+    return environment | threads | {"git": _commit()}
+
+
+@cache
+def _commit() -> str:
+    """The commit of this project, empty where it is not a checkout or there is no git; asked once."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return run.stdout.strip()
 
 
 def environment_differences(schedule: "Schedule", model: "Model") -> dict[str, tuple[str, str]]:
