@@ -12,7 +12,7 @@ from tests.helpers.zoo import ZOO, Sample
 from tests.helpers.zoo.absent import ABSENT, NO_BACKWARD, NO_NOISE
 
 FAST = ("FluxTransformer2DModel", "ZImageTransformer2DModel/img2img")
-TIMES = ("timestep", "timesteps", "t", "timestep_ratio", "decoder_noise_time", "r")
+TIMES = ("timestep", "timesteps", "t", "timestep_ratio", "decoder_noise_time", "r", "vision_timesteps")
 SAMPLES = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in ZOO]
 
 
@@ -112,8 +112,8 @@ def test_every_denoiser_class_has_a_sample_or_a_reason() -> None:
     assert not known & set(ABSENT)
 
 
-def test_at_least_72_classes_have_a_sample() -> None:
-    assert len(denoiser_classes() & {name.split("/")[0] for name in ZOO}) >= 72
+def test_at_least_75_classes_have_a_sample() -> None:
+    assert len(denoiser_classes() & {name.split("/")[0] for name in ZOO}) >= 75
 
 
 def test_names_in_the_lists_of_exceptions_are_names_of_samples() -> None:

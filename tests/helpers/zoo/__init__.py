@@ -11,8 +11,10 @@ from tests.helpers.zoo import (
     audio,
     flux,
     images,
+    modular,
     more_video,
     others,
+    rare,
     stable_diffusion,
     text_to_image,
     unets,
@@ -21,6 +23,6 @@ from tests.helpers.zoo import (
 )
 from tests.helpers.zoo.base import ZOO, Sample
 
-FAMILIES = (audio, flux, images, more_video, others, stable_diffusion, text_to_image, unets, video, wan)
+FAMILIES = (audio, flux, images, modular, more_video, others, rare, stable_diffusion, text_to_image, unets, video, wan)
 
 __all__ = ["FAMILIES", "ZOO", "Sample"]

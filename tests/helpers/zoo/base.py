@@ -33,8 +33,15 @@ class Sample:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             result = self.pipe(**self.call | {"generator": torch.Generator().manual_seed(seed)} | changes)
-        found = [as_tensor(getattr(result, name) if name else result) for name in self.latents.split(",")]
+        found = [as_tensor(part(result, name)) for name in self.latents.split(",")]
         return found[0] if len(found) == 1 else torch.cat([t.flatten().float() for t in found])
+
+
+def part(result: Any, name: str) -> Any:
+    """What a pipeline returned under this name; itself where there is none."""
+    if not name:
+        return result
+    return result[name] if isinstance(result, dict) else getattr(result, name)
 
 
 def as_tensor(value: Any) -> Tensor:

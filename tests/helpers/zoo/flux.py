@@ -46,6 +46,17 @@ def schnell() -> Sample:
     return flux(given={"transformer": transformer(guidance_embeds=False), "scheduler": scheduler()}, guidance_scale=0.0)
 
 
+@entry("FluxTransformer2DModel/prompt")
+def prompt() -> Sample:
+    """Words, which two text encoders read at every call."""
+    words = {"text_encoder": parts.clip_text(), "tokenizer": parts.tokenizer()}
+    more = {"text_encoder_2": parts.t5(), "tokenizer_2": parts.tokenizer()}
+    sample = flux(given=words | more, prompt="a red fox", max_sequence_length=8)
+    for name in TEXT:
+        sample.call.pop(name)
+    return sample
+
+
 @entry("FluxTransformer2DModel/true-cfg")
 def true_cfg() -> Sample:
     """Two calls a step."""

@@ -1,6 +1,7 @@
 """Tiny VAEs, tokenizers and text encoders that several families share."""
 
 from collections.abc import Sequence
+from functools import reduce
 from types import SimpleNamespace
 from typing import Any
 
@@ -137,15 +138,25 @@ def t5(width: int = 16, many_languages: bool = False) -> Any:
     return T5EncoderModel(T5Config(**small)).eval()
 
 
-def modular(blocks: Any, given: dict[str, Any], call: dict[str, Any], text: bool = False) -> Sample:
-    """A sample of a modular pipeline, without its text encoder where the call gives embeddings."""
+def modular(
+    blocks: Any,
+    given: dict[str, Any],
+    call: dict[str, Any],
+    without: tuple[str, ...] = ("text_encoder",),
+    latents: str = "",
+) -> Sample:
+    """A sample of a modular pipeline, without its text encoder: the call gives embeddings.
+
+    `without` names blocks that are left out, blocks within blocks after a dot.
+    """
     made = blocks()
-    if not text:
-        made.sub_blocks.pop("text_encoder")
+    for name in without:
+        *above, last = name.split(".")
+        reduce(lambda block, inner: block.sub_blocks[inner], above, made).sub_blocks.pop(last)
     pipe = made.init_pipeline()
     pipe.update_components(**given)
     silence(pipe._blocks)
-    return Sample(pipe, call | {"output": "latents"}, "")
+    return Sample(pipe, call | {"output": latents.split(",") if latents else "latents"}, latents)
 
 
 def silence(block: Any) -> None:

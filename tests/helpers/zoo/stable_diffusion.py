@@ -39,6 +39,8 @@ def unet(**config: Any) -> Any:
 
 def scheduler(name: str, **config: Any) -> Any:
     usual = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    if name == "DDIMScheduler":
+        usual |= {"clip_sample": False, "steps_offset": 1}
     return getattr(diffusers, name)(**usual | config)
 
 
@@ -69,6 +71,16 @@ def xl(kind: str = "StableDiffusionXLPipeline", parts_: dict[str, Any] | None = 
 @entry("UNet2DConditionModel")
 def stable_diffusion() -> Sample:
     return sd()
+
+
+@entry("UNet2DConditionModel/prompt")
+def prompt() -> Sample:
+    """Words, which the text encoder reads at every call."""
+    sample = sd(parts_={"text_encoder": parts.clip_text(), "tokenizer": parts.tokenizer()})
+    for name in TEXT:
+        sample.call.pop(name)
+    sample.call |= {"prompt": "a red fox", "negative_prompt": "snow"}
+    return sample
 
 
 @entry("UNet2DConditionModel/heun")

@@ -126,7 +126,7 @@ def ltx_sample(kind: str, **call: Any) -> Sample:
     return Sample(pipe, TEXT | ATTENTION | CALL | call, "frames")
 
 
-def ltx2_parts() -> dict[str, Any]:
+def ltx2_parts(kind: Any = None) -> dict[str, Any]:
     """The denoiser of video and audio side by side, and what joins text to both."""
     from diffusers.pipelines.ltx2 import LTX2TextConnectors
 
@@ -181,7 +181,7 @@ def ltx2_parts() -> dict[str, Any]:
         causality_axis="height",
         mel_bins=8,
     )
-    transformer = diffusers.LTX2VideoTransformer3DModel(**HEADS | CHANNELS | audio | rope | small)
+    transformer = (kind or diffusers.LTX2VideoTransformer3DModel)(**HEADS | CHANNELS | audio | rope | small)
     return {
         "transformer": lively(transformer),
         "connectors": lively(connectors),

@@ -39,6 +39,18 @@ def text_to_video() -> Sample:
     return sample("WanPipeline")
 
 
+@entry("WanTransformer3DModel/prompt")
+def prompt() -> Sample:
+    """Words, which the text encoder reads at every call."""
+    words = {"text_encoder": parts.t5(many_languages=True), "tokenizer": parts.tokenizer()}
+    made = sample(
+        "WanPipeline", call={"prompt": "a red fox", "negative_prompt": "snow", "max_sequence_length": 8}, **words
+    )
+    for name in TEXT:
+        made.call.pop(name)
+    return made
+
+
 @entry("WanTransformer3DModel/two-experts")
 def two_experts() -> Sample:
     """Wan 2.2: one expert for high noise, one for low noise, two steps each."""
