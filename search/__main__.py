@@ -108,7 +108,7 @@ def help_text() -> str:
         lines += [f"  {group:<{width}}  {text}", f"  {'':<{width}}  one of: {', '.join(list_options(group))}"]
     lines += [
         "",
-        "Also: seed=, resume=<run|latest>, runs=<folder>, tracking.enabled=, tracking.uri=",
+        "Also: seed=, resume=<run|latest>, trust=<./folder|package>, runs=<folder>, tracking.enabled=, tracking.uri=",
         "",
         "Examples",
     ]

@@ -19,7 +19,7 @@ NAME = "checkpoint.bin"  # of the newest one, in a run folder
 HEAD = b"search checkpoint 2\n"  # then the sha256 of the rest, then the rest: arrays, one of them the bytes of the JSON
 SIZE = hashlib.sha256().digest_size
 MAX_BYTES = 2**32  # of a checkpoint; its rows are most of it
-MAX_JSON = 2**26  # bytes of the JSON, which takes some twenty times as much memory
+MAX_JSON = 2**27  # bytes of the JSON, of which a candidate takes about 80; in memory it is some twenty times as large
 JSON, ARRAY = "json", "$array"  # the name of the array of the JSON; the key under which the JSON names an array
 KINDS = "biuf"  # of arrays: booleans, integers, floats
 # What reading a state may raise that does not fit.
