@@ -35,8 +35,8 @@ from search.pareto.intervals import bootstrap_interval, paired_difference_interv
 from search.profile.count import count_costs
 from search.profile.tables import GeneTable
 from search.schedule.parts.formats import FORMATS, formats_that_fit, packed_bytes
-from search.spaces.base import Gene
 from search.spaces.bits import BitsSpace
+from search.spaces.gene import Gene
 
 SPACE = BitsSpace(("w8", "w6", "w4g128", "w3g128", "w2g64"), elide=False)
 LEFT = BitsSpace(("w5",), elide=False)  # a reference at 5 bits; no search may use it

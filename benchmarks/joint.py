@@ -33,7 +33,8 @@ from search.objectives.bops import Bops
 from search.objectives.drift import Drift
 from search.pareto.domination import hypervolume, thin
 from search.profile.target import Target
-from search.spaces.base import Gene, Space
+from search.spaces.base import Space
+from search.spaces.gene import Gene
 from search.spaces.joint import JointSpace
 
 matplotlib.use("Agg")

@@ -47,6 +47,11 @@ def main(arguments: list[str]) -> int:
         from search.config.settings import Config
 
         config = Config.check(raw)
+        from search.config.device import resolve_device
+        from search.engines.check import check_engine
+
+        check_engine(config.engine, len(config.objective))  # before everything else is imported
+        resolve_device(config.compute.device)
         from search.loop.run import run
 
         run(config)

@@ -43,7 +43,7 @@ def _work(options: Options, typed: Sequence[str]) -> None:
     from rich.console import Console
 
     import search
-    from search.config.load import resolve_device
+    from search.config.device import resolve_device
     from search.models.loading import load_any
     from search.observe.table import contracts_yaml, observation_table
 

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,36 +11,9 @@ from search.exact.rows import unique_rows
 from search.profile.cache_plans import least_error_plans
 from search.profile.tables import Tables
 from search.profile.target import Target
+from search.spaces.gene import Gene
 
 START = "start"  # the group of genes about how a run starts
-
-
-@dataclass(frozen=True)
-class Gene:
-    """One integer decision with values 0 .. levels-1; level 0 is off.
-
-    Attributes:
-        name: Unique within the space; `<decision>@<step>` where there is one such decision per step.
-        levels: The number of values; a gene of one level decides nothing.
-        group: Genes of the same group are exchanged together by engines; `step 3` for genes of step 3 by default.
-        ordered: Whether neighbouring levels are similar, so that engines may change a gene by one level.
-        step: The teacher's step that the gene is about; None where it is about whole runs.
-
-    Example:
-        >>> from search.spaces.base import Gene
-        >>> Gene("depth@4", levels=3, step=4)
-        Gene(name='depth@4', levels=3, group='step 4', ordered=True, step=4)
-    """
-
-    name: str
-    levels: int
-    group: str = ""
-    ordered: bool = True
-    step: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.step is not None and not self.group:
-            object.__setattr__(self, "group", f"step {self.step}")
 
 
 class Space(ABC):
@@ -60,7 +32,7 @@ class Space(ABC):
             any number of steps, and their errors rank alike.
 
     Example:
-        >>> from search.spaces.base import Gene
+        >>> from search.spaces.gene import Gene
         >>> Gene("skip block 3", levels=2, step=4).group
         'step 4'
     """

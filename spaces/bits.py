@@ -12,7 +12,8 @@ from search.profile.target import Target
 from search.schedule.apply.tables import elidable_layers
 from search.schedule.model.layers import input_splits
 from search.schedule.parts.formats import FORMATS, formats_that_fit
-from search.spaces.base import Gene, Space
+from search.spaces.base import Space
+from search.spaces.gene import Gene
 
 TIME = "time embedding"
 CROSS = ("attn2",)  # attentions whose keys and values come from elsewhere than their queries

@@ -10,7 +10,8 @@ from search.profile.target import Target
 from search.schedule.model.nodes import ROOT
 from search.schedule.plan.guidance import settle_branches
 from search.schedule.plan.tokens import OFF
-from search.spaces.base import Gene, Space
+from search.spaces.base import Space
+from search.spaces.gene import Gene
 from search.spaces.published import FASTER_CACHE, t_gates
 
 GRANULARITIES = ("interval", "component", "block", "step")

@@ -10,7 +10,8 @@ from search.profile.target import Target
 from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.parts.start import TRAINING, InjectPart
 from search.schedule.plan.tokens import OFF
-from search.spaces.base import START, Gene, Space
+from search.spaces.base import START, Space
+from search.spaces.gene import Gene
 
 UNETS = ("UNet2DConditionModel",)
 KEYS = (0, 1, 2, 3, 5, 10, 15, 25, 35)  # steps of 50 whose encoder Faster Diffusion computes

@@ -10,7 +10,8 @@ from search.profile.target import Target
 from search.schedule.parts.gates import ASK, OF_BEFORE
 from search.schedule.plan.block_groups import block_selector
 from search.schedule.plan.tokens import OFF, format_actions
-from search.spaces.base import Gene, Space
+from search.spaces.base import Space
+from search.spaces.gene import Gene
 
 SIGNALS = ("first_block_forecast", "first_block_residual", "modulated_input", "model_input")
 SUMMED = ("modulated_input", "model_input")  # signals whose changes from step to step are summed up

@@ -9,7 +9,8 @@ import numpy as np
 from search.profile.target import Target
 from search.schedule.plan.guidance import FULL, GAIN, RADIUS, Guidance
 from search.schedule.plan.tokens import denoiser_switches
-from search.spaces.base import Gene, Space
+from search.spaces.base import Space
+from search.spaces.gene import Gene
 from search.spaces.published import FASTER_CACHE, t_gates
 
 BRANCHES = ("O", "R", "M", "A")

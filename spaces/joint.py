@@ -12,7 +12,8 @@ from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.plan.gate_conflicts import undecided_tokens
 from search.schedule.plan.guidance import settle_branches
 from search.schedule.plan.tokens import OFF, Tokens, format_actions, parse_actions, values_read
-from search.spaces.base import Gene, Space
+from search.spaces.base import Space
+from search.spaces.gene import Gene
 
 
 class JointSpace(Space):

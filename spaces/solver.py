@@ -17,7 +17,8 @@ from search.solvers.multistep import compile_rules
 from search.solvers.rules import sampler_rules
 from search.solvers.table import MAX_ORDER, STENCILS, SolverRule, SolverTable
 from search.solvers.trace import check_linear, trace_scheduler
-from search.spaces.base import Gene, Space
+from search.spaces.base import Space
+from search.spaces.gene import Gene
 
 FORMS = ("data", "noise")
 LARGEST = 1e4  # coefficient of a table; beyond it the rounding of the denoiser's outputs shows

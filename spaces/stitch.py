@@ -8,7 +8,8 @@ import numpy as np
 
 from search.profile.target import Target
 from search.schedule.plan.tokens import OWN
-from search.spaces.base import Gene, Space
+from search.spaces.base import Space
+from search.spaces.gene import Gene
 
 GRANULARITIES = ("switch", "step")
 PERCENT = range(10, 101, 10)

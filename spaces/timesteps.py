@@ -14,7 +14,8 @@ from search.profile.tables import FindPaths, Tables
 from search.profile.target import Target
 from search.schedule.exchange import ays
 from search.schedule.noise import Noise
-from search.spaces.base import Gene, Space
+from search.spaces.base import Space
+from search.spaces.gene import Gene
 
 FORMS = ("training", "sigma")
 FEWEST = 2

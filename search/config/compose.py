@@ -18,6 +18,7 @@ GROUPS = {
     "compute": "where to run: compute.device=cuda compute.threads=8",
     "experiment": "a published search with its own space, engine and budget; +experiment=ecad model=pixart",
 }
+SEVERAL = ("space", "objective")  # groups of which more than one option may be named
 # Loggers that print messages for developers when their library is imported.
 CHATTY = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
 
@@ -36,6 +37,9 @@ def normalise_overrides(overrides: list[str]) -> list[str]:
     added.
     """
     typed = [override.lstrip("+").partition("=") for override in overrides]
+    for group, equals, option in typed:
+        if equals and group in GROUPS:
+            _check_options(group, option)
     named = {group for group, equals, _ in typed if equals}
     appended = {"experiment"} | ({"space"} if "experiment" not in named else set())
     normalised = []
@@ -43,6 +47,17 @@ def normalise_overrides(overrides: list[str]) -> list[str]:
         plain = ("+" if group in appended else "") + group + equals + option
         normalised.append(plain if equals and group in GROUPS else override)
     return normalised if named & {"space", "experiment"} else [*normalised, f"+space={DEFAULT_SPACE}"]
+
+
+def _check_options(group: str, option: str) -> None:
+    """Raise ValueError where the options of a group are neither a name nor, for some groups, a list of names."""
+    names = [name.strip() for name in option.removeprefix("[").removesuffix("]").split(",")]
+    if any(not re.fullmatch(r"[\w./-]*", name) for name in names):
+        raise ValueError(f"{group}={option}: give the name of an option, as --help lists them")
+    if group not in SEVERAL and (len(names) > 1 or option.startswith("[")):
+        raise ValueError(f"{group}={option}: give one name; only {' and '.join(SEVERAL)} take several")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{group}={option}: {twice[0]} is named twice")
 
 
 def with_guard(overrides: list[str]) -> list[str]:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 
 from search.config import options as command
 from search.config.compose import compose_config, normalise_overrides
+from search.config.device import resolve_device
 from search.config.options import number_option
 from search.config.prompts import read_prompts
 from search.config.settings import Config, Prompts
@@ -87,11 +87,6 @@ def prompts_from_config(prompts: Prompts) -> tuple[list[str], list[str]]:
             "search has not seen: type prompts.held_out=<another text file>"
         )
     return calibration, held_out
-
-
-def resolve_device(name: str) -> str:
-    """`auto` is the GPU where there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def load_from_options(options: command.Options, steps: str = "") -> "tuple[Schedule, Model, Any]":

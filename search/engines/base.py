@@ -3,12 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from search.profile.tables import GeneTable
-from search.spaces.base import Gene
+from search.spaces.gene import Gene
+
+if TYPE_CHECKING:
+    from search.profile.tables import GeneTable
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class EngineInputs:
     Example:
         >>> import numpy as np
         >>> from search.engines.base import EngineInputs
-        >>> from search.spaces.base import Gene
+        >>> from search.spaces.gene import Gene
         >>> start = EngineInputs([Gene("a", 2), Gene("b", 3)], objectives=2, rng=np.random.default_rng(0))
         >>> start.levels.tolist(), start.seeds.shape
         ([2, 3], (0, 2))
@@ -42,7 +44,7 @@ class EngineInputs:
     seeds: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
     worst: np.ndarray = field(default_factory=lambda: np.zeros(0))
     proposals: Mapping[str, Callable[[], np.ndarray]] = field(default_factory=dict)
-    table: Callable[[], GeneTable] | None = None
+    table: "Callable[[], GeneTable] | None" = None
     prior: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
@@ -80,7 +82,7 @@ class Engine(ABC):
         >>> import numpy as np
         >>> from search.engines.base import EngineInputs
         >>> from search.engines.random import RandomEngine
-        >>> from search.spaces.base import Gene
+        >>> from search.spaces.gene import Gene
         >>> engine = RandomEngine(EngineInputs([Gene("a", 2), Gene("b", 3)], 2, np.random.default_rng(0)))
         >>> rows = engine.ask(4)
         >>> rows.shape

@@ -93,6 +93,9 @@ class BayesEngine(Engine):
         self.trials: dict[bytes, int] = {}  # Optuna's identity of each own row, in the order of asking
         self.scores: dict[bytes, Pair | None] = {}  # None: not finite, and the first row with scores
         self.study: Any = None  # made from the above when there is none
+
+    def begin(self) -> None:
+        """Open the study, so that a storage that cannot be used is refused at once."""
         with quiet_optuna():
             self._read(self._open())
 

@@ -33,7 +33,7 @@ class ExhaustiveEngine(Engine):
         >>> import numpy as np
         >>> from search.engines.base import EngineInputs
         >>> from search.engines.exhaustive import ExhaustiveEngine
-        >>> from search.spaces.base import Gene
+        >>> from search.spaces.gene import Gene
         >>> start = EngineInputs([Gene("a", 2), Gene("b", 2)], objectives=2, rng=np.random.default_rng(0))
         >>> ExhaustiveEngine(start).ask(10).tolist()
         [[0, 0], [0, 1], [1, 0], [1, 1]]

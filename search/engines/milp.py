@@ -2,13 +2,16 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from search.engines.base import EngineInputs
 from search.engines.computed_rows import ComputedRowsEngine
 from search.exact.knapsack import DAMPINGS, Point, gram_search, knapsack_front
-from search.profile.tables import GeneTable
+
+if TYPE_CHECKING:
+    from search.profile.tables import GeneTable
 
 SECONDS = 20.0  # at most for one program; 250 genes x 6 levels under one budget take 0.1 s
 
@@ -58,7 +61,7 @@ class MilpEngine(ComputedRowsEngine):
         return [np.zeros_like(start.levels), *start.seeds, *solved]
 
 
-def milp_rows(table: GeneTable, budgets: np.ndarray) -> np.ndarray:
+def milp_rows(table: "GeneTable", budgets: np.ndarray) -> np.ndarray:
     """The row with the least sum of squared errors under each budget, by integer programs.
 
     Exact (HiGHS, no gap), unless a program takes longer than 20 s: then its best row so far.
@@ -115,7 +118,7 @@ def milp_rows(table: GeneTable, budgets: np.ndarray) -> np.ndarray:
     return np.array(rows, dtype=np.int64).reshape(len(rows), len(counts))
 
 
-def _check(table: GeneTable, levels: np.ndarray) -> None:
+def _check(table: "GeneTable", levels: np.ndarray) -> None:
     """Every part of the table has one number (or vector) per level."""
     parts: dict[str, Sequence[np.ndarray]] = {"errors": table.errors}
     parts |= {f"costs[{c}]": cost for c, cost in enumerate(table.costs)}
@@ -126,7 +129,7 @@ def _check(table: GeneTable, levels: np.ndarray) -> None:
             raise ValueError(f"{name} of the table has {[len(p) for p in part]} levels; give {levels.tolist()}")
 
 
-def _squares(table: GeneTable) -> list[np.ndarray]:
+def _squares(table: "GeneTable") -> list[np.ndarray]:
     """Squared norms add where errors are orthogonal; a level that was measured as NaN is never chosen."""
     return [np.where(np.isfinite(error), np.square(error), np.inf) for error in table.errors]
 

@@ -52,7 +52,7 @@ class Nsga2Engine(Engine):
         >>> import numpy as np
         >>> from search.engines.base import EngineInputs
         >>> from search.engines.nsga2 import Nsga2Engine
-        >>> from search.spaces.base import Gene
+        >>> from search.spaces.gene import Gene
         >>> genes = [Gene(f"skip@{t}", 2, step=t) for t in range(8)]
         >>> engine = Nsga2Engine(EngineInputs(genes, objectives=2, rng=np.random.default_rng(0)), population=8)
         >>> for _ in range(4):  # trade the number of ones off against their places

@@ -19,7 +19,7 @@ class EngineState(BaseModel):
         >>> import numpy as np
         >>> from search.engines.base import EngineInputs
         >>> from search.engines.state import EngineState, Rows, Scores
-        >>> from search.spaces.base import Gene
+        >>> from search.spaces.gene import Gene
         >>> class Parents(EngineState):
         ...     together = (("x", "y"),)
         ...     x: Rows

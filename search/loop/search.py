@@ -18,6 +18,7 @@ from search.calibrate.ranges import target_with_ranges
 from search.config.load import model_from_config, prompts_from_config
 from search.config.settings import Config
 from search.engines.base import Engine, EngineInputs
+from search.engines.check import check_engine
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.execute.executors import Workers, check_compute, start_workers
 from search.evaluate.execute.runner import Runner
@@ -49,6 +50,7 @@ class Search:
 
     def __init__(self, config: Config, console: Console) -> None:
         self.config, self.console = config, console
+        check_engine(config.engine, len(config.objective))
         check_compute(config.compute)
         if config.compute.threads:
             torch.set_num_threads(config.compute.threads)

@@ -10,7 +10,7 @@ import pytest
 
 from search.engines.base import Engine, EngineInputs
 from search.loop.checkpoint import from_bytes, to_bytes
-from search.spaces.base import Gene
+from search.spaces.gene import Gene
 
 
 def genes(levels: Sequence[int], group_size: int = 3) -> list[Gene]:

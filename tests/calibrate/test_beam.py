@@ -14,8 +14,9 @@ from search.models.base import to_schedule
 from search.objectives.drift import Drift
 from search.pareto.domination import hypervolume, non_dominated
 from search.profile.count import count_costs
-from search.spaces.base import Gene, Space
+from search.spaces.base import Space
 from search.spaces.cache import CacheSpace
+from search.spaces.gene import Gene
 from search.spaces.guidance import GuidanceSpace
 from search.spaces.joint import JointSpace
 from search.spaces.skip import SkipSpace

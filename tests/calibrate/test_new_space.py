@@ -16,8 +16,9 @@ from search.objectives.macs import Macs
 from search.profile.count import count_costs
 from search.profile.tables import Tables
 from search.profile.target import Target
-from search.spaces.base import Gene, Space
+from search.spaces.base import Space
 from search.spaces.cache import CacheSpace
+from search.spaces.gene import Gene
 from search.spaces.joint import JointSpace
 from search.spaces.skip import SkipSpace
 from search.spaces.solver import SolverSpace

@@ -9,7 +9,7 @@ from search.engines.anneal import NEAR, AnnealEngine
 from search.engines.base import EngineInputs
 from search.engines.random import RandomEngine
 from search.pareto.domination import non_dominated
-from search.spaces.base import Gene
+from search.spaces.gene import Gene
 from search.testing.engine_contract import LearningContract, continue_, genes, scores
 from tests.helpers.reuse_problem import STEPS
 from tests.helpers.reuse_problem import search as run

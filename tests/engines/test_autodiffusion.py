@@ -7,7 +7,7 @@ import pytest
 
 from search.engines.autodiffusion import AutoDiffusionEngine
 from search.engines.base import EngineInputs
-from search.spaces.base import Gene
+from search.spaces.gene import Gene
 from search.testing.engine_contract import EvolutionContract
 
 STEPS, LAYERS = 8, 5

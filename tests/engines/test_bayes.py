@@ -16,7 +16,7 @@ from search.engines.base import Engine, EngineInputs
 from search.engines.bayes import BayesEngine
 from search.engines.random import RandomEngine
 from search.pareto.domination import hypervolume
-from search.spaces.base import Gene
+from search.spaces.gene import Gene
 from search.testing.engine_contract import LearningContract, continue_, genes, resumed, scores
 from tests.helpers.repository import ROOT
 
@@ -126,9 +126,9 @@ def test_another_search_in_the_same_study_is_refused(tmp_path: Path) -> None:
     storage = str(tmp_path / "study.log")
     BayesEngine(small(), storage=storage).ask(2)
     with pytest.raises(ValueError, match="has 2 objectives, this search 3; use another name, engine.study=search2"):
-        BayesEngine(small(objectives=3), storage=storage)
+        BayesEngine(small(objectives=3), storage=storage).begin()
     with pytest.raises(ValueError, match="holds rows of another space; use another name, engine.study=search2"):
-        BayesEngine(EngineInputs(genes((3, 3)), 2, np.random.default_rng(0)), storage=storage)
+        BayesEngine(EngineInputs(genes((3, 3)), 2, np.random.default_rng(0)), storage=storage).begin()
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from search.engines.nsga2 import MOVES, Nsga2Engine, excess
 from search.engines.random import RandomEngine
 from search.exact.segments import reuse_front
 from search.pareto.domination import non_dominated
-from search.spaces.base import Gene
+from search.spaces.gene import Gene
 from search.testing.engine_contract import EvolutionContract, continue_, genes, scores, some_seeds
 from tests.helpers.reuse_problem import STEPS, search, tables, toy, volume
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from search.engines.base import Engine, EngineInputs
 from search.pareto.domination import hypervolume
-from search.spaces.base import Gene
+from search.spaces.gene import Gene
 
 STEPS = 25
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from search.profile.tables import Tables
 from search.profile.target import Target
-from search.spaces.base import Gene, Space
+from search.spaces.base import Space
+from search.spaces.gene import Gene
 
 WARM_UPS = 4  # levels: one to four computed steps come first
 

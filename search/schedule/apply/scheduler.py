@@ -12,6 +12,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from search.schedule.apply.clock import Clock
 from search.schedule.apply.injection import Injection
+from search.schedule.apply.scheduler_check import check_runs
 from search.schedule.errors import ScheduleError
 from search.schedule.parts.start import TRAINING
 from search.schedule.schedulers import GRIDDED, build_scheduler, check_order, forecast_coordinates, scheduler_class
@@ -258,6 +259,7 @@ def _build(scheduler: Any, class_name: str | None, config: dict[str, Any] | None
         if config and config.get("solver_p") is not None:
             raise ScheduleError("sampler.config.solver_p is another scheduler, which no file can hold; leave it out")
         config = dict(config or {})
+        check_runs(class_name, config)
     if order is None and class_name is None:
         return copy.deepcopy(scheduler)
     if order is not None:

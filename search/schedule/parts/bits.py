@@ -7,6 +7,8 @@ from pydantic import Field
 from search.schedule.errors import ScheduleError
 from search.schedule.parts.part import MAX_ENTRIES, Finite, Name, Part
 
+MAX_RANGE = 1e9  # of an activation
+
 
 class FormatPart(Part):
     """How a layer's weight, and if given its input, are rounded.
@@ -74,5 +76,9 @@ def check_bits(bits: BitsPart) -> None:
         if len(ranges) != (sides := 2 if wanted.split else 1):
             raise ScheduleError(f"bits.ranges.{layer} has {len(ranges)} ranges; its format needs {sides}")
         for low, high in ranges:
+            if max(abs(low), abs(high)) > MAX_RANGE:
+                raise ScheduleError(
+                    f"bits.ranges.{layer} is {low} to {high}; admissible is {-MAX_RANGE:g} to {MAX_RANGE:g}"
+                )
             if not low <= 0 <= high:
                 raise ScheduleError(f"bits.ranges.{layer} is {low} to {high}; a range holds 0, which pads pictures")

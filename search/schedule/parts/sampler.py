@@ -9,6 +9,7 @@ from search.schedule.parts.part import Finite, Name, Part
 from search.schedule.plan.tokens import MAX_STEPS
 from search.schedule.schedulers import check_order
 
+MAX_COEFFICIENT = 1e6
 MAX_TABLE = 1000  # steps of a solver table, whose size is their square
 
 
@@ -56,7 +57,8 @@ def check_sampler(sampler: SamplerPart, steps: int | None) -> None:
         raise ScheduleError("sampler.sigmas is given without sampler.timesteps; give both")
     for field, values in (("timesteps", timesteps), ("sigmas", sigmas)):
         for i, (a, b) in enumerate(zip(values or [], (values or [])[1:], strict=False)):
-            if not a > b and not (field == "sigmas" and a == b and i == len(values or []) - 2):  # DEIS repeats its last
+            repeated = field == "sigmas" and a == b > 0 and i == len(values or []) - 2  # as DEIS repeats its last
+            if not a > b and not repeated:
                 raise ScheduleError(f"sampler.{field} must fall strictly, but {a} is followed by {b} at {i}")
         if values and (values[-1] < 0 or values[0] > 1e6):
             raise ScheduleError(f"sampler.{field} runs from {values[0]} to {values[-1]}; admissible is 0 to 1e6")
@@ -85,3 +87,9 @@ def check_coefficients(sampler: SamplerPart, steps: int | None) -> None:
     for i, row in enumerate(table.outputs):
         if len(row) != i + 1:
             raise ScheduleError(f"sampler.coefficients.outputs[{i}] has {len(row)} entries; row {i} has {i + 1}")
+        for name, number in [("state", table.state[i]), *(("outputs", each) for each in row)]:
+            if abs(number) > MAX_COEFFICIENT:
+                raise ScheduleError(
+                    f"sampler.coefficients.{name}[{i}] has {number}; admissible is {-MAX_COEFFICIENT:g} to "
+                    f"{MAX_COEFFICIENT:g}"
+                )
