@@ -39,9 +39,10 @@ def check_engine(config: Mapping[str, Any], objectives: int) -> None:
         except ValidationError as error:
             text = error.errors()[0]["msg"].removeprefix("Input should be ")
             raise ValueError(f"engine.{name}={value!s:.200}: give {text}") from None
-    proposals = defaultdict(lambda: lambda: np.zeros((1, 2), dtype=np.int64))
+    proposals: dict[str, Any] = defaultdict(lambda: lambda: np.zeros((1, 2), dtype=np.int64))
     inputs = EngineInputs([Gene("a", 2), Gene("b", 2)], objectives, np.random.default_rng(0), proposals=proposals)
-    cls(inputs, **arguments)
+    construct: Any = cls  # each class takes arguments of its own
+    construct(inputs, **arguments)
 
 
 def _class(target: str) -> type[Engine]:

@@ -275,7 +275,9 @@ def test_only_diffusers_own_schedulers_are_built(name):
 def test_configurations_that_do_not_fit_are_refused():
     with pytest.raises(ScheduleError, match=r"sampler.config has \['speed'\], which DDIMScheduler does not take"):
         planned(DDIMScheduler(), None, class_name="DDIMScheduler", config={"speed": 1})
-    with pytest.raises(ScheduleError, match="sampler.config.num_train_timesteps is 'many', with which DDIMScheduler fails: "):
+    with pytest.raises(
+        ScheduleError, match="sampler.config.num_train_timesteps is 'many', with which DDIMScheduler fails"
+    ):
         planned(DDIMScheduler(), None, class_name="DDIMScheduler", config={"num_train_timesteps": "many"})
 
 
