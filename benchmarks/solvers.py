@@ -44,7 +44,8 @@ from search.models.base import to_schedule
 from search.objectives.drift import Drift
 from search.profile.target import Target
 from search.schedule.apply.clock import Clock
-from search.schedule.apply.scheduler import LinearSolver, plan_scheduler
+from search.schedule.apply.linear_solver import LinearSolver
+from search.schedule.apply.scheduler import plan_scheduler
 from search.schedule.model.nodes import Tree
 from search.schedule.noise import Noise
 from search.schedule.schedulers import GRIDDED, public_config, scheduler_grid

@@ -40,7 +40,7 @@ def config_for_schedule(schedule: Schedule, overrides: Sequence[str] = ()) -> Co
         raise ValueError(f"made.model is {name!r:.80}, which is not the name of a model; type model=<name>")
     if "model" not in typed:
         overrides.append(f"model={name}")
-    call = schedule.call if searched_model in (None, name) else {}
+    call = schedule.call_of_search if searched_model in (None, name) else {}
     for argument, value in call.items():
         key = f"model.{CALL.get(argument)}"
         if argument in CALL and key not in typed and type(value) in (int, float):

@@ -51,6 +51,11 @@ class Model(ABC):
     def denoiser(self) -> nn.Module:
         """The network whose calls schedules plan."""
 
+    def steps_to_run(self, steps: int) -> int:
+        """How many steps to give to the scheduler: those of the applied schedule's timesteps, `steps` without any."""
+        planned: int = getattr(self.pipe.scheduler, "planned_steps", steps)
+        return planned
+
     def apply(self, schedule: Schedule, **options: Any) -> Handle:
         """Apply a schedule to this pipeline, with the other denoisers that it names; use the result in a `with` block.
 

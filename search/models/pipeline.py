@@ -117,7 +117,8 @@ class Pipeline(Model):
 
     def begin(self, conditions: Conditions, noise: Tensor) -> Tensor:
         scheduler = self.pipe.scheduler
-        scheduler.set_timesteps(self.steps, device=self.device, **self._grid(self.steps))
+        steps = self.steps_to_run(self.steps)
+        scheduler.set_timesteps(steps, device=self.device, **self._grid(steps))
         if self.whole_runs and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
         return noise * scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else noise
@@ -140,7 +141,8 @@ class Pipeline(Model):
 
     def _run(self, prompts: Sequence[Any], seeds: Sequence[int], arguments: Mapping[str, Any]) -> Any:
         """The output of the pipeline call."""
-        return self.pipe(prompts, generator=_generators(seeds), **{**self.arguments, **arguments})
+        steps = {"num_inference_steps": self.steps_to_run(self.steps)}
+        return self.pipe(prompts, generator=_generators(seeds), **{**self.arguments, **steps, **arguments})
 
     def _draw(self, seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Noise [B, *shape] as pipelines draw it from one generator per picture, on the CPU."""

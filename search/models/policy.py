@@ -85,7 +85,7 @@ class Policy(Model):
 
     def begin(self, conditions: Tensor, noise: Tensor) -> Tensor:
         """The plans [B, H, 2] that a run begins with: noise, or what an expert's plan is before a tick."""
-        self.pipe.scheduler.set_timesteps(self.steps, device=self.device)
+        self.pipe.scheduler.set_timesteps(self.steps_to_run(self.steps), device=self.device)
         return self.pipe.noised(expert(conditions), noise, self.chunks)
 
     @torch.no_grad()
@@ -114,7 +114,8 @@ class Policy(Model):
         """Plans of the pipeline itself for `output_type="latent"`, else drawings."""
         drawn = arguments.pop("output_type", "pt") != "latent"
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        plans = self.pipe([line or PLAIN for line in prompts], generator=generators, **{**self.arguments, **arguments})
+        arguments = {**self.arguments, "num_inference_steps": self.steps_to_run(self.steps), **arguments}
+        plans = self.pipe([line or PLAIN for line in prompts], generator=generators, **arguments)
         return self.decode(plans) if drawn else plans
 
     def once(self) -> Tensor:

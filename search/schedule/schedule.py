@@ -209,11 +209,20 @@ class Schedule:
 
     @property
     def call(self) -> dict[str, Any]:
-        """Arguments of the pipeline call that the schedule was searched with; {} where the file records none.
+        """Arguments of the pipeline call; {} where the file records none.
+
+        They are those of the search. With timesteps of its own a schedule may have fewer steps than its search began
+        with: the number is its own then.
 
         >>> Schedule.load("docs/presets/pixart/fora-n-2.json").call["num_inference_steps"]
         20
         """
+        own = self.document.sampler and self.document.sampler.timesteps
+        return self.call_of_search | ({"num_inference_steps": self.steps} if self.call_of_search and own else {})
+
+    @property
+    def call_of_search(self) -> dict[str, Any]:
+        """Arguments of the pipeline call that the search began with, its teacher's; {} where the file has none."""
         call = self.made.get("call")
         return call if isinstance(call, dict) else {}
 

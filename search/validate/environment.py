@@ -50,6 +50,6 @@ def environment_differences(schedule: "Schedule", model: "Model") -> dict[str, t
     here |= {"model": model.name} | current_environment(model)
     there |= {name: made.get(name) for name in ("model", "python", "torch", "diffusers")}
     there["device"] = re.sub(r"\s*\d+ threads$", "", str(made.get("device", "")))
-    for name, value in schedule.call.items():
+    for name, value in schedule.call_of_search.items():
         there[name], here[name] = value, model.arguments.get(name, value)
     return {k: (str(v), str(here[k])) for k, v in there.items() if v not in (None, "") and str(v) != str(here[k])}

@@ -56,7 +56,7 @@ def carry_over(schedule: Schedule, model: Model) -> Reindexed:
 
 def teacher_steps(schedule: Schedule) -> int:
     """Steps of the full run that a schedule replaces: those of its search, or else its own."""
-    steps = schedule.call.get("num_inference_steps")
+    steps = schedule.call_of_search.get("num_inference_steps")
     return steps if type(steps) is int and steps > 0 else schedule.steps or 1
 
 
@@ -65,7 +65,7 @@ def respaced_sampler(old: Mapping[str, Any], count: int, model: Model, schedule:
     steps, sampler = len(old["timesteps"]), model.target.sampler
     same = all(old.get(name) == sampler.get(name) for name in ("class", "config"))
     plain = _plain(old, steps, model, same)
-    call = schedule.call
+    call = schedule.call_of_search
     resized = any(call.get(k, v) != v for k, v in model.arguments.items() if k in SIZE)
     if sampler["config"].get("use_dynamic_shifting") and resized:  # the scheduler's own spacing depends on the size
         if steps != teacher_steps(schedule):

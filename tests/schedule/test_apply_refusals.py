@@ -1,6 +1,8 @@
 """What is refused when a schedule is applied, or while it runs, and that nothing is left behind then."""
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
@@ -127,9 +129,12 @@ def test_copies_are_refused():
     pipe = pipelines.pixart()
     with pipelines.schedule(pipe, [["transformer_blocks.*:ff", "CRCRCR"]]).apply(pipe):
         before = pipelines.run(pipe)
-        for part in (pipe.scheduler, pipe.transformer, pipe.transformer.transformer_blocks[1], pipe):
-            with pytest.raises(ScheduleError, match="a schedule is applied here; remove it before copying"):
-                copy.deepcopy(part)
+        for part in (pipe.transformer, pipe.transformer.transformer_blocks[1], pipe):
+            for copied in (copy.deepcopy, pickle.dumps, lambda part: torch.save(part, io.BytesIO())):
+                with pytest.raises(ScheduleError, match="a schedule is applied here; remove it before copying or pick"):
+                    copied(part)
+        with pytest.raises(ScheduleError, match="a schedule is applied here"):
+            pickle.dumps(pipe.scheduler)
         assert torch.equal(pipelines.run(pipe), before)
     clean = copy.deepcopy(pipe.transformer)
     assert pipelines.traces(clean) == []

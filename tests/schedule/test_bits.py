@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from search import Schedule, ScheduleError
+from search.schedule.apply import handle as handle_module
+from search.schedule.apply.admission import LAYER_HOOK
 from search.schedule.apply.rounding import round_activation, round_weight
-from search.schedule.apply.weights import CACHE_BYTES, ROUNDED_WEIGHTS, RoundedWeights
+from search.schedule.apply.weights import CACHE_BYTES, ROUNDED_WEIGHTS, RoundedWeights, weight_states
 from search.schedule.parts.bits import FormatPart
 from search.schedule.parts.formats import FORMATS, formats_that_fit, packed_bytes
 from tests.helpers import pipelines
@@ -175,8 +177,8 @@ def test_removal_gives_the_same_parameters_back_also_after_an_error(pipe):
     bare, before = pipelines.run(pipe), parameters(pipe)
     schedule = pipelines.schedule(pipe, bits=part(w8a8d=QKV, w2=FF, elided=TIME))
     with pytest.raises(KeyboardInterrupt), schedule.apply(pipe):
-        assert not same_objects(pipe, before)
-        pipelines.run(pipe)
+        assert not torch.equal(pipelines.run(pipe), bare)
+        assert same_objects(pipe, before)
         raise KeyboardInterrupt
     assert same_objects(pipe, before)
     assert pipelines.traces(pipe.transformer) == []
@@ -195,20 +197,24 @@ def test_an_error_on_the_way_in_leaves_nothing(pipe, monkeypatch):
         return get(self, *args)
 
     monkeypatch.setattr(RoundedWeights, "get", failing)
+    schedule = pipelines.schedule(pipe, bits=part(elided=TIME, w8a8d=[*QKV, *FF]))
+    with pytest.raises(MemoryError), schedule.apply(pipe):
+        pipelines.run(pipe)
+    calls.clear()
+    add, hooked = handle_module.add_hook, []
+
+    def failing_to_hook(module, hook):
+        if len(hooked) == 5:
+            raise MemoryError
+        hooked.append(module)
+        add(module, hook)
+
+    monkeypatch.setattr(handle_module, "add_hook", failing_to_hook)
     with pytest.raises(MemoryError):
-        pipelines.schedule(pipe, bits=part(elided=TIME, w8a8d=[*QKV, *FF])).apply(pipe)
+        schedule.apply(pipe)
     assert same_objects(pipe, before)
     assert pipe.scheduler is scheduler
     assert (pipelines.traces(pipe.transformer), hooks(pipe.transformer)) == ([], 0)
-
-
-def test_originals_follow_a_pipeline_that_was_converted_while_rounded():
-    pipe = pipelines.pixart()
-    before = parameters(pipe)
-    with pipelines.schedule(pipe, bits=part(w8=QKV)).apply(pipe):
-        pipe.transformer.double()
-    assert same_objects(pipe, before)
-    assert {p.dtype for p in before.values()} == {torch.float64}
 
 
 @pytest.mark.parametrize("rules", [[["denoiser", "CRCRCR"]], [["transformer_blocks.*:*", "CCF1CRR"]]])
@@ -327,13 +333,17 @@ def test_dit_elides_its_time_embedders():
 # The cache of rounded weights.
 
 
+def rounded(cache: RoundedWeights, weight: nn.Parameter) -> Tensor:
+    return cache.get(weight, FORMATS["w8"], "simulate", *weight_states([weight]))
+
+
 def test_rounded_weights_are_made_once_and_go_with_their_parameter():
     cache = RoundedWeights(10_000)
     weight = nn.Parameter(torch.randn(8, 16))
-    first = cache.get(weight, FORMATS["w8"], "simulate")
-    assert cache.get(weight, FORMATS["w8"], "simulate") is first
+    first = rounded(cache, weight)
+    assert rounded(cache, weight) is first
     weight.data += 1  # an adapter is fused: torch's version counter does not see it
-    second = cache.get(weight, FORMATS["w8"], "simulate")
+    second = rounded(cache, weight)
     assert second is not first
     assert torch.equal(second, round_weight(weight, FORMATS["w8"]))
     assert cache.bytes == 8 * 16 * 4
@@ -345,10 +355,10 @@ def test_rounded_weights_are_made_once_and_go_with_their_parameter():
 def test_rounded_weights_are_bounded():
     cache = RoundedWeights(3 * 8 * 16 * 4)
     weights = [nn.Parameter(torch.randn(8, 16)) for _ in range(5)]
-    kept = [cache.get(w, FORMATS["w8"], "simulate") for w in weights]
+    kept = [rounded(cache, w) for w in weights]
     assert len(cache.entries) == 3
-    assert cache.get(weights[4], FORMATS["w8"], "simulate") is kept[4]
-    assert cache.get(weights[0], FORMATS["w8"], "simulate") is not kept[0]
+    assert rounded(cache, weights[4]) is kept[4]
+    assert rounded(cache, weights[0]) is not kept[0]
 
 
 # torchao.
@@ -380,8 +390,9 @@ def test_torchao_agrees_with_the_simulation_in_a_run(pipe, form):
     with schedule.apply(pipe):
         simulated = pipelines.run(pipe)
     with schedule.apply(pipe, bits="torchao"):
-        assert type(pipe.transformer.get_submodule(QKV[0]).weight.data).__name__ == "Int8Tensor"
         executed = pipelines.run(pipe)
+        hook = pipe.transformer.get_submodule(QKV[0])._diffusers_hook.get_hook(LAYER_HOOK)
+        assert type(hook.weight.data).__name__ == "Int8Tensor"
         assert torch.equal(executed, pipelines.run(pipe))
     rounding = float((simulated - bare).norm() / bare.norm())
     assert float((executed - simulated).norm() / bare.norm()) < (1e-5 if form == "w8" else rounding)

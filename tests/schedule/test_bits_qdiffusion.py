@@ -16,7 +16,9 @@ from search.calibrate.ranges import RangeObserver, measure_ranges, observe_input
 from search.profile.count import count_costs
 from search.profile.target import Target
 from search.schedule.apply.bits import LayerBits
+from search.schedule.apply.clock import Clock
 from search.schedule.apply.handle import Handle
+from search.schedule.apply.hooking import add_hook, remove_hook
 from search.schedule.apply.rounding import round_picture, round_static, round_weight
 from search.schedule.model.identity import model_part
 from search.schedule.model.layers import input_splits, layers_of
@@ -165,12 +167,15 @@ def rounded(net: nn.Module, layers: dict[str, FormatPart], ranges=None):
     @contextmanager
     def work() -> Iterator[None]:
         part = BitsPart(formats=layers, layers={name: name for name in layers}, ranges=ranges or {})
-        bits = LayerBits(part, net, "simulate")
+        hooked: list = []
         try:
-            bits.install(None, None, None)  # type: ignore[arg-type]
+            LayerBits(part, net, "simulate").install(
+                Clock(), lambda *pair: hooked.append(pair) or add_hook(*pair), list
+            )
             yield
         finally:
-            bits.remove()
+            for pair in hooked:
+                remove_hook(*pair)
 
     return work()
 

@@ -21,7 +21,8 @@ from diffusers import (
 )
 
 from search.schedule.apply.clock import Clock
-from search.schedule.apply.scheduler import LinearSolver, plan_scheduler
+from search.schedule.apply.linear_solver import LinearSolver
+from search.schedule.apply.scheduler import plan_scheduler
 from search.schedule.noise import Noise
 from search.schedule.schedulers import public_config, scheduler_grid
 from search.solvers.multistep import compile_rules

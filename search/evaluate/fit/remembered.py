@@ -7,7 +7,7 @@ from search.evaluate.execute.jobs import Job
 from search.evaluate.fit.solver import RIDGE, Fitter
 from search.evaluate.memo import Memo
 from search.schedule import Schedule
-from search.schedule.apply.scheduler import LinearSolver
+from search.schedule.apply.linear_solver import LinearSolver
 
 
 class FittedSchedules:

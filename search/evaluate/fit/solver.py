@@ -18,7 +18,7 @@ from torch import Tensor
 from search.evaluate.execute.prefix import SolverRow
 from search.models.base import Model
 from search.schedule import Schedule
-from search.schedule.apply.scheduler import LinearSolver
+from search.schedule.apply.linear_solver import LinearSolver
 from search.schedule.noise import Noise
 from search.schedule.schedulers import scheduler_of_part
 from search.solvers.trace import trace_scheduler

@@ -10,7 +10,8 @@ from search.schedule.errors import ScheduleError
 from search.schedule.model.identity import fingerprint
 from search.schedule.model.nodes import Tree
 
-HOOK = "diffusion-schedule-search"
+HOOK = "diffusion-schedule-search"  # our hook on a node
+LAYER_HOOK = f"{HOOK}: layer"  # on a layer at few bits, which may be a node as well
 # Arguments whose values a denoiser adds between the blocks of a stack.
 BETWEEN = ("controlnet_block_samples", "controlnet_single_block_samples", "block_controlnet_hidden_states")
 

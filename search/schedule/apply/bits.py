@@ -1,111 +1,114 @@
 """Layers at few bits: their formats, and installing and removing them on a denoiser."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
 from search.schedule.apply.clock import Clock
-from search.schedule.apply.rounding import Range, halves, round_activation, round_picture, round_static
+from search.schedule.apply.hooks import PlannedHook
+from search.schedule.apply.rounded_layer import RoundedLayer
+from search.schedule.apply.rounding import halves
 from search.schedule.apply.tables import TableHook, check_elided
-from search.schedule.apply.weights import ROUNDED_WEIGHTS
+from search.schedule.apply.weights import weight_states
 from search.schedule.errors import ScheduleError
 from search.schedule.model.layers import PLAIN, is_layer, layers_of
 from search.schedule.parts.bits import BitsPart, FormatPart
 from search.schedule.parts.formats import FORMATS
 
 BACKENDS = ("simulate", "torchao")
+# What diffusers' fuse_qkv_projections puts in the place of which layers.
+FUSED = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
 
 
 class LayerBits:
-    """The `bits` part of a schedule on a denoiser: checked at once, installed later, removed without a trace."""
+    """The `bits` part of a schedule on a denoiser: checked at once and when a run begins, and installed as hooks.
+
+    The denoiser's parameters stay as they are. Rounded weights are taken when the denoiser is first called in a run,
+    and again within it where a parameter was replaced or converted since.
+    """
 
     def __init__(self, part: BitsPart | None, denoiser: nn.Module, backend: str) -> None:
         if backend not in BACKENDS:
             raise ScheduleError(f"bits={backend!r} is unknown; use schedule.apply(pipe, bits='simulate') or 'torchao'")
-        self.backend = backend
+        self.part, self.denoiser, self.backend = part or BitsPart(formats={}, layers={}), denoiser, backend
         self.layers: dict[str, tuple[Any, FormatPart]] = {}
-        self.ranges: Mapping[str, Sequence[Range]] = part.ranges if part else {}
-        self._originals: list[tuple[Any, nn.Parameter]] = []
-        self._removers: list[Any] = []
-        if part is None or not part.layers:
-            return
+        self.rounded: list[RoundedLayer] = []
+        self.tables: list[TableHook] = []
+        self.fresh = False  # whether the running run has taken its weights
         modules = dict(denoiser.named_modules())
-        for name, form in part.layers.items():
-            module, wanted = modules.get(name), part.formats[form]
+        for name, form in self.part.layers.items():
+            module, wanted = modules.get(name), self.part.formats[form]
             if not is_layer(module):
                 raise ScheduleError(_no_layer(name, module, denoiser))
             if wanted.elided:
                 check_elided(name, denoiser)
             else:
-                _check_weight(name, module, wanted)
-                _check_static(name, wanted, part)
-            if backend == "torchao" and not wanted.elided:
-                _check_torchao(name, form, wanted, module)
+                _check_static(name, wanted, self.part)
             self.layers[name] = module, wanted
-        if any(not form.elided for _, form in self.layers.values()):
-            _check_offload(denoiser)
+        self.check()
+        for name, (module, form) in self.layers.items():
+            if not form.elided:
+                _check_bare(name, module)
 
     @property
     def runs_hooks(self) -> bool:
-        """Whether any layer has a hook of ours: rounding of activations, tables by step."""
+        """Whether a layer has a hook that does more than to compute with another weight."""
         return any(form.elided or self.backend == "simulate" for _, form in self.layers.values())
 
-    def install(
-        self, clock: Clock, add: Callable[[nn.Module, ModelHook], None], timesteps: Callable[[], list[float]]
-    ) -> None:
-        """Replace the weights and add the hooks.
-
-        `add` puts a hook on a module and removes it later; `timesteps` gives those of the current run.
-        """
+    def check(self) -> None:
+        """Raise ScheduleError where a layer cannot run at its bits as the denoiser is now."""
         for name, (module, form) in self.layers.items():
             if form.elided:
-                add(module, TableHook(clock, name, timesteps))
                 continue
-            original = module.weight
-            rounded = ROUNDED_WEIGHTS.get(original, form, self.backend)
-            self._originals.append((module, original))
-            module.weight = nn.Parameter(rounded, requires_grad=False)
-            if form.activation and self.backend == "simulate":
-                rounding = _Rounding(form, self.ranges.get(name), type(module) is nn.Conv2d)
-                self._removers.append(module.register_forward_pre_hook(rounding, with_kwargs=True))
+            _check_reached(name, self.denoiser)
+            _check_weight(name, module, form)
+            if self.backend == "torchao":
+                _check_torchao(name, self.part.layers[name], form, module)
+        if any(not form.elided for _, form in self.layers.values()):
+            _check_offload(self.denoiser)
 
-    def remove(self) -> None:
-        """Give every layer its own parameter back, on the device and in the type that the pipeline has by now."""
-        while self._removers:
-            self._removers.pop().remove()
-        while self._originals:
-            module, original = self._originals.pop()
-            device, dtype = module.weight.device, module.weight.dtype
-            if (original.device, original.dtype) != (device, dtype):
-                original.data = original.data.to(device, dtype)
-            module.weight = original
+    def install(
+        self, clock: Clock, add: Callable[[nn.Module, PlannedHook], None], timesteps: Callable[[], list[float]]
+    ) -> None:
+        """Hook the layers: `add` puts a hook on a module; `timesteps` gives those of the current run."""
+        for name, (module, form) in self.layers.items():
+            if form.elided:
+                self.tables.append(TableHook(clock, name, timesteps))
+                add(module, self.tables[-1])
+            else:
+                self.rounded.append(RoundedLayer(clock, form, self.part.ranges.get(name), self.backend))
+                add(module, self.rounded[-1])
 
+    def begin_run(self) -> None:
+        """Check the layers; their weights are taken when the denoiser is called, which may move it to its device."""
+        self.check()
+        self.fresh = False
 
-class _Rounding:
-    """Rounds the input of a layer before it runs; the channels before and after a split each on a grid of their own.
+    def end_run(self) -> None:
+        """Free the rounded weights of a denoiser that leaves its device between runs, as they would stay there."""
+        if getattr(self.denoiser, "_hf_hook", None) is not None:
+            for layer in self.rounded:
+                layer.drop_weight()
 
-    A layer is linear in its input: run on both halves at once it gives the sum of the two rounded layers.
-    """
-
-    def __init__(self, form: FormatPart, ranges: Sequence[Range] | None, picture: bool) -> None:
-        self.form, self.ranges = form, ranges if form.static else None
-        self.dynamic = round_picture if picture else round_activation
-
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        value, bits = args[0] if args else kwargs["input"], self.form.activation
-        assert bits is not None
-        parts = halves(value, self.form.split)
-        if self.ranges is None:
-            rounded = [self.dynamic(part, bits) for part in parts]
+    def take_weights(self) -> None:
+        """Before the denoiser runs: round the weights that have changed, and forget tables of other weights."""
+        if self.fresh:
+            changed = [layer for layer in self.rounded if not layer.is_current]
         else:
-            rounded = [round_static(part, bits, span) for part, span in zip(parts, self.ranges, strict=True)]
-        return (rounded[0] if len(rounded) == 1 else torch.cat(rounded, 1),), {}
+            changed = self.rounded
+            states = iter(weight_states([p for table in self.tables for p in table.module.parameters(recurse=False)]))
+            for table in self.tables:
+                table.follow_weights([next(states) for _ in table.module.parameters(recurse=False)])
+        states = iter(weight_states([layer.module.weight for layer in changed]))
+        for layer, state in zip(changed, states, strict=True):
+            layer.take_weight(state)
+        self.fresh = True
 
 
 def _check_torchao(layer: str, name: str, form: FormatPart, module: Any) -> None:
@@ -145,6 +148,27 @@ def _check_weight(name: str, module: Any, form: FormatPart) -> None:
             f"bits.layers.{name}: its weight is {kind}, and only plain floating point can be rounded; load the "
             "pipeline without quantization, layerwise casting and sequential offload"
         )
+
+
+def _check_bare(name: str, module: Any) -> None:
+    if hooks := getattr(module.__dict__.get("_diffusers_hook"), "hooks", None):
+        raise ScheduleError(
+            f"bits.layers.{name} carries the hook {next(iter(hooks))!r} of diffusers, which would not run; remove it "
+            "first, or leave this layer out"
+        )
+
+
+def _check_reached(name: str, denoiser: nn.Module) -> None:
+    path, _, child = name.rpartition(".")
+    attention: Any = denoiser.get_submodule(path)
+    if not getattr(attention, "fused_projections", False):
+        return
+    for fused, parts in FUSED.items():
+        if child in parts and hasattr(attention, fused):
+            raise ScheduleError(
+                f"bits.layers.{name} does not run, as {path}.{fused} computes in its place; call "
+                "unfuse_qkv_projections() first"
+            )
 
 
 def _check_static(name: str, form: FormatPart, part: BitsPart) -> None:

@@ -1,16 +1,32 @@
 """Which step of which run a denoiser call belongs to."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from search.schedule.apply.pipeline_call import PipelineCall
 from search.schedule.errors import ScheduleError
 
 
-class Clock:
-    """Where a run is: the step, and the coordinate of each step on the forecast axis."""
+def refuse_copy() -> NoReturn:
+    """What hooks do when they are copied or pickled: those of a copy would still act on the original."""
+    raise ScheduleError(
+        "a schedule is applied here; remove it before copying or pickling, then apply it to the copy as well"
+    )
 
-    def __init__(self) -> None:
+
+class Clock:
+    """Where a run is: the step, and the coordinate of each step on the forecast axis.
+
+    `find_call` gives the call of the pipeline that is being executed, None in a loop of the caller's own.
+    """
+
+    def __init__(self, find_call: Callable[[], PipelineCall | None] = lambda: None) -> None:
+        self.find_call = find_call
+        self.call: PipelineCall | None = None  # of the pipeline, that the run belongs to
+        self.runs = 0  # that began
+        self.removed = False  # whether the schedule was removed, so that nothing may begin
         self.step = -1  # -1: outside of a run
         self.steps = 0
         self.places: list[float] = []
@@ -18,16 +34,38 @@ class Clock:
         self.span = 1  # steps that the running call computes, this one and those after it
         self.on_reset: list[Callable[[], None]] = []
         self.on_step: list[Callable[[int], None]] = []  # called with the step that begins, -1 outside of a run
+        self._lock = threading.Lock()
 
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        """Refuse: hooks and scheduler of a copy would still act on the original."""
-        raise ScheduleError("a schedule is applied here; remove it before copying, then apply it to the copy as well")
+    def prepare(self) -> None:
+        """Make way for a new run; ScheduleError where the call of the running one has not ended."""
+        if self.removed:
+            raise ScheduleError(
+                "this scheduler belongs to a schedule that was removed; take that of the pipeline the schedule was "
+                "applied to: other_pipe.scheduler = pipe.scheduler"
+            )
+        with self._lock:
+            call = self.find_call()
+            if self.call is not None and self.call.is_active(beneath=call):
+                here = self.call.thread == threading.get_ident()
+                raise ScheduleError(
+                    "this pipeline is in the middle of a run, and was called again "
+                    f"{'from within that run, by a callback' if here else 'by another thread'}; a schedule is for one "
+                    "run at a time: call the pipeline again when the run has ended"
+                )
+            if self.step >= 0:
+                self.stop()
+            self.call = call
 
     def start(self, steps: int, places: list[float]) -> None:
         """Begin a run of `steps` steps, with the place of each on the forecast axis."""
+        self.runs += 1
         self.step, self.steps, self.places = 0, steps, places
-        for reset in self.on_reset:
-            reset()
+        try:
+            for reset in self.on_reset:
+                reset()
+        except BaseException:
+            self.stop()
+            raise
         self.go(0)
 
     def advance(self) -> None:
@@ -39,10 +77,15 @@ class Clock:
 
     def stop(self) -> None:
         """End the run."""
-        self.step = -1
+        self.step, self.call = -1, None
         for reset in self.on_reset:
             reset()
         self.go(-1)
+
+    def stop_if_abandoned(self, run: int) -> None:
+        """End the run of this number if the call of the pipeline that it belongs to has ended before its last step."""
+        if self.step >= 0 and self.runs == run and self.call is not None and not self.call.is_active():
+            self.stop()
 
     def go(self, step: int) -> None:
         """Begin a step; the denoiser was not called in it yet."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from search.schedule.apply.admission import LAYER_HOOK
 from search.schedule.apply.calls import arguments_by_name, parameter_names, skipped_output
 from search.schedule.apply.clock import Clock
 from search.schedule.apply.hooks import BlockHook, check_output
@@ -222,5 +223,7 @@ def _run(
 
 
 def _plain(module: Any) -> bool:
-    """Whether a module's forward is that of its class and it has no hooks, so that a copy can run in its place."""
-    return not ("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks)
+    """Whether a module's forward is its class's own, or a layer's at few bits, so that a copy can run in its place."""
+    hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", {})
+    replaced = "forward" in module.__dict__ and list(hooks) != [LAYER_HOOK]
+    return not (replaced or module._forward_hooks or module._forward_pre_hooks)

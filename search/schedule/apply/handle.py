@@ -1,10 +1,10 @@
 """Installing a resolved schedule on a pipeline, and removing it without a trace."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from diffusers.hooks import ModelHook
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -13,9 +13,12 @@ from search.schedule.apply.compiled import Compile, CompiledBlock, Variants, blo
 from search.schedule.apply.denoiser_hook import DenoiserHook
 from search.schedule.apply.group_hooks import GroupHook, watch_blocks
 from search.schedule.apply.hooking import add_hook, hook_of, remove_hook
-from search.schedule.apply.hooks import BlockHook, ComponentHook, StepHook
+from search.schedule.apply.hooks import BlockHook, ComponentHook, PlannedHook, StepHook
+from search.schedule.apply.linear_solver import LinearSolver
+from search.schedule.apply.pipeline_call import PipelineCall
 from search.schedule.apply.resolved_run import ResolvedRun, resolve_run
-from search.schedule.apply.scheduler import LinearSolver, resume_scheduler, scheduler_attributes, solver_progress
+from search.schedule.apply.scheduler import follow_call
+from search.schedule.apply.scheduler_progress import resume_scheduler, scheduler_attributes, solver_progress
 from search.schedule.apply.stores import Correction, Store, merge_halves, split_halves
 from search.schedule.apply.tampering import ModuleSnapshot
 from search.schedule.document import Document
@@ -57,10 +60,22 @@ def apply_document(
     Raises:
         ScheduleError: The schedule cannot be applied to this pipeline; the text says what to change.
     """
+    _check_arguments(strict, compile, bits, models)
     run = resolve_run(
         document, pipe, strict=strict, solver=solver, keep=keep, bits=bits, corrections=corrections, models=models
     )
     return Handle(run, compile)
+
+
+def _check_arguments(strict: Any, compile: Any, bits: Any, models: Any) -> None:
+    for name, value, valid, wanted in (
+        ("strict", strict, isinstance(strict, bool), "True or False"),
+        ("compile", compile, compile is None or isinstance(compile, bool) or callable(compile), "True or a function"),
+        ("bits", bits, isinstance(bits, str), "'simulate' or 'torchao'"),
+        ("models", models, models is None or isinstance(models, Mapping), "pipelines by letter, {'S': small_pipe}"),
+    ):
+        if not valid:
+            raise ScheduleError(f"{name}={value!r:.60} is not valid; give {wanted}")
 
 
 class Handle:
@@ -72,11 +87,11 @@ class Handle:
         self.stores: dict[str, Store] = {}
         self.runs = 0  # that began since the schedule was applied
         self.clock.on_reset.append(self._reset)
-        self._hooked: list[nn.Module] = []
+        self._hooked: list[tuple[nn.Module, PlannedHook]] = []
         self._watched: list[RemovableHandle] = []
         pipe = run.pipe()
         self._replaced_scheduler = pipe.scheduler
-        pipe.scheduler = run.scheduler
+        object.__setattr__(pipe, "scheduler", run.scheduler)  # the pipeline's configuration still names its own
         try:
             self._install(compile)
             self._modules = ModuleSnapshot(run.denoiser)
@@ -93,16 +108,25 @@ class Handle:
         self.remove()
 
     def remove(self) -> None:
-        """Give the pipeline back as it was. Safe to call twice and after any exception."""
+        """Give the pipeline back as it was. Safe to call twice and after any exception.
+
+        Raises:
+            ScheduleError: A call of the pipeline is in the middle of a run; nothing was changed.
+        """
+        if self.clock.call is not None and self.clock.call.is_active():
+            raise ScheduleError(
+                f"the schedule cannot be removed in the middle of a run, at step {self.clock.step} of "
+                f"{self.clock.steps}; let the run end, or end it by an error, and call remove() then"
+            )
+        self.clock.removed = True
         self.clock.stop()
         while self._watched:
             self._watched.pop().remove()
         while self._hooked:
-            remove_hook(self._hooked.pop())
-        self.run.bits.remove()
+            remove_hook(*self._hooked.pop())
         pipe = self.run.pipe()
         if pipe is not None and pipe.scheduler is self.run.scheduler:
-            pipe.scheduler = self._replaced_scheduler
+            object.__setattr__(pipe, "scheduler", self._replaced_scheduler)
 
     def stats(self) -> dict[str, Any]:
         """Count what ran since the schedule was applied.
@@ -202,7 +226,7 @@ class Handle:
             for store in self.stores.values():
                 store.borrowed = graphs and store is not root  # the denoiser's hook copies in any case
 
-    def _hook(self, node: Node, planned: set[str], compiled_whole: bool) -> ModelHook | None:
+    def _hook(self, node: Node, planned: set[str], compiled_whole: bool) -> PlannedHook | None:
         """The hook that a node's module needs; None where it runs as it is.
 
         `compiled_whole`: the node's block is compiled with its components, which then need no hooks.
@@ -237,15 +261,15 @@ class Handle:
                     hook = hook_of(module)
                     hook.compiled = CompiledBlock(hook, parts, rows, compile).computing
             elif node.kind == "component" and node.name not in parents:
-                if module not in self._hooked:
+                if hook_of(module) is None:
                     self._add(module, StepHook(self.clock))
                 hook = hook_of(module)
                 compiled = compile(hook.forward)
                 hook.compiled = lambda step, compiled=compiled: compiled
 
-    def _add(self, module: nn.Module, hook: ModelHook) -> None:
+    def _add(self, module: nn.Module, hook: PlannedHook) -> None:
         add_hook(module, hook)
-        self._hooked.append(module)
+        self._hooked.append((module, hook))
 
     def _store(self, name: str) -> Store:
         if name not in self.stores:
@@ -261,7 +285,12 @@ class Handle:
             group.clear()
         if self.run.ahead:
             self.run.ahead.clear()
+        if self.run.injection:
+            self.run.injection.noise = None
+        if self.run.solver:
+            self.run.solver.values = []
         if self.clock.step < 0:
+            self.run.bits.end_run()
             return
         self._fresh = scheduler_attributes(self.run.scheduler)
         self.runs += 1
@@ -272,6 +301,7 @@ class Handle:
                 "remove the schedule first (to compile, use schedule.apply(pipe, compile=True))"
             )
         self._modules.check()
+        self.run.bits.begin_run()
 
     def _check_run(self, arguments: Mapping[str, Any]) -> None:
         """Refuse a call of the denoiser outside of a run, with another scheduler, or in the middle of a run."""
@@ -287,7 +317,10 @@ class Handle:
                 f"the pipeline's scheduler was replaced by {type(pipe.scheduler).__name__} after the schedule "
                 "was applied; remove the schedule, set the scheduler, apply again"
             )
-        if self.clock.step < 0:
+        clock = self.clock
+        if clock.call is not None and clock.calls == 0:
+            self._check_call(clock.call)
+        if clock.step < 0:
             raise ScheduleError(
                 "the denoiser was called outside of a run; call the pipeline, or scheduler.set_timesteps "
                 "before a loop of your own, or remove the schedule"
@@ -297,3 +330,15 @@ class Handle:
                 f"the run starts at step {self.run.scheduler.begin_index}; a schedule applies to whole runs, not "
                 "to image-to-image or resumed ones"
             )
+        if clock.step == clock.calls == 0:
+            follow_call(self.run.scheduler, clock)
+        self.run.bits.take_weights()
+
+    def _check_call(self, call: PipelineCall) -> None:
+        """End a run whose call has ended by an error; refuse a call of the denoiser by another thread."""
+        if call.thread != threading.get_ident():
+            raise ScheduleError(
+                "the denoiser was called by another thread, in the middle of a run of the pipeline that a schedule is "
+                "applied to; a schedule is for one run at a time: call it when that run has ended"
+            )
+        self.clock.stop_if_abandoned(self.clock.runs)

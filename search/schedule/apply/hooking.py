@@ -3,18 +3,19 @@
 from collections.abc import Callable
 from typing import Any
 
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks import HookRegistry
 from torch import nn
 
 from search.schedule.apply.admission import HOOK
-from search.schedule.apply.hooks import StepHook
+from search.schedule.apply.hooks import PlannedHook, StepHook
 
 
-def add_hook(module: nn.Module, hook: ModelHook) -> None:
-    """Register a hook on a module under our name."""
+def add_hook(module: nn.Module, hook: PlannedHook) -> None:
+    """Register a hook on a module under its name."""
 
     def register(module: nn.Module) -> None:
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
+        hook.made_registry = "_diffusers_hook" not in module.__dict__
+        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, hook.registered_name)
         if isinstance(hook, StepHook):
             hook.follow_clock()
 
@@ -22,21 +23,24 @@ def add_hook(module: nn.Module, hook: ModelHook) -> None:
 
 
 def hook_of(module: Any) -> Any:
-    """Our hook on a module."""
-    return module._diffusers_hook.get_hook(HOOK)
+    """Our hook on a module that is a node; None where it has none."""
+    registry = module.__dict__.get("_diffusers_hook")
+    return registry and registry.get_hook(HOOK)
 
 
-def remove_hook(module: nn.Module) -> None:
-    """Remove our hook, and what diffusers leaves behind once no other hook is there."""
-    _beneath_offload(module, _unregister)
+def remove_hook(module: nn.Module, hook: PlannedHook) -> None:
+    """Remove a hook, and what diffusers leaves behind once no other hook is there."""
 
+    def unregister(module: Any) -> None:
+        registry = module._diffusers_hook
+        registry.remove_hook(hook.registered_name, recurse=False)
+        if not registry.hooks:
+            if hook.made_registry:
+                del module._diffusers_hook
+            if getattr(module.__dict__.get("forward"), "__func__", None) is type(module).forward:
+                del module.forward  # the class's own method shows through again
 
-def _unregister(module: Any) -> None:
-    module._diffusers_hook.remove_hook(HOOK, recurse=False)
-    if not module._diffusers_hook.hooks:
-        del module._diffusers_hook
-        if getattr(module.__dict__.get("forward"), "__func__", None) is type(module).forward:
-            del module.forward  # the class's own method shows through again
+    _beneath_offload(module, unregister)
 
 
 def _beneath_offload(module: nn.Module, change: Callable[[nn.Module], Any]) -> None:

@@ -2,19 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from diffusers.hooks import ModelHook
 from torch import nn
 
+from search.schedule.apply.admission import HOOK
 from search.schedule.apply.calls import (
     arguments_by_name,
     parameter_names,
     replaced_arguments,
     skipped_output,
 )
-from search.schedule.apply.clock import Clock
+from search.schedule.apply.clock import Clock, refuse_copy
 from search.schedule.apply.outputs import check_block, check_component, check_value
 from search.schedule.apply.stores import Store
 from search.schedule.plan.tokens import ABSENT, OFF
@@ -24,9 +25,15 @@ from search.schedule.values import Value, map_tensors
 class PlannedHook(ModelHook):
     """Base of the hooks; `clock` has the step and the CFG branch of the running call."""
 
+    registered_name = HOOK
+    made_registry = False  # whether its module had no hooks of diffusers before
+
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self.clock = clock
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_copy()
 
     def read(self, store: Store, compute: Callable[[], Value]) -> Value:
         """The stored value that a node reuses or forecasts at this step, corrected where it has a correction."""

@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,9 @@ from search.schedule.apply.bits import LayerBits
 from search.schedule.apply.clock import Clock
 from search.schedule.apply.groups import Group
 from search.schedule.apply.injection import Injection
-from search.schedule.apply.scheduler import LinearSolver, plan_scheduler
+from search.schedule.apply.linear_solver import LinearSolver
+from search.schedule.apply.pipeline_call import PipelineCall
+from search.schedule.apply.scheduler import plan_scheduler
 from search.schedule.apply.stitch import DenoiserSwitch
 from search.schedule.apply.stores import Correction, HalvedStore, MemoryMeter, Store, StoreWithoutPlan
 from search.schedule.document import Document
@@ -87,6 +90,8 @@ def resolve_run(
         ScheduleError: The schedule cannot be applied to this pipeline.
     """
     denoiser = denoiser_of(pipe)
+    if not hasattr(getattr(pipe, "scheduler", None), "set_timesteps"):
+        raise ScheduleError(f"{type(pipe).__name__} has no scheduler; give it one, as pipelines of diffusers have")
     check_denoiser(denoiser)
     contract = document.model.contract
     tree = Tree.of(denoiser, Contract.from_dict(contract) if contract else None)
@@ -108,12 +113,13 @@ def resolve_run(
         )
     steps = (document.steps or 0) if guidance or gates or stepwise else 0
     plan = document.resolved_plan or Plan(tree, steps, {node.name: (OFF,) * steps for node in tree})
-    clock, memory = Clock(), MemoryMeter()
+    weak_pipe = _weak(pipe)
+    clock, memory = Clock(partial(PipelineCall.find, weak_pipe)), MemoryMeter()
     solver, injection = solver or _solver(document), _injection(document)
     scheduler = _scheduler(document, pipe.scheduler, clock, solver, injection)
     batched = [] if stepwise else document.batched_steps
     return ResolvedRun(
-        pipe=_weak(pipe),
+        pipe=weak_pipe,
         denoiser=denoiser,
         tree=tree,
         plan=plan,

@@ -4,72 +4,22 @@ import copy
 import functools
 import inspect
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-from search.schedule.apply.clock import Clock
+from search.schedule.apply.clock import Clock, refuse_copy
 from search.schedule.apply.injection import Injection
+from search.schedule.apply.linear_solver import LinearSolver
 from search.schedule.apply.scheduler_check import check_runs
 from search.schedule.errors import ScheduleError
 from search.schedule.parts.start import TRAINING
 from search.schedule.schedulers import GRIDDED, build_scheduler, check_order, forecast_coordinates, scheduler_class
 
-
-class LinearSolver:
-    """The interpreter of a solver table: x[i+1] = state[i] * x[0] + sum over j <= i of outputs[i][j] * e[j].
-
-    Sums are accumulated in float64 on devices that have it, and returned in the latents' dtype.
-    """
-
-    def __init__(self, state: Sequence[float], outputs: Sequence[Sequence[float]]) -> None:
-        self.state, self.outputs = state, outputs
-        self.values: list[torch.Tensor] = []  # x[0], e[0], e[1], ...
-
-    def step(self, i: int, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """x[i+1] from what the denoiser gave at step i; `sample` is read at step 0 only."""
-        precise = torch.float32 if output.device.type == "mps" else torch.float64
-        if i == 0:
-            self.values = [sample.to(precise)]
-        self.values.append(output.to(precise))
-        total = self.values[0] * self.state[i]
-        for value, weight in zip(self.values[1:], self.outputs[i], strict=True):
-            if weight:
-                total = torch.add(total, value, alpha=weight)
-        if i + 1 == len(self.state):
-            self.values = []
-        return total.to(sample.dtype)
-
-
-def scheduler_attributes(scheduler: Any) -> dict[str, Any]:
-    """The attributes that a run may change; lists and dicts are copied, as steps write into them."""
-    attributes = {k: v for k, v in vars(scheduler).items() if not callable(v) and k != "num_inference_steps"}
-    return {k: _copied(v) for k, v in attributes.items()}
-
-
-def solver_progress(scheduler: Any, fresh: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run has changed since its attributes were `fresh`: the memory of the solver, without the grid."""
-    return {k: v for k, v in scheduler_attributes(scheduler).items() if k not in fresh or not _same(v, fresh[k])}
-
-
-def resume_scheduler(scheduler: Any, fresh: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
-    """Bring a scheduler whose attributes were `fresh` to where another one has got to."""
-    for name in scheduler_attributes(scheduler).keys() - fresh.keys():
-        delattr(scheduler, name)
-    for name, value in {**fresh, **changed}.items():
-        setattr(scheduler, name, _copied(value))
-
-
-def _copied(value: Any) -> Any:
-    return value.copy() if type(value) in (list, dict) else value
-
-
-def _same(a: Any, b: Any) -> bool:
-    if type(a) is list and type(b) is list:
-        return len(a) == len(b) and all(map(_same, a, b))
-    return a is b or (isinstance(a, bool | int | float | str) and type(a) is type(b) and a == b)
+SAVING = ("save_pretrained", "save_config", "push_to_hub")  # methods that write a scheduler's configuration
 
 
 def plan_scheduler(
@@ -115,10 +65,25 @@ def plan_scheduler(
     if order is not None:
         check_order(name, order, sigmas, planned.config)
     plan = _PlannedScheduler(planned, clock, steps, timesteps, sigmas, order, axis, solver, injection)
-    planned.set_timesteps = _like(planned.set_timesteps, plan.set_timesteps)
-    planned.step = _like(planned.step, plan.step)
-    planned.__deepcopy__ = clock.__deepcopy__
+    plan.install()
+    if timesteps is not None:
+        planned.planned_steps = len(timesteps)
+    for name in SAVING:  # what is saved is the pipeline's own
+        if hasattr(scheduler, name):
+            setattr(planned, name, getattr(scheduler, name))
     return planned
+
+
+def follow_call(scheduler: Any, clock: Clock) -> None:
+    """End the run of a planned scheduler also where the call of its pipeline ends before the last step.
+
+    The call holds the tensor of timesteps that it has read. The scheduler now takes a copy, so that the tensor is freed
+    when the call has ended, by an error too, once nothing holds that error any longer.
+    """
+    if clock.call is not None:
+        timesteps = scheduler.timesteps
+        scheduler.timesteps = timesteps.clone()
+        weakref.finalize(timesteps, clock.stop_if_abandoned, clock.runs).atexit = False
 
 
 class _PlannedScheduler:
@@ -143,16 +108,40 @@ class _PlannedScheduler:
         self.step_signature = inspect.signature(scheduler.step)
         self.gaps: list[int] = []  # DDIM only: from each step to the next; its own grid runs as diffusers runs it
 
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_copy()
+
+    def install(self) -> None:
+        """Put these methods in the place of the scheduler's own."""
+        scheduler = self.scheduler
+        scheduler.set_timesteps = _like(scheduler.set_timesteps, self.set_timesteps)
+        scheduler.step = _like(scheduler.step, self.step)
+        scheduler.__deepcopy__, scheduler.__reduce_ex__ = self.copy, self.__reduce_ex__
+
+    def copy(self, memo: dict[int, Any]) -> Any:
+        """A scheduler of the same plan that counts steps of its own: some pipelines copy theirs within the call."""
+        copied = object.__new__(type(self.scheduler))
+        placed = ("set_timesteps", "step", "__deepcopy__", "__reduce_ex__", *SAVING)
+        vars(copied).update(copy.deepcopy({k: v for k, v in vars(self.scheduler).items() if k not in placed}, memo))
+        clock = Clock()
+        clock.step, clock.steps, clock.places = self.clock.step, self.clock.steps, self.clock.places
+        solver, injection = copy.copy(self.solver), copy.copy(self.injection)
+        if solver is not None:
+            solver.values = list(solver.values)
+        grid = self.steps, self.timesteps, self.sigmas, self.order, self.axis
+        plan = _PlannedScheduler(copied, clock, *grid, solver, injection)
+        plan.gaps = list(self.gaps)
+        plan.install()
+        return copied
+
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         """Begin a run, on the planned timesteps where there are any."""
         scheduler = self.scheduler
+        self.clock.prepare()
         if self.timesteps is None:
             self.original_set_timesteps(*args, **kwargs)
-            if self.steps is not None and len(scheduler.timesteps) != self.steps:
-                raise ScheduleError(
-                    f"this schedule has {self.steps} steps, but the pipeline runs {len(scheduler.timesteps)}; "
-                    f"call it with num_inference_steps={self.steps}"
-                )
+            if self.steps is not None:
+                _check_steps(self.steps, len(scheduler.timesteps))
         else:
             arguments = inspect.signature(self.original_set_timesteps).bind(*args, **kwargs).arguments
             self._set_planned(self.timesteps, arguments)
@@ -168,6 +157,7 @@ class _PlannedScheduler:
         """Set the planned grid; `given` are the arguments of the caller's `set_timesteps`."""
         if given.get("timesteps") is not None or not _even(given.get("sigmas")):
             raise ScheduleError("the schedule brings its own timesteps; call the pipeline without timesteps and sigmas")
+        _check_steps(len(timesteps), given.get("num_inference_steps") or _length(given.get("sigmas")))
         passed_on = {k: v for k, v in given.items() if k in ("device", "mu") and v is not None}
         self.original_set_timesteps(num_inference_steps=len(timesteps), **passed_on)
         self.gaps.clear()
@@ -208,6 +198,17 @@ class _PlannedScheduler:
             )
 
 
+def _check_steps(steps: int, wanted: int | None) -> None:
+    if wanted not in (None, steps):
+        raise ScheduleError(
+            f"this schedule has {steps} steps, but the pipeline runs {wanted}; call it with num_inference_steps={steps}"
+        )
+
+
+def _length(sigmas: Sequence[float] | None) -> int | None:
+    return None if sigmas is None else len(sigmas)
+
+
 def _like(original: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
     """The replacement with the signature of the original, which pipelines look at."""
 
@@ -242,6 +243,9 @@ class _StepsOfGap(int):
         self = super().__new__(cls, steps)
         self.gap = gap
         return self
+
+    def __getnewargs__(self) -> tuple[int, int]:
+        return int(self), self.gap
 
     def __rfloordiv__(self, other: int) -> int:
         return self.gap

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from search.schedule.apply.clock import Clock
 from search.schedule.apply.hooks import PlannedHook
+from search.schedule.apply.weights import WeightState
 from search.schedule.errors import ScheduleError
 
 # To add a model class: layers whose outputs depend on the timestep alone, as patterns of their full names. Inputs
@@ -52,6 +53,7 @@ class TableHook(PlannedHook):
         self.grid: list[float] = []
         self.rows: dict[int, Tensor] = {}
         self.first: tuple[int, Tensor] | None = None  # step and input of the first row
+        self.states: list[WeightState] = []  # of the weight and the bias that the rows were computed with
         self.fresh = True
         clock.on_reset.append(self._reset)
 
@@ -65,6 +67,16 @@ class TableHook(PlannedHook):
             self.rows[step] = self.fn_ref.original_forward(given[:1]).detach()
             self.first = self.first or (step, given[:1].detach().clone())
         return self.rows[step].expand(*given.shape[:-1], -1)
+
+    def initialize_hook(self, module: nn.Module) -> nn.Module:
+        self.module = module
+        return module
+
+    def follow_weights(self, states: list[WeightState]) -> None:
+        """Once a run: drop the rows of other weights."""
+        if states != self.states:
+            self.states = states
+            self._clear()
 
     def _reset(self) -> None:
         self.fresh = True

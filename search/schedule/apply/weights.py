@@ -2,6 +2,7 @@
 
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from search.schedule.apply.rounding import round_weight
 from search.schedule.parts.bits import FormatPart
 
 CACHE_BYTES = 4 * 2**30
+WeightState = tuple[Any, ...]  # of one weight: equal where its values are
+_Key = tuple[int, FormatPart, str]
 
 
 class RoundedWeights:
@@ -22,12 +25,14 @@ class RoundedWeights:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes = limit, 0
-        self.entries: OrderedDict[tuple[int, FormatPart, str], tuple[Any, tuple[Any, ...], Tensor]] = OrderedDict()
+        self.entries: OrderedDict[_Key, tuple[Any, WeightState, Tensor]] = OrderedDict()
 
-    def get(self, weight: nn.Parameter, form: FormatPart, backend: str) -> Tensor:
-        """The weight as this format stores it: rounded in its own type ("simulate"), or packed ("torchao")."""
-        form = form.model_copy(update={"activation": None, "static": False}) if backend == "simulate" else form
-        key, state = (id(weight), form, backend), weight_state(weight)
+    def get(self, weight: nn.Parameter, form: FormatPart, backend: str, state: WeightState) -> Tensor:
+        """The weight as this format stores it: rounded in its own type ("simulate"), or packed ("torchao").
+
+        `state` is that of `weight_states`.
+        """
+        key = _key(weight, form, backend)
         entry = self.entries.get(key)
         if entry is not None and entry[0]() is weight and entry[1] == state:
             self.entries.move_to_end(key)
@@ -40,9 +45,19 @@ class RoundedWeights:
             self._drop(next(iter(self.entries)))
         return rounded
 
-    def _drop(self, key: tuple[int, FormatPart, str]) -> None:
+    def forget(self, weight: nn.Parameter, form: FormatPart, backend: str) -> None:
+        """Free what was rounded for this format."""
+        self._drop(_key(weight, form, backend))
+
+    def _drop(self, key: _Key) -> None:
         if (entry := self.entries.pop(key, None)) is not None:
             self.bytes -= weight_bytes_of(entry[2])
+
+
+def _key(weight: nn.Parameter, form: FormatPart, backend: str) -> _Key:
+    if backend == "simulate":  # inputs are rounded elsewhere
+        form = form.model_copy(update={"activation": None, "static": False})
+    return id(weight), form, backend
 
 
 ROUNDED_WEIGHTS = RoundedWeights(CACHE_BYTES)
@@ -53,11 +68,17 @@ def weight_bytes_of(tensor: Tensor) -> int:
     return int(tensor.numel() * tensor.element_size())
 
 
-def weight_state(weight: Tensor) -> tuple[Any, ...]:
-    """Device, type and two sums: adapters are fused into `.data`, which does not change torch's version counter."""
-    weight = weight.detach()
-    sums = torch.stack([weight.sum(dtype=torch.float64), torch.linalg.vector_norm(weight, dtype=torch.float64)])
-    return str(weight.device), weight.dtype, *sums.tolist()
+def weight_states(weights: Sequence[Tensor]) -> list[WeightState]:
+    """Of each tensor its device, type and two sums; on a GPU the host waits once for all of them.
+
+    The sums are there because adapters are fused into `.data`, which does not change torch's version counter.
+    """
+    sums: dict[torch.device, list[Tensor]] = {}
+    for weight in (w.detach() for w in weights):
+        both = weight.sum(dtype=torch.float64), torch.linalg.vector_norm(weight, dtype=torch.float64)
+        sums.setdefault(weight.device, []).append(torch.stack(both))
+    values = {device: iter(torch.stack(tensors).tolist()) for device, tensors in sums.items()}
+    return [(str(weight.device), weight.dtype, *next(values[weight.device])) for weight in weights]
 
 
 def pack(weight: Tensor, form: FormatPart) -> Tensor:
