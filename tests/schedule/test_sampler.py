@@ -346,9 +346,7 @@ def test_a_pipeline_runs_the_schedules_sampler():
     expected = pipelines.run(pipelines.pixart(scheduler=euler), steps=4)
     with pipelines.schedule(pipe, steps=4, sampler=part | {"sigmas": sigmas}).apply(pipe):
         assert torch.equal(pipelines.run(pipe, steps=4), expected)
-        with pytest.raises(
-            ScheduleError, match="this schedule has 4 steps, but the pipeline runs 30; call"
-        ):
+        with pytest.raises(ScheduleError, match="this schedule has 4 steps, but the pipeline runs 30; call"):
             pipelines.run(pipe, steps=30)
     dpm = pipelines.pixart(scheduler=DPMSolverMultistepScheduler(solver_order=3))
     with pipelines.schedule(pipe, steps=6, sampler={"class": "DPMSolverMultistepScheduler", "order": "123321"}).apply(
