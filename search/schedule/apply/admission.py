@@ -1,5 +1,6 @@
 """Whether a schedule may be applied to a pipeline as it is now."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -67,3 +68,15 @@ def shorten(value: Any) -> str:
     """A value as text of at most 200 characters."""
     text = str(value)
     return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def check_arguments(strict: Any, compile: Any, bits: Any, models: Any) -> None:
+    """Raise ScheduleError where an argument of `Schedule.apply` is of a wrong type."""
+    for name, value, valid, wanted in (
+        ("strict", strict, isinstance(strict, bool), "True or False"),
+        ("compile", compile, compile is None or isinstance(compile, bool) or callable(compile), "True or a function"),
+        ("bits", bits, isinstance(bits, str), "'simulate' or 'torchao'"),
+        ("models", models, models is None or isinstance(models, Mapping), "pipelines by letter, {'S': small_pipe}"),
+    ):
+        if not valid:
+            raise ScheduleError(f"{name}={value!r:.60} is not valid; give {wanted}")

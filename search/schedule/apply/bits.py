@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from search.schedule.apply.clock import Clock
@@ -52,8 +53,8 @@ class LayerBits:
                 _check_static(name, wanted, self.part)
             self.layers[name] = module, wanted
         self.check()
-        for name, (module, form) in self.layers.items():
-            if not form.elided:
+        for name, (module, wanted) in self.layers.items():
+            if not wanted.elided:
                 _check_bare(name, module)
 
     @property
@@ -161,7 +162,10 @@ def _check_bare(name: str, module: Any) -> None:
 def _check_reached(name: str, denoiser: nn.Module) -> None:
     path, _, child = name.rpartition(".")
     attention: Any = denoiser.get_submodule(path)
-    if not getattr(attention, "fused_projections", False):
+    processor = type(getattr(attention, "processor", None)).__name__
+    if not getattr(attention, "fused_projections", False) or (
+        isinstance(attention, Attention) and "Fused" not in processor  # which keeps its mark when it is unfused
+    ):
         return
     for fused, parts in FUSED.items():
         if child in parts and hasattr(attention, fused):

@@ -1,6 +1,5 @@
 """Installing a resolved schedule on a pipeline, and removing it without a trace."""
 
-import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -8,22 +7,20 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from search.schedule.apply.admission import BETWEEN
+from search.schedule.apply.admission import check_arguments
 from search.schedule.apply.compiled import Compile, CompiledBlock, Variants, block_variants, compiler
 from search.schedule.apply.denoiser_hook import DenoiserHook
 from search.schedule.apply.group_hooks import GroupHook, watch_blocks
 from search.schedule.apply.hooking import add_hook, hook_of, remove_hook
 from search.schedule.apply.hooks import BlockHook, ComponentHook, PlannedHook, StepHook
 from search.schedule.apply.linear_solver import LinearSolver
-from search.schedule.apply.pipeline_call import PipelineCall
 from search.schedule.apply.resolved_run import ResolvedRun, resolve_run
+from search.schedule.apply.run_checks import check_call, check_ended, check_run
 from search.schedule.apply.scheduler import follow_call
 from search.schedule.apply.scheduler_progress import resume_scheduler, scheduler_attributes, solver_progress
 from search.schedule.apply.stores import Correction, Store, merge_halves, split_halves
 from search.schedule.apply.tampering import ModuleSnapshot
 from search.schedule.document import Document
-from search.schedule.errors import ScheduleError
-from search.schedule.model.identity import denoiser_of
 from search.schedule.model.modules import blocks_of
 from search.schedule.model.nodes import ROOT, Node
 from search.schedule.plan.tokens import ABSENT, OFF, OWN
@@ -60,22 +57,11 @@ def apply_document(
     Raises:
         ScheduleError: The schedule cannot be applied to this pipeline; the text says what to change.
     """
-    _check_arguments(strict, compile, bits, models)
+    check_arguments(strict, compile, bits, models)
     run = resolve_run(
         document, pipe, strict=strict, solver=solver, keep=keep, bits=bits, corrections=corrections, models=models
     )
     return Handle(run, compile)
-
-
-def _check_arguments(strict: Any, compile: Any, bits: Any, models: Any) -> None:
-    for name, value, valid, wanted in (
-        ("strict", strict, isinstance(strict, bool), "True or False"),
-        ("compile", compile, compile is None or isinstance(compile, bool) or callable(compile), "True or a function"),
-        ("bits", bits, isinstance(bits, str), "'simulate' or 'torchao'"),
-        ("models", models, models is None or isinstance(models, Mapping), "pipelines by letter, {'S': small_pipe}"),
-    ):
-        if not valid:
-            raise ScheduleError(f"{name}={value!r:.60} is not valid; give {wanted}")
 
 
 class Handle:
@@ -113,11 +99,7 @@ class Handle:
         Raises:
             ScheduleError: A call of the pipeline is in the middle of a run; nothing was changed.
         """
-        if self.clock.call is not None and self.clock.call.is_active():
-            raise ScheduleError(
-                f"the schedule cannot be removed in the middle of a run, at step {self.clock.step} of "
-                f"{self.clock.steps}; let the run end, or end it by an error, and call remove() then"
-            )
+        check_ended(self.clock)
         self.clock.removed = True
         self.clock.stop()
         while self._watched:
@@ -206,7 +188,7 @@ class Handle:
         self._reused_stacks = [stack for stack in run.tree.stacks if stack in planned]
         self._reused_stacks += [group.gate.name for group in self.groups if len(group.gate.blocks) > 1]
         root = self._store(ROOT)
-        self._root = DenoiserHook(self.clock, root, self._check_run, run.guidance, run.stitch, run.ahead)
+        self._root = DenoiserHook(self.clock, root, self._begin_call, run.guidance, run.stitch, run.ahead)
         self._add(run.denoiser, self._root)
         run.bits.install(self.clock, self._add, lambda: run.scheduler.timesteps.tolist())
         static = not (self.groups or run.corrections or run.ahead or run.bits.runs_hooks)  # the plan is all there is
@@ -294,51 +276,14 @@ class Handle:
             return
         self._fresh = scheduler_attributes(self.run.scheduler)
         self.runs += 1
-        pipe = self.run.pipe()
-        if pipe is not None and (denoiser := denoiser_of(pipe)) is not self.run.denoiser:
-            raise ScheduleError(
-                f"the pipeline's denoiser was replaced by a {type(denoiser).__name__} after the schedule was applied; "
-                "remove the schedule first (to compile, use schedule.apply(pipe, compile=True))"
-            )
+        check_run(self.run)
         self._modules.check()
         self.run.bits.begin_run()
 
-    def _check_run(self, arguments: Mapping[str, Any]) -> None:
-        """Refuse a call of the denoiser outside of a run, with another scheduler, or in the middle of a run."""
-        added = next((name for name in BETWEEN if arguments.get(name) is not None), None)
-        if added and self._reused_stacks:
-            raise ScheduleError(
-                f"this schedule reuses the whole of {self._reused_stacks[0]}, which would drop {added}, what a "
-                "ControlNet adds between its blocks; plan single blocks or components instead"
-            )
-        pipe = self.run.pipe()
-        if pipe is not None and pipe.scheduler is not self.run.scheduler:
-            raise ScheduleError(
-                f"the pipeline's scheduler was replaced by {type(pipe.scheduler).__name__} after the schedule "
-                "was applied; remove the schedule, set the scheduler, apply again"
-            )
+    def _begin_call(self, arguments: Mapping[str, Any]) -> None:
+        """Before the denoiser is called: check the call, and take the weights that it runs with."""
         clock = self.clock
-        if clock.call is not None and clock.calls == 0:
-            self._check_call(clock.call)
-        if clock.step < 0:
-            raise ScheduleError(
-                "the denoiser was called outside of a run; call the pipeline, or scheduler.set_timesteps "
-                "before a loop of your own, or remove the schedule"
-            )
-        if getattr(self.run.scheduler, "begin_index", None):
-            raise ScheduleError(
-                f"the run starts at step {self.run.scheduler.begin_index}; a schedule applies to whole runs, not "
-                "to image-to-image or resumed ones"
-            )
+        check_call(self.run, arguments, self._reused_stacks)
         if clock.step == clock.calls == 0:
             follow_call(self.run.scheduler, clock)
         self.run.bits.take_weights()
-
-    def _check_call(self, call: PipelineCall) -> None:
-        """End a run whose call has ended by an error; refuse a call of the denoiser by another thread."""
-        if call.thread != threading.get_ident():
-            raise ScheduleError(
-                "the denoiser was called by another thread, in the middle of a run of the pipeline that a schedule is "
-                "applied to; a schedule is for one run at a time: call it when that run has ended"
-            )
-        self.clock.stop_if_abandoned(self.clock.runs)

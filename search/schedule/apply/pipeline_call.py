@@ -29,10 +29,12 @@ class PipelineCall:
 
     def is_active(self, beneath: "PipelineCall | None" = None) -> bool:
         """Whether it is still executed; `beneath` is a call that has begun since and is not meant."""
-        frames = sys._current_frames()
         if beneath is not None and beneath.thread == self.thread:
             return beneath.depth > self.depth
-        return _count_calls(self.pipe(), frames.get(self.thread)) >= self.depth
+        # No variable may hold a frame of the own thread: it would live, with all values, until garbage is collected.
+        if self.thread == threading.get_ident():
+            return _count_calls(self.pipe(), sys._getframe()) >= self.depth
+        return _count_calls(self.pipe(), sys._current_frames().get(self.thread)) >= self.depth
 
 
 def _count_calls(pipe: Any, frame: FrameType | None) -> int:

@@ -64,7 +64,8 @@ class RoundedLayer(PlannedHook):
         if self.rounds_inputs:
             value = self._round_input(value)
         if self.picture:
-            return module._conv_forward(value, self.weight, module.bias)  # type: ignore[no-any-return]
+            picture: Tensor = module._conv_forward(value, self.weight, module.bias)
+            return picture
         return linear(value, self.weight, module.bias)
 
     def _round_input(self, value: Tensor) -> Tensor:

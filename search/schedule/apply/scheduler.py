@@ -244,8 +244,8 @@ class _StepsOfGap(int):
         self.gap = gap
         return self
 
-    def __getnewargs__(self) -> tuple[int, int]:
-        return int(self), self.gap
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (int(self), self.gap)
 
     def __rfloordiv__(self, other: int) -> int:
         return self.gap

@@ -31,6 +31,12 @@ class ModuleSnapshot:
     def check(self) -> None:
         """Raise ScheduleError where modules are no longer those that the schedule was applied to."""
         check_caches(self.denoiser, self.modules, "was turned on after the schedule was applied")
+        for name, module in self.modules:
+            if module.__dict__.get("_compiled_call_impl") is not None:
+                raise ScheduleError(
+                    f"{name or ROOT} was compiled after the schedule was applied; remove the schedule, undo that, and "
+                    "type schedule.apply(pipe, compile=True)"
+                )
         for name, now, before in self.children:
             for child, module in before:
                 if (current := now.get(child)) is not module:
