@@ -132,7 +132,7 @@ class Schedule:
 
         Args:
             pipe: A pipeline of diffusers, or any object with a `scheduler` and a `transformer`, `unet` or `denoiser`.
-                Its weights and methods are not changed.
+                Its parameters are not changed, at few bits neither: what is saved or loaded meanwhile are its own.
             strict: False accepts another resolution or configuration of the same architecture.
             compile: True compiles the denoiser's blocks beneath the hooks, once for each set of components that the
                 plan computes in them, and makes CUDA graphs on a GPU; a function such as `torch.compile` compiles in

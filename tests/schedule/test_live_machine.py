@@ -1,37 +1,18 @@
 """Whatever a user calls on a pipeline to which schedules are applied, beside a twin without schedules."""
 
-from collections import Counter
-
 import pytest
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
 
-from tests.helpers.live_machine import KINDS, machine
-
-
-def run_machine(kind: str, examples: int, steps: int) -> Counter[str]:
-    tried: Counter[str] = Counter()
-    bounds = settings(
-        max_examples=examples,
-        stateful_step_count=steps,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    run_state_machine_as_test(machine(kind, tried), settings=bounds)
-    return tried
+from benchmarks.faults.live import try_calls
+from tests.helpers.live_machine import KINDS
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_few_calls_lose_nothing(kind: str) -> None:
-    tried = run_machine(kind, 2, 8)
-    assert sum(tried.values()) >= 12
+    assert sum(try_calls(kind, 1, 7).values()) >= 7
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_thousands_of_calls_lose_nothing(kind: str) -> None:
-    tried = run_machine(kind, 25, 30)
+    tried = try_calls(kind, 12, 40)
     print(f"\n{sum(tried.values())} calls on {kind}: {dict(sorted(tried.items()))}")

@@ -1,9 +1,11 @@
 """Which step of which run a denoiser call belongs to."""
 
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from search.schedule.apply.pipeline_call import PipelineCall
 from search.schedule.errors import ScheduleError
@@ -35,6 +37,7 @@ class Clock:
         self.on_reset: list[Callable[[], None]] = []
         self.on_step: list[Callable[[int], None]] = []  # called with the step that begins, -1 outside of a run
         self._lock = threading.Lock()
+        self._held: deque[weakref.ref[Any]] = deque(maxlen=2)  # what the call of the pipeline holds
 
     def prepare(self) -> None:
         """Make way for a new run; ScheduleError where the call of the running one has not ended."""
@@ -78,9 +81,20 @@ class Clock:
     def stop(self) -> None:
         """End the run."""
         self.step, self.call = -1, None
+        self._held.clear()
         for reset in self.on_reset:
             reset()
         self.go(-1)
+
+    def follow(self, held: Any) -> None:
+        """End the run also where the call of its pipeline ends before the last step, by an error or otherwise.
+
+        `held` is what the call holds now: the denoiser's input, or the latents of the next step. It is freed when the
+        call has ended and nothing holds its error any longer.
+        """
+        if self.call is not None:
+            run = self.runs
+            self._held.append(weakref.ref(held, lambda _: self.stop_if_abandoned(run)))
 
     def stop_if_abandoned(self, run: int) -> None:
         """End the run of this number if the call of the pipeline that it belongs to has ended before its last step."""

@@ -46,6 +46,8 @@ class DenoiserHook(PlannedHook):
         self.check(kwargs)
         hidden = args[0] if args else kwargs[parameter_names(type(module))[0]]
         step, branch = self.clock.step, self.clock.calls
+        if branch == 0:
+            self.clock.follow(hidden)
         self.clock.calls += 1
         signature = tuple(hidden.shape), hidden.dtype, hidden.device
         if step == 0:

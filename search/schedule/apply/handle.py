@@ -16,7 +16,6 @@ from search.schedule.apply.hooks import BlockHook, ComponentHook, PlannedHook, S
 from search.schedule.apply.linear_solver import LinearSolver
 from search.schedule.apply.resolved_run import ResolvedRun, resolve_run
 from search.schedule.apply.run_checks import check_call, check_ended, check_run
-from search.schedule.apply.scheduler import follow_call
 from search.schedule.apply.scheduler_progress import resume_scheduler, scheduler_attributes, solver_progress
 from search.schedule.apply.stores import Correction, Store, merge_halves, split_halves
 from search.schedule.apply.tampering import ModuleSnapshot
@@ -284,6 +283,5 @@ class Handle:
         """Before the denoiser is called: check the call, and take the weights that it runs with."""
         clock = self.clock
         check_call(self.run, arguments, self._reused_stacks)
-        if clock.step == clock.calls == 0:
-            follow_call(self.run.scheduler, clock)
-        self.run.bits.take_weights()
+        if clock.calls == 0:
+            self.run.bits.take_weights()

@@ -4,7 +4,6 @@ import copy
 import functools
 import inspect
 import math
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -72,18 +71,6 @@ def plan_scheduler(
         if hasattr(scheduler, name):
             setattr(planned, name, getattr(scheduler, name))
     return planned
-
-
-def follow_call(scheduler: Any, clock: Clock) -> None:
-    """End the run of a planned scheduler also where the call of its pipeline ends before the last step.
-
-    The call holds the tensor of timesteps that it has read. The scheduler now takes a copy, so that the tensor is freed
-    when the call has ended, by an error too, once nothing holds that error any longer.
-    """
-    if clock.call is not None:
-        timesteps = scheduler.timesteps
-        scheduler.timesteps = timesteps.clone()
-        weakref.finalize(timesteps, clock.stop_if_abandoned, clock.runs).atexit = False
 
 
 class _PlannedScheduler:
@@ -183,6 +170,7 @@ class _PlannedScheduler:
             sample = self.step_signature.bind(model_output, timestep, *args, **kwargs).arguments["sample"]
             result = _with_latents(result, self.injection.after(at, sample, result[0]))
         self.clock.advance()
+        self.clock.follow(result[0])
         return result
 
     def _check_step(self, at: int, timestep: Any) -> None:
