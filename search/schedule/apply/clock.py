@@ -11,8 +11,8 @@ from search.schedule.apply.pipeline_call import PipelineCall
 from search.schedule.errors import ScheduleError
 
 
-def refuse_copy() -> NoReturn:
-    """What hooks do when they are copied or pickled: those of a copy would still act on the original."""
+def refuse_copy(protocol: Any) -> NoReturn:
+    """In place of `__reduce_ex__`, which copying and pickling call: hooks of a copy would still act on the original."""
     raise ScheduleError(
         "a schedule is applied here; remove it before copying or pickling, then apply it to the copy as well"
     )

@@ -6,7 +6,8 @@ from typing import Any
 from diffusers.hooks import HookRegistry
 from torch import nn
 
-from search.schedule.apply.admission import HOOK
+from search.schedule.apply.admission import HOOK, LAYER_HOOK
+from search.schedule.apply.clock import refuse_copy
 from search.schedule.apply.hooks import PlannedHook, StepHook
 
 
@@ -16,6 +17,7 @@ def add_hook(module: nn.Module, hook: PlannedHook) -> None:
     def register(module: nn.Module) -> None:
         hook.made_registry = "_diffusers_hook" not in module.__dict__
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, hook.registered_name)
+        module.__dict__["__reduce_ex__"] = refuse_copy  # of what others wrap around it as well
         if isinstance(hook, StepHook):
             hook.follow_clock()
 
@@ -34,6 +36,8 @@ def remove_hook(module: nn.Module, hook: PlannedHook) -> None:
     def unregister(module: Any) -> None:
         registry = module._diffusers_hook
         registry.remove_hook(hook.registered_name, recurse=False)
+        if not {HOOK, LAYER_HOOK} & registry.hooks.keys():
+            module.__dict__.pop("__reduce_ex__", None)
         if not registry.hooks:
             if hook.made_registry:
                 del module._diffusers_hook

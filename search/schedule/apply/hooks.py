@@ -33,7 +33,7 @@ class PlannedHook(ModelHook):
         self.clock = clock
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        refuse_copy()
+        refuse_copy(protocol)
 
     def read(self, store: Store, compute: Callable[[], Value]) -> Value:
         """The stored value that a node reuses or forecasts at this step, corrected where it has a correction."""

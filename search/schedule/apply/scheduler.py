@@ -96,7 +96,7 @@ class _PlannedScheduler:
         self.gaps: list[int] = []  # DDIM only: from each step to the next; its own grid runs as diffusers runs it
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        refuse_copy()
+        refuse_copy(protocol)
 
     def install(self) -> None:
         """Put these methods in the place of the scheduler's own."""

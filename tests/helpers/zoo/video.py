@@ -4,6 +4,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.guiders import ClassifierFreeGuidance
 
 from tests.helpers.zoo.base import Sample, assemble, entry, lively, noise, picture
 
@@ -51,25 +52,16 @@ def hunyuan_skyreels() -> Sample:
 
 @entry("HunyuanVideoFramepackTransformer3DModel")
 def framepack() -> Sample:
-    from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
-
     config = hunyuan_config(has_image_proj=True, image_proj_dim=16, has_clean_x_embedder=True)
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = SiglipVisionModel(SiglipVisionConfig(**small, image_size=16, patch_size=8))
-    scaled = SiglipImageProcessorPil(size={"height": 16, "width": 16})
     transformer = diffusers.HunyuanVideoFramepackTransformer3DModel(**config)
     call = {"image": picture(32), "latent_window_size": 2}
-    given = {"image_encoder": vision.eval(), "feature_extractor": scaled}
-    return hunyuan("HunyuanVideoFramepackPipeline", transformer, call, **given)
+    return hunyuan("HunyuanVideoFramepackPipeline", transformer, call, **siglip())
 
 
-@entry("HunyuanVideo15Transformer3DModel")
-def hunyuan_video_15() -> Sample:
-    from diffusers.guiders import ClassifierFreeGuidance
-
-    text = {"text_embed_dim": 16, "text_embed_2_dim": 16, "image_embed_dim": 8, "rope_axes_dim": (2, 4, 2)}
+def hunyuan_15_parts(**transformer: Any) -> dict[str, Any]:
+    text = {"text_embed_dim": 16, "text_embed_2_dim": 16, "image_embed_dim": 16, "rope_axes_dim": (2, 4, 2)}
     small = {"in_channels": 9, "out_channels": 4, "num_layers": 2, "num_refiner_layers": 1, "mlp_ratio": 2.0}
-    config = HEADS | text | small | {"target_size": 16, "task_type": "t2v"}
+    config = HEADS | text | small | {"target_size": 16, "task_type": "t2v"} | transformer
     vae = diffusers.AutoencoderKLHunyuanVideo15(
         latent_channels=4,
         block_out_channels=(16, 16),
@@ -79,17 +71,54 @@ def hunyuan_video_15() -> Sample:
         downsample_match_channel=False,
         upsample_match_channel=False,
     )
-    pipe = assemble(
-        diffusers.HunyuanVideo15Pipeline,
-        transformer=lively(diffusers.HunyuanVideo15Transformer3DModel(**config)),
-        vae=vae,
-        scheduler=scheduler(shift=7.0),
-        guider=ClassifierFreeGuidance(guidance_scale=3.0),
-    )
-    second = {"prompt_embeds_2": noise(1, 3, 16, seed=11), "negative_prompt_embeds_2": noise(1, 3, 16, seed=12)}
-    masks = {"prompt_embeds_mask": ONES, "negative_prompt_embeds_mask": ONES}
-    masks |= {"prompt_embeds_mask_2": ONES[:, :3], "negative_prompt_embeds_mask_2": ONES[:, :3]}
-    return Sample(pipe, TEXT | second | masks | CALL | {"height": 16, "width": 16}, "frames")
+    made = lively(diffusers.HunyuanVideo15Transformer3DModel(**config))
+    return {"transformer": made, "vae": vae, "scheduler": scheduler(shift=7.0)}
+
+
+def hunyuan_15(kind: str = "HunyuanVideo15Pipeline", call: Any = None, given: Any = None, **guidance: Any) -> Sample:
+    guider = ClassifierFreeGuidance(guidance_scale=3.0, **guidance)
+    pipe = assemble(getattr(diffusers, kind), **hunyuan_15_parts() | {"guider": guider} | (given or {}))
+    return Sample(pipe, HUNYUAN_15_TEXT | CALL | {"height": 16, "width": 16} | (call or {}), "frames")
+
+
+HUNYUAN_15_TEXT = TEXT | {
+    "prompt_embeds_2": noise(1, 3, 16, seed=11),
+    "negative_prompt_embeds_2": noise(1, 3, 16, seed=12),
+    "prompt_embeds_mask": ONES,
+    "negative_prompt_embeds_mask": ONES,
+    "prompt_embeds_mask_2": ONES[:, :3],
+    "negative_prompt_embeds_mask_2": ONES[:, :3],
+}
+
+
+@entry("HunyuanVideo15Transformer3DModel")
+def hunyuan_video_15() -> Sample:
+    return hunyuan_15()
+
+
+@entry("HunyuanVideo15Transformer3DModel/guidance-stops")
+def hunyuan_video_15_guidance_stops() -> Sample:
+    """Two calls at the first steps, one at the last."""
+    return hunyuan_15(stop=0.5)
+
+
+@entry("HunyuanVideo15Transformer3DModel/image-to-video")
+def hunyuan_video_15_image() -> Sample:
+    given = hunyuan_15_parts(task_type="i2v", target_size=128) | siglip()
+    call = {"image": picture(16)}
+    sample = hunyuan_15("HunyuanVideo15ImageToVideoPipeline", call, given)
+    for name in ("height", "width"):
+        sample.call.pop(name)
+    return sample
+
+
+def siglip() -> dict[str, Any]:
+    """A SigLIP image encoder of one layer, and what scales pictures for it."""
+    from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = SiglipVisionModel(SiglipVisionConfig(**small, image_size=16, patch_size=8))
+    return {"image_encoder": vision, "feature_extractor": SiglipImageProcessorPil(size={"height": 16, "width": 16})}
 
 
 @entry("LTXVideoTransformer3DModel")
