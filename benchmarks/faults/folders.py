@@ -307,13 +307,13 @@ def quick_computation() -> Iterator[None]:
 
 
 def tried(number: int, what: str) -> list[str]:
-    """The commands that a mutated folder is given to: those that read the file, in turn those that take long."""
-    names = ["report", "export", "budget", "promote", "send"]
-    if not what.startswith(("front.json", "unsent")) or number % 20 == 0:
-        names.append("resume")
-    if ".json" in what and what[:2].isdigit():
-        names.append(("verify", "transfer")[number % 2])
-    return names
+    """The commands that a mutated folder is given to: all that read the file, and in turn one of the others."""
+    quick = ["report", "export", "budget", "promote", "send"]
+    if what.startswith(("config", "checkpoint", "memo")):
+        return [quick[number % len(quick)], "resume"]
+    if what.startswith(("front.json", "unsent")):
+        return quick + ["resume"] * (number % 20 == 0)
+    return [*quick, "resume", *(("verify", "transfer")[number % 2 :][:1] if ".json" in what else ())]
 
 
 def fuzz(work: Path, count: int, seed: int = 0, done: Callable[[str], None] = lambda text: None) -> Counter[str]:

@@ -150,10 +150,10 @@ class Memo:
         raise OSError(errno.EIO, f"neither {self.path} nor another memo can be used")
 
     def _open(self) -> sqlite3.Connection:
-        self._file = _number(self.path)
         for part in (self.path.with_name(self.path.name + ending) for ending in ("", "-wal", "-shm", "-journal")):
             if os.path.lexists(part) and not (part.is_file() and is_inside(part, part.parent)):
                 raise ValueError(f"{part} is not a file of this folder; remove it, or type runs=<another folder>")
+        self._file = _number(self.path)
         base = sqlite3.connect(self.path, timeout=self.patience)
         try:
             if base.execute("select count(*) from sqlite_master where type in ('view', 'trigger')").fetchone()[0]:
