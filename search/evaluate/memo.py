@@ -23,9 +23,9 @@ EVERY = 64  # latents added, after which the limit is checked
 LIMIT = 2**31  # bytes of latents: of the bundled models hundreds of thousands, of FLUX at 1024 pixels a few hundred
 PATIENCE = 60.0  # seconds to wait while another process has the file locked
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-_VALUES = TypeAdapter(Annotated[list[float], Field(strict=True, max_length=100_000)])
-_SIZE = Annotated[int, Field(ge=1, le=2**31)]
-_SHAPE = TypeAdapter(Annotated[list[_SIZE], Field(strict=True, min_length=1, max_length=8)])
+_VALUES = TypeAdapter(Annotated[list[Annotated[float, Field(strict=True)]], Field(max_length=100_000)])
+_SIZE = Annotated[int, Field(strict=True, ge=1, le=2**31)]
+_SHAPE = TypeAdapter(Annotated[list[_SIZE], Field(min_length=1, max_length=8)])
 BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH}
 CLOSED = {
     sqlite3.SQLITE_BUSY,

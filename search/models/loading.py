@@ -72,7 +72,7 @@ def _find(path: str | Path) -> tuple[str | Path, str]:
     elif "/" not in str(path) and (bundled := bundled_model(str(path))).is_dir():
         folder = bundled
     try:
-        if not isinstance(folder, Path) and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+        if not isinstance(folder, Path) and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(folder)):
             raise ValueError("there is no such folder, and it is not a hub id")
         with quiet():
             return folder, str(DiffusionPipeline.load_config(folder)["_class_name"])

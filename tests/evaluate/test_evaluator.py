@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from search.evaluate.execute.jobs import Job
+from search.evaluate.fit.remembered import FittedSchedules
 from search.evaluate.memo import Memo
 from search.evaluate.racing import Race
 from search.models.base import to_schedule
@@ -192,3 +193,25 @@ def test_a_schedule_whose_latents_were_forgotten_is_run_for_them():
     latents = own.latents(schedule)
     own.memo._base.execute("delete from latents")
     assert torch.equal(own.latents(schedule), latents) and own.values(schedule) == values
+
+
+def test_what_the_memo_has_for_other_prompts_or_steps_is_measured_again():
+    first = evaluator(prompts=3)
+    job = jobs()[0]
+    (scored,) = first.evaluate([job])
+    first.memo.put(first.context, job.schedule.digest, {"drift": [0.5] * 9})
+    first.memo.put_latents(first.context, job.schedule.digest, torch.zeros(2, 2))
+    first.scorer.failed.clear()
+    (again,) = first.evaluate([job])
+    assert again.values == scored.values
+
+
+@pytest.mark.parametrize("table", [{}, {"state": [1.0] * 6}, {"state": [1.0], "outputs": [1.0]}, "not finite"])
+def test_a_fitted_table_that_does_not_fit_is_fitted_again(tmp_path, table):
+    fitted, job = FittedSchedules(Memo(tmp_path / "memo.sqlite"), "here"), jobs(fit=True)[0]
+    whole = {"state": [1.0] * 6, "outputs": [0.1] * 21}
+    fitted.memo.put(fitted.context, job.schedule.digest, whole)
+    assert fitted.final_schedule(job).sampler["coefficients"]["state"] == [1.0] * 6
+    wrong = whole | {"state": [float("nan")] * 6} if table == "not finite" else table
+    fitted.memo.put(fitted.context, job.schedule.digest, {"state": [], "outputs": []} | wrong)
+    assert fitted.final_schedule(job) is None

@@ -322,3 +322,13 @@ def test_a_searched_reward_is_replaced_by_the_next_or_that_there_is_none_is_said
     assert result.guard == ["ssim"]
     assert any("no reward that was not searched is reported; reported instead: ssim" in note for note in result.notes)
     assert any("the bundled CLIP knows the words of the bundled models only, and 'boat'" in n for n in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [("{}", "its content"), ('[{"objective": 7}]', "0.objective"), ("[" * 9999, "its content"), ("[1]", "0")],
+)
+def test_a_file_of_failures_that_is_not_one_is_refused(tmp_path, content, place):
+    (tmp_path / "quarantine.json").write_text(content)
+    with pytest.raises(ValueError, match=f"quarantine.json is not a list of failures: {place}: .*; delete it"):
+        Guard().save(tmp_path / "quarantine.json")

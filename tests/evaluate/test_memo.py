@@ -159,3 +159,56 @@ def test_processes_on_one_memo_lose_nothing(tmp_path: Path, damage) -> None:
         for i in range(count):
             assert memo.get("context", f"{name} {i}") == {"drift": [float(i)]}
             assert torch.equal(memo.latents("context", f"{name} {i}"), torch.full((4,), float(i)))
+
+
+@pytest.mark.parametrize("value", [None, 7, b"\xff", "[]]", '["a"]', "{}", "[true]", "[" * 9999])
+def test_values_that_are_not_numbers_are_absent(tmp_path: Path, value) -> None:
+    path = tmp_path / "memo.sqlite"
+    fill(path, 2)
+    with sqlite3.connect(path) as base:
+        base.execute("update memo set value = ? where digest = 'digest 0'", (value,))
+    memo = Memo(path)
+    assert memo.get("context", "digest 0") == {} and memo.get("context", "digest 1") == {"drift": [1.0] * 20}
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("dtype", "load"),
+        ("dtype", "float64"),
+        ("dtype", None),
+        ("shape", "[2, 4, 8]"),
+        ("shape", "[-2, -4, 8, 8]"),
+        ("shape", "x"),
+        ("data", b""),
+        ("data", "text"),
+    ],
+)
+def test_latents_that_do_not_fit_together_are_absent(tmp_path: Path, column, value) -> None:
+    path = tmp_path / "memo.sqlite"
+    fill(path, 2)
+    with sqlite3.connect(path) as base:
+        base.execute(f"update latents set {column} = ? where digest = 'digest 0'", (value,))
+    memo = Memo(path)
+    assert memo.latents("context", "digest 0") is None
+    assert torch.equal(memo.latents("context", "digest 1"), torch.ones(2, 4, 8, 8))
+
+
+def test_a_memo_with_views_is_put_aside_and_not_asked(tmp_path: Path) -> None:
+    path, told = tmp_path / "memo.sqlite", []
+    fill(path, 1)
+    with sqlite3.connect(path) as base:
+        base.execute("alter table memo rename to other")
+        endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select i from n"
+        columns = "'context' as context, i as digest, i as name, i as value"
+        base.execute(f"create view memo as select {columns} from ({endless})")
+    memo = Memo(path, on_message=told.append)
+    assert memo.get("context", "digest 0") == {} and (tmp_path / "memo.broken.sqlite").exists()
+    assert "the database of another program" in told[0]
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "memo.sqlite", "/dev/zero"])
+def test_a_memo_that_is_a_link_out_of_its_folder_is_refused(tmp_path: Path, target) -> None:
+    (tmp_path / "memo.sqlite").symlink_to(target)
+    with pytest.raises(ValueError, match="memo.sqlite is not a file of this folder; remove it, or type runs=<another"):
+        Memo(tmp_path / "memo.sqlite")

@@ -11,6 +11,7 @@ from search.config.settings import Config
 from search.loop import run as run_module
 from search.loop.run import run
 
+DRIFT, MACS = "search.objectives.drift.Drift", "search.objectives.macs.Macs"
 REFUSED = "engine._target_=stranger_engine.Engine: a run folder may name a class of ours"
 
 
@@ -74,4 +75,13 @@ def test_a_study_that_only_the_folder_names_is_not_opened(folder: Path) -> None:
 def test_a_pickled_checkpoint_is_refused_first(folder: Path) -> None:
     (folder / "checkpoint.pkl").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     with pytest.raises(ValueError, match=r"checkpoint.pkl is a pickle of an earlier version.*delete checkpoint\*.pkl"):
+        resume(folder)
+
+
+def test_arguments_that_a_class_does_not_take_are_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra.utils import instantiate
+
+    monkeypatch.setattr(run_module, "Search", lambda config, console: instantiate(config.objective["macs"]))
+    change(folder, objective={"drift": {"_target_": DRIFT}, "macs": {"_target_": MACS, "levels": 3}})
+    with pytest.raises(ValueError, match=f"config.yaml has arguments that its classes do not take: {MACS}: Macs"):
         resume(folder)

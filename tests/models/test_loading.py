@@ -9,7 +9,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from transformers.utils import logging
 
 from search.config.settings import CONF
-from search.models.loading import CHOICES, load
+from search.models.loading import CHOICES, load, without_downloads
 from search.profile.bundled import bundled_model
 from search.testing.models import tiny_folder
 
@@ -71,3 +71,21 @@ def test_libraries_talk_as_before_after_loading():
     before = logging.get_verbosity()
     load(tiny_folder(), "pixart", CLASSES, torch.float32)
     assert logging.get_verbosity() == before
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "https://example.org/x", "a/b/c", "../x"])
+def test_what_is_neither_a_folder_nor_a_hub_id_is_not_opened(path):
+    with pytest.raises(ValueError, match="cannot be loaded: there is no such folder, and it is not a hub id. Type"):
+        load(path, "pixart", CLASSES, torch.float32)
+
+
+def test_a_hub_id_is_looked_up_on_this_machine_only(monkeypatch):
+    import socket
+
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was used"))
+    with without_downloads(), pytest.raises(ValueError, match="model.path='nobody/nothing' cannot be loaded"):
+        load("nobody/nothing", "pixart", CLASSES, torch.float32)
+    assert not constants.HF_HUB_OFFLINE

@@ -117,3 +117,10 @@ def test_the_command_writes_a_table_and_a_figure(model, tmp_path, capsys):
 def test_mistakes_say_what_to_type(arguments, text, capsys):
     assert main(arguments) == 2
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["pixart model.path=/x", "[pixart,dit]", "${oc.env:HOME}", "x" * 201, [1]])
+def test_a_model_in_a_file_is_a_name_and_nothing_else(name, model):
+    off = to_schedule(model, {}).with_made({"model": name})
+    with pytest.raises(ValueError, match="made.model is .*, which is not the name of a model; type model=<name>"):
+        config_for_schedule(off)
