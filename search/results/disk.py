@@ -12,6 +12,7 @@ from pathlib import Path
 
 log = logging.getLogger("search")
 FULL = {errno.ENOSPC, errno.EDQUOT}
+OTHER_KIND = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP}  # a folder for a file, say
 CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -78,7 +79,10 @@ def locked_run_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def explain_disk_errors(folder: Path, again: str) -> Iterator[None]:
-    """Turn errors of a full or read-only disk into one line that says to type `again`; other errors pass."""
+    """Turn errors of a full or read-only disk, and of folders in place of files, into one line; other errors pass.
+
+    `again` is what that line says to type.
+    """
     try:
         yield
     except OSError as error:
@@ -92,6 +96,11 @@ def explain_disk_errors(folder: Path, again: str) -> Iterator[None]:
             raise ValueError(
                 f"{file} cannot be written to ({error.strerror}); allow it, then type {again}; or type "
                 "runs=<another folder>"
+            ) from error
+        if error.errno in OTHER_KIND and file.is_relative_to(folder.absolute()):
+            raise ValueError(
+                f"{file} is in the way ({error.strerror}): it is not a file or folder of a search; remove it, then "
+                f"type {again}"
             ) from error
         raise
 

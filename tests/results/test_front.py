@@ -9,6 +9,7 @@ from search.budget import main as budget
 from search.export import main as export
 from search.report import main as report
 from search.results import front
+from search.results.disk import explain_disk_errors
 from search.results.front import read_front
 from search.results.result import Result
 from tests.helpers.finished_search import made_result
@@ -165,3 +166,20 @@ def test_killed_while_it_is_written(tmp_path):
 
     whole, _ = kill_many(tmp_path / "runs", 8, seed=3)
     assert whole == 8
+
+
+@pytest.mark.parametrize(
+    ("make", "use", "name"),
+    [
+        (lambda path: path.mkdir(), lambda path: path.write_text(""), "Is a directory"),
+        (lambda path: path.write_text(""), lambda path: path.mkdir(), "File exists"),
+        (lambda path: path.write_text(""), lambda path: (path / "x").write_text(""), "Not a directory"),
+    ],
+)
+def test_a_folder_in_place_of_a_file_is_one_line(tmp_path, make, use, name):
+    make(tmp_path / "log")
+    told = f"log.* is in the way .{name}.: .*; remove it, then type again please"
+    with pytest.raises(ValueError, match=told), explain_disk_errors(tmp_path, "again please"):
+        use(tmp_path / "log")
+    with pytest.raises(OSError), explain_disk_errors(tmp_path / "other", ""):
+        use(tmp_path / "log")
