@@ -72,7 +72,7 @@ def outer_blocks(denoiser: nn.Module) -> dict[str, nn.Module]:
 
 def called_blocks_without_effect(denoiser: nn.Module, args: Any, kwargs: Any) -> list[str]:
     """Blocks that ran, but of which no weight changes what the denoiser gives."""
-    blocks, called = outer_blocks(denoiser), set()
+    blocks, called = outer_blocks(denoiser.requires_grad_(True)), set()
     for name, block in blocks.items():
         block.register_forward_hook(lambda *_, name=name: called.add(name))
     with torch.enable_grad():

@@ -172,6 +172,12 @@ def z_image_turbo() -> Sample:
     return z_image(guidance_scale=0.0)
 
 
+@entry("ZImageTransformer2DModel/guidance-stops")
+def z_image_guidance_stops() -> Sample:
+    """Batches of two at the first steps, of one at the last."""
+    return z_image(cfg_truncation=0.5)
+
+
 @entry("ZImageTransformer2DModel/img2img")
 def z_image_img2img() -> Sample:
     return z_image("ZImageImg2ImgPipeline", image=picture(), strength=0.75)

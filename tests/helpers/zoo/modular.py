@@ -125,3 +125,9 @@ def minimax_music3() -> Sample:
     without = ("semantic_generator", "decode")
     call = {"frame_hiddens": noise(1, 12, 16), "num_inference_steps": 4}
     return parts.modular(modular_pipelines.MiniMaxMusic3Blocks, given, call, without, "latent_chunks")
+
+
+@entry("HunyuanVideo15Transformer3DModel/modular")
+def hunyuan_video_15() -> Sample:
+    call = video.HUNYUAN_15_TEXT | CALL | {"num_frames": 5, "batch_size": 1, "output_type": "pt"}
+    return parts.modular(modular_pipelines.HunyuanVideo15AutoBlocks, video.hunyuan_15_parts(), call)

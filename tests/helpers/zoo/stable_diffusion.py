@@ -103,6 +103,23 @@ def pndm() -> Sample:
     return sd(sampler="PNDMScheduler", parts_={"scheduler": scheduler("PNDMScheduler", skip_prk_steps=True)})
 
 
+@entry("UNet2DConditionModel/dpm-sde")
+def dpm_sde() -> Sample:
+    return sd(parts_={"scheduler": scheduler("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++")})
+
+
+@entry("UNet2DConditionModel/lora")
+def lora() -> Sample:
+    """Trained weights beside the attention's own, at a strength of 0.7."""
+    from peft import LoraConfig
+
+    sample = sd()
+    sample.pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"]), "style")
+    lively(sample.pipe.unet)
+    sample.pipe.unet.set_adapters(["style"], [0.7])
+    return sample
+
+
 @entry("UNet2DConditionModel/tcd")
 def tcd() -> Sample:
     return sd(sampler="TCDScheduler", eta=0.3)

@@ -225,6 +225,24 @@ def cascade_decoder() -> Sample:
     return Sample(pipe, TEXT | CASCADE_TEXT | STEPS | call, denoisers=("decoder",))
 
 
+@entry("StableCascadeUNet/combined")
+def cascade_combined() -> Sample:
+    """One call runs two pipelines, each with a denoiser and a scheduler of its own."""
+    prior, decoder = cascade_prior().pipe, cascade_decoder().pipe
+    words = {"text_encoder": parts.clip_text(projected=True), "tokenizer": parts.tokenizer()}
+    pipe = assemble(
+        diffusers.StableCascadeCombinedPipeline,
+        **words | {f"prior_{name}": value for name, value in words.items()},
+        decoder=decoder.decoder,
+        scheduler=decoder.scheduler,
+        vqgan=decoder.vqgan,
+        prior_prior=prior.prior,
+        prior_scheduler=prior.scheduler,
+    )
+    call = {"height": 128, "width": 128, "prior_num_inference_steps": 3, "num_inference_steps": 3}
+    return Sample(pipe, TEXT | CASCADE_TEXT | call | {"output_type": "latent"}, denoisers=("prior_prior", "decoder"))
+
+
 @entry("UVit2DModel")
 def amused() -> Sample:
     """Tokens of a codebook; every step draws which of them to keep."""

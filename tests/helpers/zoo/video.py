@@ -104,7 +104,7 @@ def hunyuan_video_15_guidance_stops() -> Sample:
 
 @entry("HunyuanVideo15Transformer3DModel/image-to-video")
 def hunyuan_video_15_image() -> Sample:
-    given = hunyuan_15_parts(task_type="i2v", target_size=128) | siglip()
+    given = hunyuan_15_parts(task_type="i2v", target_size=32) | siglip()
     call = {"image": picture(16)}
     sample = hunyuan_15("HunyuanVideo15ImageToVideoPipeline", call, given)
     for name in ("height", "width"):
