@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from search.kernels.pairwise import Pairs, pairwise
-from search.profile.count import plain_output
 from search.schedule.apply.forecast import check_distinct
+from search.schedule.apply.outputs import unpack_output
 from search.schedule.model.nodes import ROOT, Node, Tree
 from search.schedule.values import leaves
 
@@ -95,7 +95,7 @@ def record_drifts(
         for node in part:
 
             def after(_: object, __: object, output: object, values: list[Tensor] = outputs[node.name]) -> None:
-                values.append(torch.cat([tensor.detach().flatten() for tensor in leaves(plain_output(output))]))
+                values.append(torch.cat([tensor.detach().flatten() for tensor in leaves(unpack_output(output)[0])]))
 
             module = tree.module(denoiser, node)
             assert module is not None

@@ -14,7 +14,7 @@ from search.observe.components import find_components
 from search.observe.trace import SEEN, Link, ModuleCall, Trace
 from search.schedule.model.contracts import Stack
 
-LEAST_SHARE = 0.02  # of the denoiser's parameters, below which a list is not worth planning
+LEAST_SHARE = 0.02  # of the parameters of the largest list of blocks, below which one is not worth planning
 NOT_PLANNED = "computed at every step"
 
 
@@ -34,6 +34,8 @@ def find_stacks(denoiser: nn.Module, trace: Trace) -> tuple[list[Found], dict[st
     counts = Counter(call.name for call in trace.calls)
     calls = {call.name: call for call in trace.calls}
     total = max(parameters(denoiser), 1)
+    lists = [parameters(m) for m in denoiser.modules() if isinstance(m, nn.ModuleList)]
+    least = LEAST_SHARE * max(lists, default=0)
     taken: dict[str, list[ModuleCall]] = {}
     refused: dict[str, str] = {}
     singles = {name for name, module in denoiser.named_children() if _is_single(name, module, counts, calls)}
@@ -51,8 +53,9 @@ def find_stacks(denoiser: nn.Module, trace: Trace) -> tuple[list[Found], dict[st
                 if any(runs):
                     refused[name] = f"its blocks ran {sorted(set(runs))} times in one call; {NOT_PLANNED}"
                 continue
-            if parameters(module) < LEAST_SHARE * total:
-                refused[name] = f"{parameters(module) / total:.1%} of the parameters; {NOT_PLANNED}"
+            if parameters(module) < least:
+                if not any(name.startswith(f"{outer}.") for outer in refused):
+                    refused[name] = f"{parameters(module) / total:.1%} of the parameters; {NOT_PLANNED}"
                 continue
             taken[name] = [calls[each] for each in names]
     found = [

@@ -1,12 +1,12 @@
 """Count the costs of every node in one call of the denoiser."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from search.profile.costs import Costs
+from search.schedule.apply.outputs import unpack_output
 from search.schedule.model.layers import is_layer, shape_of
 from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.values import nbytes
@@ -50,7 +50,7 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
 
         def after(_: object, __: object, output: object, name: str = node.name, begun: list[int] = begun) -> None:
             # the two branches of guidance may be two calls, with values of their own
-            sizes[name] = sizes.get(name, 0) + nbytes(plain_output(output))
+            sizes[name] = sizes.get(name, 0) + nbytes(unpack_output(output)[0] if output is not None else None)
             counts[name] = counts.get(name, 0) + (counter.get_total_flops() - begun.pop()) // 2
 
         removers += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
@@ -87,8 +87,3 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
 def tensor_bytes(tensor: Tensor | None) -> int:
     """Bytes of a tensor; 0 for None."""
     return 0 if tensor is None else tensor.numel() * tensor.element_size()
-
-
-def plain_output(output: Any) -> Any:
-    """A denoiser's output as a tensor or tuple: of a container with names the first value."""
-    return output if isinstance(output, Tensor | tuple) else output[0]

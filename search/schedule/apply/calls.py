@@ -48,6 +48,8 @@ def parameter_names(cls: Any) -> tuple[str, ...]:
     return _PARAMETERS[cls]
 
 
-def describe_input(signature: tuple[Any, ...] | None) -> str:
-    """Shape, type and device of an input, for an error."""
-    return "None" if signature is None else str((signature[0], *map(str, signature[1:])))
+def describe_input(signature: Sequence[tuple[Any, ...]] | None) -> str:
+    """Shape, type and device of the tensors of an input, for an error."""
+    if signature is None:
+        return "None"
+    return ", ".join(str((shape, *map(str, rest))) for shape, *rest in signature) or "no tensors"

@@ -6,17 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from search.schedule.apply.ahead import Ahead
 from search.schedule.apply.calls import describe_input, parameter_names
 from search.schedule.apply.clock import Clock
 from search.schedule.apply.hooks import PlannedHook
-from search.schedule.apply.outputs import first_tensor
+from search.schedule.apply.outputs import Container, SampleClass, describe_value, unpack_output
 from search.schedule.apply.stitch import DenoiserSwitch
 from search.schedule.apply.stores import HalvedStore, Store
 from search.schedule.errors import ScheduleError
 from search.schedule.plan.guidance import Guidance
 from search.schedule.plan.tokens import OFF
+from search.schedule.values import Value, map_tensors
 
 
 class DenoiserHook(PlannedHook):
@@ -39,17 +41,18 @@ class DenoiserHook(PlannedHook):
         self.store, self.check, self.guidance, self.stitch, self.ahead = store, check, guidance, stitch, ahead
         self.calls: Counter[int] = Counter()  # that began at each step, of all runs
         self.graphs = False  # whether CUDA graphs run beneath
-        self.inputs: dict[int, tuple[Any, ...]] = {}  # branch -> shape, dtype and device of this run
-        self.container: Any = tuple  # of the outputs: a tuple, or a class with `sample`
+        self.inputs: dict[int, tuple[Any, ...]] = {}  # branch -> shapes, dtypes and devices of this run
+        self.container: Container | SampleClass | None = None  # of the outputs, as the last call returned them
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         self.check(kwargs)
         hidden = args[0] if args else kwargs[parameter_names(type(module))[0]]
+        latents = [leaf for leaf in tree_leaves(hidden) if isinstance(leaf, Tensor)]  # some denoisers take lists
         step, branch = self.clock.step, self.clock.calls
         if branch == 0:
             self.clock.follow(hidden)
         self.clock.calls += 1
-        signature = tuple(hidden.shape), hidden.dtype, hidden.device
+        signature = tuple((tuple(each.shape), each.dtype, each.device) for each in latents)
         if step == 0:
             self.inputs = {b: first for b, first in self.inputs.items() if b < branch} | {branch: signature}
         elif (first := self.inputs.get(branch)) != signature:
@@ -60,6 +63,8 @@ class DenoiserHook(PlannedHook):
             )
         guidance = self.guidance
         if guidance is not None:
+            if not isinstance(hidden, Tensor):
+                raise ScheduleError(f"a guidance part is for denoisers of one batch, not of {describe_value(hidden)}")
             guidance.check(hidden, step, branch)
         token = self.store.tokens[step]
         self.calls[step] += 1
@@ -84,19 +89,22 @@ class DenoiserHook(PlannedHook):
                 raise
             if self.stitch:
                 self.stitch.count(step)
-            tensor, self.container = first_tensor(output), type(output)
+            computed, self.container = unpack_output(output)
             if self.store.keeps(step):
-                self.store.keep(step, branch, tensor.clone())
-            value = tensor if guidance is None else self._guided(guidance, step, tensor)
-            if value is tensor:
+                self.store.keep(step, branch, map_tensors(torch.clone, computed))
+            value = computed if guidance is None else self._guided(guidance, step, computed)
+            if value is computed:
                 return output
         else:
-            value = self.read(self.store, lambda: first_tensor(compute())).clone()
+            value = map_tensors(torch.clone, self.read(self.store, lambda: unpack_output(compute())[0]))
             value = value if guidance is None else self._guided(guidance, step, value)
-        if issubclass(self.container, Tensor):
-            return value
-        return (value,) if self.container is tuple else self.container(sample=value)
+        assert self.container is not None  # set by the step that computed the value
+        return self.container.pack(value)
 
-    def _guided(self, guidance: Guidance, step: int, value: Tensor) -> Tensor:
+    def _guided(self, guidance: Guidance, step: int, value: Value) -> Tensor:
+        if not isinstance(value, Tensor):
+            raise ScheduleError(
+                f"a guidance part is for denoisers that return one tensor, and this one returns {describe_value(value)}"
+            )
         stored = self.store.guided_with(step, self.clock) if isinstance(self.store, HalvedStore) else None
         return guidance.returned(step, value, stored)

@@ -5,10 +5,12 @@ tensor, a caller that takes its first element would go on with the first picture
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from search.schedule.errors import ScheduleError
 from search.schedule.values import Value
@@ -94,6 +96,48 @@ def first_tensor(output: Any) -> Tensor:
             "with one, or an output with `sample`"
         )
     return first
+
+
+@dataclass(frozen=True)
+class Container:
+    """How a denoiser packs its tensors: in a tuple, an output with names, lists within these.
+
+    `others` are the leaves that are not tensors, by their places among all leaves.
+    """
+
+    spec: Any
+    others: Mapping[int, Any]
+
+    def pack(self, value: Value) -> Any:
+        """An output with these tensors, one or a tuple of them in the order of `unpack_output`."""
+        tensors = iter((value,) if isinstance(value, Tensor) else value)
+        leaves = [self.others[i] if i in self.others else next(tensors) for i in range(self.spec.num_leaves)]
+        return tree_unflatten(leaves, self.spec)
+
+
+@dataclass(frozen=True)
+class SampleClass:
+    """An output of a class of one's own, which torch cannot take apart: its first value is `sample`."""
+
+    cls: Any
+
+    def pack(self, value: Value) -> Any:
+        """An output with this tensor."""
+        return self.cls(sample=value)
+
+
+def unpack_output(output: Any) -> tuple[Value, Container | SampleClass]:
+    """The tensors that a denoiser returns, one by itself and several as a tuple, and what they were packed in.
+
+    Raises:
+        ScheduleError: There is no tensor in it.
+    """
+    leaves, spec = tree_flatten(output)
+    tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+    if not tensors:
+        return first_tensor(output), SampleClass(type(output))
+    others = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
+    return tensors[0] if len(tensors) == 1 else tensors, Container(spec, others)
 
 
 def describe_value(value: Value) -> str:
