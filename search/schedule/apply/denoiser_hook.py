@@ -49,8 +49,8 @@ class DenoiserHook(PlannedHook):
         hidden = args[0] if args else kwargs[parameter_names(type(module))[0]]
         latents = [leaf for leaf in tree_leaves(hidden) if isinstance(leaf, Tensor)]  # some denoisers take lists
         step, branch = self.clock.step, self.clock.calls
-        if branch == 0:
-            self.clock.follow(hidden)
+        if branch == 0 and latents:
+            self.clock.follow(latents[0])
         self.clock.calls += 1
         signature = tuple((tuple(each.shape), each.dtype, each.device) for each in latents)
         if step == 0:
