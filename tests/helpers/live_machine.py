@@ -276,6 +276,7 @@ def machine(kind: str, tried: Counter[str]) -> type[RuleBasedStateMachine]:
             self.handle = None
             tried[f"{kind}: remove: done"] += 1
             self.compare("remove")
+            self.run()
 
         # Runs
 
@@ -291,6 +292,7 @@ def machine(kind: str, tried: Counter[str]) -> type[RuleBasedStateMachine]:
 
         @rule()
         def run(self) -> None:
+            """The twin's values bit for bit, or a refusal."""
             try:
                 expected, failed = self.expected(), None
             except Exception as error:  # this mixture of the user's own calls does not run at all
@@ -309,6 +311,11 @@ def machine(kind: str, tried: Counter[str]) -> type[RuleBasedStateMachine]:
             else:
                 assert value is not None
             self.compare("run")
+
+        @rule(name=names)
+        def apply_and_run(self, name: str) -> None:
+            self.apply(name)
+            self.run()
 
         def assert_freed(self) -> None:
             assert self.handle.clock.step == -1 and self.handle.memory.now == 0

@@ -38,6 +38,8 @@ def remove_hook(module: nn.Module, hook: PlannedHook) -> None:
         registry.remove_hook(hook.registered_name, recurse=False)
         if not {HOOK, LAYER_HOOK} & registry.hooks.keys():
             module.__dict__.pop("__reduce_ex__", None)
+        if "_old_forward" in module.__dict__:  # left by a call of accelerate that failed on the way
+            module._old_forward = module.forward
         if not registry.hooks:
             if hook.made_registry:
                 del module._diffusers_hook
