@@ -345,6 +345,14 @@ def test_the_call_of_a_schedule_has_the_steps_of_its_own_timesteps(pipe: Any) ->
         pipelines.run(pipe, steps=20)
 
 
+def test_a_pipeline_without_a_device_is_refused(pipe: Any) -> None:
+    with (
+        Schedule.off(pipe).apply(pipe),
+        pytest.raises(ScheduleError, match="device is meta, as its weights are offloa"),
+    ):
+        pipe.scheduler.set_timesteps(4, device="meta")
+
+
 # Arguments.
 
 

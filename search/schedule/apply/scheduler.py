@@ -127,6 +127,7 @@ class _PlannedScheduler:
         self.clock.prepare()
         if self.timesteps is None:
             self.original_set_timesteps(*args, **kwargs)
+            _check_device(scheduler)
             if self.steps is not None:
                 _check_steps(self.steps, len(scheduler.timesteps))
         else:
@@ -147,6 +148,7 @@ class _PlannedScheduler:
         _check_steps(len(timesteps), given.get("num_inference_steps") or _length(given.get("sigmas")))
         passed_on = {k: v for k, v in given.items() if k in ("device", "mu") and v is not None}
         self.original_set_timesteps(num_inference_steps=len(timesteps), **passed_on)
+        _check_device(self.scheduler)
         self.gaps.clear()
         if type(self.scheduler).__name__ == "DDIMScheduler" and self.scheduler.timesteps.tolist() != list(timesteps):
             self.gaps.extend(int(a - b) for a, b in zip(timesteps, [*timesteps[1:], -1], strict=True))
@@ -190,6 +192,14 @@ def _check_steps(steps: int, wanted: int | None) -> None:
     if wanted not in (None, steps):
         raise ScheduleError(
             f"this schedule has {steps} steps, but the pipeline runs {wanted}; call it with num_inference_steps={steps}"
+        )
+
+
+def _check_device(scheduler: Any) -> None:
+    if scheduler.timesteps.is_meta:
+        raise ScheduleError(
+            "the pipeline's device is meta, as its weights are offloaded module by module; use "
+            "pipe.enable_model_cpu_offload() instead"
         )
 
 
