@@ -37,7 +37,8 @@ class Calls:
     def hook(self, name: str) -> Any:
         def keep(denoiser: nn.Module, args: Any, kwargs: Any) -> None:
             given = inspect.signature(denoiser.forward).bind(*args, **kwargs).arguments
-            time = next(given[key] for key in TIMES if key in given)
+            number = len(self.times[name])  # UVit2DModel is not given a time
+            time = next((given[key] for key in TIMES if key in given), number)
             self.times[name].append(float(torch.as_tensor(time).float().max()))
             self.last[name] = (args, kwargs)
 
