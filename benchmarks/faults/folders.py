@@ -331,7 +331,7 @@ def fuzz(
     folders = Folders(work)
     out, temporary = work / "out", work / "temporary"
     temporary.mkdir()
-    tempfile.tempdir = str(temporary)
+    failures, tempfile.tempdir = Path(tempfile.gettempdir()), str(temporary)
     mutations = Mutations(seed, tuple(word.replace("OUTSIDE", str(folders.outside)) for word in WORDS))
     watch, found = Watch(work, Path(tiny_folder())), Counter[str]()
     end = time.monotonic() + 60 * minutes
@@ -352,7 +352,7 @@ def fuzz(
                     found[f"{name} {answer(command)}"] += 1
                 except BaseException as error:
                     watch.on = False
-                    kept = Path("/tmp") / f"folder-{seed}-{number}"
+                    kept = failures / f"folder-{seed}-{number}"
                     shutil.copytree(folders.runs, kept, symlinks=True, dirs_exist_ok=True, copy_function=_copy_regular)
                     done(f"WRONG: {number} {name}, {what} (kept in {kept}): {error!r:.600}")
                     found["wrong"] += 1
