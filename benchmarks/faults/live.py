@@ -64,7 +64,8 @@ def main() -> None:
     refused = sum(count for name, count in all_tried.items() if name.endswith((": refused", ": ScheduleError")))
     text = (
         f"{sum(all_tried.values()) - made:,} calls on {made} tiny pipelines ({', '.join(given.kinds)}): "
-        f"{refused:,} refused in one sentence, {runs:,} runs equal bit for bit (`--pipelines {given.pipelines} --calls {given.calls}`)"
+        f"{refused:,} refused in one sentence, {runs:,} runs equal bit for bit "
+        f"(`--pipelines {given.pipelines} --calls {given.calls}`)"
     )
     print(text)
     if given.write:
