@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDPMScheduler,
     DDIMScheduler,
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
@@ -264,6 +265,21 @@ def test_what_a_class_cannot_run_is_refused():
         planned(DEISMultistepScheduler(), 2, timesteps=[5, 4], sigmas=[3, 2, 0])
     with pytest.raises(ScheduleError, match="the schedule brings its own timesteps; call the pipeline without"):
         planned(EulerDiscreteScheduler(), 2, timesteps=[5, 4], sigmas=[3, 2, 0])[0].set_timesteps(timesteps=[7, 6])
+
+
+def test_arguments_of_a_step_in_another_order():
+    """CogVideoX's scheduler is given the prediction of the step before as its second argument."""
+    scheduler = CogVideoXDPMScheduler()
+    latents = []
+    for each in (scheduler, planned(scheduler, 4)[0]):
+        each.set_timesteps(4)
+        x, before = torch.linspace(-1, 1, 6).reshape(1, 6), None
+        previous = [None, *each.timesteps[:-1]]
+        for t, back in zip(each.timesteps, previous, strict=True):
+            noise = torch.Generator().manual_seed(0)
+            x, before = each.step(model(x, t), before, t, back, x, generator=noise, return_dict=False)
+        latents.append(x)
+    assert torch.equal(*latents)
 
 
 @pytest.mark.parametrize("name", ["Scheduler", "os", "UNet2DModel", "SchedulerMixin", "NobodyScheduler", ""])

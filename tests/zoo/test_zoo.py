@@ -1,6 +1,10 @@
-"""Every sample runs, the same every time; every denoiser class of diffusers has a sample, or a reason why not."""
+"""Every sample runs, the same every time; every denoiser class of diffusers has a sample, or a reason why not.
+
+Two samples are tried always, all of them with ZOO=all.
+"""
 
 import inspect
+import os
 from typing import Any
 
 import pytest
@@ -13,7 +17,8 @@ from tests.helpers.zoo.absent import ABSENT, NO_BACKWARD, NO_NOISE
 
 FAST = ("FluxTransformer2DModel", "ZImageTransformer2DModel/img2img")
 TIMES = ("timestep", "timesteps", "t", "timestep_ratio", "decoder_noise_time", "r", "vision_timesteps")
-SAMPLES = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in ZOO]
+ALL = os.environ.get("ZOO") == "all"  # test_coverage.py runs most of the others once
+SAMPLES = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in ZOO if ALL or name in FAST]
 
 
 def denoiser_classes() -> set[str]:

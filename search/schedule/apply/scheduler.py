@@ -154,23 +154,21 @@ class _PlannedScheduler:
             self.gaps.extend(int(a - b) for a, b in zip(timesteps, [*timesteps[1:], -1], strict=True))
         _write_grid(self.scheduler, timesteps, self.sigmas)
 
-    def step(self, model_output: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+    def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one step, by the table or by the scheduler's own solver at the planned order."""
-        at = self.clock.step
-        self._check_step(at, timestep)
+        at, given = self.clock.step, self.step_signature.bind(*args, **kwargs).arguments  # in any order: CogVideoX
+        self._check_step(at, given["timestep"])
         if self.order is not None:
             self.scheduler.lower_order_nums = self.order[at] - 1
         if self.gaps:
             self.scheduler.num_inference_steps = _StepsOfGap(len(self.gaps), self.gaps[at])
         if self.solver is None:
-            result = self.original_step(model_output, timestep, *args, **kwargs)
+            result = self.original_step(*args, **kwargs)
         else:
-            given = self.step_signature.bind(model_output, timestep, *args, **kwargs).arguments
-            sample = self.solver.step(at, model_output, given["sample"])
+            sample = self.solver.step(at, given["model_output"], given["sample"])
             result = (sample,) if not given.get("return_dict", True) else SchedulerOutput(prev_sample=sample)
         if self.injection is not None:
-            sample = self.step_signature.bind(model_output, timestep, *args, **kwargs).arguments["sample"]
-            result = _with_latents(result, self.injection.after(at, sample, result[0]))
+            result = _with_latents(result, self.injection.after(at, given["sample"], result[0]))
         self.clock.advance()
         self.clock.follow(result[0])
         return result
