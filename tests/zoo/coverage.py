@@ -121,7 +121,8 @@ def main() -> None:
     for name in shown():
         lines += rows(name)
         print(lines[-1], file=sys.stderr, flush=True)
-    kinds = Counter(line.rsplit("| ", 1)[1].split(":")[0].removesuffix(" |") for line in lines)
+    ends = [line.rsplit("| ", 1)[1].split(":")[0].removesuffix(" |") for line in lines]
+    kinds = Counter(end if end in ("equal", "differs", "refused") else "without a contract" for end in ends)
     counts = "Off in its own call: " + ", ".join(f"{kind} {count}" for kind, count in kinds.most_common()) + "."
     names = shown()
     classes = {name.partition("/")[0] for name in names}
