@@ -25,7 +25,7 @@ class SkipSpace(Space):
         granularity: Which nodes have genes: whole blocks, or components of blocks.
 
     Raises:
-        ValueError: The granularity is unknown.
+        ValueError: The granularity is unknown, or the denoiser has no such node that can be skipped.
 
     Example:
         >>> from search.profile.target import Target
@@ -83,4 +83,12 @@ class SkipSpace(Space):
         return rows
 
     def _nodes(self, target: Target) -> list[str]:
-        return [node.name for node in target.tree if node.kind == self.granularity]
+        """The nodes that can be skipped; ValueError where this denoiser has none."""
+        tree = target.tree
+        nodes = [node.name for node in tree if node.kind == self.granularity and tree.skipped(node) is not None]
+        if not nodes:
+            raise ValueError(
+                f"+space=skip: no {self.granularity} of {tree.model_class} can be skipped; type "
+                "space.skip.granularity=component, or use +space=depth or +space=cache"
+            )
+        return nodes

@@ -55,7 +55,8 @@ def test_functions_have_one_order_of_arguments_and_one_kind_of_help(name):
     function = getattr(api, name)
     parameters = list(inspect.signature(function).parameters.values())
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    assert positional[:2] in (["schedule", "model"], ["run"], ["run", "pick"], ["limits", "run"], ["name"], [])
+    kinds = (["schedule", "model"], ["run"], ["run", "pick"], ["limits", "run"], ["name"], ["pipe"], [])
+    assert positional[:2] in kinds
     assert all(p.annotation is not p.empty for p in parameters)
     text = inspect.getdoc(function)
     for section in ("Args:", "Returns:", "Raises:", "Example:"):

@@ -48,6 +48,7 @@ def observed(name):
     pipe = build()
     pipe.set_progress_bar_config(disable=True)
     denoiser_of(pipe).eval()
+    pipe(**call)  # diffusers itself leaves a registry of hooks behind where it names the branches
     before = traces(pipe)
     return pipe, before, search.contract(pipe, call=call)
 

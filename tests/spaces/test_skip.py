@@ -5,7 +5,7 @@ import pytest
 
 from search import Schedule
 from search.spaces.skip import SkipSpace
-from search.testing.models import tiny_model
+from search.testing.models import tiny_family, tiny_model
 from search.testing.space_contract import SpaceContract
 
 TARGET = tiny_model().target  # 3 blocks of 3 components, 6 steps
@@ -21,6 +21,28 @@ class TestComponent(SpaceContract):
     @pytest.fixture
     def space(self):
         return SkipSpace("component")
+
+
+class TestComponentsOfAUNet(SpaceContract):
+    """Resnets cannot be left out: only what adds to its input, or passes it on, has genes."""
+
+    @staticmethod
+    def make_model():
+        return tiny_family("sd", steps=4)
+
+    @pytest.fixture
+    def space(self):
+        return SkipSpace("component")
+
+    def test_every_gene_is_of_a_node_that_can_be_skipped(self, space, target):
+        nodes = {gene.name.removeprefix("skip ").partition("@")[0] for gene in space.genes(target)}
+        assert nodes and not [name for name in nodes if "resnets" in name]
+
+
+def test_blocks_of_a_unet_cannot_be_skipped():
+    message = "space=skip: no block of UNet2DConditionModel can be skipped; type space.skip.granularity=component"
+    with pytest.raises(ValueError, match=message):
+        SkipSpace().genes(tiny_family("sd", steps=4).target)
 
 
 def test_a_gene_skips_its_block_at_its_step():

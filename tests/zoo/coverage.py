@@ -45,7 +45,7 @@ HEAD = """# Which denoisers
 Every denoiser class of diffusers {diffusers} of which a tiny random pipeline could be built: {classes} classes in
 {samples} pipelines. Each is observed in one call (`python -m search.contract`), its contract is proved on the denoiser
 ([Any denoiser](contract.md)), and a schedule that changes nothing is applied to the pipeline, called, compared to the
-bit and removed. Written by `python -m tests.zoo.coverage`.
+bit and removed. Written by `tests/zoo/coverage.py`.
 
 {counts}
 

@@ -6,7 +6,6 @@ all blocks of a class share it, and what only a reused component reads (its norm
 Where whole blocks cannot be compiled, each component is compiled by itself.
 """
 
-import copy
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,8 +140,9 @@ class CompiledBlock:
 
     def _shadow(self, block: nn.Module, row: Row) -> nn.Module:
         """A copy of the block with stand-ins; parameters, buffers and other attributes are shared."""
-        shadow = copy.copy(block)
-        for name in ("forward", "_diffusers_hook"):
+        shadow: nn.Module = object.__new__(type(block))  # copy.copy is refused while a schedule is applied
+        shadow.__dict__.update(block.__dict__)
+        for name in ("forward", "_diffusers_hook", "__reduce_ex__"):
             shadow.__dict__.pop(name, None)
         shadow.__dict__["_modules"] = dict(block._modules)
         for part, kind in zip(self.parts, row, strict=True):

@@ -20,6 +20,8 @@ from search.schedule.schedulers import GRIDDED, build_scheduler, check_order, fo
 
 SAVING = ("save_pretrained", "save_config", "push_to_hub")  # methods that write a scheduler's configuration
 
+ARGUMENTS = ("model_output", "timestep", "sample")  # of a step, where its signature does not name them
+
 
 def plan_scheduler(
     scheduler: Any,
@@ -156,7 +158,7 @@ class _PlannedScheduler:
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one step, by the table or by the scheduler's own solver at the planned order."""
-        at, given = self.clock.step, self.step_signature.bind(*args, **kwargs).arguments  # in any order: CogVideoX
+        at, given = self.clock.step, self._by_name(args, kwargs)
         self._check_step(at, given["timestep"])
         if self.order is not None:
             self.scheduler.lower_order_nums = self.order[at] - 1
@@ -172,6 +174,11 @@ class _PlannedScheduler:
         self.clock.advance()
         self.clock.follow(result[0])
         return result
+
+    def _by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The arguments of a step by name; CogVideoX's scheduler takes them in another order than the others."""
+        given = self.step_signature.bind(*args, **kwargs).arguments
+        return given if "timestep" in given else dict(zip(ARGUMENTS, args, strict=False)) | dict(kwargs)
 
     def _check_step(self, at: int, timestep: Any) -> None:
         if at < 0:

@@ -327,12 +327,9 @@ def test_torchao_quantises_the_same_layers_to_the_same_bits(tmp_path):
     loaded = PixArtTransformer2DModel.from_pretrained(tmp_path, quantization_config=config, torch_dtype=torch.float32)
     with found.apply(pipe, bits="torchao"):
         expected = pipelines.run(pipe)
-        for name, module in pipe.transformer.named_modules():
-            if isinstance(module, torch.nn.Linear):
-                weight = loaded.get_submodule(name).weight
-                assert type(weight) is type(module.weight) and (type(weight) is torch.nn.Parameter) == (
-                    name not in names
-                )
+    for name, module in pipe.transformer.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            assert (type(loaded.get_submodule(name).weight) is torch.nn.Parameter) == (name not in names)
     original, pipe.transformer = pipe.transformer, loaded.eval()
     assert torch.equal(pipelines.run(pipe), expected)
     pipe.transformer = original
