@@ -169,7 +169,8 @@ def failure_reason(error: Exception) -> str:
             f"its tables are of another version of MLflow ({match[1]}, and {match[2]} is installed); if they are older "
             "type: mlflow db upgrade <its address>, if they are newer: pip install -U mlflow"
         )
-    return printable(text.splitlines()[0])
+    lines = [line for line in text.splitlines() if not line.startswith("(raised as a result of")]  # SQLAlchemy's hint
+    return printable(lines[0] if lines else type(error).__name__)
 
 
 @contextmanager

@@ -76,6 +76,15 @@ def colours(path):
     return len(np.unique(pixels[np.ptp(pixels, axis=1) > 60] // 32, axis=0))
 
 
+def is_painted(page, path):
+    """Whether the front is on the page, with pixels of its colour; pictures are painted some time after they came."""
+    for _ in range(100):
+        if blue(page.screenshot(path)) > 300:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def blue(path):
     """How many pixels have the colour of the front."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
@@ -120,7 +129,7 @@ def test_the_run_page_says_what_was_found_and_how_to_apply_it(ui, tmp_path):
             "FORA N=2 preset",
         ):
             assert words in text
-        assert blue(page.screenshot(tmp_path / "run.png")) > 300
+        assert is_painted(page, tmp_path / "run.png")
         for link, words in (("All schedules as charts.", "front and presets"), ("registered", "Version 1")):
             href = page.value(f"[...document.querySelectorAll('a')].find(a => a.innerText == {link!r})?.href")
             assert href.startswith(f"{server}/#/")

@@ -212,10 +212,13 @@ def test_a_store_of_another_version_or_in_use(store_of_mlflow, tmp_path, capfd, 
     result = made_result(tmp_path, NAME)
     shutil.copy(store_of_mlflow, tmp_path / "mlflow.db")
     base = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
+    moved = str(store_of_mlflow.parent), str(tmp_path)
+    base.execute("update experiments set artifact_location = replace(artifact_location, ?, ?)", moved)
     for statement in change.split("; "):
         base.execute(statement)
     if "begin" not in change:
         base.close()
+    capfd.readouterr()  # bars of what was made before
     assert send([f"runs={tmp_path}", f"run={NAME}"]) == 2
     told = capfd.readouterr().err
     assert told.startswith("error: ") and text in told and told.count("\n") <= 2 and "Traceback" not in told
@@ -227,9 +230,11 @@ def store_of_mlflow(tmp_path_factory):
     root = tmp_path_factory.mktemp("store")
     client = store.connect_store(store.store_address(root))
     store.experiment_id(client, "tiny-cache", root)
-    with closing(sqlite3.connect(root / "mlflow.db")) as base:
-        base.execute("pragma journal_mode=delete")
-    return root / "mlflow.db"
+    # A copy: MLflow keeps connections to its own file, which locks it.
+    with closing(sqlite3.connect(root / "mlflow.db")) as base, closing(sqlite3.connect(root / "copy.db")) as copied:
+        base.backup(copied)
+        copied.execute("pragma journal_mode=delete")
+    return root / "copy.db"
 
 
 @pytest.mark.slow
