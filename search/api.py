@@ -131,10 +131,12 @@ def contract(pipe: Any, *, call: Mapping[str, Any] | None = None) -> "Observatio
 
     Example:
         >>> from search.testing import pipelines
-        >>> pipe = pipelines.pixart()
-        >>> stack = contract(pipe, call={"prompt": "a", "height": 32, "width": 32}).contracts[0].contract.stacks[0]
-        >>> stack.name, stack.components
-        ('transformer_blocks', ('attn1', 'attn2', 'ff'))
+        >>> pipe = pipelines.flux()
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> seen = contract(pipe, call={"prompt": "red apple", "height": 32, "width": 32}).contracts[0]
+        >>> [(stack.name, stack.components) for stack in seen.contract.stacks]
+        [('transformer_blocks', ('attn', 'ff', 'ff_context')),
+         ('single_transformer_blocks', ('proj_mlp', 'attn', 'proj_out'))]
     """
     from search.observe.contract import observe, short_call
 
