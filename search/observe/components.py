@@ -37,7 +37,7 @@ def find_components(blocks: Sequence[ModuleCall], trace: Trace) -> Components:
     for each in of_each:
         for path, call in each:
             order.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path), []).append(call)
-    paths = sorted(order, key=lambda path: [*order].index(path))
+    paths = list(order)
     outer_first = sorted(
         paths, key=lambda path: (paths.index(_outermost(path, paths)), path.count("."), paths.index(path))
     )
@@ -104,8 +104,7 @@ def _skipped(call: ModuleCall, replaces: bool) -> tuple[str, ...] | None:
     """What stands for a skipped component: () its first argument, or the arguments whose shape zeros take."""
     chosen: list[str] = []
     for output in call.outputs or ():
-        free = [name for name, given in call.given.items() if output is not None and given == output]
-        free = [name for name in free if name not in chosen]
+        free = call.arguments_like(output, chosen)
         if not free:
             return None
         chosen.append(free[0])
@@ -119,6 +118,5 @@ def _replaces(call: ModuleCall) -> bool:
 
     A norm that is given it proves nothing, as the sum may come after it.
     """
-    outside = [name for name, _ in call.read_by if not name.startswith(f"{call.name}.")]
-    outermost = [name for name in outside if not any(name.startswith(f"{other}.") for other in outside)]
+    outermost = [name for name in call.read_by if not any(name.startswith(f"{other}.") for other in call.read_by)]
     return bool(outermost) and not any(PREPARES.search(name.rpartition(".")[2]) for name in outermost)

@@ -75,8 +75,8 @@ def contract_of(seen: ObservedDenoiser, run: ObservedRun) -> ObservedContract:
     if not found:
         listed = "; ".join(f"{name}: {why}" for name, why in refused.items()) or "it has no lists of blocks"
         raise ScheduleError(
-            f"{type(seen.module).__name__} has no blocks that could be planned ({listed}); describe it by a contract "
-            "in YAML, contract=<file>"
+            f"{type(seen.module).__name__} has no blocks that could be planned ({listed}); write a contract yourself, "
+            "as Contract.from_dict reads it"
         )
     given = arguments_by_name(seen.module, first.args, first.kwargs)
     contract = Contract(

@@ -45,73 +45,81 @@ def prove(denoiser: nn.Module, contract: Contract, calls: Calls) -> tuple[Contra
         ScheduleError: Not even a schedule that changes nothing gives what the bare denoiser gives.
     """
     with torch.no_grad():
-        bare = _bare(denoiser, calls)
-        off = _scheduled(denoiser, contract, [], calls)
-        if not _equal(bare, off):
-            remedy = (
-                "it is in training mode, call .eval() on it"
-                if denoiser.training
-                else ("it is not deterministic, or it keeps values of its own from one call to the next")
-            )
+        prover = _Prover(denoiser, contract, calls)
+        if not _equal([[_call(denoiser, call) for call in branches] for branches in calls], prover.scheduled([])):
+            remedy = "it is not deterministic, or it keeps values of its own from one call to the next"
+            if denoiser.training:
+                remedy = "it is in training mode, call .eval() on it"
             raise ScheduleError(
                 f"{type(denoiser).__name__} gives something else with a schedule that changes nothing, so it cannot be "
                 f"planned: {remedy}"
             )
-        proofs: list[Proof] = []
-        stacks = tuple(_prove_stack(denoiser, contract, stack, calls, proofs) for stack in contract.stacks)
-    return replace(contract, stacks=stacks), proofs
+        stacks = tuple(prover.prove_stack(stack) for stack in contract.stacks)
+    return replace(contract, stacks=stacks), prover.proofs
 
 
-def _prove_stack(denoiser: nn.Module, contract: Contract, stack: Stack, calls: Calls, proofs: list[Proof]) -> Stack:
-    """The stack with the outputs, components, zeros and passes that hold."""
-    tree = Tree.of(denoiser, contract)
-    blocks = blocks_of(denoiser, stack)
+class _Prover:
+    """Tries the nodes of one contract, and writes down what it tried."""
 
-    def holds(node: str, action: str, selector: str, modules: Sequence[nn.Module], replacement: Replacement) -> bool:
-        rules = [[selector, "C R" if action == "reuse" else "C S"]]
-        failure = _failure(denoiser, contract, rules, calls, modules, replacement)
-        proofs.append(Proof(node, action, failure))
+    def __init__(self, denoiser: nn.Module, contract: Contract, calls: Calls) -> None:
+        self.denoiser, self.calls = denoiser, calls
+        self.model, self.tree = model_part(denoiser, contract), Tree.of(denoiser, contract)
+        self.proofs: list[Proof] = []
+
+    def prove_stack(self, stack: Stack) -> Stack:
+        """The stack with the outputs, components, zeros and passes that hold."""
+        blocks, every = blocks_of(self.denoiser, stack), f"{stack.name}.*"
+        if not self._holds(every, "reuse", every, blocks, _reused):
+            return replace(stack, outputs=(), components=(), zeros={}, passes=())
+        if stack.outputs:
+            middle = len(blocks) // 2
+            passed = partial(_passed, stack.outputs)
+            if not self._holds(stack.name, "reuse", stack.name, blocks[-1:], _reused) or not self._holds(
+                every, "skip", f"{stack.name}.{middle}", blocks[middle : middle + 1], passed
+            ):
+                stack = replace(stack, outputs=())
+        components, zeros, passes = list(stack.components), dict(stack.zeros), list(stack.passes)
+        for path in stack.components:
+            name = f"{every}:{path}"
+            nodes = [self.tree.nodes[node] for node in self.tree.select(name)]
+            modules = [m for node in nodes if (m := self.tree.module(self.denoiser, node)) is not None]
+            way = self.tree.skipped(nodes[0])
+            reused = self._holds(name, "reuse", name, modules, _reused)
+            if not reused:
+                components.remove(path)
+            if not reused or (way is not None and not self._holds(name, "skip", name, modules, partial(_skipped, way))):
+                zeros.pop(path, None)
+                passes = [each for each in passes if each != path]
+        return replace(stack, components=tuple(components), zeros=zeros, passes=tuple(passes))
+
+    def _holds(
+        self, node: str, action: str, selector: str, modules: Sequence[nn.Module], replacement: Replacement
+    ) -> bool:
+        """Whether a plan of one rule gives what hooks by hand give."""
+        try:
+            planned = self.scheduled([[selector, "C R" if action == "reuse" else "C S"]])
+        except Exception as error:  # ours, or the denoiser's own on values that it cannot work with
+            failure = str(error) if isinstance(error, ScheduleError) else f"{type(error).__name__}: {error}"
+        else:
+            by_hand = _by_hand(self.denoiser, self.calls, modules, replacement)
+            failure = "" if _equal(planned, by_hand) else "differs from hooks by hand"
+        self.proofs.append(Proof(node, action, failure))
         return not failure
 
-    if not holds(f"{stack.name}.*", "reuse", f"{stack.name}.*", blocks, _reused):
-        return replace(stack, outputs=(), components=(), zeros={}, passes=())
-    if stack.outputs:
-        middle = len(blocks) // 2
-        passed = partial(_passed, stack.outputs)
-        if not holds(stack.name, "reuse", stack.name, blocks[-1:], _reused) or not holds(
-            f"{stack.name}.*", "skip", f"{stack.name}.{middle}", blocks[middle : middle + 1], passed
-        ):
-            stack = replace(stack, outputs=())
-    components, zeros, passes = list(stack.components), dict(stack.zeros), list(stack.passes)
-    for path in stack.components:
-        name = f"{stack.name}.*:{path}"
-        nodes = [tree.nodes[node] for node in tree.select(name)]
-        modules = [module for node in nodes if (module := tree.module(denoiser, node)) is not None]
-        way = tree.skipped(nodes[0])
-        if not holds(name, "reuse", name, modules, _reused):
-            components.remove(path)
-        if path not in components or (
-            way is not None and not holds(name, "skip", name, modules, partial(_skipped, way))
-        ):
-            zeros.pop(path, None)
-            passes = [each for each in passes if each != path]
-    return replace(stack, components=tuple(components), zeros=zeros, passes=tuple(passes))
-
-
-def _failure(
-    denoiser: nn.Module,
-    contract: Contract,
-    rules: Rules,
-    calls: Calls,
-    modules: Sequence[nn.Module],
-    replacement: Replacement,
-) -> str:
-    """Why a plan does not hold; "" where it gives what hooks by hand give."""
-    try:
-        planned = _scheduled(denoiser, contract, rules, calls)
-    except Exception as error:  # ours, or the denoiser's own on values that it cannot work with
-        return str(error) if isinstance(error, ScheduleError) else f"{type(error).__name__}: {error}"
-    return "" if _equal(planned, _by_hand(denoiser, calls, modules, replacement)) else "differs from hooks by hand"
+    def scheduled(self, rules: Rules) -> list[list[Any]]:
+        """What the denoiser gives at each call under a plan of these rules."""
+        pipe = SimpleNamespace(denoiser=self.denoiser, scheduler=FlowMatchEulerDiscreteScheduler())
+        data: dict[str, Any] = {"format": "schedule/1", "model": self.model, "steps": len(self.calls)}
+        if rules:
+            data["plan"] = {"rules": rules}
+        outputs = []
+        with Schedule.from_dict(data).apply(pipe):
+            pipe.scheduler.set_timesteps(len(self.calls))
+            latents = torch.zeros(1)
+            for branches, t in zip(self.calls, pipe.scheduler.timesteps, strict=True):
+                outputs.append([_call(self.denoiser, call) for call in branches])
+                pipe.scheduler.step(latents, t, latents)
+        return outputs
 
 
 class _Replaced:
@@ -162,26 +170,6 @@ def _skipped(way: Sequence[str], module: nn.Module, args: Any, kwargs: Any, valu
         return first if isinstance(value, Tensor) else (first,)
     zeros = tuple(torch.zeros_like(given[name]) for name in way)
     return zeros[0] if len(zeros) == 1 else zeros
-
-
-def _bare(denoiser: nn.Module, calls: Calls) -> list[list[Any]]:
-    return [[_call(denoiser, call) for call in branches] for branches in calls]
-
-
-def _scheduled(denoiser: nn.Module, contract: Contract, rules: Rules, calls: Calls) -> list[list[Any]]:
-    """What the denoiser gives at each call under a plan of these rules."""
-    pipe = SimpleNamespace(denoiser=denoiser, scheduler=FlowMatchEulerDiscreteScheduler())
-    data: dict[str, Any] = {"format": "schedule/1", "model": model_part(denoiser, contract), "steps": len(calls)}
-    if rules:
-        data["plan"] = {"rules": rules}
-    outputs = []
-    with Schedule.from_dict(data).apply(pipe):
-        pipe.scheduler.set_timesteps(len(calls))
-        latents = torch.zeros(1)
-        for branches, t in zip(calls, pipe.scheduler.timesteps, strict=True):
-            outputs.append([_call(denoiser, call) for call in branches])
-            pipe.scheduler.step(latents, t, latents)
-    return outputs
 
 
 def _call(denoiser: nn.Module, call: DenoiserCall) -> Any:

@@ -74,7 +74,7 @@ class _Watch:
         self.seen = {name: ObservedDenoiser(name, module) for name, module in modules.items()}
         self.step, self.last = 0, ""
         self.before_step: Counter[str] = Counter()  # how often a module was the last one called before a step
-        self.weights: list[tuple[float, ...]] = []
+        self.guidance: tuple[float, ...] = ()  # of the first step at which weights were found
         self.halves = False
 
     def called(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -96,10 +96,8 @@ class _Watch:
         """The scheduler was given `model_output` for one step."""
         if self.last:
             self.before_step[self.last] += 1
-            weights, halves = branch_weights(self.seen[self.last].outputs, model_output)
-            if weights:
-                self.weights.append(weights)
-                self.halves = halves
+            if not self.guidance:
+                self.guidance, self.halves = branch_weights(self.seen[self.last].outputs, model_output)
         for seen in self.seen.values():
             seen.outputs.clear()
         self.last = ""
@@ -147,9 +145,7 @@ def observe_run(pipe: Any, call: Mapping[str, Any]) -> ObservedRun:
     companions = {name: sum(seen.calls.values()) for name, seen in watch.seen.items() if len(seen.calls) > 1}
     for seen in denoisers:
         companions.pop(seen.name, None)
-    return ObservedRun(
-        pipe, type(scheduler).__name__, watch.step, denoisers, companions, _agreed(watch.weights), watch.halves
-    )
+    return ObservedRun(pipe, type(scheduler).__name__, watch.step, denoisers, companions, watch.guidance, watch.halves)
 
 
 def modules_of(pipe: Any) -> dict[str, nn.Module]:
@@ -188,11 +184,6 @@ def branch_weights(outputs: Sequence[Tensor], model_output: Any) -> tuple[tuple[
 def _halves(value: Tensor) -> tuple[Tensor, Tensor]:
     half = len(value) // 2
     return value[:half], value[half:]
-
-
-def _agreed(weights: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
-    """The weights of the first step, as far as a later one does not contradict their order."""
-    return weights[0] if weights else ()
 
 
 def _copied(value: Any) -> Any:

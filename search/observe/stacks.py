@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import re
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -142,12 +141,11 @@ def _choose(arguments: Sequence[Sequence[str]], block: type) -> tuple[str, ...]:
 
 
 def _names_of_lone_block(run: ModuleCall) -> tuple[str, ...]:
+    """The argument that each output is like, one each; () where one is like none."""
     chosen: list[str] = []
-    returned = returned_names(type(run.module))
-    outputs = run.outputs or ()
+    returned, outputs = returned_names(type(run.module)), run.outputs or ()
     for i, output in enumerate(outputs):
-        free = [name for name, given in run.given.items() if output is not None and given == output]
-        free = [name for name in free if name not in chosen]
+        free = run.arguments_like(output, chosen)
         if not free:
             return ()
         chosen.append(returned[i] if len(returned) == len(outputs) and returned[i] in free else free[0])
@@ -167,8 +165,3 @@ def returned_names(block: type) -> list[str]:
     items = value.elts if isinstance(value, ast.Tuple) else [value]
     names = [item.id for item in items if isinstance(item, ast.Name)]
     return names if len(names) == len(items) else []
-
-
-def star(path: str) -> str:
-    """An attribute path with every index as `*`."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)

@@ -28,7 +28,11 @@ class ModuleCall:
     first: str = ""  # name of its first argument that is a tensor
     outputs: tuple[Signature | None, ...] | None = None  # None: neither a tensor nor a tuple of tensors and Nones
     single: bool = True  # it returned a tensor by itself, not a tuple
-    read_by: list[tuple[str, str]] = field(default_factory=list)  # (module, argument) given its first output itself
+    read_by: list[str] = field(default_factory=list)  # modules outside of it that were given its first output itself
+
+    def arguments_like(self, output: Signature | None, taken: Sequence[str]) -> list[str]:
+        """Names of its arguments of the shape and type of an output, but for those that are taken."""
+        return [k for k, given in self.given.items() if output is not None and given == output and k not in taken]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +51,6 @@ class Trace:
     links: dict[str, list[Link | None]] = field(default_factory=lambda: defaultdict(list))  # by list, block to block
     written: bool = False  # something was written into a tensor that a module had returned
     skips: set[str] = field(default_factory=set)  # modules whose output a later block got within a tuple
-
-    def of(self, name: str) -> list[ModuleCall]:
-        """The calls of a module."""
-        return [call for call in self.calls if call.name == name]
 
 
 SEEN = ("identity", "value", "shape")
@@ -103,7 +103,7 @@ class _Recorder:
             self.running[name].append(call)
             self._find_readers(name, tensors)
             if name in self.lists:
-                self._link(self.lists[name], name, given, tensors)
+                self._link(self.lists[name], given, tensors)
 
         return hook
 
@@ -129,20 +129,22 @@ class _Recorder:
     def _find_readers(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         for call, output, _ in self.latest:
             if call.name != name and not name.startswith(f"{call.name}."):
-                call.read_by += [(name, key) for key, tensor in tensors.items() if tensor is output]
+                call.read_by += [name for tensor in tensors.values() if tensor is output]
 
     def _forget(self) -> None:
         while len(self.latest) > 8:
-            self._compare(*self.latest.pop(0))
-
-    def _compare(self, call: ModuleCall, tensor: Tensor, version: int) -> None:
-        self.trace.written |= tensor._version != version
+            self._check_written(self.latest.pop(0))
 
     def check_written(self) -> None:
-        while self.latest:
-            self._compare(*self.latest.pop())
+        """See whether something was written into the outputs that are still held."""
+        for latest in self.latest:
+            self._check_written(latest)
 
-    def _link(self, stack: str, name: str, given: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def _check_written(self, latest: tuple[ModuleCall, Tensor, int]) -> None:
+        _, tensor, version = latest
+        self.trace.written |= tensor._version != version
+
+    def _link(self, stack: str, given: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Write down which arguments of a block the outputs of the block before it are."""
         within = [leaf for value in given.values() if not isinstance(value, Tensor) for leaf in tree_leaves(value)]
         self.trace.skips |= {entry for entry, tensor in self.kept.items() if any(leaf is tensor for leaf in within)}
