@@ -48,6 +48,17 @@ PLANS = {
 }
 
 
+def test_a_run_of_one_step_ends_where_the_step_ends():
+    """PixArt's pipeline then takes the second value of the scheduler's step, which most schedulers do not return."""
+    pipe = pipelines.pixart()
+    content = pipelines.content(pipe, []) | {"steps": 1}
+    content.pop("plan", None)
+    sampler = {"class": "DPMSolverMultistepScheduler", "timesteps": [999.0], "sigmas": [100.0, 0.0]}
+    with Schedule.from_dict(content | {"sampler": sampler}).apply(pipe) as handle:
+        assert pipelines.run(pipe, steps=1).isfinite().all()
+        assert handle.stats()["denoiser_calls"] == 1
+
+
 @pytest.mark.parametrize("axis", ["index", "logsnr"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("name", PLANS)

@@ -171,6 +171,8 @@ class _PlannedScheduler:
             result = (sample,) if not given.get("return_dict", True) else SchedulerOutput(prev_sample=sample)
         if self.injection is not None:
             result = _with_latents(result, self.injection.after(at, given["sample"], result[0]))
+        if self.clock.steps == 1 and isinstance(result, tuple) and len(result) == 1:
+            result = (*result, result[0])  # PixArt's pipeline takes the predicted picture, where one step ends
         self.clock.advance()
         self.clock.follow(result[0])
         return result
