@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 
+import torch
 from hydra.errors import InstantiationException
 from rich.console import Console
 from rich.markup import escape
@@ -33,6 +34,7 @@ def run(config: Config, on_progress: OnProgress = ignore_progress) -> Result:
     disk.check_writable(root := Path(config.runs))
     resumed = find_run(config.resume, root) if config.resume else None
     with ExitStack() as contexts:
+        contexts.enter_context(torch.no_grad())  # within this call only: callers may train afterwards
         if resumed:  # the search as it was saved; only the budget, the tracking and the machine may differ
             contexts.enter_context(disk.explain_disk_errors(resumed, f"python -m search resume={resumed.name}"))
             contexts.enter_context(disk.locked_run_folder(resumed))

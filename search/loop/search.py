@@ -54,7 +54,6 @@ class Search:
         check_compute(config.compute)
         if config.compute.threads:
             torch.set_num_threads(config.compute.threads)
-        torch.set_grad_enabled(False)
         self.space: Space = space_of(config)
         self.objectives: dict[str, Objective] = {k: instantiate(v) for k, v in config.objective.items()}
         self.reported = {k: instantiate(v) for k, v in config.guard.items() if k not in config.objective}

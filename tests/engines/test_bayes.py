@@ -150,6 +150,7 @@ continue_(BayesEngine(start, storage=sys.argv[1], startup=6), 10, n=2)
     ]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     last = BayesEngine(EngineInputs(genes((3, 2, 4, 5, 2, 3)), 2, np.random.default_rng(0)), storage=path)
+    last.begin()
     trials = last._open().get_trials()
     assert len(trials) == 40
     assert {trial.state.name for trial in trials} == {"COMPLETE"}

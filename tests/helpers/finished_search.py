@@ -54,7 +54,11 @@ def made_result(folder: Path, name: str = "2026-01-02_030405_cache_tiny") -> Res
         better={"drift": "lower", "psnr": "higher", "ssim": "higher", "macs": "lower", "speedup": "higher"},
         kinds={"drift": "quality", "psnr": "quality", "ssim": "quality"}
         | dict.fromkeys(("macs", "latency", "memory", "speedup"), "cost"),
-        labels={"drift": "distance to the teacher's latents", "macs": "denoiser MACs"},
+        labels={
+            "drift": "distance to the teacher's latents",
+            "macs": "denoiser MACs",
+            "psnr": "PSNR against the teacher's pictures",
+        },
         shares=["macs"],
         entries=entries,
         history=[
