@@ -2,9 +2,11 @@
 
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
 
+from search.loop import run as running
 from search.results import disk
 from search.send import main as send
 from search.tracking import spool, store, tracker, writing
@@ -139,6 +141,37 @@ def test_what_waits_for_another_store_or_is_still_searched_is_left_alone(tmp_pat
         sent = deliver_waiting_results(tmp_path, "sqlite:///a")
     assert sent == logged == [results[0].search_id, results[3].search_id]
     assert list(spool.unsent_folders(tmp_path)) == [results[1].folder, results[2].folder]
+
+
+def test_two_searches_that_end_together_send_their_own_results_only(tmp_path, monkeypatch):
+    """The second ends, and sends what waits, while a slow store still takes the result of the first."""
+    first, second = (made_result(tmp_path, f"2026-01-0{day}_000000_cache_tiny") for day in (1, 2))
+    logged, slow, go_on = [], threading.Event(), threading.Event()
+
+    def log_result(result, *_):
+        logged.append(result.search_id)
+        if result.search_id == first.search_id:
+            slow.set()
+            assert go_on.wait(60)
+        return {}
+
+    monkeypatch.setattr(writing, "log_result", log_result)
+    monkeypatch.setattr(Tracker, "_end", lambda *_: None)
+
+    def end(result):
+        Tracker(config(tmp_path), result.folder, print).finish(result)
+
+    monkeypatch.setattr(running, "Search", lambda config, console: SimpleNamespace(config=config, console=console))
+    monkeypatch.setattr(running, "_run", lambda search, folder: end(first if folder == first.folder else second))
+    monkeypatch.setattr(running, "new_run_folder", lambda *_: next(folders))
+    folders = iter([first.folder, second.folder])
+    thread = threading.Thread(target=running.run, args=[config(tmp_path)])
+    thread.start()
+    assert slow.wait(60)
+    running.run(config(tmp_path))
+    go_on.set()
+    thread.join()
+    assert logged == [first.search_id, second.search_id] and not spool.unsent_folders(tmp_path)
 
 
 # Real ones

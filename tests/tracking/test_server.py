@@ -56,13 +56,14 @@ def test_a_server_gets_a_search_and_hands_its_schedule_out(tmp_path):
 LIVE = """
 import sys
 from pathlib import Path
+from search.results.disk import locked_run_folder
 from search.tracking.tracker import Tracker
 from tests.helpers.finished_search import made_result
 from tests.helpers.configuration import config
 
 root, name = Path(sys.argv[1]), sys.argv[2]
 result = made_result(root, name)
-with Tracker(config(root), result.folder, print) as live:
+with locked_run_folder(result.folder), Tracker(config(root), result.folder, print) as live:  # as search.loop.run does
     for row in result.history:
         live.generation(row)
     found = live.finish(result)
@@ -70,7 +71,6 @@ assert "error" not in found, found
 """
 
 
-@pytest.mark.xfail(strict=False, reason="on a busy machine each search has one run too many; seen twice, cause unknown")
 def test_three_searches_write_one_database_at_the_same_time(tmp_path):
     """From its first second on: none of them finds the database, the experiment or the registered model."""
     names = [f"2026-01-0{day}_000000_cache_tiny" for day in (1, 2, 3)]
