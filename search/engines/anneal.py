@@ -10,9 +10,19 @@ from typing import Any
 import numpy as np
 
 from search.engines.base import Engine, EngineInputs
-from search.engines.nsga2 import WORST, excess
+from search.engines.nsga2 import excess
 from search.engines.random import count_on, draw
-from search.engines.state import Count, EngineState, Flags, Integers, Rows, Scores, keys_of_rows, stack_rows
+from search.engines.state import (
+    WORST,
+    BoundedScores,
+    Count,
+    EngineState,
+    Flags,
+    Integers,
+    Rows,
+    keys_of_rows,
+    stack_rows,
+)
 from search.pareto.domination import non_dominated
 
 TRIES = 50  # moves on top of each other that look for a row that was not asked before
@@ -28,12 +38,12 @@ class AnnealState(EngineState):
     """State of an `AnnealEngine` of C chains; a chain that is not `placed` has a row of zeros in `x`."""
 
     together = (("weights", "placed", "x", "y"), ("front_x", "front_y"), ("open_x", "open_chains"))
-    weights: Scores
+    weights: BoundedScores
     placed: Flags
     x: Rows
-    y: Scores
+    y: BoundedScores
     front_x: Rows
-    front_y: Scores
+    front_y: BoundedScores
     open_x: Rows
     open_chains: Integers
     asked: Rows
@@ -123,7 +133,7 @@ class AnnealEngine(Engine):
     def tell(self, x: np.ndarray, y: np.ndarray) -> None:
         """The chain that proposed a row accepts or rejects it; every other chain takes it over if it is better."""
         y = self.start.scores(x, y)
-        y = np.where(np.isfinite(y).all(axis=1, keepdims=True), y, WORST)
+        y = np.where((np.abs(y) < WORST).all(axis=1, keepdims=True), y, WORST)
         for row, scores in zip(np.array(x, dtype=np.int64), y, strict=True):
             self._update_front(row, scores)
             self._offer(row, scores, self.chain_of.pop(row.tobytes(), None))
@@ -153,6 +163,8 @@ class AnnealEngine(Engine):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` returned."""
         saved, chains = AnnealState.read(state, self.start), len(self.weights)
+        if ((saved.weights < 0) | (saved.weights > 1)).any():
+            raise ValueError("weights: give numbers from 0 to 1")
         if len(saved.weights) != chains or saved.turn >= chains or not np.isin(saved.open_chains, range(chains)).all():
             raise ValueError(f"weights, turn, open_chains: this search has {chains} chains")
         self.weights, self.y = saved.weights, saved.y
@@ -176,7 +188,8 @@ class AnnealEngine(Engine):
             accepted = self.x[chain] is None or loss < 0
             if chain == proposer and not accepted:
                 heat = self.temperature
-                accepted = loss == 0 or (heat > 0 and self.start.rng.random() < np.exp(-loss / heat))
+                with np.errstate(over="ignore"):  # a row of WORST is never accepted
+                    accepted = loss == 0 or (heat > 0 and self.start.rng.random() < np.exp(-loss / heat))
             if accepted:
                 self.x[chain], self.y[chain] = row, scores
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from search.engines.base import Engine, EngineInputs
-from search.engines.nsga2 import WORST, excess
+from search.engines.nsga2 import excess
 from search.engines.random import count_on, draw
 from search.engines.row_queue import QueueState, RowQueue
-from search.engines.state import Count, EngineState, Floats, Rows, keys_of_rows, stack_rows
+from search.engines.state import WORST, Count, EngineState, Floats, Rows, keys_of_rows, stack_rows
 
 PARENTS, MUTANTS, CROSSED = 0.2, 0.5, 0.3  # shares of the population: 10, 25 and 15 of 50; the rest is random
 GROWTH = 5  # epochs in which the bound on what is left out reaches its end

@@ -11,10 +11,9 @@ from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 from search.engines.base import Engine, EngineInputs
 from search.engines.random import count_on, draw
 from search.engines.row_queue import QueueState, RowQueue
-from search.engines.state import EngineState, Floats, Rows, Scores
+from search.engines.state import WORST, EngineState, Floats, Rows, Scores
 
 TRIES = 50  # moves on top of each other that look for a row that was not asked before
-WORST = 1e300  # stands for NaN and infinity: loses against everything, and survives arithmetic
 MOVES = {"reset": 0.25, "nudge": 0.3, "copy": 0.15, "swap": 0.1, "off": 0.1, "shift": 0.1}
 
 

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from search.engines.base import EngineInputs
 
 
+WORST = 1e300  # stands for NaN and infinity: loses against everything, and survives arithmetic
+
+
 class EngineState(BaseModel):
     """Base of the schemas of states: names, types, shapes and ranges of what `Engine.state` returned.
 
@@ -96,9 +99,17 @@ def _scores(value: Any, info: ValidationInfo) -> np.ndarray:
     return check_array(value, np.float64, (None, _context(info)["objectives"]))
 
 
+def _bounded_scores(value: Any, info: ValidationInfo) -> np.ndarray:
+    scores = _scores(value, info)
+    for row, column in np.argwhere(~(np.abs(scores) <= WORST))[:1]:
+        raise ValueError(f"row {row} has {scores[row, column]}; give numbers from {-WORST:g} to {WORST:g}")
+    return scores
+
+
 Row = Annotated[np.ndarray, PlainValidator(_row)]  # [G] of int64, within the levels of the genes
 Rows = Annotated[np.ndarray, PlainValidator(_rows)]  # [N, G] of int64, within the levels of the genes
 Scores = Annotated[np.ndarray, PlainValidator(_scores)]  # [N, M] of float64, not finite where a run diverged
+BoundedScores = Annotated[np.ndarray, PlainValidator(_bounded_scores)]  # [N, M] of float64, at most WORST
 Floats = Annotated[np.ndarray, PlainValidator(lambda value: check_array(value, np.float64, (None,)))]
 Matrix = Annotated[np.ndarray, PlainValidator(lambda value: check_array(value, np.float64, (None, None)))]
 Integers = Annotated[np.ndarray, PlainValidator(lambda value: check_array(value, np.int64, (None,)))]

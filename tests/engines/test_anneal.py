@@ -42,6 +42,30 @@ class TestAnneal(LearningContract):
         assert (engine.front_y == [0.5, 9.0]).all()
         assert (engine.y == [0.5, 9.0]).all()
 
+    @pytest.mark.filterwarnings("error::RuntimeWarning")
+    def test_scores_that_are_not_finite_are_taken_without_warnings(self) -> None:
+        engine = AnnealEngine(self.start())
+        continue_(engine, 4, n=24)
+        for broken in (np.nan, np.inf, 1e305, 1e308):
+            x = engine.ask(8)
+            engine.tell(x, np.full((len(x), 2), broken))
+            AnnealEngine(self.start()).restore(engine.state())
+
+    @pytest.mark.parametrize("name", ["weights", "y", "front_y"])
+    @pytest.mark.parametrize("value", [np.nan, np.inf, 1e301])
+    def test_a_state_whose_numbers_are_not_finite_is_refused(self, name: str, value: float) -> None:
+        engine = AnnealEngine(self.start())
+        continue_(engine, 2, n=24)
+        state = engine.state()
+        state[name] = np.full_like(state[name], value)
+        with pytest.raises(ValueError, match=rf"{name}: row 0 has .*; give numbers from -1e\+300 to 1e\+300"):
+            engine.restore(state)
+
+    def test_a_state_with_weights_above_1_is_refused(self) -> None:
+        state = AnnealEngine(self.start()).state()
+        with pytest.raises(ValueError, match="weights: give numbers from 0 to 1"):
+            AnnealEngine(self.start()).restore(state | {"weights": 2 * np.ones_like(state["weights"])})
+
     def test_temperature_falls_with_every_told_row_then_is_0(self) -> None:
         engine = AnnealEngine(self.start(), start_temperature=0.08, end_temperature=0.02, steps=20)
         seen = [engine.temperature]

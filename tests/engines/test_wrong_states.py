@@ -72,6 +72,7 @@ def wrong_values(value: Any) -> Iterator[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_state_with_a_wrong_entry_is_refused_or_used(name: str) -> None:
     engine = made(name, 0)
