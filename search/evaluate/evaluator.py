@@ -17,8 +17,9 @@ from search.evaluate.fit.remembered import FittedSchedules
 from search.evaluate.fit.solver import Fitter
 from search.evaluate.guard import Guard
 from search.evaluate.memo import Memo
+from search.evaluate.not_finite import step_not_finite
 from search.evaluate.racing import Race, Rival
-from search.evaluate.scoring import DRIFT, GATE, Scored, Scorer
+from search.evaluate.scoring import DRIFT, GATE, NOT_FINITE, Scored, Scorer
 from search.models.base import Model, to_schedule
 from search.objectives.base import Objective, Quality
 from search.objectives.drift import Drift
@@ -246,9 +247,10 @@ class Evaluator:
         self.runs += len(self.prompts)
         self.memo.put_latents(self.context, schedule.digest, latents)
         drift = self.scorer.drift(latents)
+        more = {} if np.isfinite(drift).all() else {NOT_FINITE: [self._step_not_finite(schedule, drift)] * len(drift)}
         shares = {GATE + name: values for name, values in mean_shares(run.decided).items()}
-        self.memo.put(self.context, schedule.digest, {DRIFT: drift} | shares)
-        if race and self.scorer.decodes and race.beaten(drift, self._prices(schedule)):
+        self.memo.put(self.context, schedule.digest, {DRIFT: drift} | shares | more)
+        if not more and race and self.scorer.decodes and race.beaten(drift, self._prices(schedule)):
             return self.scorer.estimate(schedule, drift, race.expected_mean(drift))
         scored = self.scorer.score(schedule)
         assert scored is not None
@@ -262,9 +264,14 @@ class Evaluator:
 
     def _beaten(self, run: _Run, race: Race) -> Scored | None:
         drift = self.scorer.drift(torch.cat(run.parts))
+        if not np.isfinite(drift).all():
+            return self.scorer.not_finite(run.schedule, self._step_not_finite(run.schedule, drift))
         if run.schedule.gates or not race.beaten(drift, self._prices(run.schedule)):
             return None
         return self.scorer.estimate(run.schedule, drift, race.expected_mean(drift))
+
+    def _step_not_finite(self, schedule: Schedule, drift: Sequence[float]) -> int:
+        return step_not_finite(self.model, schedule, self.prompts, self.seeds, drift)
 
     def _prices(self, schedule: Schedule) -> np.ndarray:
         return self.scorer.prices(schedule, self.costs_of(schedule))

@@ -17,6 +17,7 @@ from search.profile.costs import Costs
 from search.schedule import Schedule
 
 GATE = "computed "  # in the memo: at each step, the share of pictures for which this group was computed
+NOT_FINITE = "not finite after step"  # in the memo: the step, from 1, for each prompt; 0 where it is not known
 DRIFT = Drift.key  # measured of every candidate, whatever the objectives are: races compare by it
 
 
@@ -137,8 +138,9 @@ class Scorer:
 
     def score(self, schedule: Schedule) -> Scored | None:
         """All scores of a schedule, where its latents or its scores are known; None where it has to run."""
-        if not np.isfinite(self.remembered(schedule).get(DRIFT, [])).all():
-            self.failed[schedule.digest] = "its latents are not finite"
+        remembered = self.remembered(schedule)
+        if not np.isfinite(remembered.get(DRIFT, [])).all():
+            return self.not_finite(schedule, int(max(remembered.get(NOT_FINITE, [0]))))
         if schedule.digest in self.failed:
             return self.worst(schedule)
         try:
@@ -153,6 +155,12 @@ class Scorer:
         minimised = [objective.minimised(objective.worst(self.costs)) for objective in self.objectives.values()]
         return Scored(schedule, {}, minimised, len(self.prompts), self.failed[schedule.digest])
 
+    def not_finite(self, schedule: Schedule, step: int) -> Scored:
+        """The result of a schedule whose latents are not finite after this step, from 1; 0 where it is not known."""
+        at = f" after step {step} of {schedule.steps}" if step else ""
+        self.failed[schedule.digest] = f"its latents are not finite{at}"
+        return self.worst(schedule)
+
     def estimate(self, schedule: Schedule, drift: Sequence[float], expected_drift: float) -> Scored:
         """The result of a schedule that lost its race after some prompts.
 
@@ -164,9 +172,6 @@ class Scorer:
         Returns:
             Its exact costs, the expected drift, and the worst values of all other qualities.
         """
-        if not np.isfinite(drift).all():
-            self.failed[schedule.digest] = "its latents are not finite"
-            return self.worst(schedule)
         minimised = []
         for name, objective in self.objectives.items():
             if isinstance(objective, Cost):

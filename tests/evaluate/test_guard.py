@@ -169,6 +169,29 @@ def test_latents_that_are_not_finite_are_nobodys_fault(monkeypatch):
     assert found.failed == "its latents are not finite" and found.minimised == [1.0, 1.0] and not own.guard.failures
 
 
+@pytest.mark.parametrize("batch", [8, 4])
+def test_latents_that_are_not_finite_say_after_which_step(tmp_path, monkeypatch, batch):
+    """Also when the memo is all there is, and where a race ends after the first batch."""
+    own = evaluator(tmp_path / "memo.sqlite", batch)
+    model, candidate = own.model, jobs()[0]
+    timesteps = [float(t) for t in candidate.schedule.sampler["timesteps"]]
+
+    def spoil(module: Any, inputs: Any, found: Any) -> Any:
+        late = float(inputs[0].flatten()[0]) <= timesteps[2]  # the third step
+        return tuple(value * torch.inf if late else value for value in found)
+
+    rivals = [jobs()[2].schedule]
+    own.evaluate([Job(rivals[0])])
+    hook = model.denoiser.adaln_single.register_forward_hook(spoil)
+    (found,) = own.evaluate([candidate], rivals)
+    hook.remove()
+    assert found.failed == "its latents are not finite after step 3 of 6" and found.minimised == [1.0, 1.0]
+    monkeypatch.setattr(own.runner, "run", None)
+    if batch == 8:
+        again = evaluator(tmp_path / "memo.sqlite", batch)
+        assert again.evaluate([candidate])[0].failed == found.failed
+
+
 def _ended(own: Any, batch: Sequence, given: Sequence[Job], done: Any) -> None:
     from search.evaluate.execute.jobs import Outcome
 

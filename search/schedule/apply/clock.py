@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from search.schedule.apply.finite_check import FiniteCheck
 from search.schedule.apply.pipeline_call import PipelineCall
 from search.schedule.errors import ScheduleError
 
@@ -22,10 +23,12 @@ class Clock:
     """Where a run is: the step, and the coordinate of each step on the forecast axis.
 
     `find_call` gives the call of the pipeline that is being executed, None in a loop of the caller's own.
+    `finite_check` is given the latents after each step; None where nothing is checked.
     """
 
     def __init__(self, find_call: Callable[[], PipelineCall | None] = lambda: None) -> None:
         self.find_call = find_call
+        self.finite_check: FiniteCheck | None = None
         self.call: PipelineCall | None = None  # of the pipeline, that the run belongs to
         self.runs = 0  # that began
         self.removed = False  # whether the schedule was removed, so that nothing may begin

@@ -12,6 +12,7 @@ from search.schedule.apply.admission import check_denoiser, check_free, check_mo
 from search.schedule.apply.ahead import Ahead
 from search.schedule.apply.bits import LayerBits
 from search.schedule.apply.clock import Clock
+from search.schedule.apply.finite_check import FiniteCheck
 from search.schedule.apply.groups import Group
 from search.schedule.apply.injection import Injection
 from search.schedule.apply.linear_solver import LinearSolver
@@ -115,6 +116,8 @@ def resolve_run(
     plan = document.resolved_plan or Plan(tree, steps, {node.name: (OFF,) * steps for node in tree})
     weak_pipe = _weak(pipe)
     clock, memory = Clock(partial(PipelineCall.find, weak_pipe)), MemoryMeter()
+    if not stepwise:  # a run that continues from a snapshot has not seen all steps
+        clock.finite_check = FiniteCheck()
     solver, injection = solver or _solver(document), _injection(document)
     scheduler = _scheduler(document, pipe.scheduler, clock, solver, injection)
     batched = [] if stepwise else document.batched_steps

@@ -11,6 +11,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from search.schedule.apply.clock import Clock, refuse_copy
+from search.schedule.apply.finite_check import FiniteCheck
 from search.schedule.apply.injection import Injection
 from search.schedule.apply.linear_solver import LinearSolver
 from search.schedule.apply.scheduler_check import check_runs
@@ -114,6 +115,7 @@ class _PlannedScheduler:
         vars(copied).update(copy.deepcopy({k: v for k, v in vars(self.scheduler).items() if k not in placed}, memo))
         clock = Clock()
         clock.step, clock.steps, clock.places = self.clock.step, self.clock.steps, self.clock.places
+        clock.finite_check = self.clock.finite_check and FiniteCheck()
         solver, injection = copy.copy(self.solver), copy.copy(self.injection)
         if solver is not None:
             solver.values = list(solver.values)
@@ -173,6 +175,8 @@ class _PlannedScheduler:
             result = _with_latents(result, self.injection.after(at, given["sample"], result[0]))
         if self.clock.steps == 1 and isinstance(result, tuple) and len(result) == 1:
             result = (*result, result[0])  # PixArt's pipeline takes the predicted picture, where one step ends
+        if self.clock.finite_check is not None:
+            self.clock.finite_check.record(at, self.clock.steps, result[0])
         self.clock.advance()
         self.clock.follow(result[0])
         return result
