@@ -12,17 +12,7 @@ import numpy as np
 from search.engines.base import Engine, EngineInputs
 from search.engines.nsga2 import excess
 from search.engines.random import count_on, draw
-from search.engines.state import (
-    WORST,
-    BoundedScores,
-    Count,
-    EngineState,
-    Flags,
-    Integers,
-    Rows,
-    keys_of_rows,
-    stack_rows,
-)
+from search.engines.state import WORST, Bounded, Count, EngineState, Flags, Integers, Rows, keys_of_rows, stack_rows
 from search.pareto.domination import non_dominated
 
 TRIES = 50  # moves on top of each other that look for a row that was not asked before
@@ -38,12 +28,12 @@ class AnnealState(EngineState):
     """State of an `AnnealEngine` of C chains; a chain that is not `placed` has a row of zeros in `x`."""
 
     together = (("weights", "placed", "x", "y"), ("front_x", "front_y"), ("open_x", "open_chains"))
-    weights: BoundedScores
+    weights: Bounded
     placed: Flags
     x: Rows
-    y: BoundedScores
+    y: Bounded
     front_x: Rows
-    front_y: BoundedScores
+    front_y: Bounded
     open_x: Rows
     open_chains: Integers
     asked: Rows
@@ -163,8 +153,6 @@ class AnnealEngine(Engine):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` returned."""
         saved, chains = AnnealState.read(state, self.start), len(self.weights)
-        if ((saved.weights < 0) | (saved.weights > 1)).any():
-            raise ValueError("weights: give numbers from 0 to 1")
         if len(saved.weights) != chains or saved.turn >= chains or not np.isin(saved.open_chains, range(chains)).all():
             raise ValueError(f"weights, turn, open_chains: this search has {chains} chains")
         self.weights, self.y = saved.weights, saved.y

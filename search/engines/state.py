@@ -109,7 +109,7 @@ def _bounded_scores(value: Any, info: ValidationInfo) -> np.ndarray:
 Row = Annotated[np.ndarray, PlainValidator(_row)]  # [G] of int64, within the levels of the genes
 Rows = Annotated[np.ndarray, PlainValidator(_rows)]  # [N, G] of int64, within the levels of the genes
 Scores = Annotated[np.ndarray, PlainValidator(_scores)]  # [N, M] of float64, not finite where a run diverged
-BoundedScores = Annotated[np.ndarray, PlainValidator(_bounded_scores)]  # [N, M] of float64, at most WORST
+Bounded = Annotated[np.ndarray, PlainValidator(_bounded_scores)]  # [N, M] of float64, at most WORST
 Floats = Annotated[np.ndarray, PlainValidator(lambda value: check_array(value, np.float64, (None,)))]
 Matrix = Annotated[np.ndarray, PlainValidator(lambda value: check_array(value, np.float64, (None, None)))]
 Integers = Annotated[np.ndarray, PlainValidator(lambda value: check_array(value, np.int64, (None,)))]

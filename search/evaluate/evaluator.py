@@ -270,7 +270,7 @@ class Evaluator:
             return None
         return self.scorer.estimate(run.schedule, drift, race.expected_mean(drift))
 
-    def _step_not_finite(self, schedule: Schedule, drift: Sequence[float]) -> int:
+    def _step_not_finite(self, schedule: Schedule, drift: Sequence[float]) -> float:
         return step_not_finite(self.model, schedule, self.prompts, self.seeds, drift)
 
     def _prices(self, schedule: Schedule) -> np.ndarray:

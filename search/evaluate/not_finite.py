@@ -13,7 +13,7 @@ log = logging.getLogger("search")
 
 def step_not_finite(
     model: Model, schedule: Schedule, prompts: Sequence[str], seeds: Sequence[int], drift: Sequence[float]
-) -> int:
+) -> float:
     """Run the first picture that failed again; runs of a search share their steps, and are not checked within.
 
     Args:

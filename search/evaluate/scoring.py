@@ -140,7 +140,7 @@ class Scorer:
         """All scores of a schedule, where its latents or its scores are known; None where it has to run."""
         remembered = self.remembered(schedule)
         if not np.isfinite(remembered.get(DRIFT, [])).all():
-            return self.not_finite(schedule, int(max(remembered.get(NOT_FINITE, [0]))))
+            return self.not_finite(schedule, max(remembered.get(NOT_FINITE, [0])))
         if schedule.digest in self.failed:
             return self.worst(schedule)
         try:
@@ -155,9 +155,9 @@ class Scorer:
         minimised = [objective.minimised(objective.worst(self.costs)) for objective in self.objectives.values()]
         return Scored(schedule, {}, minimised, len(self.prompts), self.failed[schedule.digest])
 
-    def not_finite(self, schedule: Schedule, step: int) -> Scored:
+    def not_finite(self, schedule: Schedule, step: float) -> Scored:
         """The result of a schedule whose latents are not finite after this step, from 1; 0 where it is not known."""
-        at = f" after step {step} of {schedule.steps}" if step else ""
+        at = f" after step {step:g} of {schedule.steps}" if step else ""
         self.failed[schedule.digest] = f"its latents are not finite{at}"
         return self.worst(schedule)
 

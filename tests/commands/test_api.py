@@ -8,6 +8,7 @@ import sys
 import types
 
 import pytest
+import torch
 
 import search
 from search import api

@@ -61,11 +61,6 @@ class TestAnneal(LearningContract):
         with pytest.raises(ValueError, match=rf"{name}: row 0 has .*; give numbers from -1e\+300 to 1e\+300"):
             engine.restore(state)
 
-    def test_a_state_with_weights_above_1_is_refused(self) -> None:
-        state = AnnealEngine(self.start()).state()
-        with pytest.raises(ValueError, match="weights: give numbers from 0 to 1"):
-            AnnealEngine(self.start()).restore(state | {"weights": 2 * np.ones_like(state["weights"])})
-
     def test_temperature_falls_with_every_told_row_then_is_0(self) -> None:
         engine = AnnealEngine(self.start(), start_temperature=0.08, end_temperature=0.02, steps=20)
         seen = [engine.temperature]

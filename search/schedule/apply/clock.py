@@ -23,12 +23,13 @@ class Clock:
     """Where a run is: the step, and the coordinate of each step on the forecast axis.
 
     `find_call` gives the call of the pipeline that is being executed, None in a loop of the caller's own.
-    `finite_check` is given the latents after each step; None where nothing is checked.
+    `finite_check` is given the latents after each step; None for runs that may continue from a snapshot.
     """
 
-    def __init__(self, find_call: Callable[[], PipelineCall | None] = lambda: None) -> None:
-        self.find_call = find_call
-        self.finite_check: FiniteCheck | None = None
+    def __init__(
+        self, find_call: Callable[[], PipelineCall | None] = lambda: None, finite_check: FiniteCheck | None = None
+    ) -> None:
+        self.find_call, self.finite_check = find_call, finite_check
         self.call: PipelineCall | None = None  # of the pipeline, that the run belongs to
         self.runs = 0  # that began
         self.removed = False  # whether the schedule was removed, so that nothing may begin

@@ -115,9 +115,7 @@ def resolve_run(
     steps = (document.steps or 0) if guidance or gates or stepwise else 0
     plan = document.resolved_plan or Plan(tree, steps, {node.name: (OFF,) * steps for node in tree})
     weak_pipe = _weak(pipe)
-    clock, memory = Clock(partial(PipelineCall.find, weak_pipe)), MemoryMeter()
-    if not stepwise:  # a run that continues from a snapshot has not seen all steps
-        clock.finite_check = FiniteCheck()
+    clock, memory = Clock(partial(PipelineCall.find, weak_pipe), None if stepwise else FiniteCheck()), MemoryMeter()
     solver, injection = solver or _solver(document), _injection(document)
     scheduler = _scheduler(document, pipe.scheduler, clock, solver, injection)
     batched = [] if stepwise else document.batched_steps

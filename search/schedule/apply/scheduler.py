@@ -113,9 +113,8 @@ class _PlannedScheduler:
         copied = object.__new__(type(self.scheduler))
         placed = ("set_timesteps", "step", "__deepcopy__", "__reduce_ex__", *SAVING)
         vars(copied).update(copy.deepcopy({k: v for k, v in vars(self.scheduler).items() if k not in placed}, memo))
-        clock = Clock()
+        clock = Clock(finite_check=self.clock.finite_check and FiniteCheck())
         clock.step, clock.steps, clock.places = self.clock.step, self.clock.steps, self.clock.places
-        clock.finite_check = self.clock.finite_check and FiniteCheck()
         solver, injection = copy.copy(self.solver), copy.copy(self.injection)
         if solver is not None:
             solver.values = list(solver.values)
