@@ -27,6 +27,7 @@ from search.evaluate.guard import Failure, Guard, SafeCost
 from search.evaluate.memo import Memo
 from search.loop import checkpoint
 from search.loop.candidates import CandidateBuilder
+from search.loop.components import make_components
 from search.loop.finished import FinishedSearch
 from search.loop.history import archive_scores, generation_record
 from search.loop.progress import OnProgress, ignore_progress, progress_bar
@@ -55,8 +56,8 @@ class Search:
         if config.compute.threads:
             torch.set_num_threads(config.compute.threads)
         self.space: Space = space_of(config)
-        self.objectives: dict[str, Objective] = {k: instantiate(v) for k, v in config.objective.items()}
-        self.reported = {k: instantiate(v) for k, v in config.guard.items() if k not in config.objective}
+        self.objectives: dict[str, Objective] = make_components("objective", config.objective)
+        self.reported = make_components("guard", {k: v for k, v in config.guard.items() if k not in config.objective})
         self.guard = Guard(config.budget.patience, config.budget.failures, self.warn)
         self.calibration, self.held_out = prompts_from_config(config.prompts)
         self.on_prepare: Callable[[str], None] = lambda text: None  # what is being measured
@@ -289,7 +290,7 @@ class Search:
 
 def space_of(config: Config) -> Space:
     """The space of a configuration; several are joined to one."""
-    spaces = [instantiate(part) for part in config.space.values()]
+    spaces = [*make_components("space", config.space).values()]
     return spaces[0] if len(spaces) == 1 else JointSpace(spaces)
 
 

@@ -13,6 +13,7 @@ from search.config.device import resolve_device
 from search.config.settings import Config
 from search.engines.base import Engine
 from search.engines.check import check_engine
+from search.loop.components import make_components
 from tests.helpers.repository import ROOT
 
 
@@ -31,6 +32,14 @@ from tests.helpers.repository import ROOT
         (["model=[pixart,dit]"], r"model=[pixart,dit]: give one name; only space and objective take several"),
         (["+space=[cache,cache]"], "space=[cache,cache]: cache is named twice"),
         (["objective=[drift,drift]"], "objective=[drift,drift]: drift is named twice"),
+        (["+space=bits", "+space.bits.foo=3"], "there is no space.bits.foo of BitsSpace; its arguments: space.bits.f"),
+        (["+space=bits", "space.bits.elide=7"], "space.bits.elide=7: give a valid boolean"),
+        (["+space=cache", "space.cache.max_order=abc"], "space.cache.max_order=abc: give a valid integer"),
+        (["+space=cache", "space.cache.axis=abc"], "space.cache.axis=abc: give 'index', 'timestep', 'sigma' or 'logs"),
+        (["objective=[drift,mmd]", "objective.mmd.width=abc"], "objective.mmd.width=abc: give a valid number"),
+        (["objective=[drift,mmd]", "objective.mmd.width=inf"], "objective.mmd.width=inf: give a number of at most 1."),
+        (["objective=[drift,psnr]", "+objective.psnr.foo=1"], "there is no objective.psnr.foo of Psnr; its argume"),
+        (["guard=[mmd]", "guard.mmd.width=[1]"], "guard.mmd.width=[1]: give a valid number"),
         (["space={a:1}"], "space={a:1}: give the name of an option, as --help lists them"),
     ],
 )
@@ -85,6 +94,36 @@ def test_engines_of_other_people_are_checked_alike():
         check_engine({"_target_": "nowhere.Engine"}, 2)
     with pytest.raises(ValueError, match="'builtins.dict' is not a subclass of search.engines.base.Engine"):
         check_engine({"_target_": "builtins.dict"}, 2)
+
+
+@pytest.mark.parametrize("section", ["space", "objective"])
+def test_every_space_and_objective_passes_with_its_defaults(section):
+    names = [name for name in list_options(section) if name not in ("lpips", "reward")]  # which need more
+    raw = compose_config(normalise_overrides([f"{section}=[{','.join(names)}]"]))
+    assert set(make_components(section, Config.check(raw).model_dump()[section])) == set(names)
+
+
+class OwnSpace:
+    """Somebody's own space, whose types pydantic does not know or cannot be looked up."""
+
+    def __init__(self, table: torch.Tensor | None = None, **more: object) -> None:
+        self.more = more
+
+
+class OwnObjective:
+    def __init__(self, path: "Nowhere" = None) -> None:  # noqa: F821
+        self.path = path
+
+
+def test_classes_of_other_people_are_checked_alike():
+    made = make_components("space", {"own": {"_target_": f"{__name__}.OwnSpace", "anything": 3}})
+    assert made["own"].more == {"anything": 3}
+    with pytest.raises(ValueError, match=r"space.own.table=3: give an instance of Tensor"):
+        make_components("space", {"own": {"_target_": f"{__name__}.OwnSpace", "table": 3}})
+    made = make_components("objective", {"own": {"_target_": f"{__name__}.OwnObjective", "path": 3}})
+    assert made["own"].path == 3
+    nested = {"_target_": f"{__name__}.OwnObjective", "path": {"_target_": f"{__name__}.OwnObjective"}}
+    assert isinstance(make_components("objective", {"own": nested})["own"].path, OwnObjective)
 
 
 def test_devices_that_are_there(monkeypatch):
