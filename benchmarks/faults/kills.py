@@ -1,11 +1,14 @@
 """python -m benchmarks.faults.kills: kill -9 at random moments of a search, resume, compare with an uninterrupted one.
 
 A tiny model of random weights, so that a search takes seconds and a kill can hit any part of it: loading, preparing,
-a generation, a checkpoint, the held-out prompts, the figures. Torch is loaded once, in a process of which every search
-is a fork. `--twice` kills the resumed search too. `--write` puts the count into docs/reliability.md.
+a generation, a checkpoint, the held-out prompts, the figures. All modules are imported once, in a process of which
+every search is a fork, and schedules are not timed. `--twice` kills the resumed search too. `--write` puts the count
+into docs/reliability.md.
 """
 
 import argparse
+import contextlib
+import importlib
 import json
 import os
 import random
@@ -25,7 +28,7 @@ import torch
 from benchmarks.faults import reliability
 from search.config.compose import compose_config, normalise_overrides
 from search.config.settings import Config
-from search.loop import finish
+from search.loop import finish, held_out
 from search.loop.run import run
 from search.testing.models import tiny_folder
 
@@ -56,9 +59,11 @@ def forked(config: Config, output: Path, figures: bool = True) -> int:
         file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)
+        held_out.time_schedules = lambda model, schedules, *_, **__: [[1.0, 1.1, 1.2] for _ in schedules]
         if not figures:
             finish.write_result = lambda result, *_: result.save()
         run(config)
+        output.with_suffix(".modules").write_text("\n".join(sys.modules))
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -106,11 +111,16 @@ class Kills:
         torch.set_num_threads(1)
         self.work, self.generations = work, generations
         self.more = (f"budget.evaluations={24 * generations}",)
-        runs = self._runs("uninterrupted")
-        began = time.monotonic()
-        code = ended(forked(config(runs, *self.more), work / "uninterrupted.log"))
-        self.seconds = time.monotonic() - began
-        assert code == 0, (work / "uninterrupted.log").read_text()
+        output = work / "uninterrupted.log"
+        for name in ("first", "second"):  # the first one imports all modules
+            runs = self._runs(name)
+            began = time.monotonic()
+            code = ended(forked(config(runs, *self.more), output))
+            self.seconds = time.monotonic() - began
+            assert code == 0, output.read_text()
+            for module in output.with_suffix(".modules").read_text().splitlines():
+                with contextlib.suppress(Exception):
+                    importlib.import_module(module)
         self.expected = front(_folder(runs))
 
     def kill(self, number: int, seconds: float, again: float | None = None) -> Kill:
@@ -123,12 +133,19 @@ class Kills:
         code = ended(forked(self._resumed(runs), output, figures=False))
         return Kill(seconds, phase, code == 0 and front(_folder(runs)) == self.expected, output.read_text())
 
-    def many(self, count: int, seed: int = 0, twice: bool = False, done: Callable = lambda kill: None) -> list[Kill]:
+    def many(
+        self,
+        count: int,
+        seed: int = 0,
+        twice: bool = False,
+        done: Callable = lambda kill: None,
+        minutes: float = 1e9,
+    ) -> list[Kill]:
         """So many kills at moments drawn evenly from the whole time that a search takes; one that was over is none."""
         drawn = random.Random(seed)
         kills: list[Kill] = []
-        number = 0
-        while len(kills) < count:
+        number, end = 0, time.monotonic() + 60 * minutes
+        while len(kills) < count and time.monotonic() < end:
             moments = [drawn.uniform(0, self.seconds) for _ in range(2)]
             kill = self.kill(number, moments[0], moments[1] if twice else None)
             number += 1
@@ -170,13 +187,16 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--generations", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=1e9, help="after which no further search is killed")
     parser.add_argument("--twice", action="store_true")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     with TemporaryDirectory() as work:
         kills = Kills(Path(work), given.generations)
         print(f"uninterrupted: {kills.seconds:.1f} s", flush=True)
-        done = kills.many(given.count, given.seed, given.twice, lambda kill: print(_line(kill), flush=True))
+        done = kills.many(
+            given.count, given.seed, given.twice, lambda kill: print(_line(kill), flush=True), given.minutes
+        )
     same, phases = sum(kill.same for kill in done), Counter(kill.phase for kill in done)
     text = f"{same} of {len(done)} ({', '.join(f'{phase} {count}' for phase, count in phases.most_common())})"
     print(text)

@@ -11,6 +11,7 @@ import copy
 import gc
 import io
 import pickle
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -360,10 +361,52 @@ def machine(kind: str, tried: Counter[str]) -> type[RuleBasedStateMachine]:
 
         @precondition(lambda self: self.handle is not None)
         @rule()
+        def call_from_two_threads(self) -> None:
+            """The second thread calls at the first one's second step: it is refused, and the first result is right."""
+            refused = []
+
+            def call() -> None:
+                try:
+                    run(kind, self.pipe)
+                except ScheduleError as error:
+                    refused.append(error)
+
+            def second() -> None:
+                thread = threading.Thread(target=call)
+                thread.start()
+                thread.join()
+
+            try:
+                value = self.refused_or("two threads", lambda: run(kind, self.pipe, on_step=second))
+            except Exception as error:
+                with pytest.raises(type(error)):
+                    self.expected()
+                return
+            if value is not None:
+                assert len(refused) == 1, "the second thread was not refused"
+                expected = self.expected()
+                assert expected is not None and same(value, expected), "another result"
+            self.assert_freed()
+            self.compare("two threads")
+
+        @precondition(lambda self: self.handle is not None)
+        @rule(whole=st.booleans())
+        def compile_in_place(self, whole: bool) -> None:
+            denoiser = denoiser_of(self.pipe)
+            module = denoiser if whole else next(m for m in denoiser.modules() if isinstance(m, nn.Linear))
+            module.compile(backend="eager")
+            try:
+                self.interrupted_at_once("compile in place", lambda: run(kind, self.pipe))
+            finally:
+                module._compiled_call_impl = None
+
+        @precondition(lambda self: self.handle is not None)
+        @rule()
         def other_number_of_steps(self) -> None:
             self.interrupted_at_once("other number of steps", lambda: run(kind, self.pipe, STEPS + 1))
 
-        @precondition(lambda self: self.handle is not None)
+        # What accelerate loads for a call module by module stays loaded where any call fails within the denoiser.
+        @precondition(lambda self: self.handle is not None and self.offload != "module by module")
         @rule()
         def other_pipeline_of_the_denoiser(self) -> None:
             other = copy.copy(self.pipe)
