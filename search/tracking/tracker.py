@@ -67,9 +67,9 @@ class Tracker:
         if kind is not None:
             self._end("KILLED" if issubclass(kind, KeyboardInterrupt | SystemExit) else "FAILED", seconds=10)
 
-    def _end(self, status: str, seconds: float = PATIENCE) -> None:
+    def _end(self, status: str, seconds: float | None = None) -> None:
         self.rows.put(status)
-        self.thread.join(seconds)
+        self.thread.join(PATIENCE if seconds is None else seconds)
 
     def _write(self) -> None:
         client: MlflowClient | None = None

@@ -57,13 +57,14 @@ LIVE = """
 import sys
 from pathlib import Path
 from search.results.disk import locked_run_folder
-from search.tracking.tracker import Tracker
+from search.tracking import tracker
 from tests.helpers.finished_search import made_result
 from tests.helpers.configuration import config
 
+tracker.PATIENCE = 400  # seconds, as MLflow alone takes a minute to be imported on a busy machine
 root, name = Path(sys.argv[1]), sys.argv[2]
 result = made_result(root, name)
-with locked_run_folder(result.folder), Tracker(config(root), result.folder, print) as live:  # as search.loop.run does
+with locked_run_folder(result.folder), tracker.Tracker(config(root), result.folder, print) as live:  # as a search
     for row in result.history:
         live.generation(row)
     found = live.finish(result)
