@@ -25,6 +25,7 @@ from search.config.limits import (
 from search.config.saved import read_saved_config
 from search.results.disk import write_atomically
 
+MISTAKES = 8  # that one message has at most
 CONF = Path(search.conf.__path__[0])  # folder of the YAML files, in a checkout and when installed
 
 
@@ -192,12 +193,14 @@ class Config(_Strict):
         """A Config from nested plain data.
 
         Raises:
-            ValueError: One line per mistake, with the value and what is admissible.
+            ValueError: One line for each of the first mistakes, with the value and what is admissible.
         """
         try:
             return Config.model_validate(raw)
         except ValidationError as error:
-            raise ValueError("\n".join(_message(mistake) for mistake in error.errors())) from None
+            lines = [_message(mistake) for mistake in error.errors()]
+            more = [f"and {len(lines) - MISTAKES} more"] if len(lines) > MISTAKES else []
+            raise ValueError("\n".join(lines[:MISTAKES] + more)) from None
 
     @staticmethod
     def load(path: str | Path) -> "Config":

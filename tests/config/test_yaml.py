@@ -145,6 +145,14 @@ def test_all_mistakes_are_told_at_once(defaults: dict[str, Any]) -> None:
         Config.check(raw)
 
 
+def test_of_many_mistakes_the_first_ones_are_told(defaults: dict[str, Any]) -> None:
+    """A run folder of somebody else may have thousands, each with a text of its own."""
+    with pytest.raises(ValueError, match=r"^there is no x0\.") as told:
+        Config.check({f"x{i}": "y" * 1000 for i in range(1000)} | defaults)
+    lines = str(told.value).splitlines()
+    assert len(lines) == 9 and lines[-1] == "and 992 more" and len(str(told.value)) < 2000
+
+
 def test_own_prompts(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_text("\ufeff# a comment\n a cat \n\nзелёный чай\r\n", encoding="utf-8")
