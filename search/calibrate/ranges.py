@@ -4,7 +4,7 @@ Inputs change from step to step, so that the range of one step is wrong for the 
 section 4.2) takes the same number of inputs from every c-th step of the full-precision sampler: here all pictures.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,15 +21,15 @@ Ranges = dict[str, list[tuple[float, float]]]
 
 
 def measure_ranges(
-    model: Model, schedule: Schedule, conditions: Any, noise: Tensor, every: int = 1, first: int = 0
+    model: Model, schedule: Schedule, prompts: Sequence[str], seeds: Sequence[int], every: int = 1, first: int = 0
 ) -> Ranges:
     """Ranges of the schedule's static layers, from a run of this schedule without its bits.
 
     Args:
         model: The model that runs.
         schedule: Its bits name the layers.
-        conditions: What `model.encode` returned.
-        noise: Initial noise [B, C, h, w].
+        prompts: B calibration prompts.
+        seeds: Of their noise.
         every: Observe the steps first, first + every, ...
         first: The first observed step.
 
@@ -42,16 +42,16 @@ def measure_ranges(
     splits = {name: form.split for name, form in schedule.bits.items() if form.static}
     parts = schedule.with_corrections({}).to_dict()
     plain = Schedule.from_dict({k: v for k, v in parts.items() if k not in ("digest", "scores", "bits")})
-    return observe_inputs(model, plain, splits, conditions, noise, every, first)
+    return observe_inputs(model, plain, splits, prompts, seeds, every, first)
 
 
-def target_with_ranges(model: Model, conditions: Any, noise: Tensor, every: int = 1) -> Target:
+def target_with_ranges(model: Model, prompts: Sequence[str], seeds: Sequence[int], every: int = 1) -> Target:
     """The model's target with the ranges of all layers over the teacher's run: what static formats are decoded with.
 
     Args:
         model: The model that runs.
-        conditions: What `model.encode` returned for the calibration prompts.
-        noise: Initial noise [B, C, h, w].
+        prompts: B calibration prompts.
+        seeds: Of their noise.
         every: Observe every n-th step.
 
     Returns:
@@ -60,15 +60,15 @@ def target_with_ranges(model: Model, conditions: Any, noise: Tensor, every: int 
     layers = layers_of(model.denoiser)
     splits = dict.fromkeys(layers) | input_splits(layers)
     teacher = Schedule.from_dict(model.target.schedule({}))
-    return replace(model.target, ranges=observe_inputs(model, teacher, splits, conditions, noise, every))
+    return replace(model.target, ranges=observe_inputs(model, teacher, splits, prompts, seeds, every))
 
 
 def observe_inputs(
     model: Model,
     schedule: Schedule,
     splits: Mapping[str, int | None],
-    conditions: Any,
-    noise: Tensor,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
     every: int = 1,
     first: int = 0,
 ) -> Ranges:
@@ -78,8 +78,8 @@ def observe_inputs(
         model: The model that runs.
         schedule: What is run.
         splits: The layers, and how many channels lie before the split of each; None for a layer without a split.
-        conditions: What `model.encode` returned.
-        noise: Initial noise [B, C, h, w].
+        prompts: B calibration prompts.
+        seeds: Of their noise.
         every: Observe the steps first, first + every, ...
         first: The first observed step.
 
@@ -106,7 +106,7 @@ def observe_inputs(
 
                 layer = model.denoiser.get_submodule(name)
                 removers.append(layer.register_forward_pre_hook(before, with_kwargs=True))
-            model.sample(conditions, noise)
+            model.sample(prompts, seeds)
         finally:
             for remover in removers:
                 remover.remove()

@@ -32,16 +32,15 @@ def time_schedules(
     Returns:
         Times [S][repeats].
     """
-    conditions, noise = model.encode([""]), model.noise([0])
-
-    latents = model.sample(conditions, noise)
+    inputs = [model.example], [0]
+    latents = model.sample(*inputs)
     # decoding is the same whatever the schedule is
     decoding = (
-        statistics.median(time_call(model, lambda: model.decode(latents)) for _ in range(repeats)) if decode else 0.0
+        statistics.median(time_call(model, lambda: model.decode(latents, *inputs)) for _ in range(repeats)) if decode else 0.0
     )
 
     def once() -> float:
-        return time_call(model, lambda: model.sample(conditions, noise)) + decoding
+        return time_call(model, lambda: model.sample(*inputs)) + decoding
 
     times: list[list[float]] = [[] for _ in schedules]
     for _ in range(repeats):

@@ -86,7 +86,7 @@ class Evaluator:
             Batch(tuple(self.prompts[i : i + batch]), tuple(self.seeds[i : i + batch]))
             for i in range(0, len(self.prompts), batch)
         ]
-        self.inputs = [self.local.inputs(part) for part in self.batches]
+        self.inputs = [(part.prompts, part.seeds) for part in self.batches]
         self.halved: dict[str, int] = {}
         self.teacher = self._sample()
         self.accounting.add_macs(costs.teacher_macs * len(self.prompts))
@@ -95,7 +95,7 @@ class Evaluator:
         state += [dict(model.arguments), str(model.device), torch.__version__, self._pipeline()]
         self.context = hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()
         self.fitted = FittedSchedules(memo, self.context)
-        self.scorer = Scorer(model, objectives, costs, memo, self.guard, self.prompts, self.teacher, self.context)
+        self.scorer = Scorer(model, objectives, costs, memo, self.guard, self.prompts, self.seeds, self.teacher, self.context)
 
     @property
     def objectives(self) -> dict[str, Objective]:
@@ -284,7 +284,7 @@ class Evaluator:
 
     def _sample(self) -> Tensor:
         try:
-            return torch.cat([self.model.sample(conditions, noise).cpu() for conditions, noise in self.inputs])
+            return torch.cat([self.model.sample(prompts, seeds).cpu() for prompts, seeds in self.inputs])
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -294,7 +294,7 @@ class Evaluator:
 
     def _pipeline(self) -> list[str]:
         """Digests of the teacher's latents and of a picture: any other weights, prompts or noise give others."""
-        results = self.teacher, self.model.decode(self.teacher[:1]).cpu()
+        results = self.teacher, self.model.decode(self.teacher[:1], self.prompts[:1], self.seeds[:1]).cpu()
         return [
             hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest() for tensor in results
         ]

@@ -64,11 +64,12 @@ class Scorer:
         memo: Memo,
         guard: Guard,
         prompts: Sequence[str],
+        seeds: Sequence[int],
         teacher: Tensor,
         context: str,
     ) -> None:
         self.model, self.objectives, self.costs = model, dict(objectives), costs
-        self.memo, self.guard, self.prompts = memo, guard, list(prompts)
+        self.memo, self.guard, self.prompts, self.seeds = memo, guard, list(prompts), list(seeds)
         self.teacher, self.context = teacher, context
         self.failed: dict[str, str] = {}  # why a schedule has no scores, by its digest
         self._memo_names = {name: _memo_name(name, objective) for name, objective in self.objectives.items()}
@@ -87,8 +88,12 @@ class Scorer:
         return self._teacher_images
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures [N, 3, H, W] of latents [N, C, h, w], eight at a time."""
-        return torch.cat([self.model.decode(part).cpu() for part in latents.split(8)])
+        """Pictures [N, 3, H, W] of latents [N, ...] of the first N prompts, eight at a time."""
+        parts = []
+        for first in range(0, len(latents), 8):
+            part = slice(first, first + 8)
+            parts.append(self.model.decode(latents[part], self.prompts[part], self.seeds[part]).cpu())
+        return torch.cat(parts)
 
     def try_objectives(self) -> dict[str, float]:
         """Call every quality twice on the teacher's own results.

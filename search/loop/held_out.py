@@ -196,7 +196,7 @@ def _psnr_between_seeds(held_out: Evaluator, seeds: Sequence[int]) -> tuple[floa
     """PSNR in dB between the teacher's pictures of one prompt and two seeds: mean, 5 % and 95 % quantile."""
     model = held_out.model
     count = min(len(seeds), 16)
-    conditions = model.encode(held_out.prompts[:count])
-    other = model.decode(model.sample(conditions, model.noise([s + 5_000 for s in seeds[:count]]))).cpu()
+    prompts, others = held_out.prompts[:count], [seed + 5_000 for seed in seeds[:count]]
+    other = model.decode(model.sample(prompts, others), prompts, others).cpu()
     values = Psnr()(other, held_out.scorer.teacher_images[:count]).numpy()
     return float(values.mean()), *np.quantile(values, [0.05, 0.95]).tolist()

@@ -1,7 +1,7 @@
 """One search: prepare, then ask, decode, evaluate and tell the engine until the budget is spent."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -280,9 +280,9 @@ class Search:
             self.space, self.model, self.evaluator, self.config.refit, self.config.correct, self.warn
         )
 
-    def _first_inputs(self, count: int) -> tuple[Any, Tensor]:
+    def _first_inputs(self, count: int) -> tuple[Sequence[str], Sequence[int]]:
         prompts = self.calibration[:count]
-        return self.model.encode(prompts), self.model.noise(self._seeds(len(prompts)))
+        return prompts, self._seeds(len(prompts))
 
     def _seeds(self, count: int) -> list[int]:
         return [self.config.prompts.seed + i for i in range(count)]

@@ -1,16 +1,15 @@
-"""The base class of model adapters: a loaded pipeline, and its denoising loop step by step."""
+"""The base class of models: a pipeline whose own call is run, watched, ended early and continued."""
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from search.models.encoders import EncoderMemo
+from search.models.watch import RunEnded, RunStep, watch_steps
 from search.profile.costs import Costs
 from search.profile.count import count_costs
 from search.profile.target import Target
@@ -18,12 +17,11 @@ from search.schedule import Schedule
 from search.schedule.apply.handle import Handle, apply_document
 from search.schedule.model.identity import denoiser_of
 from search.schedule.model.nodes import Tree
+from search.schedule.schedulers import grid_of_scheduler, public_config
 
 
 class Model(ABC):
-    """A pipeline that a search can run many times, with prompts encoded once and noise drawn once.
-
-    `sample` gives the same latents bit for bit as the untouched pipeline call, `stock`.
+    """A pipeline that a search runs many times, always by calling it: what is measured is what it does in production.
 
     Attributes:
         name: Name of the model's option.
@@ -31,11 +29,12 @@ class Model(ABC):
         target: What spaces know of the model: nodes, steps, the teacher's sampler.
         device: Where it runs.
         others: Pipelines of smaller denoisers by their letters, see `target.others`.
+        example: A prompt that can be run, for what depends on no prompt: timesteps, costs, times.
 
     Example:
         >>> import search
         >>> model = search.load_model("pixart")  # doctest: +SKIP
-        >>> latents = model.sample(model.encode(["red apple"]), model.noise([0]))  # doctest: +SKIP
+        >>> latents = model.sample(["red apple"], [0])  # doctest: +SKIP
         >>> model.decode(latents).shape  # doctest: +SKIP
         torch.Size([1, 3, 64, 64])
     """
@@ -43,16 +42,44 @@ class Model(ABC):
     name: str
     pipe: Any
     target: Target
-    device: torch.device
+    device: Any
     others: Mapping[str, Any] = MappingProxyType({})
+    example: str = ""
+    _encoders: EncoderMemo | None = None
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network whose calls schedules plan."""
+        return denoiser_of(self.pipe)
 
     @property
     @abstractmethod
-    def denoiser(self) -> nn.Module:
-        """The network whose calls schedules plan."""
+    def arguments(self) -> Mapping[str, Any]:
+        """Keyword arguments of the pipeline call that was searched; production has to use the same."""
+
+    @abstractmethod
+    def call_arguments(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+        """All keyword arguments of a call for B prompts and the seeds of their noise, `arguments` among them.
+
+        Raises:
+            ValueError: The model does not accept a prompt, such as an unknown class name.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Tensor, prompts: Sequence[str] = (), seeds: Sequence[int] = ()) -> Tensor:
+        """Pictures of final latents.
+
+        Args:
+            latents: B final latents.
+            prompts: What they are of; needed where the pipeline's decoding depends on it.
+            seeds: Of their noise.
+
+        Returns:
+            Pictures [B, 3, H, W] in [0, 1].
+        """
 
     def steps_to_run(self, steps: int) -> int:
-        """How many steps to give to the scheduler: those of the applied schedule's timesteps, `steps` without any."""
+        """How many steps to give to the pipeline: those of the applied schedule's timesteps, `steps` without any."""
         planned: int = getattr(self.pipe.scheduler, "planned_steps", steps)
         return planned
 
@@ -79,99 +106,67 @@ class Model(ABC):
             schedule = Schedule.from_dict(target.schedule(target.stitched(letter * target.steps)))
             denoiser = denoiser_of(other)
             with self.apply(schedule):
-                self.begin(self.encode([""]), self.noise([0]))  # schedules act on calls within a run only
                 others[letter] = count_costs(denoiser, Tree.of(denoiser), target.steps, self.once)
         return replace(count_costs(self.denoiser, target.tree, target.steps, self.once), others=others)
 
-    @abstractmethod
-    def encode(self, prompts: Sequence[str]) -> Any:
-        """Conditions of prompts, as `sample` and `denoise` take them.
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        on_step: Callable[[RunStep], None] = lambda step: None,
+        until: int | None = None,
+    ) -> Tensor:
+        """Final latents of a call of the pipeline, with the schedule that is applied.
+
+        The call is ended after its last step, so that nothing is decoded.
 
         Args:
-            prompts: B texts; the empty one is the unconditional half of guidance.
+            prompts: B prompts.
+            seeds: B seeds of the noise; equal seeds give equal noise, whatever the others are.
+            on_step: Called after each step.
+            until: The number of steps; None for all.
 
         Returns:
-            What the pipeline's text encoders give, with both halves of guidance where the model is guided.
+            Latents [B, ...] as the scheduler returned them last.
 
         Raises:
-            ValueError: The model does not accept a prompt, such as an unknown class name.
+            ValueError: The scheduler made fewer steps.
         """
+        scheduler, last = self.pipe.scheduler, []
 
-    @abstractmethod
-    def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Initial noise, as the pipeline draws it from one generator per picture.
+        def watch(step: RunStep) -> None:
+            on_step(step)
+            if step.number + 1 == (until or len(scheduler.timesteps)):
+                last.append(step.latents)
+                raise RunEnded
 
-        Args:
-            seeds: B seeds; equal seeds give equal noise, whatever the others are.
+        with watch_steps(scheduler, watch):
+            self._run(self.call_arguments(prompts, seeds))
+        if not last:
+            raise ValueError(
+                f"{type(self.pipe).__name__} ended before its scheduler had made {len(scheduler.timesteps)} steps; a "
+                "schedule applies to whole runs, not to image-to-image or resumed ones"
+            )
+        return rows_of(last[0], len(seeds))
 
-        Returns:
-            Noise [B, C, h, w], of standard deviation 1.
-        """
+    def begin(self, prompts: Sequence[str], seeds: Sequence[int], **arguments: Any) -> None:
+        """Call the pipeline up to the first call of the denoiser, which sets the scheduler's timesteps."""
 
-    @abstractmethod
-    def begin(self, conditions: Any, noise: Tensor) -> Tensor:
-        """Begin a run: set the scheduler's timesteps, by the schedule that is applied.
+        def end(*_: Any) -> None:
+            raise RunEnded
 
-        Args:
-            conditions: What `encode` returned.
-            noise: What `noise` returned.
+        hook = self.denoiser.register_forward_pre_hook(end)
+        try:
+            self._run(self.call_arguments(prompts, seeds) | arguments)
+        finally:
+            hook.remove()
 
-        Returns:
-            The first latents [B, C, h, w]: the noise in the scheduler's scale.
-        """
+    def once(self) -> Tensor:
+        """One step's denoiser calls for one picture, all branches of guidance, on which cost tables are counted."""
+        return self.sample([self.example], [0], until=1)
 
-    @abstractmethod
-    def denoise(self, conditions: Any, latents: Tensor, t: Tensor) -> Tensor:
-        """Call the denoiser once, or twice where the pipeline does so for guidance.
-
-        Args:
-            conditions: What `encode` returned.
-            latents: The latents before this step [B, C, h, w].
-            t: The timestep, a scalar of `scheduler.timesteps`.
-
-        Returns:
-            The guided prediction [B, C, h, w], as the pipeline gives it to `scheduler.step`.
-        """
-
-    @torch.no_grad()
-    def sample(self, conditions: Any, noise: Tensor) -> Tensor:
-        """Final latents [B, C, h, w] by the pipeline's arithmetic, with the schedule that is applied."""
-        latents = self.begin(conditions, noise)
-        for t in self.pipe.scheduler.timesteps:
-            _, latents = self.advance(conditions, latents, t)
-        return latents
-
-    def advance(self, conditions: Any, latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of a run: the guided prediction at timestep t, and the scheduler's next latents."""
-        scheduler = self.pipe.scheduler
-        extra = {"eta": 0.0} if _takes_eta(type(scheduler)) else {}  # type: ignore[arg-type]
-        prediction = self.denoise(conditions, latents, t)
-        return prediction, scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
-
-    @abstractmethod
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1] of final latents."""
-
-    @abstractmethod
-    def stock(self, prompts: Sequence[str], seeds: Sequence[int], **arguments: Any) -> Any:
-        """Call the pipeline itself, with its own loop.
-
-        Args:
-            prompts: B texts.
-            seeds: B seeds of the noise.
-            arguments: Arguments of the pipeline call, in place of those of `arguments`.
-
-        Returns:
-            B pictures in the form of `output_type`; with `output_type="latent"` latents [B, C, h, w].
-        """
-
-    @abstractmethod
-    def once(self) -> Any:
-        """One step's denoiser calls for one picture, both halves of guidance, on which cost tables are counted."""
-
-    @abstractmethod
     def shorter(self, steps: int) -> dict[str, Any]:
-        """The sampler part of a schedule for what plain diffusers runs with another number of steps.
+        """The sampler part of a schedule for what the pipeline itself runs with another number of steps.
 
         Args:
             steps: The number of steps, which may also exceed the teacher's.
@@ -179,17 +174,38 @@ class Model(ABC):
         Returns:
             `class`, `config`, `timesteps` [steps] and, where the class has them, `sigmas` [steps + 1].
         """
+        scheduler = self.pipe.scheduler
+        self.begin([self.example], [0], num_inference_steps=steps)
+        timesteps, sigmas = grid_of_scheduler(scheduler)
+        part = {"class": type(scheduler).__name__, "config": public_config(scheduler), "timesteps": timesteps}
+        return part | ({"sigmas": sigmas} if sigmas else {})
 
-    @property
-    @abstractmethod
-    def arguments(self) -> Mapping[str, Any]:
-        """Keyword arguments of the pipeline call that was searched; production has to use the same."""
+    def stock(self, prompts: Sequence[str], seeds: Sequence[int], **arguments: Any) -> Any:
+        """What a call of the pipeline returns, from the first thing to the last.
+
+        Args:
+            prompts: B prompts.
+            seeds: B seeds of the noise.
+            arguments: Arguments of the call, in place of those of `arguments`.
+        """
+        return self.pipe(**self.call_arguments(prompts, seeds) | arguments)
+
+    def _run(self, arguments: Mapping[str, Any]) -> Any:
+        """Call the pipeline; None where the call was ended early."""
+        if self._encoders is None:
+            self._encoders = EncoderMemo(self.pipe)
+        try:
+            with self._encoders.remembered(self.denoiser):
+                return self.pipe(**arguments)
+        except RunEnded:
+            if getattr(self.pipe, "_all_hooks", None):  # of offloading, which the end of a call resets
+                self.pipe.maybe_free_model_hooks()
+            return None
 
 
-@cache
-def _takes_eta(scheduler: type) -> bool:
-    """Whether a scheduler class has DDIM's argument `eta`; cached, because the look-up is slower than a step."""
-    return "eta" in inspect.signature(scheduler.step).parameters  # type: ignore[attr-defined]
+def rows_of(latents: Tensor, count: int) -> Tensor:
+    """Latents [count, ...]: the first half where a pipeline steps both halves of guidance alike (DiT)."""
+    return latents[:count] if len(latents) == 2 * count else latents
 
 
 def to_schedule(model: Model, parts: Mapping[str, Any]) -> Schedule:

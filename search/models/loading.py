@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,59 +11,23 @@ import torch
 
 from search.profile.bundled import bundled_model
 
-# The option model= for a pipeline of each class, at the size that most people have.
-CHOICES = {
-    "PixArtAlphaPipeline": "pixart_alpha_1024",
-    "PixArtSigmaPipeline": "pixart_sigma_1024",
-    "DiTPipeline": "dit_xl_256",
-    "StableDiffusionPipeline": "sd15",
-    "StableDiffusionXLPipeline": "sdxl",
-    "StableDiffusion3Pipeline": "sd3_medium",
-    "FluxPipeline": "flux_dev",
-    "WanPipeline": "wan21_1_3b",
-}
 
-
-def load(
-    path: str | Path,
-    name: str,
-    classes: Sequence[str],
-    dtype: torch.dtype | Mapping[str, torch.dtype],
-    **components: Any,
-) -> Any:
-    """The pipeline of a folder, a hub id or a bundled model's name, where it is of one of these classes.
+def load_any(path: str | Path, dtype: torch.dtype | Mapping[str, torch.dtype], **components: Any) -> Any:
+    """The pipeline of a folder, a hub id or a bundled model's name, of whatever class.
 
     Args:
         path: The folder, hub id or name.
-        name: The model's option, for messages.
-        classes: The pipeline classes that it accepts.
         dtype: Type of the weights, or types by component.
         **components: Components that replace the pipeline's.
 
     Raises:
-        ValueError: It cannot be loaded, or is of another class, which is checked before its weights are read.
-    """
-    folder, class_name = _find(path)
-    if class_name not in classes:
-        other = CHOICES.get(class_name)
-        hint = f"type model={other} model.path={path}" if other else f"there are adapters for {', '.join(CHOICES)}"
-        raise ValueError(
-            f"model.path={str(path)!r} is a {class_name}; model={name} takes {' and '.join(classes)}; {hint}"
-        )
-    return _load(path, folder, dtype, **components)
-
-
-def load_any(path: str | Path, dtype: torch.dtype) -> Any:
-    """The pipeline of a folder, a hub id or a bundled model's name, of whatever class.
-
-    Raises:
         ValueError: It cannot be loaded.
     """
-    return _load(path, _find(path)[0], dtype)
+    return _load(path, _find(path), dtype, **components)
 
 
-def _find(path: str | Path) -> tuple[str | Path, str]:
-    """Where a pipeline lies, and the name of its class."""
+def _find(path: str | Path) -> str | Path:
+    """Where a pipeline lies; its index is read before its weights."""
     from diffusers import DiffusionPipeline
 
     folder = path
@@ -75,7 +39,8 @@ def _find(path: str | Path) -> tuple[str | Path, str]:
         if not isinstance(folder, Path) and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(folder)):
             raise ValueError("there is no such folder, and it is not a hub id")
         with quiet():
-            return folder, str(DiffusionPipeline.load_config(folder)["_class_name"])
+            DiffusionPipeline.load_config(folder)
+            return folder
     except Exception as error:  # hub, file and config errors are of many kinds
         raise _not_loaded(path, error) from None
 

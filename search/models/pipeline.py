@@ -1,76 +1,91 @@
-"""The base class of adapters of diffusers pipelines: loading, noise by seeds, guidance as one batch, decoding."""
+"""Any pipeline of diffusers as a model: loading, the arguments of its call, decoding by the pipeline itself."""
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from search.models.base import Model
-from search.models.loading import load
+from search.models.loading import load_any
+from search.models.pictures import pictures_of
+from search.models.prompts import prompt_arguments
+from search.models.watch import replaced_step
 from search.profile.target import Target
 from search.schedule.model.identity import denoiser_of, model_part
 from search.schedule.model.layers import layers_of
 from search.schedule.model.nodes import Tree
-from search.schedule.schedulers import GRIDDED, public_config, scheduler_class, scheduler_grid
+from search.schedule.schedulers import GRIDDED, scheduler_class, step_arguments
 
-Conditions = Mapping[str, Any]  # arguments of the denoiser that stay the same over a run
+TYPED = ("guidance_scale", "height", "width", "max_sequence_length", "num_frames")  # arguments with a name of their own
 
 
 @dataclass(eq=False, repr=False)
 class Pipeline(Model):
-    """A pipeline, loaded.
-
-    A subclass names the `classes` of pipelines that it accepts, and repeats their `__call__` line by line: `encode`
-    returns the arguments of the denoiser that stay the same over a run, with both halves of guidance in one batch, and
-    `denoise` calls it.
+    """A pipeline of diffusers, run by its own call.
 
     Attributes:
         name: Name of the model's option.
-        path: A folder, a hub id, or the name of a bundled pipeline; None is the family's bundled one.
+        path: A folder, a hub id, or the name of a bundled pipeline.
         steps: Steps of the teacher.
-        guidance_scale: Scale of guidance in the pipeline call.
-        height: Of pictures, in pixels; None is the checkpoint's own.
-        width: Of pictures, in pixels; None is the checkpoint's own.
+        guidance_scale: Scale of guidance in the pipeline call; None is the pipeline's default, as in all that follow.
+        height: Of pictures, in pixels.
+        width: Of pictures, in pixels.
+        max_sequence_length: Tokens of a prompt.
+        num_frames: Frames of a video.
+        call: Further arguments of the pipeline call.
         dtype: Name of torch's type of the weights.
+        vae_dtype: Another type for the autoencoder.
         scheduler: Another scheduler class, which gets the configuration of the pipeline's scheduler.
         small: A smaller pipeline whose denoiser schedules can run at some steps, given like `path`.
         device: Where it runs.
+        pipe: The pipeline itself, in place of `path`.
+        example: A prompt that can be run.
+
+    Raises:
+        ValueError: The pipeline cannot be loaded, takes other arguments, or has a scheduler that runs no given timesteps.
     """
 
     name: str
     path: str | Path | None = None
     steps: int = 20
-    guidance_scale: float = 4.0
+    guidance_scale: float | None = None
     height: int | None = None
     width: int | None = None
+    max_sequence_length: int | None = None
+    num_frames: int | None = None
+    call: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
+    vae_dtype: str | None = None
     scheduler: str | None = None
     small: str | Path | None = None
     device: Any = "cpu"
-
-    classes: ClassVar[tuple[str, ...]]
-    bundled: ClassVar[str | None] = None  # the bundled pipeline that `path` None means
-    whole_runs: ClassVar[bool] = True  # the pipeline calls scheduler.set_begin_index(0)
+    pipe: Any = None
+    example: str = ""
 
     def __post_init__(self) -> None:
-        if (path := self.path or self.bundled) is None:
-            raise ValueError(f"no {self.classes[0]} is bundled with the project; type model.path=<folder or hub id>")
         self.device = torch.device(self.device)
-        self.pipe = load(path, self.name, self.classes, self._dtypes()).to(self.device)
+        if self.pipe is None:
+            if self.path is None:
+                raise ValueError(f"model={self.name} needs a pipeline; type model.path=<folder or hub id>")
+            self.pipe = load_any(self.path, self._dtypes()).to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
+        if getattr(self.pipe, "transformer_2", None) is not None:
+            raise ValueError(
+                f"{self._what} has two transformers, one for each part of a run; give a pipeline with one, such as "
+                "model.path=Wan-AI/Wan2.1-T2V-1.3B-Diffusers or model.path=Wan-AI/Wan2.2-TI2V-5B-Diffusers"
+            )
+        self._check_arguments()
         self.others = {"S": self._smaller(self.small)} if self.small else {}
         self._set_scheduler()
-        height, width = self._default_size()
-        self.size = (self.height or height, self.width or width)
-        # The class, the configuration and the grid of the scheduler are the sampler part of schedules.
-        self._solver = {
-            "class": type(self.pipe.scheduler).__name__,
-            "config": public_config(self.pipe.scheduler),
-        }
+        self._outputs: dict[Any, Any] = {}  # zeros like what the denoiser returns, by shapes of its input
         self.target = Target(
             self.name,
             Tree.of(self.denoiser),
@@ -85,117 +100,64 @@ class Pipeline(Model):
             },
         )
 
-    @property
-    def denoiser(self) -> nn.Module:
-        return denoiser_of(self.pipe)
-
-    @property
-    def guided(self) -> bool:
-        """Whether the pipeline runs classifier-free guidance."""
-        return self.guidance_scale > 1
+    @cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the arguments of the pipeline's call."""
+        return tuple(inspect.signature(type(self.pipe).__call__).parameters)[1:]
 
     @property
     def arguments(self) -> Mapping[str, Any]:
+        typed = {name: value for name in TYPED if (value := getattr(self, name)) is not None}
+        return {"num_inference_steps": self.steps, **typed, **self.call}
+
+    def call_arguments(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        latent = {"output_type": "latent"} if "output_type" in self.parameters and not self._only_pictures else {}
         return {
-            "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance_scale,
-            "height": self.size[0],
-            "width": self.size[1],
+            **latent,
+            **self.arguments,
+            **prompt_arguments(self.pipe, self.parameters, prompts),
+            "num_inference_steps": self.steps_to_run(self.steps),
+            "generator": generators[0] if len(generators) == 1 else generators,
         }
 
-    def shorter(self, steps: int) -> dict[str, Any]:
-        """The sampler part that plain diffusers runs with another number of steps."""
-        timesteps, sigmas = scheduler_grid(self.pipe.scheduler, steps, **self._grid(steps))
-        return {**self._solver, "timesteps": timesteps} | ({"sigmas": sigmas} if sigmas else {})
-
-    @abstractmethod
-    def encode(self, prompts: Sequence[str]) -> Conditions:
-        """The denoiser's arguments for B prompts; they have 2B rows if guidance is one batch."""
-
-    def noise(self, seeds: Sequence[int]) -> Tensor:
-        return self._draw(seeds, self._shape(), self.denoiser.dtype)
-
-    def begin(self, conditions: Conditions, noise: Tensor) -> Tensor:
-        scheduler = self.pipe.scheduler
-        steps = self.steps_to_run(self.steps)
-        scheduler.set_timesteps(steps, device=self.device, **self._grid(steps))
-        if self.whole_runs and hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)
-        return noise * scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else noise
-
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipe.vae
-        scaled = latents.to(self.device, vae.dtype) / vae.config.scaling_factor
-        if vae.config.shift_factor:
-            scaled = scaled + vae.config.shift_factor
-        return (vae.decode(scaled, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+    def decode(self, latents: Tensor, prompts: Sequence[str] = (), seeds: Sequence[int] = ()) -> Tensor:
+        prompts, seeds = list(prompts) or [self.example] * len(latents), list(seeds) or [0] * len(latents)
+        arguments = self.call_arguments(prompts, seeds) | {"output_type": "pt"}
+        with self._answered_denoiser(), self._ending_with(latents):
+            return pictures_of(self._run(arguments | {"return_dict": False})[0])
 
-    def stock(self, prompts: Sequence[str], seeds: Sequence[int], **arguments: Any) -> Any:
-        return self._run(list(prompts), seeds, arguments).images
+    @property
+    def _what(self) -> str:
+        return f"model.path={str(self.path)!r}" if self.path else f"this {type(self.pipe).__name__}"
 
-    def once(self) -> Tensor:
-        """One step's denoiser calls for one picture, both halves of guidance, on which cost tables are counted."""
-        t = self.pipe.scheduler.timesteps[0].to(self.device)
-        return self.denoise(self.encode([""]), self.noise([0]), t)
-
-    def _run(self, prompts: Sequence[Any], seeds: Sequence[int], arguments: Mapping[str, Any]) -> Any:
-        """The output of the pipeline call."""
-        steps = {"num_inference_steps": self.steps_to_run(self.steps)}
-        return self.pipe(prompts, generator=_generators(seeds), **{**self.arguments, **steps, **arguments})
-
-    def _draw(self, seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Noise [B, *shape] as pipelines draw it from one generator per picture, on the CPU."""
-        from diffusers.utils.torch_utils import randn_tensor
-
-        return randn_tensor((len(seeds), *shape), generator=_generators(seeds), dtype=dtype).to(self.device)
-
-    def _halves(self, empty: Tensor, conditional: Tensor) -> Tensor:
-        """Rows of the batch as guidance needs them, unconditional first."""
-        return torch.cat([empty, conditional]) if self.guided else conditional
-
-    def _doubled(self, latents: Tensor) -> Tensor:
-        return torch.cat([latents] * 2) if self.guided else latents
-
-    def _guide(self, prediction: Tensor) -> Tensor:
-        """Guided predictions [B, ...] of those of both halves [2B, ...]."""
-        if not self.guided:
-            return prediction
-        without, conditional = prediction.chunk(2)
-        return without + self.guidance_scale * (conditional - without)
+    @property
+    def _only_pictures(self) -> bool:
+        """Whether the pipeline takes no "latent" as the type of its output (DiTPipeline)."""
+        return "class_labels" in self.parameters
 
     def _dtypes(self) -> Any:
         """The type of the weights, or types by component."""
-        return getattr(torch, self.dtype)
+        dtype = getattr(torch, self.dtype)
+        return {"default": dtype, "vae": getattr(torch, self.vae_dtype)} if self.vae_dtype else dtype
 
-    def _guidance(self) -> float:
-        """The scale of classifier-free guidance; 1 means none."""
-        return self.guidance_scale
-
-    def _grid(self, steps: int) -> dict[str, Any]:
-        """Further arguments that the pipeline gives to `set_timesteps`, besides steps and device."""
-        return {}
-
-    def _default_size(self) -> tuple[int, int]:
-        """Height and width in pixels that the checkpoint was trained for."""
-        side = self.denoiser.config.sample_size * self._factor
-        return side, side
-
-    def _shape(self) -> tuple[int, ...]:
-        """Shape [C, h, w] of one picture's latents."""
-        height, width = self.size
-        return self.denoiser.config.in_channels, height // self._factor, width // self._factor
-
-    @property
-    def _factor(self) -> int:
-        """Pixels per latent along each side."""
-        return int(2 ** (len(self.pipe.vae.config.block_out_channels) - 1))
+    def _check_arguments(self) -> None:
+        """ValueError for an argument that the pipeline's call does not take."""
+        for name in self.arguments:
+            if name not in self.parameters:
+                key = f"model.{name}" if name in TYPED else f"model.call.{name}"
+                value = f"{key}={self.arguments[name]!r}"
+                raise ValueError(
+                    f"{value}: {type(self.pipe).__name__} takes no such argument; leave it out ({key}=null), it takes "
+                    f"{', '.join(self.parameters)}"
+                )
 
     def _smaller(self, path: str | Path) -> Any:
         """Another pipeline with this one's text encoder and autoencoder, so that only its denoiser is loaded."""
         denoiser = denoiser_of(self.pipe)
         shared = {k: v for k, v in self.pipe.components.items() if v is not denoiser and k != "scheduler"}
-        return load(path, self.name, self.classes, self._dtypes(), **shared).to(self.device)
+        return load_any(path, self._dtypes(), **shared).to(self.device)
 
     def _set_scheduler(self) -> None:
         """Replace the scheduler if another class is given; ValueError if it cannot run given timesteps."""
@@ -209,6 +171,59 @@ class Pipeline(Model):
                 f"model.scheduler=DPMSolverMultistepScheduler, or another of {', '.join(GRIDDED)}"
             )
 
+    def _guidance(self) -> float:
+        """The scale of classifier-free guidance, 1 for none: whether the denoiser runs two branches for one picture."""
+        rows: list[int] = []
 
-def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+        def count(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            rows.append(len(next(iter([*args, *kwargs.values()]))))
+
+        hook = self.denoiser.register_forward_pre_hook(count, with_kwargs=True)
+        try:
+            self.once()
+        finally:
+            hook.remove()
+        scale = self.arguments.get("guidance_scale", inspect.signature(type(self.pipe).__call__).parameters)
+        if isinstance(scale, Mapping):
+            scale = scale["guidance_scale"].default if "guidance_scale" in scale else 1.0
+        return float(scale) if sum(rows) > 1 else 1.0
+
+    @contextmanager
+    def _ending_with(self, latents: Tensor) -> Iterator[None]:
+        """No step of the scheduler is computed: the last one returns these latents, the others what they are given."""
+        scheduler, count = self.pipe.scheduler, 0
+
+        def step(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            nonlocal count
+            count += 1
+            given = step_arguments(type(scheduler), args, kwargs)
+            value = sample = given["sample"]
+            if count == len(scheduler.timesteps):
+                rows = [latents] * 2 if len(sample) == 2 * len(latents) else [latents]
+                value = torch.cat(rows).to(sample.device, sample.dtype)
+            return (value, value) if not given.get("return_dict", True) else SchedulerOutput(prev_sample=value)
+
+        with replaced_step(scheduler, step):
+            yield
+
+    @contextmanager
+    def _answered_denoiser(self) -> Iterator[None]:
+        """The denoiser returns zeros; for input of new shapes it runs once, so that their form is known."""
+        denoiser: Any = self.denoiser
+        own, original = "forward" in vars(denoiser), denoiser.forward
+
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            hidden = next(iter([*args, *kwargs.values()]))
+            key = getattr(hidden, "shape", None), kwargs.get("return_dict", True)
+            if key not in self._outputs:
+                self._outputs[key] = tree_map_only(Tensor, torch.zeros_like, original(*args, **kwargs))
+            return tree_map_only(Tensor, torch.clone, self._outputs[key])
+
+        denoiser.forward = answer
+        try:
+            yield
+        finally:
+            if own:
+                denoiser.forward = original
+            else:
+                del denoiser.forward

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from search.models.base import Model
-from search.models.trajectory import DIMS, HORIZON, RADIUS, TrajectoryPipeline, condition, expert
+from search.models.trajectory import HORIZON, RADIUS, TrajectoryPipeline
 from search.profile.bundled import bundled_model
 from search.profile.target import Target
 from search.schedule.model.contracts import Contract
-from search.schedule.model.identity import denoiser_of, model_part
+from search.schedule.model.identity import model_part
 from search.schedule.model.nodes import Tree
-from search.schedule.schedulers import public_config, scheduler_grid
 
 PIXELS = 64
 PLAIN = "start 0 goal 0"
@@ -60,39 +59,25 @@ class Policy(Model):
         self.device = torch.device(self.device)
         self.pipe = TrajectoryPipeline.from_pretrained(folder)
         self.denoiser.to(self.device)
-        scheduler, contract = self.pipe.scheduler, Contract.from_dict(self.contract)
-        self._solver = {"class": type(scheduler).__name__, "config": public_config(scheduler)}
+        contract = Contract.from_dict(self.contract)
         layers = {n: (m.out_features, m.in_features) for n, m in self.denoiser.named_modules() if type(m) is nn.Linear}
         tree, part = Tree.of(self.denoiser, contract), model_part(self.denoiser, contract)
         self.target = Target(self.name, tree, self.steps, part, self.shorter(self.steps), layers)
 
     @property
-    def denoiser(self) -> nn.Module:
-        return denoiser_of(self.pipe)
-
-    @property
     def arguments(self) -> Mapping[str, Any]:
         return {"num_inference_steps": self.steps, "chunks": self.chunks}
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Tasks [B, 4]; the empty prompt is the plain one."""
-        return condition([line or PLAIN for line in prompts]).to(self.device)
+    def call_arguments(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+        """Lines and generators; the empty prompt is the plain one."""
+        return {
+            **self.arguments,
+            "lines": [line or PLAIN for line in prompts],
+            "num_inference_steps": self.steps_to_run(self.steps),
+            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+        }
 
-    def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Noise [B, H, 2]."""
-        drawn = [torch.randn(1, HORIZON, DIMS, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.cat(drawn).to(self.device)
-
-    def begin(self, conditions: Tensor, noise: Tensor) -> Tensor:
-        """The plans [B, H, 2] that a run begins with: noise, or what an expert's plan is before a tick."""
-        self.pipe.scheduler.set_timesteps(self.steps_to_run(self.steps), device=self.device)
-        return self.pipe.noised(expert(conditions), noise, self.chunks)
-
-    @torch.no_grad()
-    def denoise(self, conditions: Tensor, latents: Tensor, t: Tensor) -> Tensor:
-        return self.pipe.velocity(latents, t, conditions, self.chunks)
-
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, prompts: Sequence[str] = (), seeds: Sequence[int] = ()) -> Tensor:
         """Drawings [B, 3, 64, 64] of the obstacle and the way around it, from -1.2 to 1.2 along both axes."""
         axis = torch.linspace(-1.2, 1.2, PIXELS, device=latents.device)
         places = torch.stack(torch.meshgrid(-axis, axis, indexing="ij")[::-1], dim=-1)  # y upwards
@@ -113,16 +98,5 @@ class Policy(Model):
     def stock(self, prompts: Sequence[str], seeds: Sequence[int], **arguments: Any) -> Any:
         """Plans of the pipeline itself for `output_type="latent"`, else drawings."""
         drawn = arguments.pop("output_type", "pt") != "latent"
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        arguments = {**self.arguments, "num_inference_steps": self.steps_to_run(self.steps), **arguments}
-        plans = self.pipe([line or PLAIN for line in prompts], generator=generators, **arguments)
+        plans = super().stock(prompts, seeds, **arguments)
         return self.decode(plans) if drawn else plans
-
-    def once(self) -> Tensor:
-        conditions = self.encode([""])
-        latents = self.begin(conditions, self.noise([0]))
-        return self.denoise(conditions, latents, self.pipe.scheduler.timesteps[0])
-
-    def shorter(self, steps: int) -> dict[str, Any]:
-        timesteps, sigmas = scheduler_grid(self.pipe.scheduler, steps)
-        return {**self._solver, "timesteps": timesteps, "sigmas": sigmas}

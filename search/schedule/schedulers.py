@@ -5,7 +5,7 @@ import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import diffusers
@@ -23,6 +23,8 @@ GRIDDED = (
     "FlowMatchEulerDiscreteScheduler",
     "DDIMScheduler",
 )
+
+STEP_ARGUMENTS = ("model_output", "timestep", "sample")  # of `step`, where its signature does not name them
 
 
 def scheduler_class(name: str) -> type:
@@ -61,6 +63,17 @@ def public_config(scheduler: Any) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k in parameters and not (isinstance(v, float) and not math.isfinite(v))}
 
 
+def step_arguments(scheduler: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a class's `step` by name; CogVideoX's takes them in another order than the others."""
+    given = _step_signature(scheduler).bind(None, *args, **kwargs).arguments
+    return given if "timestep" in given else dict(zip(STEP_ARGUMENTS, args, strict=False)) | dict(kwargs)
+
+
+@cache
+def _step_signature(scheduler: type) -> inspect.Signature:
+    return inspect.signature(scheduler.step)  # type: ignore[attr-defined]
+
+
 def scheduler_grid(scheduler: Any, steps: int, **given: Any) -> tuple[list[float], list[float] | None]:
     """Timesteps and sigmas of a scheduler as diffusers sets them.
 
@@ -74,8 +87,13 @@ def scheduler_grid(scheduler: Any, steps: int, **given: Any) -> tuple[list[float
     """
     probe = copy.deepcopy(scheduler)
     probe.set_timesteps(steps, **given)
-    sigmas = getattr(probe, "sigmas", None)
-    timesteps = [float(t) for t in probe.timesteps]
+    return grid_of_scheduler(probe)
+
+
+def grid_of_scheduler(scheduler: Any) -> tuple[list[float], list[float] | None]:
+    """Timesteps [T] and sigmas [T+1] that a scheduler is set to; None where the class has no sigmas."""
+    sigmas = getattr(scheduler, "sigmas", None)
+    timesteps = [float(t) for t in scheduler.timesteps]
     if sigmas is None or len(sigmas) != len(timesteps) + 1:
         return timesteps, None
     return timesteps, [float(s) for s in sigmas]

@@ -1,4 +1,4 @@
-"""Adapters of tiny pipelines: small enough to search in a test, and with everything that a real model has."""
+"""Models of tiny pipelines: small enough to search in a test, and with everything that a real model has."""
 
 from collections.abc import Callable
 from functools import cache
@@ -8,38 +8,43 @@ from typing import Any, TypeVar
 
 import torch
 
-from search.models.dit import DiT
-from search.models.flux import Flux
+from search.models.base import Model
 from search.models.pipeline import Pipeline
-from search.models.pixart import PixArt
-from search.models.sd3 import StableDiffusion3
-from search.models.stable_diffusion import StableDiffusion, StableDiffusionXL
-from search.models.wan import Wan
 from search.testing import pipelines
 from search.testing.pipelines import TOKENS
 
-Adapter = TypeVar("Adapter", bound=Pipeline)
+M = TypeVar("M", bound=Model)
+SIZE = {"height": 16, "width": 16}
 
-# family: its adapter, how to build its pipeline, and the arguments of a small run
-FAMILIES: dict[str, tuple[type[Pipeline], Callable[[], Any], dict[str, Any]]] = {
-    "sd": (StableDiffusion, pipelines.stable_diffusion, {}),
-    "sdxl": (StableDiffusionXL, pipelines.stable_diffusion_xl, {}),
-    "dit": (DiT, pipelines.dit, {}),
-    "flux": (Flux, pipelines.flux, {"max_sequence_length": TOKENS}),
-    "sd3": (StableDiffusion3, pipelines.stable_diffusion_3, {"max_sequence_length": TOKENS, "guidance_scale": 4.0}),
-    "wan": (Wan, pipelines.wan, {"max_sequence_length": TOKENS, "height": 32, "width": 32, "num_frames": 5}),
+# family: how to build its pipeline, and the arguments of a small run
+FAMILIES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "sd": (pipelines.stable_diffusion, {"guidance_scale": 4.0}),
+    "sdxl": (pipelines.stable_diffusion_xl, {"guidance_scale": 4.0}),
+    "dit": (pipelines.dit, {"guidance_scale": 4.0}),
+    "flux": (pipelines.flux, {"max_sequence_length": TOKENS, "guidance_scale": 3.5, **SIZE}),
+    "sd3": (pipelines.stable_diffusion_3, {"max_sequence_length": TOKENS, "guidance_scale": 4.0, **SIZE}),
+    "wan": (
+        pipelines.wan,
+        {"max_sequence_length": TOKENS, "height": 32, "width": 32, "num_frames": 5, "vae_dtype": "float32"},
+    ),
 }
 
 
-def tiny_model(steps: int = 6, **arguments: Any) -> PixArt:
-    """A fresh adapter of a tiny PixArt, three blocks; tests that change the pipeline do not meet each other."""
-    return PixArt(path=tiny_folder(), steps=steps, max_sequence_length=TOKENS, **arguments)
+def pixart(path: str | Path = "pixart", **arguments: Any) -> Pipeline:
+    """A PixArt pipeline as conf/model/pixart.yaml has it; the bundled one by default."""
+    call = {"use_resolution_binning": False, "clean_caption": False}
+    usual = {"name": "pixart", "steps": 20, "guidance_scale": 4.0, "max_sequence_length": 16}
+    return Pipeline(**{**usual, "path": path, "call": call, **arguments})
 
 
-def tiny_family(family: str, steps: int = 5, **arguments: Any) -> Any:
-    """A fresh adapter of any family but PixArt: a key of `FAMILIES`."""
-    adapter, _, small = FAMILIES[family]
-    return adapter(**{"path": family_folder(family), "steps": steps, **small, **arguments})
+def tiny_model(steps: int = 6, **arguments: Any) -> Pipeline:
+    """A fresh tiny PixArt, three blocks; tests that change the pipeline do not meet each other."""
+    return pixart(tiny_folder(), steps=steps, max_sequence_length=TOKENS, **arguments)
+
+
+def tiny_family(family: str, steps: int = 5, **arguments: Any) -> Pipeline:
+    """A fresh model of any family but PixArt: a key of `FAMILIES`."""
+    return Pipeline(**{"name": family, "path": family_folder(family), "steps": steps, **FAMILIES[family][1], **arguments})
 
 
 @cache
@@ -51,7 +56,7 @@ def tiny_folder() -> Path:
 @cache
 def family_folder(family: str) -> Path:
     """The tiny pipeline of a family, saved."""
-    return saved(FAMILIES[family][1], Path(mkdtemp()) / family)
+    return saved(FAMILIES[family][0], Path(mkdtemp()) / family)
 
 
 def save_tiny(folder: Path, blocks: int = 3, scheduler: Any = None) -> Path:
@@ -66,7 +71,7 @@ def saved(build: Callable[[], Any], folder: Path) -> Path:
     return folder
 
 
-def lively(model: Adapter) -> Adapter:
+def lively(model: M) -> M:
     """The model with weights so large that every action shows in the latents."""
     torch.manual_seed(0)
     for parameter in model.denoiser.parameters():

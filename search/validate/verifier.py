@@ -172,23 +172,23 @@ class Verifier:
 
     def _measure(self, schedule: "Schedule", part: range, names: Sequence[str]) -> dict[str, list[float]]:
         """Values by name for some of the pictures."""
-        conditions, noise, teacher, images = self._teacher(part)
+        prompts, seeds, teacher, images = self._teacher(part)
         with self.model.apply(schedule):
-            latents = self.model.sample(conditions, noise).cpu()
-        pairs = {"latents": (latents, teacher), "images": (self.model.decode(latents).cpu(), images)}
+            latents = self.model.sample(prompts, seeds).cpu()
+        pairs = {"latents": (latents, teacher), "images": (self.model.decode(latents, prompts, seeds).cpu(), images)}
         qualities = {name: self._qualities[name] for name in names}
         return {name: [float(v) for v in quality(*pairs[quality.of])] for name, quality in qualities.items()}
 
-    def _teacher(self, part: range) -> "tuple[Any, Tensor, Tensor, Tensor]":
-        """Conditions, noise, and the teacher's latents and pictures, for some of the pictures."""
+    def _teacher(self, part: range) -> "tuple[list[str], list[int], Tensor, Tensor]":
+        """Prompts, seeds, and the teacher's latents and pictures, for some of the pictures."""
         if part in self._teacher_results:
             return self._teacher_results[part]
         from search.config.load import HELD_OUT_SEED
 
-        conditions = self.model.encode([self.prompts[i % len(self.prompts)] for i in part])
-        noise = self.model.noise([self.seeds[i] if self.seeds else HELD_OUT_SEED + self.seed + i for i in part])
-        latents = self.model.sample(conditions, noise).cpu()
-        results = conditions, noise, latents, self.model.decode(latents).cpu()
+        prompts = [self.prompts[i % len(self.prompts)] for i in part]
+        seeds = [self.seeds[i] if self.seeds else HELD_OUT_SEED + self.seed + i for i in part]
+        latents = self.model.sample(prompts, seeds).cpu()
+        results = prompts, seeds, latents, self.model.decode(latents, prompts, seeds).cpu()
         if self.keep:
             self._teacher_results[part] = results
         return results

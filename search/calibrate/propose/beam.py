@@ -71,7 +71,8 @@ def beam_rows(
     keep = values_needed([to_schedule(model, space.decode(row, target)) for row in alone])
     run = PartialRun(model, *probe.inputs[0], costs, keep)
     off = to_schedule(model, space.decode(zero, target))
-    teacher = [state.latents for state in run.follow(run.begin(), off)]
+    teacher: list[Tensor] = []
+    run.follow(run.begin(), off, on_state=lambda state: teacher.append(state.latents))
     beam = [Candidate(zero, run.begin())]
     for step in range(target.steps):
         grown: dict[Any, Candidate] = {}

@@ -3,12 +3,8 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from functools import partial
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from search.evaluate.execute.jobs import Batch, Job, OnDone, Outcome
 from search.evaluate.execute.partial import PartialRun, RunState
@@ -41,19 +37,12 @@ class Runner:
         self.memory = StateCache() if memory is None else memory
         self.executed, self.steps = 0.0, 0
         self.keep: dict[str, int] = {}
-        self._inputs: dict[Batch, tuple[Any, Tensor]] = {}
         self._fitters: dict[Batch, Fitter] = {}
-
-    def inputs(self, batch: Batch) -> tuple[Any, Tensor]:
-        """Conditions and noise of a batch."""
-        if batch not in self._inputs:
-            self._inputs[batch] = self.model.encode(batch.prompts), self.model.noise(batch.seeds)
-        return self._inputs[batch]
 
     def fitter(self, batch: Batch) -> Fitter:
         """The fitter of solvers on a batch; ValueError where the scheduler does not run tables."""
         if batch not in self._fitters:
-            self._fitters[batch] = Fitter(self.model, *self.inputs(batch))
+            self._fitters[batch] = Fitter(self.model, batch.prompts, batch.seeds)
             self.executed += self.costs.teacher_macs / self.costs.block_macs * len(batch)
         return self._fitters[batch]
 
@@ -91,20 +80,22 @@ class Runner:
         self, batch: Batch, job: Job, path: Sequence[int], line: dict[int, RunState], forks: set[int]
     ) -> Outcome:
         """Run a job from its latest state that is held; its states that are forks are added to the line."""
-        partial = PartialRun(self.model, *self.inputs(batch), self.costs, self.keep)
+        partial = PartialRun(self.model, batch.prompts, batch.seeds, self.costs, self.keep)
         state = partial.begin()
         for prefix in reversed(path[:-1]):
             if prefix in line or prefix in self.memory:
                 state = line.get(prefix) or self.memory.get(prefix) or state
                 break
         solver = self._solver(batch, job)
-        with closing(partial.follow(state, job.schedule, solver)) as states:
-            for state in states:
-                prefix = path[state.step - 1]
-                if prefix in forks:
-                    line[prefix] = state
-                if state.step < len(path):
-                    self.memory.put(prefix, state)
+
+        def remember(state: RunState) -> None:
+            prefix = path[state.step - 1]
+            if prefix in forks:
+                line[prefix] = state
+            if state.step < len(path):
+                self.memory.put(prefix, state)
+
+        state = partial.follow(state, job.schedule, solver, remember)
         self.executed += partial.block_executions
         self.steps += partial.steps
         for prefix in reversed(path[:-1]):  # states that more runs continue from are dropped later
@@ -160,7 +151,7 @@ class Runner:
             asked = any(not gate.is_static for gate in schedule.gates)
             with self.model.apply(schedule) as handle:
                 parts = _singles(batch) if asked else [batch]  # in a batch all would compute what one of them needs
-                latents = torch.cat([self.model.sample(*self.inputs(part)).cpu() for part in parts])
+                latents = torch.cat([self.model.sample(part.prompts, part.seeds).cpu() for part in parts])
             decided = {gate["group"]: gate["computed"] for gate in handle.stats()["gates"]}
         self.executed += self.costs.measured(decided).macs(schedule) / self.costs.block_macs * len(batch)
         return Outcome(latents, schedule, decided)

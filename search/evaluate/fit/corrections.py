@@ -23,13 +23,13 @@ class Corrector:
 
     Args:
         model: The model that runs.
-        conditions: What `model.encode` returned.
-        noise: Initial noise [B, C, h, w].
+        prompts: B calibration prompts.
+        seeds: Of their noise.
         ridge: How far corrections are shrunk toward none, see `fit_affine`.
     """
 
-    def __init__(self, model: Model, conditions: Any, noise: Tensor, ridge: float = RIDGE) -> None:
-        self.model, self.conditions, self.noise, self.ridge = model, conditions, noise, ridge
+    def __init__(self, model: Model, prompts: Sequence[str], seeds: Sequence[int], ridge: float = RIDGE) -> None:
+        self.model, self.prompts, self.seeds, self.ridge = model, prompts, seeds, ridge
         self._corrected: dict[str, Schedule] = {}
         self.runs = 0
 
@@ -43,7 +43,7 @@ class Corrector:
             fits = {name: CorrectionFit(name, self.ridge) for name in reused_steps(bare.plan)}
             if fits:
                 with torch.no_grad(), self.model.apply(bare, corrections=fits):
-                    self.model.sample(self.conditions, self.noise)
+                    self.model.sample(self.prompts, self.seeds)
                 self.runs += 1
             tensors: dict[str, Tensor] = {}
             for fit in fits.values():

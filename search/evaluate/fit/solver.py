@@ -10,13 +10,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from search.evaluate.execute.prefix import SolverRow
 from search.models.base import Model
+from search.models.watch import RunStep
 from search.schedule import Schedule
 from search.schedule.apply.linear_solver import LinearSolver
 from search.schedule.noise import Noise
@@ -78,19 +78,21 @@ class Trajectory:
         return (x - alpha * e) / sigma
 
 
-def record_trajectory(model: Model, conditions: Any, noise: Tensor) -> Trajectory:
+def record_trajectory(model: Model, prompts: Sequence[str], seeds: Sequence[int]) -> Trajectory:
     """Run the model with the applied schedule and record all inputs and outputs of the solver.
 
     ValueError where the scheduler has no sigmas.
     """
     states, outputs = [], []
     scheduler = model.pipe.scheduler
-    latents = model.begin(conditions, noise)
-    for t in scheduler.timesteps:
-        states.append(latents.double())
-        output, latents = model.advance(conditions, latents, t)
-        outputs.append(output.double())
-    states.append(latents.double())
+
+    def record(step: RunStep) -> None:
+        states.append(step.sample.double())
+        outputs.append(step.output.double())
+        if step.number + 1 == len(scheduler.timesteps):
+            states.append(step.latents.double())
+
+    model.sample(prompts, seeds, record)
     sampler = model.target.sampler
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is None or len(sigmas) != len(states):
@@ -105,8 +107,8 @@ class Fitter:
 
     Args:
         model: The model that runs; the teacher's run is recorded now.
-        conditions: What `model.encode` returned.
-        noise: Initial noise [B, C, h, w].
+        prompts: B calibration prompts.
+        seeds: Of their noise.
         ridge: Weight of the table before the fit, as a share of the energy of the combined vectors.
 
     Attributes:
@@ -114,10 +116,9 @@ class Fitter:
         runs: How many runs were made, with the teacher's.
     """
 
-    def __init__(self, model: Model, conditions: Any, noise: Tensor, ridge: float = RIDGE) -> None:
-        self.model, self.conditions, self.noise, self.ridge = model, conditions, noise, ridge
-        with torch.no_grad():
-            self.teacher = record_trajectory(model, conditions, noise)
+    def __init__(self, model: Model, prompts: Sequence[str], seeds: Sequence[int], ridge: float = RIDGE) -> None:
+        self.model, self.prompts, self.seeds, self.ridge = model, prompts, seeds, ridge
+        self.teacher = record_trajectory(model, prompts, seeds)
         self._fitted: dict[str, Schedule] = {}
         self.latents: dict[str, Tensor] = {}
         self.runs = 1
@@ -162,8 +163,8 @@ class Fitter:
     def _run(self, schedule: Schedule) -> Schedule:
         """Fit while the schedule runs."""
         solver = self.solver(schedule)
-        with torch.no_grad(), self.model.apply(schedule, solver=solver):
-            latents = self.model.sample(self.conditions, self.noise).cpu()
+        with self.model.apply(schedule, solver=solver):
+            latents = self.model.sample(self.prompts, self.seeds).cpu()
         self.runs += 1
         fitted = self.fitted(schedule, solver)
         self.latents = {fitted.digest: latents}
@@ -191,14 +192,18 @@ class FittedSolver(LinearSolver):
     ) -> None:
         super().__init__(list(state), [list(row) for row in outputs])
         self.targets, self.ridge = targets, ridge
+        self.known = 0  # how many rows were fitted before
 
     def resume(self, rows: Sequence[Sequence[float]]) -> None:
         """Take over rows that were fitted before, each the weights of x[0] and of the outputs."""
         for i, (state, *outputs) in enumerate(rows):
             self.state[i], self.outputs[i] = state, outputs
+        self.known = len(rows)
 
     def step(self, i: int, output: Tensor, sample: Tensor) -> Tensor:
         """x[i+1] by the fitted row, in the same arithmetic as `LinearSolver`."""
+        if i < self.known:
+            return super().step(i, output, sample)
         vectors = [sample, output] if i == 0 else [*self.values, output]
         rows = torch.stack([value.double().flatten() for value in vectors])  # [K, N]
         prior = torch.tensor([self.state[i], *self.outputs[i]], dtype=rows.dtype, device=rows.device)

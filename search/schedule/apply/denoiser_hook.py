@@ -1,12 +1,13 @@
 """The hook on the denoiser itself."""
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from search.schedule.apply.ahead import Ahead
 from search.schedule.apply.calls import describe_input, parameter_names
@@ -23,6 +24,9 @@ from search.schedule.values import Value, map_tensors
 
 class DenoiserHook(PlannedHook):
     """The denoiser: counts CFG branches, checks that the run is complete, reuses or forecasts whole steps, and guides.
+
+    The first steps of a run may be answered with what was recorded in another one that begins alike: then the denoiser
+    does not run, and whatever surrounds it does.
 
     At a step of another denoiser that one is called instead, with the hooks that it has and none of ours. Values are
     cloned when they are stored and when they are returned, because a pipeline may write into what it gets.
@@ -43,8 +47,36 @@ class DenoiserHook(PlannedHook):
         self.graphs = False  # whether CUDA graphs run beneath
         self.inputs: dict[int, tuple[Any, ...]] = {}  # branch -> shapes, dtypes and devices of this run
         self.container: Container | SampleClass | None = None  # of the outputs, as the last call returned them
+        self.records = False  # whether outputs are recorded
+        self.answered = 0  # how many first steps of this run are answered with what is recorded
+        self.recorded: list[tuple[Any, ...]] = []  # by step of this run, what each call returned; never written into
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        step, branch = self.clock.step, self.clock.calls
+        if 0 <= step < self.answered:
+            return self._answer(step, branch)
+        output = self._forward(module, *args, **kwargs)
+        if self.records and step >= 0:
+            del self.recorded[step + (branch > 0) :]
+            before = self.recorded[step] if branch else ()
+            self.recorded[step:] = [(*before, _copied(output))]
+        return output
+
+    def begin_run(self, answers: Sequence[tuple[Any, ...]] = ()) -> None:
+        """Begin a run whose first steps are answered with these outputs, by step and call."""
+        self.recorded, self.answered = list(answers), len(answers)
+
+    def _answer(self, step: int, branch: int) -> Any:
+        outputs = self.recorded[step]
+        if branch >= len(outputs):
+            raise ScheduleError(
+                f"the denoiser is called {branch + 1} times at step {step}, and was called {len(outputs)} times there in "
+                "the run that this one continues; guidance must not change between runs"
+            )
+        self.clock.calls += 1
+        return _copied(outputs[branch])
+
+    def _forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         self.check(kwargs)
         hidden = args[0] if args else kwargs[parameter_names(type(module))[0]]
         latents = [leaf for leaf in tree_leaves(hidden) if isinstance(leaf, Tensor)]  # some denoisers take lists
@@ -108,3 +140,15 @@ class DenoiserHook(PlannedHook):
             )
         stored = self.store.guided_with(step, self.clock) if isinstance(self.store, HalvedStore) else None
         return guidance.returned(step, value, stored)
+
+
+def _copied(output: Any) -> Any:
+    """The same output in tensors of its own: pipelines may write into theirs."""
+    if isinstance(output, Tensor):
+        return output.detach().clone()
+    if isinstance(output, Mapping):  # an output class of diffusers, which need not be registered with torch
+        copied = copy.copy(output)
+        for name, value in output.items():
+            copied[name] = _copied(value)
+        return copied
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), output)

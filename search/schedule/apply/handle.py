@@ -16,7 +16,6 @@ from search.schedule.apply.hooks import BlockHook, ComponentHook, PlannedHook, S
 from search.schedule.apply.linear_solver import LinearSolver
 from search.schedule.apply.resolved_run import ResolvedRun, resolve_run
 from search.schedule.apply.run_checks import check_call, check_ended, check_run
-from search.schedule.apply.scheduler_progress import resume_scheduler, scheduler_attributes, solver_progress
 from search.schedule.apply.stores import Correction, Store, merge_halves, split_halves
 from search.schedule.apply.tampering import ModuleSnapshot
 from search.schedule.document import Document
@@ -71,6 +70,7 @@ class Handle:
         self.run, self.clock, self.memory, self.groups = run, run.clock, run.memory, run.groups
         self.stores: dict[str, Store] = {}
         self.runs = 0  # that began since the schedule was applied
+        self._continued: Mapping[str, Any] | None = None  # the snapshot that the next run goes on from
         self.clock.on_reset.append(self._reset)
         self._hooked: list[tuple[nn.Module, PlannedHook]] = []
         self._watched: list[RemovableHandle] = []
@@ -152,33 +152,30 @@ class Handle:
         Plain data that any number of handles on this pipeline may restore. Tensors are shared, not copied: nothing
         writes into them.
         """
-        run = self.run
         return {
-            "step": self.clock.step,
-            "halved": run.halved,
+            "halved": self.run.halved,
             "values": {name: dict(store.values) for name, store in self.stores.items()},
             "inputs": dict(self._root.inputs),
             "container": self._root.container,
-            "scheduler": solver_progress(run.scheduler, self._fresh),
-            "solver": list(run.solver.values) if run.solver else [],
-            "noise": run.injection.noise if run.injection else None,
+            "outputs": tuple(self._root.recorded),
         }
 
-    def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Go on where the snapshot was taken, in a run that has just begun (`scheduler.set_timesteps`)."""
+    def continue_from(self, snapshot: Mapping[str, Any] | None) -> None:
+        """Let the next run begin with the steps of a snapshot: the denoiser is answered there, all else runs.
+
+        Scheduler, guidance, noise that is drawn, masks and callbacks then are where they would be, by themselves.
+        """
+        self._continued = snapshot
+
+    def _restore(self, snapshot: Mapping[str, Any]) -> None:
+        """The values that the later steps of a run read; its first steps touch none."""
         run = self.run
         for name, store in self.stores.items():
             values = snapshot["values"].get(name, {})
             if run.halved != snapshot["halved"]:
                 values = split_halves(values) if run.halved else merge_halves(values)
             store.restore(values)
-        self.clock.go(snapshot["step"])
         self._root.inputs, self._root.container = dict(snapshot["inputs"]), snapshot["container"]
-        resume_scheduler(run.scheduler, self._fresh, snapshot["scheduler"])
-        if run.solver:
-            run.solver.values = list(snapshot["solver"])
-        if run.injection:
-            run.injection.noise = snapshot["noise"]
 
     def _install(self, compile: bool | Compile | None) -> None:
         """Put a hook on the denoiser and on every module that the plan, a group or a format concerns."""
@@ -188,6 +185,7 @@ class Handle:
         self._reused_stacks += [group.gate.name for group in self.groups if len(group.gate.blocks) > 1]
         root = self._store(ROOT)
         self._root = DenoiserHook(self.clock, root, self._begin_call, run.guidance, run.stitch, run.ahead)
+        self._root.records = run.stepwise
         self._add(run.denoiser, self._root)
         run.bits.install(self.clock, self._add, lambda: run.scheduler.timesteps.tolist())
         static = not (self.groups or run.corrections or run.ahead or run.bits.runs_hooks)  # the plan is all there is
@@ -271,10 +269,14 @@ class Handle:
         if self.run.solver:
             self.run.solver.values = []
         if self.clock.step < 0:
+            self._root.begin_run()
             self.run.bits.end_run()
             return
-        self._fresh = scheduler_attributes(self.run.scheduler)
         self.runs += 1
+        snapshot, self._continued = self._continued, None
+        self._root.begin_run(snapshot["outputs"] if snapshot else ())
+        if snapshot:
+            self._restore(snapshot)
         check_run(self.run)
         self._modules.check()
         self.run.bits.begin_run()

@@ -36,8 +36,8 @@ class ResolvedRun:
     """A document on one pipeline: its nodes and their actions, and what keeps the state of a run.
 
     `pipe` gives the pipeline, or None once nothing else holds it. `scheduler` is the planned copy of the pipeline's.
-    `latest` is how many of its latest values each node keeps to the end of a run. `halved`: some steps compute the
-    conditional half of the batch only. `residual`: blocks keep what they add to their inputs.
+    `latest` is how many of its latest values each node keeps to the end of a run. `stepwise`:
+    snapshots are taken of its runs. `halved`: some steps compute the conditional half of the batch only. `residual`: blocks keep what they add to their inputs.
     """
 
     pipe: Callable[[], Any]
@@ -46,6 +46,7 @@ class ResolvedRun:
     plan: Plan
     residual: bool
     latest: Mapping[str, int]
+    stepwise: bool
     guidance: Guidance | None
     halved: bool
     corrections: Mapping[str, Correction]
@@ -126,6 +127,7 @@ def resolve_run(
         plan=plan,
         residual=document.plan is not None and document.plan.value == "residual",
         latest=dict(keep or {}),
+        stepwise=stepwise,
         guidance=guidance,
         halved=guidance is not None and is_narrow(guidance.branch),
         corrections=dict(corrections or {}),

@@ -17,11 +17,16 @@ from search.schedule.apply.linear_solver import LinearSolver
 from search.schedule.apply.scheduler_check import check_runs
 from search.schedule.errors import ScheduleError
 from search.schedule.parts.start import TRAINING
-from search.schedule.schedulers import GRIDDED, build_scheduler, check_order, forecast_coordinates, scheduler_class
+from search.schedule.schedulers import (
+    GRIDDED,
+    build_scheduler,
+    check_order,
+    forecast_coordinates,
+    scheduler_class,
+    step_arguments,
+)
 
 SAVING = ("save_pretrained", "save_config", "push_to_hub")  # methods that write a scheduler's configuration
-
-ARGUMENTS = ("model_output", "timestep", "sample")  # of a step, where its signature does not name them
 
 
 def plan_scheduler(
@@ -95,7 +100,6 @@ class _PlannedScheduler:
         self.timesteps, self.sigmas, self.order, self.axis = timesteps, sigmas, order, axis
         self.solver, self.injection = solver, injection
         self.original_set_timesteps, self.original_step = scheduler.set_timesteps, scheduler.step
-        self.step_signature = inspect.signature(scheduler.step)
         self.gaps: list[int] = []  # DDIM only: from each step to the next; its own grid runs as diffusers runs it
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -159,7 +163,7 @@ class _PlannedScheduler:
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one step, by the table or by the scheduler's own solver at the planned order."""
-        at, given = self.clock.step, self._by_name(args, kwargs)
+        at, given = self.clock.step, step_arguments(type(self.scheduler), args, kwargs)
         self._check_step(at, given["timestep"])
         if self.order is not None:
             self.scheduler.lower_order_nums = self.order[at] - 1
@@ -179,11 +183,6 @@ class _PlannedScheduler:
         self.clock.advance()
         self.clock.follow(result[0])
         return result
-
-    def _by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The arguments of a step by name; CogVideoX's scheduler takes them in another order than the others."""
-        given = self.step_signature.bind(*args, **kwargs).arguments
-        return given if "timestep" in given else dict(zip(ARGUMENTS, args, strict=False)) | dict(kwargs)
 
     def _check_step(self, at: int, timestep: Any) -> None:
         if at < 0:

@@ -1,0 +1,87 @@
+"""What encoders of prompts returned: a search calls a pipeline hundreds of times with the same prompts."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+KEPT = 256  # results; each is of one batch of prompts
+PLAIN = (Tensor, bool, int, float, str, type(None), torch.dtype, torch.device)
+
+
+class EncoderMemo:
+    """Answers calls that were made before with what was returned then, until the denoiser is called.
+
+    The modules of a pipeline that have no `decode` are remembered, by their inputs and weights. Whatever else their
+    arguments hold, such as caches of a text generator, their calls are made.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        components = getattr(pipe, "components", {})
+        self.modules = {n: m for n, m in components.items() if isinstance(m, nn.Module) and not hasattr(m, "decode")}
+        self.results: OrderedDict[Any, Any] = OrderedDict()
+
+    @contextmanager
+    def remembered(self, denoiser: nn.Module) -> Iterator[None]:
+        """Answer calls of the modules, from here to the first call of the denoiser."""
+        with ExitStack() as stack:
+
+            def begin(*_: Any) -> None:
+                stack.close()
+
+            for name, module in self.modules.items():
+                if module is not denoiser and not module.training:
+                    self._replace(stack, name, module)
+            stack.callback(denoiser.register_forward_pre_hook(begin).remove)
+            yield
+
+    def _replace(self, stack: ExitStack, name: str, module: nn.Module) -> None:
+        own = "forward" in vars(module)
+        original = module.forward
+
+        @wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            key = _key(name, module, args, kwargs)
+            if key is None:
+                return original(*args, **kwargs)
+            if key not in self.results:
+                self.results[key] = _copied(original(*args, **kwargs))
+                if len(self.results) > KEPT:
+                    self.results.popitem(last=False)
+            self.results.move_to_end(key)
+            return _copied(self.results[key])
+
+        def restore() -> None:
+            if own:
+                module.forward = original  # type: ignore[method-assign]
+            else:
+                del module.forward
+
+        module.forward = forward  # type: ignore[method-assign]
+        stack.callback(restore)
+
+
+def _key(name: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """What identifies a call: the inputs, and the weights as they are; None where an input is of another kind."""
+    leaves, structure = tree_flatten((args, kwargs))
+    if not all(isinstance(leaf, PLAIN) for leaf in leaves):
+        return None
+    weights = hash(tuple((id(p), p._version) for p in module.parameters()))
+    return name, weights, str(structure), *(_identity(leaf) for leaf in leaves)
+
+
+def _identity(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return repr(leaf)
+    data = leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return tuple(leaf.shape), leaf.dtype, leaf.device, hashlib.sha256(data).digest()
+
+
+def _copied(value: Any) -> Any:
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)

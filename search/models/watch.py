@@ -1,0 +1,77 @@
+"""Watch the steps of a pipeline's call from outside: what the scheduler was given and returned, and how to end the call.
+
+Nothing stays on the pipeline. Some pipelines copy their scheduler within the call, so it is the class that is watched;
+a planned scheduler has a step of its own.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+from torch import Tensor
+
+from search.schedule.schedulers import step_arguments
+
+
+class RunEnded(BaseException):
+    """Ends a pipeline's call where the rest of it is not wanted. Not an error, so that no pipeline catches it."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunStep:
+    """One step of a run.
+
+    Attributes:
+        number: From 0.
+        sample: The latents before it, as the scheduler was given them.
+        output: What the denoiser gave, guided, as the scheduler was given it.
+        latents: What the scheduler returned.
+    """
+
+    number: int
+    sample: Tensor
+    output: Tensor
+    latents: Tensor
+
+
+@contextmanager
+def watch_steps(scheduler: Any, on_step: Callable[[RunStep], None]) -> Iterator[None]:
+    """Call `on_step` after each step that this scheduler makes."""
+    number = 0
+
+    def watched(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal number
+        result = original(*args, **kwargs)
+        given = step_arguments(type(scheduler), args, kwargs)
+        on_step(RunStep(number, given["sample"], given["model_output"], result[0]))
+        number += 1
+        return result
+
+    with replaced_step(scheduler, watched):
+        yield
+
+
+@contextmanager
+def replaced_step(scheduler: Any, step: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
+    """Let `step(original, args, kwargs)` stand for the scheduler's own step."""
+    owner = scheduler if "step" in vars(scheduler) else type(scheduler)
+    inherited, original = "step" not in vars(owner), owner.step
+
+    @wraps(original)
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        if owner is scheduler:
+            return step(original, args, kwargs)
+        if args[0] is not scheduler:
+            return original(*args, **kwargs)
+        return step(original.__get__(scheduler), args[1:], kwargs)
+
+    owner.step = replacement
+    try:
+        yield
+    finally:
+        if inherited:
+            del owner.step
+        else:
+            owner.step = original
