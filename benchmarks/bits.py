@@ -29,7 +29,7 @@ from search.evaluate.evaluator import Evaluator
 from search.evaluate.memo import Memo
 from search.exact.knapsack import gram_search, knapsack_front
 from search.models.base import to_schedule
-from search.models.pixart import PixArt
+from search.testing.models import pixart
 from search.objectives.drift import Drift
 from search.pareto.intervals import bootstrap_interval, paired_difference_interval
 from search.profile.count import count_costs
@@ -59,10 +59,10 @@ Rows = dict[str, list[np.ndarray]]  # by method: a row, or one for each seed
 
 
 @cache
-def _model(steps: int) -> PixArt:
+def _model(steps: int) -> Pipeline:
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
-    return PixArt(steps=steps)
+    return pixart(steps=steps)
 
 
 @cache
@@ -81,7 +81,7 @@ def _probe(split: str, folder: Path) -> Evaluator:
     return Evaluator(model, prompts, seeds, {"drift": Drift()}, costs, memo, batch=10 if split == "table" else 8)
 
 
-def _schedule(model: PixArt, row: Sequence[int]) -> Any:
+def _schedule(model: Pipeline, row: Sequence[int]) -> Any:
     """Levels from the most bits down; a row of -1 is w5 everywhere."""
     levels = np.array(row) + 1
     parts = SPACE.decode(levels, model.target) if levels.any() else LEFT.decode(np.ones_like(levels), model.target)

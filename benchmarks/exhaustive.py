@@ -26,7 +26,7 @@ from search.evaluate.evaluator import Evaluator
 from search.evaluate.execute.jobs import Job
 from search.evaluate.memo import Memo
 from search.models.base import to_schedule
-from search.models.pixart import PixArt
+from search.testing.models import pixart
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.pareto.domination import hypervolume, non_dominated
@@ -68,7 +68,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.model, self.space = folder, PixArt(steps=STEPS), CacheSpace("step", max_order=0)
+        self.folder, self.model, self.space = folder, pixart(steps=STEPS), CacheSpace("step", max_order=0)
         self.target = self.model.target
         self.genes = self.space.genes(self.target)
         self.prompts, self.seeds = read_prompts("emoji_calibration.txt")[:PROMPTS], list(range(PROMPTS))

@@ -208,7 +208,7 @@ def _wrapped(text: str) -> str:
 def grid(model: Model, prompts: list[str], columns: int = 10) -> Image.Image:
     """Pictures of the prompts, seeds 0, 1, ..."""
     parts = [
-        model.decode(model.sample(model.encode(prompts[i : i + 8]), model.noise(range(i, min(i + 8, len(prompts))))))
+        model.decode(model.sample(prompts[i : i + 8], range(i, min(i + 8, len(prompts)))))
         for i in range(0, len(prompts), 8)
     ]
     images = torch.cat(parts)
@@ -219,13 +219,13 @@ def grid(model: Model, prompts: list[str], columns: int = 10) -> Image.Image:
 
 def spread(model: Model, prompts: list[str]) -> dict[str, list[float]]:
     """PSNR of random plans of whole steps, and of single components, by kind of plan."""
-    conditions, noise = model.encode(prompts), model.noise(range(len(prompts)))
-    teacher = model.decode(model.sample(conditions, noise))
+    prompts, seeds = prompts, range(len(prompts))
+    teacher = model.decode(model.sample(prompts, seeds))
 
     def psnr(rules: list[list[str]]) -> float:
         schedule = Schedule.from_dict(model.target.schedule({"plan": {"rules": rules}}))
         with schedule.apply(model.pipe):
-            return float(Psnr()(model.decode(model.sample(conditions, noise)), teacher).mean())
+            return float(Psnr()(model.decode(model.sample(prompts, seeds)), teacher).mean())
 
     return {
         "whole steps reused": [psnr(rules) for rules in _step_plans(model)],

@@ -25,7 +25,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 
 from search import Schedule
-from search.models.pixart import PixArt
+from search.testing.models import pixart
 from search.schedule.model.identity import model_part
 from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.plan.tokens import ABSENT, OFF
@@ -92,7 +92,7 @@ class Subject:
 
 
 def bundled(path: str | None, device: str, dtype: torch.dtype, batch: int, steps: int) -> Subject:
-    model = PixArt(path=path, device=device, dtype=str(dtype).removeprefix("torch."))
+    model = pixart(path=path, device=device, dtype=str(dtype).removeprefix("torch."))
     texts = model.pipe.encode_prompt(
         "red apple, 3d style", True, negative_prompt="", device=device, clean_caption=False,
         max_sequence_length=model.max_sequence_length,

@@ -27,7 +27,7 @@ from search.evaluate.evaluator import Evaluator
 from search.evaluate.execute.jobs import Job
 from search.evaluate.memo import Memo
 from search.models.base import to_schedule
-from search.models.pixart import PixArt
+from search.testing.models import pixart
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.pareto.domination import hypervolume, non_dominated
@@ -58,7 +58,7 @@ class Bench:
     """The model, ECAD's space, and scores of rows."""
 
     def __init__(self) -> None:
-        self.model, self.space = PixArt(), CacheSpace("component", max_order=0)
+        self.model, self.space = pixart(), CacheSpace("component", max_order=0)
         self.target, self.costs = self.model.target, self.model.costs()
         self.genes = self.space.genes(self.target)
         self.objectives = {"drift": Drift(), "macs": Macs()}

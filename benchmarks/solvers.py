@@ -210,7 +210,7 @@ class OnModel:
 
         def drift(evaluator: Evaluator, scheduler: Any, steps: int) -> float:
             parts = []
-            for conditions, noise in evaluator.inputs:
+            for prompts, seeds in evaluator.inputs:
                 parts.append(stock(scheduler, steps, partial(self.model.denoise, conditions), noise))
             return float(Drift()(torch.cat(parts), evaluator.teacher).mean())
 

@@ -29,7 +29,7 @@ from search.evaluate.execute.states import StateCache
 from search.evaluate.memo import Memo
 from search.models.base import to_schedule
 from search.models.loading import quiet
-from search.models.pixart import PixArt
+from search.testing.models import pixart
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.objectives.psnr import Psnr
@@ -48,7 +48,7 @@ class Bench:
     """The model, the space, and an engine that begins with the published rules."""
 
     def __init__(self, prompts: int) -> None:
-        self.model, self.space = PixArt(), CacheSpace()
+        self.model, self.space = pixart(), CacheSpace()
         self.target, self.costs = self.model.target, self.model.costs()
         self.prompts, self.seeds = read_prompts("emoji_calibration.txt")[:prompts], list(range(prompts))
         presets = np.array(list(self.space.presets(self.target).values()))
@@ -108,7 +108,7 @@ class Naive:
     def _count(self, schedule: Schedule) -> float:
         """MACs of one picture's run, by torch's counter of operations."""
         counter = FlopCounterMode(display=False)
-        inputs = self.model.encode(self.bench.prompts[:1]), self.model.noise(self.bench.seeds[:1])
+        inputs = self.bench.prompts[:1], self.bench.seeds[:1]
         with schedule.apply(self.model.pipe), counter, sdpa_kernel(SDPBackend.MATH):
             self.model.sample(*inputs)
         return counter.get_total_flops() / 2
@@ -189,12 +189,12 @@ def sharing(bench: Bench, schedules: Sequence[Schedule], known: set[int]) -> dic
 @torch.no_grad()
 def batching(given: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds a picture of a denoiser call, by pictures in it: sizes take turns."""
-    model = PixArt()
-    inputs = {b: (model.encode(["red apple"] * b), model.noise(range(b))) for b in SIZES}
+    model = pixart()
+    inputs = {b: (["red apple"] * b, range(b)) for b in SIZES}
     times: dict[int, list[Seconds]] = {b: [] for b in SIZES}
     for number in range(given.repeats + 1):
-        for b, (conditions, noise) in inputs.items():
-            latents = model.begin(conditions, noise)
+        for b, (prompts, seeds) in inputs.items():
+            latents = model.begin(prompts, seeds)
             t = model.pipe.scheduler.timesteps[0]
             calls = max(1, 8 // b)
             _, spent = clocked(lambda c=conditions, x=latents, t=t, n=calls: [model.denoise(c, x, t) for _ in range(n)])

@@ -192,7 +192,7 @@ def claimed(source: Schedule, name: str) -> Schedule:
 def changed(model: Any, config: Config) -> dict[str, float]:
     """Train a LoRA, merge it, and how far it moves the full run's latents and pictures."""
     prompts = held_out_prompts(config)[:8]
-    inputs = model.encode(prompts), model.noise(range(8))
+    inputs = prompts, range(8)
     before = model.sample(*inputs)
     with TemporaryDirectory() as folder:
         merge(model, train(model, read_prompts(config.prompts.calibration)[:16], folder))

@@ -22,16 +22,16 @@ from search.evaluate.execute.cluster import Cluster
 from search.evaluate.execute.jobs import Batch, Executor, Job
 from search.evaluate.execute.runner import Runner
 from search.models.base import to_schedule
-from search.models.pixart import PixArt
+from search.testing.models import pixart
 from search.spaces.cache import CacheSpace
 
 DOC = Path(__file__).parents[1] / "docs" / "benchmarks" / "workers.md"
-CONFIG = {"_target_": "search.models.pixart.PixArt", "name": "pixart"}
+CONFIG = {"_target_": "search.models.pipeline.Pipeline", "name": "pixart"}
 PARENTS, MUTATED = 6, 0.02
 ARMS = ("this process", "1 worker", "2 workers")
 
 
-def population(model: PixArt, size: int) -> list[Job]:
+def population(model: Pipeline, size: int) -> list[Job]:
     """Children of random parents that reuse more the later the step is; a few genes of each child are mutated."""
     space, rng = CacheSpace("component", max_order=0), np.random.default_rng(0)
     genes = space.genes(model.target)
@@ -76,7 +76,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)  # else Ray writes a token into the home folder
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=2**28)
-    model = PixArt()
+    model = pixart()
     costs, jobs = model.costs(), population(model, given.size)
     prompts = tuple(read_prompts("emoji_calibration.txt")[: given.prompts])
     arms: list[Any] = [Runner(model, costs), *(Cluster(CONFIG, costs, 1, workers=count) for count in (1, 2))]

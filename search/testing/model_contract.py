@@ -25,7 +25,7 @@ class ModelContract:
 
     def own(self, model: Pipeline, prompts: list[str] | None = None) -> torch.Tensor:
         """Latents of the adapter's own loop."""
-        return model.sample(model.encode(prompts or self.prompts), model.noise(SEEDS))
+        return model.sample(prompts or self.prompts, SEEDS)
 
     def stock(self, model: Pipeline, **arguments: Any) -> torch.Tensor:
         """Latents of the pipeline, untouched."""
@@ -63,7 +63,7 @@ class ModelContract:
 
     def test_a_picture_is_the_same_alone(self) -> None:
         model = self.make()
-        alone = model.sample(model.encode(self.prompts[1:]), model.noise(SEEDS[1:]))
+        alone = model.sample(self.prompts[1:], SEEDS[1:])
         assert torch.allclose(self.own(model)[1:], alone, atol=1e-4, rtol=1e-4)
 
     def test_a_schedule_gives_the_same_in_both_loops(self) -> None:
@@ -108,7 +108,7 @@ class ModelContract:
         rules = [[f"{stack}.*:*", "CRCRC"] for stack in stacks]
         schedule = Schedule.from_dict(model.target.schedule({"plan": {"rules": rules}}))
         with model.apply(schedule) as handle:
-            model.sample(model.encode(self.prompts[:1]), model.noise([0]))
+            model.sample(self.prompts[:1], [0])
             assert handle.stats()["peak_bytes"] == costs.peak_bytes(schedule) > 0
         assert 0.4 * costs.teacher_macs < costs.macs(schedule) < costs.teacher_macs
 

@@ -36,9 +36,9 @@ def random_schedule(seed: int, granularity: str) -> Schedule:
 @given(seed=st.integers(0, 10_000), granularity=st.sampled_from(["interval", "component", "block", "step"]))
 def test_macs_equal_a_counted_run(seed, granularity):
     schedule = random_schedule(seed, granularity)
-    conditions, noise = MODEL.encode(["red apple"]), MODEL.noise([0])
+    prompts, seeds = ["red apple"], [0]
     with schedule.apply(MODEL.pipe), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        MODEL.sample(conditions, noise)
+        MODEL.sample(prompts, seeds)
     assert counter.get_total_flops() // 2 == COSTS.macs(schedule)
 
 
@@ -47,7 +47,7 @@ def test_macs_equal_a_counted_run(seed, granularity):
 def test_peak_bytes_equal_an_applied_run(seed, granularity):
     schedule = random_schedule(seed, granularity)
     with schedule.apply(MODEL.pipe) as handle:
-        MODEL.sample(MODEL.encode(["red apple"]), MODEL.noise([0]))
+        MODEL.sample(["red apple"], [0])
         assert handle.stats()["peak_bytes"] == COSTS.peak_bytes(schedule)
         assert handle.memory.now == 0
 
@@ -59,16 +59,16 @@ def test_the_teacher_costs_all_of_it():
 
 
 def test_drifts_equal_errors_of_recorded_outputs():
-    conditions, noise = MODEL.encode(["red apple", "blue boat"]), MODEL.noise([0, 1])
+    prompts, seeds = ["red apple", "blue boat"], [0, 1]
     name, outputs = "transformer_blocks.1:attn2", []
     module = TARGET.tree.module(MODEL.denoiser, TARGET.tree.nodes[name])
     remover = module.register_forward_hook(lambda m, a, out: outputs.append(out.double()))
-    MODEL.sample(conditions, noise)
+    MODEL.sample(prompts, seeds)
     remover.remove()
     places = [0.0, 1.0, 2.5, 3.0, 4.0, 7.0]
     # a limit of one byte records every node in a run of its own
     drifts = record_drifts(
-        MODEL.denoiser, TARGET.tree, places, lambda: MODEL.sample(conditions, noise), 1, COSTS.value_bytes
+        MODEL.denoiser, TARGET.tree, places, lambda: MODEL.sample(prompts, seeds), 1, COSTS.value_bytes
     )
     reuse = drifts.reuse([name])
     expected = (outputs[1] - outputs[4]).norm() / outputs[4].norm()

@@ -11,7 +11,7 @@ from search.evaluate.evaluator import Evaluator
 from search.evaluate.memo import Memo
 from search.exact.segments import reuse_front
 from search.models.base import to_schedule
-from search.models.pixart import PixArt
+from search.testing.models import pixart
 from search.objectives.bops import Bops
 from search.objectives.drift import Drift
 from search.objectives.size import Size
@@ -115,7 +115,7 @@ def test_every_granularity_of_a_cache_has_seeds_or_none(probe, granularity):
 
 @pytest.mark.parametrize("space", [TimestepsSpace(), CacheSpace("step")], ids=lambda s: s.key)
 def test_a_scheduler_without_sigmas_is_searched_all_the_same(space, tmp_path):
-    model = PixArt(path=save_tiny(tmp_path / "ddim", scheduler=DDIMScheduler()), steps=5, max_sequence_length=8)
+    model = pixart(path=save_tiny(tmp_path / "ddim", scheduler=DDIMScheduler()), steps=5, max_sequence_length=8)
     costs = count_costs(model.denoiser, model.target.tree, model.target.steps, model.once)
     probe = Evaluator(model, ["red apple"], [0], {"drift": Drift()}, costs, Memo(tmp_path / "memo.sqlite"))
     seeds = proposals(space, probe).seeds()

@@ -92,7 +92,7 @@ def test_what_is_not_ours_is_refused(target: str, words: str) -> None:
 def test_arguments_are_searched_in_every_section(section: str, nested: dict[str, Any]) -> None:
     ours = {
         "engine": RANDOM,
-        "model": "search.models.pixart.PixArt",
+        "model": "search.models.pipeline.Pipeline",
         "space": "search.spaces.cache.CacheSpace",
         "objective": "search.objectives.drift.Drift",
         "guard": "search.objectives.drift.Drift",

@@ -52,9 +52,9 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def schedule(folder) -> Schedule:
-    from search.models.pixart import PixArt
+    from search.testing.models import pixart
 
-    model = PixArt()
+    model = pixart()
     parts = {"plan": {"rules": [["transformer_blocks.*:*", "(CR)*10"]]}}
     made = Schedule.from_dict(model.target.schedule(parts)).with_made({"call": dict(model.arguments)})
     made.save(folder / "schedule.json")

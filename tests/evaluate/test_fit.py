@@ -24,12 +24,12 @@ def model():
 
 @pytest.fixture(scope="module")
 def fitter(model):
-    return Fitter(model, model.encode(PROMPTS), model.noise([0, 1, 2]))
+    return Fitter(model, PROMPTS, [0, 1, 2])
 
 
 def drift(model, schedule, fitter) -> float:
     with schedule.apply(model.pipe):
-        found = model.sample(fitter.conditions, fitter.noise).double()
+        found = model.sample(fitter.prompts, fitter.seeds).double()
     teacher = fitter.teacher.states[-1]
     return float((found - teacher).norm() / teacher.norm())
 
@@ -97,7 +97,7 @@ def test_states_between_the_teachers_steps(model, fitter):
         assert torch.equal(run.state(sigma), run.states[i])
     dense = shorter(model, 32)
     with dense.apply(model.pipe):
-        fine = record_trajectory(model, fitter.conditions, fitter.noise)
+        fine = record_trajectory(model, fitter.prompts, fitter.seeds)
     middle = [i for i in range(1, 32) if fine.sigmas[i] not in run.sigmas][3:12]
     errors = [float((run.state(fine.sigmas[i]) - fine.states[i]).norm() / fine.states[i].norm()) for i in middle]
     held = [

@@ -29,7 +29,7 @@ PROMPTS = ["red apple", "blue boat, flat style"]
 def parts() -> tuple:
     model = lively(tiny_model(STEPS))
     costs = count_costs(model.denoiser, model.target.tree, STEPS, model.once)
-    return model, model.encode(PROMPTS), model.noise([0, 1]), costs
+    return model, PROMPTS, [0, 1], costs
 
 
 def partial(keep: Mapping[str, int] | None = None) -> PartialRun:
@@ -42,9 +42,9 @@ def schedule(rules: Sequence[Sequence[str]] = (), **more: Any) -> Schedule:
 
 
 def whole(given: Schedule) -> torch.Tensor:
-    model, conditions, noise, _ = parts()
+    model, prompts, seeds, _ = parts()
     with given.apply(model.pipe):
-        return model.sample(conditions, noise)
+        return model.sample(prompts, seeds)
 
 
 def stepwise(run: PartialRun, given: Schedule, state: RunState | None = None) -> RunState:
@@ -176,14 +176,14 @@ def test_a_grid_or_table_that_differs_later_goes_on_as_well():
 
 
 def test_a_scheduler_of_two_calls_a_step_is_resumed():
-    model, conditions, noise, costs = parts()
+    model, prompts, seeds, costs = parts()
     kept = model.pipe.scheduler
     model.pipe.scheduler = HeunDiscreteScheduler()
     try:
         content = model.target.schedule({"plan": {"rules": [["denoiser", "CCRCCRCCCRC"]]}}) | {"steps": 2 * STEPS - 1}
         given = Schedule.from_dict({k: v for k, v in content.items() if k != "sampler"})
         expected = whole(given)
-        run = PartialRun(model, conditions, noise, costs)
+        run = PartialRun(model, prompts, seeds, costs)
         states = list(run.follow(run.begin(), given))
         assert torch.equal(states[-1].latents, expected)
         assert torch.equal(stepwise(run, given, states[4]).latents, expected)

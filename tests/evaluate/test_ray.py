@@ -26,7 +26,7 @@ from search.evaluate.execute.runner import Runner
 from search.evaluate.execute.subtrees import PrefixPath, split_into_subtrees
 from search.evaluate.execute.worker import SchedulePayload, Worker
 from search.models.base import to_schedule
-from search.models.pixart import PixArt
+from search.testing.models import pixart
 from search.testing.models import lively, tiny_folder, tiny_model
 from search.testing.pipelines import TOKENS
 from tests.helpers.repository import ROOT
@@ -108,7 +108,7 @@ def config(**compute: Any) -> SimpleNamespace:
 
 def model_config(**more: Any) -> dict[str, Any]:
     """Of a tiny model under which every action shows in the latents."""
-    plain = {"_target_": "search.models.pixart.PixArt", "name": "pixart", "path": str(loud()), "steps": STEPS}
+    plain = {"_target_": "search.models.pipeline.Pipeline", "name": "pixart", "path": str(loud()), "steps": STEPS}
     return plain | {"max_sequence_length": TOKENS} | more
 
 
@@ -192,7 +192,7 @@ def same(a: list[Outcome], b: list[Outcome]) -> bool:
 
 @pytest.fixture(scope="module")
 def local() -> tuple:
-    model = PixArt(**{k: v for k, v in model_config().items() if k != "_target_"})
+    model = pixart(**{k: v for k, v in model_config().items() if k != "_target_"})
     jobs = [Job(each, fit) for fit in (False, True) for each in schedules(model)] + [Job(gated(model))]
     runner = Runner(model, model.costs())
     return model, runner, jobs, run(runner, jobs)
@@ -353,14 +353,14 @@ def _watched(give: Any, call: Any, handle: Any, handed: list[list[int]]) -> None
         handed.append(list(handle.group.values()))
 
 
-class Raises(PixArt):
+class Raises(Pipeline):
     """A model that finds fault with what it is asked."""
 
     def noise(self, seeds: Any) -> Tensor:
         raise ValueError("no noise today")
 
 
-class Dies(PixArt):
+class Dies(Pipeline):
     """A model that the system kills."""
 
     def noise(self, seeds: Any) -> Tensor:

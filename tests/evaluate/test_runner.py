@@ -45,7 +45,7 @@ def planned(text: str, node: str = "denoiser") -> Schedule:
 def whole(schedule: Schedule) -> torch.Tensor:
     model, _ = parts()
     with schedule.apply(model.pipe):
-        return model.sample(model.encode(BATCH.prompts), model.noise(BATCH.seeds))
+        return model.sample(BATCH.prompts, BATCH.seeds)
 
 
 TEXTS = ["CCCCCC", "CRCCCC", "CRCCRC", "CCCCCC", "CRCCRR", "CCCCCR"]
@@ -107,7 +107,7 @@ def test_populations_are_bit_identical_to_runs_one_by_one(seeds, fit, near):
         rng = np.random.default_rng(seed)
         row = np.where(rng.random(len(genes)) < 0.1, [rng.integers(gene.levels) for gene in genes], first)
         schedules.append(to_schedule(model, SPACE.decode(row, model.target)))
-    run, fitter = runner(near), Fitter(model, model.encode(BATCH.prompts), model.noise(BATCH.seeds))
+    run, fitter = runner(near), Fitter(model, BATCH.prompts, BATCH.seeds)
     for _ in range(2):
         for schedule, outcome in zip(schedules, outcomes(run, BATCH, schedules, fit), strict=True):
             expected = fitter.fit(schedule) if fit else schedule
@@ -144,7 +144,7 @@ def test_gates_and_steps_ahead_run_as_a_whole():
     expected = []
     for prompt, seed in zip(BATCH.prompts, BATCH.seeds, strict=True):
         with gated.apply(model.pipe):
-            expected.append(model.sample(model.encode([prompt]), model.noise([seed])))
+            expected.append(model.sample([prompt], [seed]))
     assert torch.equal(outcome.latents, torch.cat(expected)) and len(outcome.decided) == 1
 
 

@@ -16,7 +16,7 @@ def made(model, actions="CCRCRC", node="denoiser", **scores) -> Schedule:
 
 def by_hand(model, schedule, count=8) -> list[float]:
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(count)]
-    given = model.encode(prompts), model.noise([10_000 + i for i in range(count)])
+    given = prompts, [10_000 + i for i in range(count)]
     teacher = model.sample(*given)
     with model.apply(schedule):
         return Drift()(model.sample(*given), teacher).tolist()

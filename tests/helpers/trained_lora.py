@@ -3,13 +3,13 @@
 from pathlib import Path
 from tempfile import mkdtemp
 
-from search.models.pixart import PixArt
+from search.testing.models import pixart
 from search.models.training.lora import train
 from search.testing.models import tiny_model
 
 PROMPTS = ["red apple", "blue boat", "red boat", "blue apple"]
 
 
-def tiny_lora(steps: int = 20, model: PixArt | None = None) -> Path:
+def tiny_lora(steps: int = 20, model: Pipeline | None = None) -> Path:
     """A folder with weights that change what `tiny_model` draws."""
     return train(model or tiny_model(), PROMPTS, Path(mkdtemp()) / "lora", steps=steps, rate=0.05)

@@ -46,7 +46,7 @@ def test_the_grid_is_shifted_for_the_number_of_tokens():
 def test_a_model_without_guidance_embedding_takes_none(tmp_path):
     folder = saved(lambda: flux(guidance=False), tmp_path / "schnell")
     weak, strong = (tiny_family("flux", 3, path=folder, guidance_scale=scale) for scale in (0.0, 5.0))
-    latents = [m.sample(m.encode(["red apple"]), m.noise([3])) for m in (weak, strong)]
+    latents = [m.sample(["red apple"], [3]) for m in (weak, strong)]
     assert torch.equal(*latents)
     assert torch.equal(latents[0], weak.stock(["red apple"], [3], output_type="latent"))
 

@@ -3,7 +3,7 @@
 import pytest
 from diffusers import PixArtAlphaPipeline
 
-from search.models.pixart import PixArt
+from search.testing.models import pixart
 from search.profile.bundled import bundled_model
 from search.testing.model_contract import ModelContract
 from search.testing.models import tiny_folder
@@ -14,7 +14,7 @@ EMOJI = ["red apple, 3d style, white background", "cat face, flat style, blue ba
 
 class TestPixArt(ModelContract):
     def make(self, **arguments):
-        return PixArt(**{"path": tiny_folder(), "steps": self.steps, "max_sequence_length": 8, **arguments})
+        return pixart(**{"path": tiny_folder(), "steps": self.steps, "max_sequence_length": 8, **arguments})
 
 
 def test_the_bundled_pipeline_loads_without_anything_of_ours():
@@ -26,14 +26,14 @@ def test_the_bundled_pipeline_loads_without_anything_of_ours():
 
 @pytest.mark.slow
 def test_the_bundled_model_searched_loop_is_the_stock_call():
-    model = PixArt()
+    model = pixart()
     bundled_loops_agree(model, EMOJI, [["transformer_blocks.*:*", "(CR)*10"], ["transformer_blocks.2:ff", "CC F1*18"]])
     assert len(model.target.tree.nodes) == 2 + 8 * 4
 
 
 @pytest.mark.slow
 def test_the_small_bundled_model_takes_the_conditions_and_the_noise_of_the_large_one():
-    large, small = PixArt(), PixArt(name="pixart_small", path="pixart_small")
+    large, small = pixart(), pixart(name="pixart_small", path="pixart_small")
     assert small.target.tree.stacks == {"transformer_blocks": 3}
     assert small.target.sampler == large.target.sampler
     assert (small.encode(EMOJI)["encoder_hidden_states"] == large.encode(EMOJI)["encoder_hidden_states"]).all()

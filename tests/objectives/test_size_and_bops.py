@@ -107,11 +107,11 @@ def test_steps_that_compute_half_a_batch_count_half():
 
 def test_elided_macs_equal_a_counted_run_with_a_filled_table():
     elided = to_schedule(MODEL, BitsSpace().decode(BitsSpace().presets(TARGET)["time embedding tabulated"], TARGET))
-    conditions, noise = MODEL.encode(["red apple"]), MODEL.noise([0])
+    prompts, seeds = ["red apple"], [0]
     with elided.apply(MODEL.pipe):
-        MODEL.sample(conditions, noise)
+        MODEL.sample(prompts, seeds)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            MODEL.sample(conditions, noise)
+            MODEL.sample(prompts, seeds)
     assert counter.get_total_flops() // 2 == COSTS.macs(elided) < COSTS.teacher_macs
 
 

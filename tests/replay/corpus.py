@@ -72,7 +72,7 @@ def replay_preset(model: Any, file: Path) -> tuple[Any, Any, Any]:
     schedule = Schedule.load(file)
     prompt = PROMPTS.get(model.name, "red apple, 3d style, pink background")
     with model.apply(schedule) as handle:
-        latents = model.sample(model.encode([prompt]), model.noise([0]))
+        latents = model.sample([prompt], [0])
         stats = handle.stats()
     return schedule, latents.float().cpu().contiguous(), stats
 

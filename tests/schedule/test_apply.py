@@ -226,10 +226,10 @@ def test_two_calls_per_step_are_two_branches_with_values_of_their_own():
     """Pipelines that call the denoiser once per CFG branch must get what the batched call gives."""
     model = tiny_model()
     rules = [["transformer_blocks.*:*", "CRCRCR"], ["denoiser", "CCCCRC"]]
-    conditions, noise = model.encode(["red apple", "blue boat"]), model.noise([0, 1])
+    prompts, seeds = ["red apple", "blue boat"], [0, 1]
     texts, masks = (conditions[f"encoder_{name}"].chunk(2) for name in ("hidden_states", "attention_mask"))
     with Schedule.from_dict(model.target.schedule({"plan": {"rules": rules}})).apply(model.pipe) as handle:
-        batched = model.sample(conditions, noise)
+        batched = model.sample(prompts, seeds)
         scheduler = model.pipe.scheduler
         scheduler.set_timesteps(6)
         latents = noise * scheduler.init_noise_sigma

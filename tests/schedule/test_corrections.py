@@ -325,7 +325,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def corrector(model):
-    return Corrector(model, model.encode(PROMPTS), model.noise([0, 1, 2]))
+    return Corrector(model, PROMPTS, [0, 1, 2])
 
 
 def planned(model, rules, **parts) -> Schedule:
@@ -333,9 +333,9 @@ def planned(model, rules, **parts) -> Schedule:
 
 
 def drift(model, corrector, schedule) -> float:
-    teacher = model.sample(corrector.conditions, corrector.noise).double()
+    teacher = model.sample(corrector.prompts, corrector.seeds).double()
     with schedule.apply(model.pipe):
-        found = model.sample(corrector.conditions, corrector.noise).double()
+        found = model.sample(corrector.prompts, corrector.seeds).double()
     return float((found - teacher).norm() / teacher.norm())
 
 
@@ -376,13 +376,13 @@ def test_no_channels_error_rises_and_the_file_does_what_was_fitted(model, correc
     corrected = corrector.fit(plain)
     fits = {node: CorrectionFit(node, corrector.ridge) for node in reused_steps(plain.plan)}
     with apply_document(plain.document, model.pipe, corrections=fits):
-        fitted = model.sample(corrector.conditions, corrector.noise)
+        fitted = model.sample(corrector.prompts, corrector.seeds)
     for node, steps in reused_steps(plain.plan).items():
         assert sorted(fits[node].errors) == steps
         assert all((after <= before).all() for before, after in fits[node].errors.values())
         assert any((after < before).any() for before, after in fits[node].errors.values())
     with corrected.apply(model.pipe):
-        assert torch.equal(model.sample(corrector.conditions, corrector.noise), fitted)
+        assert torch.equal(model.sample(corrector.prompts, corrector.seeds), fitted)
     assert pipelines.traces(model.denoiser) == []
 
 
@@ -406,12 +406,12 @@ def test_the_truth_is_what_the_node_computes(model, corrector, name):
             return value
 
     with apply_document(plain.document, model.pipe, corrections={node: Spy(node, 0.0)}):
-        model.sample(corrector.conditions, corrector.noise)
+        model.sample(corrector.prompts, corrector.seeds)
     later = [[s, "CC" + a[2:]] for s, a in PLANS[name]]
     kept = {}
     with apply_document(planned(model, later).document, model.pipe, keep={node: 9}) as handle:
         model.pipe.scheduler.set_timesteps(6)
-        latents = model.begin(corrector.conditions, corrector.noise)
+        latents = model.begin(corrector.prompts, corrector.seeds)
         for i, t in enumerate(model.pipe.scheduler.timesteps[:2]):
             noise = model.denoise(corrector.conditions, latents, t)
             kept = dict(handle.stores[node].values[0])
@@ -428,7 +428,7 @@ def test_fits_compose_with_guidance_bits_and_solver_fits(model, corrector):
     }
     plain = planned(model, PLANS["components"], **parts)
     corrected = corrector.fit(plain)
-    both = Fitter(model, corrector.conditions, corrector.noise).fit(corrected)
+    both = Fitter(model, corrector.prompts, corrector.seeds).fit(corrected)
     assert both.bits == plain.bits and both.guidance == plain.guidance and both.sampler["coefficients"]
     assert both.to_dict()["corrections"] == corrected.to_dict()["corrections"]
     drifts = [drift(model, corrector, s) for s in (plain, corrected, both)]
@@ -446,7 +446,7 @@ def test_equal_schedules_are_fitted_once_and_what_reuses_nothing_not_at_all(mode
 
 def test_a_fit_leaves_no_trace(model):
     bare = model.stock(PROMPTS, [0, 1, 2], output_type="latent")
-    Corrector(model, model.encode(PROMPTS), model.noise([0, 1, 2])).fit(planned(model, PLANS["nested"]))
+    Corrector(model, PROMPTS, [0, 1, 2]).fit(planned(model, PLANS["nested"]))
     assert pipelines.traces(model.denoiser) == []
     assert torch.equal(model.stock(PROMPTS, [0, 1, 2], output_type="latent"), bare)
 
@@ -462,10 +462,10 @@ class Candidates(CandidateBuilder):
 
         self.corrector, self.solvers_can_be_fitted, self.refit, self.correct = corrector, True, True, correct
         self.evaluator = Evaluator.__new__(Evaluator)
-        self.evaluator.model, self.evaluator.inputs = model, [(corrector.conditions, corrector.noise)]
-        self.evaluator.teacher = model.sample(corrector.conditions, corrector.noise)
+        self.evaluator.model, self.evaluator.inputs = model, [(corrector.prompts, corrector.seeds)]
+        self.evaluator.teacher = model.sample(corrector.prompts, corrector.seeds)
         self.evaluator.latents = self.latents
-        self.evaluator.fit = Fitter(model, corrector.conditions, corrector.noise).fit
+        self.evaluator.fit = Fitter(model, corrector.prompts, corrector.seeds).fit
 
     def latents(self, schedule: Schedule) -> torch.Tensor:
         with schedule.apply(self.evaluator.model.pipe):

@@ -98,20 +98,19 @@ def test_guided_pipelines_and_loops_of_our_own(family):
     """Both halves of guidance lie in the batch of every step; SDXL's added conditions are repeated with them."""
     model = tiny_family(family, steps=STEPS)
     prompts, seeds = ["red apple", "blue boat"], [0, 1]
-    conditions, noise = model.encode(prompts), model.noise(seeds)
     with propagated(model.pipe, "CRRRCRRR").apply(model.pipe):
         expected = model.stock(prompts, seeds, output_type="latent")
     with propagated(model.pipe, "CRRRCRRR", 3).apply(model.pipe):
         stock = model.stock(prompts, seeds, output_type="latent")
-        own = model.sample(conditions, noise)
+        own = model.sample(prompts, seeds)
     assert torch.equal(own, stock)
     assert_close(stock, expected)
     branch = {"call": model.guidance_scale, "branch": "CCCCCOOO"}
     assert together(model.pipe, "CRRRCRRR", 3, guidance=branch) == [[1, 2, 3]]
     with propagated(model.pipe, "CRRRCRRR", guidance=branch).apply(model.pipe):
-        expected = model.sample(conditions, noise)
+        expected = model.sample(prompts, seeds)
     with propagated(model.pipe, "CRRRCRRR", 3, guidance=branch).apply(model.pipe):
-        assert_close(model.sample(conditions, noise), expected)
+        assert_close(model.sample(prompts, seeds), expected)
 
 
 def test_ahead_that_does_nothing_leaves_no_trace():

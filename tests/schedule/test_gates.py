@@ -589,7 +589,7 @@ def test_costs_of_gated_schedules_are_measured_once(tmp_path: Any) -> None:
     assert evaluator.runs == runs + 3
     with schedule.apply(model.pipe) as handle:
         for prompt, seed in zip(evaluator.prompts, evaluator.seeds, strict=True):  # one by one
-            model.sample(model.encode([prompt]), model.noise([seed]))
+            model.sample([prompt], [seed])
         (decided,) = handle.stats()["gates"]
     assert decided["passed"] > 0 and decided["passed"] + decided["refused"] == 3 * 5
     inner = sum(m for name, m in table.component_macs.items() if ".0" not in name)
@@ -607,13 +607,13 @@ def test_costs_of_gated_schedules_are_measured_once(tmp_path: Any) -> None:
 
 def test_solvers_are_fitted_under_gates() -> None:
     model = tiny_model()
-    conditions, noise = model.encode(["red apple", "blue boat"]), model.noise([0, 1])
-    fitter = Fitter(model, conditions, noise)
+    prompts, seeds = ["red apple", "blue boat"], [0, 1]
+    fitter = Fitter(model, prompts, seeds)
     rule = {"signal": "first_block_residual", "threshold": 0.3}
     schedule = fitter.fit(to_schedule(model, {"gates": [gate("transformer_blocks.[1-2]", "C G*5", **rule)]}))
     assert schedule.gates and "coefficients" in schedule.sampler
     with schedule.apply(model.pipe):
-        assert torch.allclose(model.sample(conditions, noise), fitter.latents[schedule.digest], atol=1e-4)
+        assert torch.allclose(model.sample(prompts, seeds), fitter.latents[schedule.digest], atol=1e-4)
 
 
 def test_what_cannot_be_shared_is_refused() -> None:

@@ -313,10 +313,10 @@ def joined(seed: int, granularity: str) -> Schedule:
 @given(seed=st.integers(0, 10_000), granularity=st.sampled_from(GRANULARITIES))
 def test_macs_and_peak_bytes_equal_an_applied_run(seed, granularity):
     schedule = joined(seed, granularity)
-    conditions, noise = MODEL.encode(["red apple"]), MODEL.noise([0])
+    prompts, seeds = ["red apple"], [0]
     with schedule.apply(MODEL.pipe) as handle, FlopCounterMode(display=False) as counter:
         with sdpa_kernel(SDPBackend.MATH):
-            MODEL.sample(conditions, noise)
+            MODEL.sample(prompts, seeds)
         assert handle.stats()["peak_bytes"] == COSTS.peak_bytes(schedule)
         assert handle.memory.now == 0
     assert counter.get_total_flops() // 2 == COSTS.macs(schedule)
@@ -377,11 +377,11 @@ def test_runs_that_share_a_beginning_share_the_difference():
         {"branch": "CCCCCC"},
     ]
     schedules = [to_schedule(MODEL, {"guidance": {"call": 4.0} | part}) for part in given]
-    conditions, noise = MODEL.encode(["red apple"]), MODEL.noise([0])
+    prompts, seeds = ["red apple"], [0]
     runner = Runner(MODEL, COSTS)
     for schedule, found in zip(schedules, latents(runner, Batch(("red apple",), (0,)), schedules), strict=True):
         with schedule.apply(MODEL.pipe):
-            assert torch.equal(MODEL.sample(conditions, noise), found)
+            assert torch.equal(MODEL.sample(prompts, seeds), found)
     assert runner.steps == 6 + 2 + 3 + 3 + 2
     paths = [step_keys(schedule) for schedule in schedules]
     # at step 3 both bands have one weight, and no radius matters

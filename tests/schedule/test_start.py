@@ -142,13 +142,13 @@ def test_steps_taken_one_by_one_inject_the_same_and_fits_leave_such_schedules_al
     model = tiny_model()
     parts = model.target.schedule({"start": inject(0.2, 700)})
     injected = Schedule.from_dict(parts)
-    conditions, noise = model.encode(["red apple", "blue boat"]), model.noise([0, 1])
+    prompts, seeds = ["red apple", "blue boat"], [0, 1]
     with injected.apply(model.pipe):
-        expected = model.sample(conditions, noise)
+        expected = model.sample(prompts, seeds)
         assert torch.equal(model.stock(["red apple", "blue boat"], [0, 1], output_type="latent"), expected)
-    partial = PartialRun(model, conditions, noise, count_costs(model.denoiser, model.target.tree, 6, model.once))
+    partial = PartialRun(model, prompts, seeds, count_costs(model.denoiser, model.target.tree, 6, model.once))
     state = partial.begin()
     for _ in range(6):  # a new handle at every step
         state = partial.extend(state, injected)
     assert torch.equal(state.latents, expected)
-    assert Fitter(model, conditions, noise).fit(injected) is injected
+    assert Fitter(model, prompts, seeds).fit(injected) is injected

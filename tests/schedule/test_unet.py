@@ -128,11 +128,11 @@ def test_halves_of_guidance_are_kept_apart(name, branch):
     for i, kind in enumerate(branch):  # no plan reads an unconditional half before a full step has computed it
         assert kind == "C" or i > 0
     schedule = planned(model.pipe, PLANS[name], guidance={"call": 4.0, "branch": branch})
-    conditions, noise = model.encode(["red apple", "blue boat"]), model.noise([0, 1])
+    prompts, seeds = ["red apple", "blue boat"], [0, 1]
     with schedule.apply(model.pipe) as handle:
-        found = model.sample(conditions, noise)
+        found = model.sample(prompts, seeds)
         peak = handle.stats()["peak_bytes"]
-    latents, scheduler, last = model.begin(conditions, noise), model.pipe.scheduler, None
+    latents, scheduler, last = model.begin(prompts, seeds), model.pipe.scheduler, None
     with torch.no_grad(), Patched(model.denoiser, tokens, branch) as patched:
         for patched.step, t in enumerate(scheduler.timesteps):
             text = conditions["encoder_hidden_states"]

@@ -210,14 +210,14 @@ def test_a_gate_keeps_the_steps_that_a_solver_table_would_fold():
 
 def test_every_preset_runs_on_a_dit():
     model = tiny_family("dit", steps=8)
-    conditions, noise = model.encode(["apple", "cat face"]), model.noise([0, 1])
-    bare, passed = model.sample(conditions, noise), 0
+    prompts, seeds = ["apple", "cat face"], [0, 1]
+    bare, passed = model.sample(prompts, seeds), 0
     presets = GatesSpace(thresholds=[0.008, 0.12, 0.6]).presets(model.target)
     for name, x in presets.items():
         with to_schedule(model, GatesSpace(thresholds=[0.008, 0.12, 0.6]).decode(x, model.target)).apply(
             model.pipe
         ) as h:
-            found = model.sample(conditions, noise)
+            found = model.sample(prompts, seeds)
             (decided,) = h.stats()["gates"]
         assert torch.isfinite(found).all(), name
         assert torch.equal(found, bare) == (decided["passed"] == 0), name

@@ -28,7 +28,7 @@ from search.evaluate.memo import Memo
 from search.export import main
 from search.figures import heatmap
 from search.models.base import to_schedule
-from search.models.pixart import PixArt
+from search.testing.models import pixart
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.objectives.size import Size
@@ -56,13 +56,13 @@ def small_folder() -> Path:
     return save_tiny(Path(mkdtemp()) / "small", SMALL)
 
 
-def pair_model(**arguments: object) -> PixArt:
+def pair_model(**arguments: object) -> Pipeline:
     return tiny_model(small=small_folder(), **arguments)
 
 
 class StitchContract(SpaceContract):
     @staticmethod
-    def make_model() -> PixArt:
+    def make_model() -> Pipeline:
         return pair_model()
 
 
@@ -201,11 +201,11 @@ def test_a_folded_step_takes_its_model_with_it():
     plain = dict(space.decode(space.join({"solver": solver}, TARGET), TARGET))
     plan = {"rules": [["denoiser", "CRCCRC"]]}
     whole = Schedule.from_dict(TARGET.schedule(plain | {"plan": plan} | TARGET.stitched("SSSLLL")))
-    conditions, noise = MODEL.encode(PROMPTS), MODEL.noise([0, 1])
+    prompts, seeds = PROMPTS, [0, 1]
     with MODEL.apply(whole):
-        expected = MODEL.sample(conditions, noise)
+        expected = MODEL.sample(prompts, seeds)
     with MODEL.apply(Schedule.from_dict(TARGET.schedule(parts))):
-        torch.testing.assert_close(MODEL.sample(conditions, noise), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(MODEL.sample(prompts, seeds), expected, rtol=1e-4, atol=1e-4)
 
 
 # Models and costs
@@ -221,7 +221,7 @@ def test_the_adapter_reads_the_denoiser_alone():
 
 
 def test_small_throughout_is_what_the_small_pipeline_gives():
-    small = PixArt(path=small_folder(), steps=6, max_sequence_length=8)
+    small = pixart(path=small_folder(), steps=6, max_sequence_length=8)
     with MODEL.apply(stitched("SSSSSS")):
         found = MODEL.stock(PROMPTS, [0, 1], output_type="latent")
     assert torch.equal(found, small.stock(PROMPTS, [0, 1], output_type="latent"))
@@ -234,10 +234,10 @@ def test_macs_and_peak_bytes_equal_an_applied_run(seed):
     space = JointSpace([CacheSpace("component"), GuidanceSpace(scales=[]), StitchSpace("step")])
     levels = np.array([g.levels for g in space.genes(TARGET)])
     schedule = to_schedule(MODEL, space.decode(rng.integers(0, levels), TARGET))
-    conditions, noise = MODEL.encode(["red apple"]), MODEL.noise([0])
+    prompts, seeds = ["red apple"], [0]
     with MODEL.apply(schedule) as handle, FlopCounterMode(display=False) as counter:
         with sdpa_kernel(SDPBackend.MATH):
-            MODEL.sample(conditions, noise)
+            MODEL.sample(prompts, seeds)
         assert handle.stats()["peak_bytes"] == COSTS.peak_bytes(schedule)
         assert handle.memory.now == 0
     assert counter.get_total_flops() // 2 == COSTS.macs(schedule)
@@ -245,7 +245,7 @@ def test_macs_and_peak_bytes_equal_an_applied_run(seed):
 
 
 def test_costs_by_hand():
-    alone = PixArt(path=small_folder(), steps=6, max_sequence_length=8).costs()
+    alone = pixart(path=small_folder(), steps=6, max_sequence_length=8).costs()
     assert COSTS.others["S"].component_macs == alone.component_macs and alone.others == {}
     large, small = COSTS.call_macs, COSTS.others["S"].call_macs
     assert 1 < large / small < LARGE / SMALL
@@ -301,7 +301,7 @@ def test_candidates_are_evaluated_with_their_models(evaluator):
 
 
 def test_runs_that_share_a_beginning_share_its_steps():
-    conditions, noise = MODEL.encode(PROMPTS), MODEL.noise([0, 1])
+    prompts, seeds = PROMPTS, [0, 1]
     schedules = [
         stitched(at, plan={"rules": [["denoiser", actions]]})
         for at, actions in [
@@ -315,7 +315,7 @@ def test_runs_that_share_a_beginning_share_its_steps():
     runner = Runner(MODEL, COSTS)
     for schedule, ended in zip(schedules, latents(runner, Batch(tuple(PROMPTS), (0, 1)), schedules), strict=True):
         with MODEL.apply(schedule):
-            assert torch.equal(ended, MODEL.sample(conditions, noise))
+            assert torch.equal(ended, MODEL.sample(prompts, seeds))
     assert runner.steps == 6 + 3 + 6 + 4 + 3
     assert step_keys(schedules[0])[:3] == step_keys(schedules[1])[:3] != step_keys(schedules[2])[:3]
 
@@ -395,18 +395,18 @@ def test_a_found_schedule_says_which_pipelines_it_needs(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_bundled_pair_stitches_and_early_steps_matter_least():
-    model = PixArt(small="pixart_small", steps=10)
+    model = pixart(small="pixart_small", steps=10)
     costs = model.costs()
-    conditions, noise = model.encode(["red apple, 3d style", "sailing boat, flat style"]), model.noise([0, 1])
-    teacher = model.sample(conditions, noise)
+    prompts, seeds = ["red apple, 3d style", "sailing boat, flat style"], [0, 1]
+    teacher = model.sample(prompts, seeds)
     drifts = {}
     for name, at in {"early": "SSSLLLLLLL", "late": "LLLLLLLSSS", "all": "SSSSSSSSSS"}.items():
         schedule = to_schedule(model, model.target.stitched(at))
         with model.apply(schedule):
-            drifts[name] = float(Drift()(model.sample(conditions, noise), teacher).mean())
+            drifts[name] = float(Drift()(model.sample(prompts, seeds), teacher).mean())
         assert costs.macs(schedule) < costs.teacher_macs
     assert 0 < min(drifts.values()) <= max(drifts.values()) == drifts["all"] < 1
-    alone = PixArt(path="pixart_small", steps=10)
+    alone = pixart(path="pixart_small", steps=10)
     with model.apply(to_schedule(model, model.target.stitched("S" * 10))):
         found = model.stock(["red apple, 3d style"], [0], output_type="latent")
     assert torch.equal(found, alone.stock(["red apple, 3d style"], [0], output_type="latent"))

@@ -131,7 +131,7 @@ def test_another_solver_class_runs_its_own_grid():
     assert found.sampler["class"] == "DDIMScheduler" and "sigmas" not in found.sampler
     assert found.sampler["timesteps"] == other.target.sampler["timesteps"]
     with other.apply(found):
-        assert torch.isfinite(other.sample(other.encode(PROMPTS[:1]), other.noise([0]))).all()
+        assert torch.isfinite(other.sample(PROMPTS[:1], [0])).all()
 
 
 def test_a_schedule_of_any_number_of_steps_goes_along(model):
@@ -156,12 +156,12 @@ def test_what_passes_is_a_schedule_with_its_scores(model, steps):
 
 @pytest.mark.slow
 def test_a_fitted_solver_is_fitted_anew(model):
-    fitter = Fitter(model, model.encode(SPLITS[0]), model.noise([0, 1]))
+    fitter = Fitter(model, SPLITS[0], [0, 1])
     fitted = fitter.fit(made(model, "CRCRRC", BLOCKS)).with_made(made(model).made)
     other = tiny_model(steps=9)
     found = moved(fitted, other, criterion="drift<=2")
     plain = carry_over(fitted, other).schedule
-    wanted = Fitter(other, other.encode(SPLITS[0]), other.noise([0, 1])).fit(plain).sampler["coefficients"]
+    wanted = Fitter(other, SPLITS[0], [0, 1]).fit(plain).sampler["coefficients"]
     table = found.schedule.sampler["coefficients"]
     assert table["state"] == pytest.approx(wanted["state"])
     assert np.concatenate(table["outputs"]) == pytest.approx(np.concatenate(wanted["outputs"]), abs=1e-9)
@@ -172,12 +172,12 @@ def test_a_fitted_solver_is_fitted_anew(model):
 
 @pytest.mark.slow
 def test_corrections_are_fitted_anew(model):
-    corrector = Corrector(model, model.encode(SPLITS[0]), model.noise([0, 1]))
+    corrector = Corrector(model, SPLITS[0], [0, 1])
     corrected = corrector.fit(made(model, "CRCRRC", "transformer_blocks.*:attn1")).with_made(made(model).made)
     other = tiny_model(steps=9)
     found = moved(corrected, other, criterion="drift<=2").schedule
     plain = carry_over(corrected, other).schedule
-    wanted = Corrector(other, other.encode(SPLITS[0]), other.noise([0, 1])).fit(plain)
+    wanted = Corrector(other, SPLITS[0], [0, 1]).fit(plain)
     assert found.digest == wanted.digest and found.corrections
 
 
@@ -204,7 +204,7 @@ def test_the_step_that_gains_most_comes_first(model):
     repair = RepairSearch(made(model), rule, other, SPLITS[0], criteria_for(made(model), 1, "drift<=0.1"), True, 0)
     order = [unit for (unit,) in repair._by_gain(repair._units(40), lambda text: None)]
     assert sorted(order) == saving_steps(rule.schedule)
-    given = other.encode(SPLITS[0]), other.noise([0, 1])
+    given = SPLITS[0], [0, 1]
     teacher = other.sample(*given)
 
     def drift(actions) -> float:
@@ -247,7 +247,7 @@ def test_what_no_repair_can_save_is_refused(model):
 
 @pytest.mark.slow
 def test_on_its_own_grid_a_table_is_kept_first_and_fitted_where_it_does_not_hold(model):
-    fitter = Fitter(model, model.encode(SPLITS[0]), model.noise([0, 1]))
+    fitter = Fitter(model, SPLITS[0], [0, 1])
     fitted = fitter.fit(made(model, "CRCRRC", BLOCKS)).with_made(made(model).made)
     assert moved(fitted, model, criterion="drift<=2").schedule.digest == fitted.digest
     strict = moved(fitted, tiny_model(guidance_scale=7.0), criterion="drift<=1e-7", runs=20)

@@ -262,7 +262,7 @@ def test_a_merged_lora_is_what_peft_computes(model):
     assert torch.allclose(other.denoiser.get_submodule(name).weight, wanted, atol=1e-6)
     assert type(other.denoiser.get_submodule(name)) is torch.nn.Linear
     with other.apply(made(other)):  # nothing of peft is in the way
-        assert torch.isfinite(other.sample(other.encode(PROMPTS), other.noise([1, 2, 3, 4]))).all()
+        assert torch.isfinite(other.sample(PROMPTS, [1, 2, 3, 4])).all()
 
 
 def test_a_lora_as_pipelines_load_them(tmp_path):
@@ -296,7 +296,7 @@ def test_a_lora_for_other_layers_is_refused():
 def test_a_trained_lora_changes_pictures_and_verify_says_what_it_measured(model, typed, tmp_path, capsys):
     folder = tiny_lora(steps=60)
     other = tiny_model()
-    given = other.encode(PROMPTS), other.noise(range(4))
+    given = PROMPTS, range(4)
     before = other.sample(*given)
     merge(other, folder)
     assert Drift()(other.sample(*given), before).min() > 0.1

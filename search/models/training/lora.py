@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search.models.pixart import PixArt
+from search.testing.models import pixart
 
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 @torch.enable_grad()
 def train(
-    model: PixArt,
+    model: Pipeline,
     prompts: Sequence[str],
     folder: str | Path,
     rank: int = 4,
@@ -67,9 +67,9 @@ def train(
 
 
 @torch.no_grad()
-def recoloured(model: PixArt, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+def recoloured(model: Pipeline, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
     """Latents [B, C, h, w] of the pipeline's pictures with red shown as green, green as blue and blue as red."""
-    latents = model.sample(model.encode(prompts), model.noise(seeds))
+    latents = model.sample(prompts, seeds)
     images = model.decode(latents).roll(1, dims=1)
     return model.pipe.vae.encode(images * 2 - 1).latent_dist.mode() * model.pipe.vae.config.scaling_factor
 
