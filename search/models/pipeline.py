@@ -18,7 +18,9 @@ from search.models.loading import load_any
 from search.models.pictures import pictures_of
 from search.models.prompts import prompt_arguments
 from search.models.watch import replaced_step
+from search.observe.contract import observe
 from search.profile.target import Target
+from search.schedule.model.contracts import CONTRACTS, Contract
 from search.schedule.model.identity import denoiser_of, model_part
 from search.schedule.model.layers import layers_of
 from search.schedule.model.nodes import Tree
@@ -34,8 +36,8 @@ class Pipeline(Model):
     Attributes:
         name: Name of the model's option.
         path: A folder, a hub id, or the name of a bundled pipeline.
-        steps: Steps of the teacher.
-        guidance_scale: Scale of guidance in the pipeline call; None is the pipeline's default, as in all that follow.
+        steps: `num_inference_steps` of the pipeline call; None is the pipeline's default, as in all that follow.
+        guidance_scale: Scale of guidance in the pipeline call.
         height: Of pictures, in pixels.
         width: Of pictures, in pixels.
         max_sequence_length: Tokens of a prompt.
@@ -50,12 +52,12 @@ class Pipeline(Model):
         example: A prompt that can be run.
 
     Raises:
-        ValueError: The pipeline cannot be loaded, takes other arguments, or has a scheduler that runs no given timesteps.
+        ValueError: The pipeline cannot be loaded, or takes other arguments.
     """
 
     name: str
     path: str | Path | None = None
-    steps: int = 20
+    steps: int | None = None
     guidance_scale: float | None = None
     height: int | None = None
     width: int | None = None
@@ -76,7 +78,10 @@ class Pipeline(Model):
             if self.path is None:
                 raise ValueError(f"model={self.name} needs a pipeline; type model.path=<folder or hub id>")
             self.pipe = load_any(self.path, self._dtypes()).to(self.device)
-        self.pipe.set_progress_bar_config(disable=True)
+        else:
+            self.device = torch.device(getattr(self.pipe, "_execution_device", None) or self.pipe.device)
+        if hasattr(self.pipe, "set_progress_bar_config"):
+            self.pipe.set_progress_bar_config(disable=True)
         if getattr(self.pipe, "transformer_2", None) is not None:
             raise ValueError(
                 f"{self._what} has two transformers, one for each part of a run; give a pipeline with one, such as "
@@ -86,12 +91,14 @@ class Pipeline(Model):
         self.others = {"S": self._smaller(self.small)} if self.small else {}
         self._set_scheduler()
         self._outputs: dict[Any, Any] = {}  # zeros like what the denoiser returns, by shapes of its input
+        self.steps = self.steps or self.call.get("num_inference_steps") or self._default("num_inference_steps") or 20
+        contract, sampler = self._contract(), self.shorter(self.steps)
         self.target = Target(
             self.name,
-            Tree.of(self.denoiser),
-            self.steps,
-            model_part(self.denoiser),
-            self.shorter(self.steps),
+            Tree.of(self.denoiser, contract),
+            len(sampler["timesteps"]),
+            model_part(self.denoiser, contract),
+            sampler if sampler["class"] in GRIDDED else {},
             layers_of(self.denoiser),
             self._guidance(),
             others={
@@ -108,7 +115,7 @@ class Pipeline(Model):
     @property
     def arguments(self) -> Mapping[str, Any]:
         typed = {name: value for name in TYPED if (value := getattr(self, name)) is not None}
-        return {"num_inference_steps": self.steps, **typed, **self.call}
+        return {**typed, **self.call, "num_inference_steps": self.steps}
 
     def call_arguments(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -160,16 +167,11 @@ class Pipeline(Model):
         return load_any(path, self._dtypes(), **shared).to(self.device)
 
     def _set_scheduler(self) -> None:
-        """Replace the scheduler if another class is given; ValueError if it cannot run given timesteps."""
+        """Replace the scheduler if another class is given."""
         if self.scheduler and self.scheduler not in GRIDDED:
             raise ValueError(f"model.scheduler={self.scheduler!r}: choose from {', '.join(GRIDDED)}")
         if self.scheduler:
             self.pipe.scheduler = scheduler_class(self.scheduler).from_config(self.pipe.scheduler.config)  # type: ignore[attr-defined]
-        if (name := type(self.pipe.scheduler).__name__) not in GRIDDED:
-            raise ValueError(
-                f"model={self.name} has a {name}, which cannot run given timesteps; type "
-                f"model.scheduler=DPMSolverMultistepScheduler, or another of {', '.join(GRIDDED)}"
-            )
 
     def _guidance(self) -> float:
         """The scale of classifier-free guidance, 1 for none: whether the denoiser runs two branches for one picture."""
@@ -183,10 +185,23 @@ class Pipeline(Model):
             self.once()
         finally:
             hook.remove()
-        scale = self.arguments.get("guidance_scale", inspect.signature(type(self.pipe).__call__).parameters)
-        if isinstance(scale, Mapping):
-            scale = scale["guidance_scale"].default if "guidance_scale" in scale else 1.0
-        return float(scale) if sum(rows) > 1 else 1.0
+        scale = self.arguments.get("guidance_scale", self._default("guidance_scale"))
+        return float(scale) if scale and sum(rows) > 1 else 1.0
+
+    def _default(self, name: str) -> Any:
+        """The default of an argument of the pipeline's call; None where it has none."""
+        parameter = inspect.signature(type(self.pipe).__call__).parameters.get(name)
+        return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+    def _contract(self) -> Contract | None:
+        """The contract of a denoiser whose class has none here, as one watched call shows it."""
+        if type(self.denoiser).__name__ in CONTRACTS:
+            return None
+        call = self.call_arguments([self.example], [0]) | {"num_inference_steps": self.steps}
+        observed = {each.denoiser.module: each.contract for each in observe(self.pipe, call).contracts}
+        if self.denoiser not in observed:
+            raise ValueError(f"{self._what}: its {type(self.denoiser).__name__} was not called at the scheduler's steps")
+        return observed[self.denoiser]
 
     @contextmanager
     def _ending_with(self, latents: Tensor) -> Iterator[None]:

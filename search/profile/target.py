@@ -23,7 +23,8 @@ class Target:
         tree: The denoiser's nodes.
         steps: The number of steps T of this grid.
         model: The `model` part of a schedule file.
-        sampler: The `sampler` part of a schedule file: class, configuration, timesteps [T] and sigmas [T+1].
+        sampler: The `sampler` part of a schedule file: class, configuration, timesteps [T] and sigmas [T+1]; empty where
+            the pipeline's scheduler runs no other timesteps than its own.
         layers: Linear layers and convolutions by full name: (outputs, inputs of one output).
         guidance: The teacher's scale of classifier-free guidance; 1 is without guidance.
         teacher: The target on the teacher's grid; None where this is it.
@@ -98,8 +99,5 @@ class Target:
 
     def schedule(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """The schedule file's content for parts that a space decoded."""
-        return (
-            {"format": "schedule/1", "model": dict(self.model), "steps": self.steps}
-            | {"sampler": dict(self.sampler)}
-            | dict(parts)
-        )
+        sampler = {"sampler": dict(self.sampler)} if self.sampler else {}  # none: the pipeline's own, as it is
+        return {"format": "schedule/1", "model": dict(self.model), "steps": self.steps} | sampler | dict(parts)
