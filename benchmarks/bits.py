@@ -29,7 +29,7 @@ from search.evaluate.evaluator import Evaluator
 from search.evaluate.memo import Memo
 from search.exact.knapsack import gram_search, knapsack_front
 from search.models.base import to_schedule
-from search.testing.models import pixart
+from search.models.pipeline import Pipeline
 from search.objectives.drift import Drift
 from search.pareto.intervals import bootstrap_interval, paired_difference_interval
 from search.profile.count import count_costs
@@ -37,6 +37,7 @@ from search.profile.tables import GeneTable
 from search.schedule.parts.formats import FORMATS, formats_that_fit, packed_bytes
 from search.spaces.bits import BitsSpace
 from search.spaces.gene import Gene
+from search.testing.models import pixart
 
 SPACE = BitsSpace(("w8", "w6", "w4g128", "w3g128", "w2g64"), elide=False)
 LEFT = BitsSpace(("w5",), elide=False)  # a reference at 5 bits; no search may use it

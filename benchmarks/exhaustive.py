@@ -26,12 +26,12 @@ from search.evaluate.evaluator import Evaluator
 from search.evaluate.execute.jobs import Job
 from search.evaluate.memo import Memo
 from search.models.base import to_schedule
-from search.testing.models import pixart
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.pareto.domination import hypervolume, non_dominated
 from search.profile.count import count_costs
 from search.spaces.cache import CacheSpace
+from search.testing.models import pixart
 
 STEPS, PROMPTS, BATCH, CHUNK = 15, 2, 24, 1024
 TARGET = 0.99

@@ -25,10 +25,10 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 
 from search import Schedule
-from search.testing.models import pixart
 from search.schedule.model.identity import model_part
 from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.plan.tokens import ABSENT, OFF
+from search.testing.models import pixart
 
 DOC = Path(__file__).parents[1] / "docs" / "benchmarks" / "overhead.md"
 XL = {

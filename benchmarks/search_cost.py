@@ -27,11 +27,11 @@ from search.evaluate.evaluator import Evaluator
 from search.evaluate.execute.jobs import Job
 from search.evaluate.memo import Memo
 from search.models.base import to_schedule
-from search.testing.models import pixart
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.pareto.domination import hypervolume, non_dominated
 from search.spaces.cache import CacheSpace
+from search.testing.models import pixart
 
 PROMPTS, PROBED, BATCH, OWN_BATCH = 4, 2, 72, 24
 FIRST = 6  # rows at a time of what the tables propose, so that the beginning of the curve can be seen

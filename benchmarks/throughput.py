@@ -29,7 +29,6 @@ from search.evaluate.execute.states import StateCache
 from search.evaluate.memo import Memo
 from search.models.base import to_schedule
 from search.models.loading import quiet
-from search.testing.models import pixart
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.objectives.psnr import Psnr
@@ -37,6 +36,7 @@ from search.pareto.domination import non_dominated
 from search.profile.bundled import bundled_model
 from search.schedule import Schedule
 from search.spaces.cache import CacheSpace
+from search.testing.models import pixart
 
 PROMPTS, RACED, POPULATION, TARGET = 8, 32, 24, 5.0
 SIZES = (1, 2, 4, 8, 16, 32, 64)

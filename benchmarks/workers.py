@@ -22,8 +22,9 @@ from search.evaluate.execute.cluster import Cluster
 from search.evaluate.execute.jobs import Batch, Executor, Job
 from search.evaluate.execute.runner import Runner
 from search.models.base import to_schedule
-from search.testing.models import pixart
+from search.models.pipeline import Pipeline
 from search.spaces.cache import CacheSpace
+from search.testing.models import pixart
 
 DOC = Path(__file__).parents[1] / "docs" / "benchmarks" / "workers.md"
 CONFIG = {"_target_": "search.models.pipeline.Pipeline", "name": "pixart"}

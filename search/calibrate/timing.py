@@ -36,7 +36,9 @@ def time_schedules(
     latents = model.sample(*inputs)
     # decoding is the same whatever the schedule is
     decoding = (
-        statistics.median(time_call(model, lambda: model.decode(latents, *inputs)) for _ in range(repeats)) if decode else 0.0
+        statistics.median(time_call(model, lambda: model.decode(latents, *inputs)) for _ in range(repeats))
+        if decode
+        else 0.0
     )
 
     def once() -> float:

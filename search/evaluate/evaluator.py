@@ -95,7 +95,9 @@ class Evaluator:
         state += [dict(model.arguments), str(model.device), torch.__version__, self._pipeline()]
         self.context = hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()
         self.fitted = FittedSchedules(memo, self.context)
-        self.scorer = Scorer(model, objectives, costs, memo, self.guard, self.prompts, self.seeds, self.teacher, self.context)
+        self.scorer = Scorer(
+            model, objectives, costs, memo, self.guard, self.prompts, self.seeds, self.teacher, self.context
+        )
 
     @property
     def objectives(self) -> dict[str, Objective]:

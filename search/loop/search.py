@@ -10,7 +10,6 @@ import torch
 from hydra.utils import instantiate
 from rich.console import Console
 from rich.markup import escape
-from torch import Tensor
 
 from search.calibrate.latency import add_latency
 from search.calibrate.propose.proposals import Proposals

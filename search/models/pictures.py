@@ -12,8 +12,8 @@ SHOWN = 4  # frames of a video that objectives see
 def pictures_of(output: Any) -> Tensor:
     """Pictures [B, 3, H, W] in [0, 1], float32, of the first thing that a pipeline returns.
 
-    A video becomes one film strip [3, H, 4 W]: frames from the first to the last, evenly spaced, from left to right. One
-    picture for a video keeps scores one for a prompt; each frame weighs the same.
+    A video becomes one film strip [3, H, 4 W]: frames from the first to the last, evenly spaced, from left to right.
+    One picture for a video keeps scores one for a prompt; each frame weighs the same.
 
     Args:
         output: Pictures or videos as tensors [B, 3, H, W] and [B, F, 3, H, W], as arrays [B, H, W, 3] and

@@ -1,4 +1,4 @@
-"""Watch the steps of a pipeline's call from outside: what the scheduler was given and returned, and how to end the call.
+"""Watch the steps of a pipeline's call from outside: what the scheduler got and returned, and how to end it.
 
 Nothing stays on the pipeline. Some pipelines copy their scheduler within the call, so it is the class that is watched;
 a planned scheduler has a step of its own.
@@ -54,7 +54,9 @@ def watch_steps(scheduler: Any, on_step: Callable[[RunStep], None]) -> Iterator[
 
 
 @contextmanager
-def replaced_step(scheduler: Any, step: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
+def replaced_step(
+    scheduler: Any, step: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+) -> Iterator[None]:
     """Let `step(original, args, kwargs)` stand for the scheduler's own step."""
     owner = scheduler if "step" in vars(scheduler) else type(scheduler)
     inherited, original = "step" not in vars(owner), owner.step

@@ -44,7 +44,9 @@ def tiny_model(steps: int = 6, **arguments: Any) -> Pipeline:
 
 def tiny_family(family: str, steps: int = 5, **arguments: Any) -> Pipeline:
     """A fresh model of any family but PixArt: a key of `FAMILIES`."""
-    return Pipeline(**{"name": family, "path": family_folder(family), "steps": steps, **FAMILIES[family][1], **arguments})
+    return Pipeline(
+        **{"name": family, "path": family_folder(family), "steps": steps, **FAMILIES[family][1], **arguments}
+    )
 
 
 @cache

@@ -11,7 +11,6 @@ from search.evaluate.evaluator import Evaluator
 from search.evaluate.memo import Memo
 from search.exact.segments import reuse_front
 from search.models.base import to_schedule
-from search.testing.models import pixart
 from search.objectives.bops import Bops
 from search.objectives.drift import Drift
 from search.objectives.size import Size
@@ -22,7 +21,7 @@ from search.spaces.cache import CacheSpace
 from search.spaces.joint import JointSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.timesteps import TimestepsSpace
-from search.testing.models import save_tiny, tiny_model
+from search.testing.models import pixart, save_tiny, tiny_model
 
 OBJECTIVES = [Drift(), Bops(), Size()]
 BITS = BitsSpace(formats=("w8a8d", "w4a8d"))

@@ -26,8 +26,8 @@ from search.evaluate.execute.runner import Runner
 from search.evaluate.execute.subtrees import PrefixPath, split_into_subtrees
 from search.evaluate.execute.worker import SchedulePayload, Worker
 from search.models.base import to_schedule
-from search.testing.models import pixart
-from search.testing.models import lively, tiny_folder, tiny_model
+from search.models.pipeline import Pipeline
+from search.testing.models import lively, pixart, tiny_folder, tiny_model
 from search.testing.pipelines import TOKENS
 from tests.helpers.repository import ROOT
 from tests.helpers.search_process import command, folder, front, search, wait

@@ -3,7 +3,7 @@
 from pathlib import Path
 from tempfile import mkdtemp
 
-from search.testing.models import pixart
+from search.models.pipeline import Pipeline
 from search.models.training.lora import train
 from search.testing.models import tiny_model
 

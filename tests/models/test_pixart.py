@@ -3,10 +3,9 @@
 import pytest
 from diffusers import PixArtAlphaPipeline
 
-from search.testing.models import pixart
 from search.profile.bundled import bundled_model
 from search.testing.model_contract import ModelContract
-from search.testing.models import tiny_folder
+from search.testing.models import pixart, tiny_folder
 from tests.helpers.bundled_models import bundled_loops_agree, bundled_size
 
 EMOJI = ["red apple, 3d style, white background", "cat face, flat style, blue background"]

@@ -28,7 +28,7 @@ from search.evaluate.memo import Memo
 from search.export import main
 from search.figures import heatmap
 from search.models.base import to_schedule
-from search.testing.models import pixart
+from search.models.pipeline import Pipeline
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.objectives.size import Size
@@ -42,7 +42,7 @@ from search.spaces.skip import SkipSpace
 from search.spaces.solver import SolverSpace
 from search.spaces.stitch import StitchSpace
 from search.spaces.timesteps import TimestepsSpace
-from search.testing.models import save_tiny, tiny_model
+from search.testing.models import pixart, save_tiny, tiny_model
 from search.testing.space_contract import PROMPTS, SpaceContract
 from search.tracking.notes import describe_search
 from tests.helpers.finished_search import made_result

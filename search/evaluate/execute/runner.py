@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+
 import torch
 
 from search.evaluate.execute.jobs import Batch, Job, OnDone, Outcome

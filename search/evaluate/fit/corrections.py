@@ -5,8 +5,7 @@ what the schedule would reuse. There Xr comes from a run without caching. Here i
 inputs of the corrected run itself, with the bits that the schedule has: later nodes see what was corrected before.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor

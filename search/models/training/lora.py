@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search.testing.models import pixart
+from search.models.pipeline import Pipeline
 
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 

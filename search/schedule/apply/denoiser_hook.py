@@ -70,8 +70,8 @@ class DenoiserHook(PlannedHook):
         outputs = self.recorded[step]
         if branch >= len(outputs):
             raise ScheduleError(
-                f"the denoiser is called {branch + 1} times at step {step}, and was called {len(outputs)} times there in "
-                "the run that this one continues; guidance must not change between runs"
+                f"the denoiser is called {branch + 1} times at step {step}, and was called {len(outputs)} times there "
+                "in the run that this one continues; guidance must not change between runs"
             )
         self.clock.calls += 1
         return _copied(outputs[branch])

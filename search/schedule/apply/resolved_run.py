@@ -37,7 +37,8 @@ class ResolvedRun:
 
     `pipe` gives the pipeline, or None once nothing else holds it. `scheduler` is the planned copy of the pipeline's.
     `latest` is how many of its latest values each node keeps to the end of a run. `stepwise`:
-    snapshots are taken of its runs. `halved`: some steps compute the conditional half of the batch only. `residual`: blocks keep what they add to their inputs.
+    snapshots are taken of its runs. `halved`: some steps compute the conditional half of the batch only. `residual`:
+    blocks keep what they add to their inputs.
     """
 
     pipe: Callable[[], Any]
