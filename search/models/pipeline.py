@@ -200,7 +200,9 @@ class Pipeline(Model):
         call = self.call_arguments([self.example], [0]) | {"num_inference_steps": self.steps}
         observed = {each.denoiser.module: each.contract for each in observe(self.pipe, call).contracts}
         if self.denoiser not in observed:
-            raise ValueError(f"{self._what}: its {type(self.denoiser).__name__} was not called at the scheduler's steps")
+            raise ValueError(
+                f"{self._what}: its {type(self.denoiser).__name__} was not called at the scheduler's steps"
+            )
         return observed[self.denoiser]
 
     @contextmanager
