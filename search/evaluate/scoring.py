@@ -11,6 +11,7 @@ from torch import Tensor
 from search.evaluate.guard import Guard, ObjectiveFailed, SafeCost, objective_identity
 from search.evaluate.memo import Memo
 from search.models.base import Model
+from search.models.prompts import text_of
 from search.objectives.base import Cost, Objective, Quality
 from search.objectives.drift import Drift
 from search.profile.costs import Costs
@@ -70,6 +71,7 @@ class Scorer:
     ) -> None:
         self.model, self.objectives, self.costs = model, dict(objectives), costs
         self.memo, self.guard, self.prompts, self.seeds = memo, guard, list(prompts), list(seeds)
+        self.texts = [text_of(prompt) for prompt in prompts]
         self.teacher, self.context = teacher, context
         self.failed: dict[str, str] = {}  # why a schedule has no scores, by its digest
         self._memo_names = {name: _memo_name(name, objective) for name, objective in self.objectives.items()}
@@ -113,7 +115,7 @@ class Scorer:
                 continue
             result = self.teacher if objective.of == "latents" or images is None else images
             try:
-                difference = self.guard.differs(name, objective, result, self.prompts, "the teacher")
+                difference = self.guard.differs(name, objective, result, self.texts, "the teacher")
             except ObjectiveFailed as error:
                 raise ValueError(f"{error}, on the teacher's own {objective.of}; no schedule can be scored") from None
             if difference is not None:
@@ -132,7 +134,7 @@ class Scorer:
             try:
                 if isinstance(objective, Quality):
                     teacher = self.teacher if objective.of == "latents" else self.teacher_images
-                    guard.quality(name, objective, teacher, teacher, self.prompts, "the teacher")
+                    guard.quality(name, objective, teacher, teacher, self.texts, "the teacher")
             except ObjectiveFailed as error:
                 reasons[name] = str(error)
         return {name: objective for name, objective in objectives.items() if name not in reasons}, reasons
@@ -251,7 +253,7 @@ class Scorer:
             else:
                 images = self.decode(latents) if images is None else images
                 result, teacher = images, self.teacher_images
-            yield name, self.guard.quality(name, quality, result, teacher, self.prompts, digest)
+            yield name, self.guard.quality(name, quality, result, teacher, self.texts, digest)
 
 
 def _memo_name(name: str, objective: Objective) -> str:

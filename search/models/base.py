@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from search.models.encoders import EncoderMemo
@@ -79,9 +80,13 @@ class Model(ABC):
         """
 
     def steps_to_run(self, steps: int) -> int:
-        """How many steps to give to the pipeline: those of the applied schedule's timesteps, `steps` without any."""
+        """How many steps to give to the pipeline: those of the applied schedule's timesteps, `steps` without any.
+
+        A run from a picture makes fewer steps than it is given; with as many as the teacher makes it is given the same.
+        """
         planned: int = getattr(self.pipe.scheduler, "planned_steps", steps)
-        return planned
+        target = getattr(self, "target", None)
+        return steps if target is None or planned == target.steps else planned
 
     def apply(self, schedule: Schedule, **options: Any) -> Handle:
         """Apply a schedule to this pipeline, with the other denoisers that it names; use the result in a `with` block.
@@ -136,16 +141,16 @@ class Model(ABC):
 
         def watch(step: RunStep) -> None:
             on_step(step)
-            if step.number + 1 == (until or len(scheduler.timesteps)):
+            if step.number + 1 == (until or len(scheduler.timesteps) - step.first):
                 last.append(step.latents)
                 raise RunEnded
 
         with watch_steps(scheduler, watch):
-            self._run(self.call_arguments(prompts, seeds))
+            self._run(self.call_arguments(prompts, seeds), seeds)
         if not last:
             raise ValueError(
-                f"{type(self.pipe).__name__} ended before its scheduler had made {len(scheduler.timesteps)} steps; a "
-                "schedule applies to whole runs, not to image-to-image or resumed ones"
+                f"{type(self.pipe).__name__} ended before its scheduler had made its {len(scheduler.timesteps)} steps; "
+                "a search needs calls that run to the end"
             )
         return rows_of(last[0], len(seeds))
 
@@ -157,7 +162,7 @@ class Model(ABC):
 
         hook = self.denoiser.register_forward_pre_hook(end)
         try:
-            self._run(self.call_arguments(prompts, seeds) | arguments)
+            self._run(self.call_arguments(prompts, seeds) | arguments, seeds)
         finally:
             hook.remove()
 
@@ -177,8 +182,9 @@ class Model(ABC):
         scheduler = self.pipe.scheduler
         self.begin([self.example], [0], num_inference_steps=steps)
         timesteps, sigmas = grid_of_scheduler(scheduler)
-        part = {"class": type(scheduler).__name__, "config": public_config(scheduler), "timesteps": timesteps}
-        return part | ({"sigmas": sigmas} if sigmas else {})
+        first = getattr(scheduler, "begin_index", None) or 0  # of a run from a picture
+        part = {"class": type(scheduler).__name__, "config": public_config(scheduler), "timesteps": timesteps[first:]}
+        return part | ({"sigmas": sigmas[first:]} if sigmas else {})
 
     def stock(self, prompts: Sequence[str], seeds: Sequence[int], **arguments: Any) -> Any:
         """What a call of the pipeline returns, from the first thing to the last.
@@ -190,12 +196,17 @@ class Model(ABC):
         """
         return self.pipe(**self.call_arguments(prompts, seeds) | arguments)
 
-    def _run(self, arguments: Mapping[str, Any]) -> Any:
-        """Call the pipeline; None where the call was ended early."""
+    def _run(self, arguments: Mapping[str, Any], seeds: Sequence[int]) -> Any:
+        """Call the pipeline; None where the call was ended early.
+
+        What a pipeline draws from the global generator, whatever generator it is given, is the same in every call.
+        """
         if self._encoders is None:
             self._encoders = EncoderMemo(self.pipe)
+        devices = [self.device] if torch.device(self.device).type == "cuda" else []
         try:
-            with self._encoders.remembered(self.denoiser):
+            with self._encoders.remembered(self.denoiser), torch.random.fork_rng(devices):
+                torch.manual_seed(seeds[0])
                 return self.pipe(**arguments)
         except RunEnded:
             if getattr(self.pipe, "_all_hooks", None):  # of offloading, which the end of a call resets

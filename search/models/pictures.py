@@ -1,5 +1,6 @@
-"""Pictures of whatever a pipeline returns: pictures, film strips of videos."""
+"""Pictures of whatever a pipeline returns: pictures, film strips of videos, spectrograms of sounds."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,17 +8,19 @@ import torch
 from torch import Tensor
 
 SHOWN = 4  # frames of a video that objectives see
+WINDOW = 256  # samples of a sound in one column of its spectrogram
 
 
 def pictures_of(output: Any) -> Tensor:
     """Pictures [B, 3, H, W] in [0, 1], float32, of the first thing that a pipeline returns.
 
     A video becomes one film strip [3, H, 4 W]: frames from the first to the last, evenly spaced, from left to right.
-    One picture for a video keeps scores one for a prompt; each frame weighs the same.
+    One picture for a video keeps scores one for a prompt; each frame weighs the same. A sound becomes its spectrogram: the
+    logarithm of magnitudes, 60 dB below the loudest is black.
 
     Args:
         output: Pictures or videos as tensors [B, 3, H, W] and [B, F, 3, H, W], as arrays [B, H, W, 3] and
-            [B, F, H, W, 3], or lists of them.
+            [B, F, H, W, 3], sounds [B, N] and [B, C, N], or lists of them.
 
     Raises:
         ValueError: It is something else.
@@ -30,10 +33,36 @@ def pictures_of(output: Any) -> Tensor:
     if isinstance(output, Tensor) and output.dim() == 5:
         last = output.shape[1] - 1
         output = torch.cat([output[:, round(i * last / (SHOWN - 1))] for i in range(SHOWN)], dim=-1)
+    if isinstance(output, Tensor) and output.dim() in (2, 3) and output.shape[-1] >= WINDOW:
+        return _spectrograms(output.float().reshape(len(output), -1, output.shape[-1]).mean(1))
     if not isinstance(output, Tensor) or output.dim() != 4 or output.shape[1] not in (1, 3, 4):
         shape = f" of shape {list(output.shape)}" if isinstance(output, Tensor) else ""
         raise ValueError(
-            f"the pipeline returns a {type(output).__name__}{shape}, which is no picture; search without objectives on "
-            "pictures: objective=[drift,macs]"
+            f"the pipeline returns a {type(output).__name__}{shape}, which is no picture, video or sound"
         )
-    return output[:, :3].float().clamp(0, 1)
+    output = output.expand(-1, 3, -1, -1) if output.shape[1] == 1 else output[:, :3]
+    return output.float().clamp(0, 1)
+
+
+def first_output(output: Any) -> Any:
+    """The first thing that a pipeline returns: of an output class or a tuple; anything else itself."""
+    if isinstance(output, Mapping):
+        return next(iter(output.values()))
+    return output[0] if isinstance(output, tuple) else output
+
+
+def drawn_latents(latents: Tensor) -> Tensor:
+    """Drawings [B, 3, H, W] in [0, 1] of latents [B, ...] that no picture can be made of: their values as grey tones."""
+    flat = latents.float().flatten(1)
+    side = max(16, 8 * round(flat.shape[1] ** 0.5 / 8))
+    grey = torch.nn.functional.interpolate(flat[:, None], side * side, mode="linear").sigmoid()
+    return grey.reshape(-1, 1, side, side).expand(-1, 3, -1, -1)
+
+
+def _spectrograms(sounds: Tensor) -> Tensor:
+    """Pictures [B, 3, F, T] of sounds [B, N]."""
+    window = torch.hann_window(WINDOW, device=sounds.device)
+    spectrum = torch.stft(sounds, WINDOW, WINDOW // 2, window=window, return_complex=True).abs()
+    loudest = spectrum.amax((1, 2), keepdim=True).clamp(min=1e-8)
+    grey = (1 + (spectrum / loudest).clamp(min=1e-3).log10() / 3).clamp(0, 1)
+    return grey.flip(1)[:, None].expand(-1, 3, -1, -1)

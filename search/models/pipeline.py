@@ -15,11 +15,13 @@ from torch.utils._pytree import tree_map_only
 
 from search.models.base import Model
 from search.models.loading import load_any
-from search.models.pictures import pictures_of
+from search.models.pictures import drawn_latents, first_output, pictures_of
 from search.models.prompts import prompt_arguments
 from search.models.watch import replaced_step
 from search.observe.contract import observe
 from search.profile.target import Target
+from search.schedule import Schedule
+from search.schedule.errors import ScheduleError
 from search.schedule.model.contracts import CONTRACTS, Contract
 from search.schedule.model.identity import denoiser_of, model_part
 from search.schedule.model.layers import layers_of
@@ -50,6 +52,7 @@ class Pipeline(Model):
         device: Where it runs.
         pipe: The pipeline itself, in place of `path`.
         example: A prompt that can be run.
+        without_pictures: Why latents are drawn in place of pictures; "" where the pipeline makes pictures of them.
 
     Raises:
         ValueError: The pipeline cannot be loaded, or takes other arguments.
@@ -91,14 +94,16 @@ class Pipeline(Model):
         self.others = {"S": self._smaller(self.small)} if self.small else {}
         self._set_scheduler()
         self._outputs: dict[Any, Any] = {}  # zeros like what the denoiser returns, by shapes of its input
+        self.without_pictures, self._decoded = "", False
         self.steps = self.steps or self.call.get("num_inference_steps") or self._default("num_inference_steps") or 20
-        contract, sampler = self._contract(), self.shorter(self.steps)
+        contract = self._contract()
+        sampler = self.shorter(self.steps)
         self.target = Target(
             self.name,
             Tree.of(self.denoiser, contract),
             len(sampler["timesteps"]),
             model_part(self.denoiser, contract),
-            sampler if sampler["class"] in GRIDDED else {},
+            self._usable(sampler, contract),
             layers_of(self.denoiser),
             self._guidance(),
             others={
@@ -113,13 +118,19 @@ class Pipeline(Model):
         return tuple(inspect.signature(type(self.pipe).__call__).parameters)[1:]
 
     @property
+    def _takes_any_argument(self) -> bool:
+        """Whether the call takes arguments that it does not name, as that of a modular pipeline does."""
+        parameters = inspect.signature(type(self.pipe).__call__).parameters.values()
+        return any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
+
+    @property
     def arguments(self) -> Mapping[str, Any]:
         typed = {name: value for name in TYPED if (value := getattr(self, name)) is not None}
         return {**typed, **self.call, "num_inference_steps": self.steps}
 
     def call_arguments(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        latent = {"output_type": "latent"} if "output_type" in self.parameters and not self._only_pictures else {}
+        latent = {"output_type": "latent"} if "output_type" in self.parameters else {}
         return {
             **latent,
             **self.arguments,
@@ -131,18 +142,31 @@ class Pipeline(Model):
     @torch.no_grad()
     def decode(self, latents: Tensor, prompts: Sequence[str] = (), seeds: Sequence[int] = ()) -> Tensor:
         prompts, seeds = list(prompts) or [self.example] * len(latents), list(seeds) or [0] * len(latents)
-        arguments = self.call_arguments(prompts, seeds) | {"output_type": "pt"}
+        if self.without_pictures:
+            return drawn_latents(latents)
+        try:
+            return self._decode(latents, prompts, seeds)
+        except Exception as error:  # pipelines that return something else fail in many ways
+            if self._decoded:
+                raise
+            self.without_pictures = f"{type(error).__name__}: {error}"
+            return drawn_latents(latents)
+
+    def _decode(self, latents: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """What the pipeline itself makes of final latents; nothing of the run before is computed."""
+        arguments = self.call_arguments(prompts, seeds)
+        if arguments.get("output_type") == "latent":
+            arguments["output_type"] = "pt"
         with self._answered_denoiser(), self._ending_with(latents):
-            return pictures_of(self._run(arguments | {"return_dict": False})[0])
+            pictures = pictures_of(first_output(self._run(arguments, seeds)))
+        if len(pictures) != len(latents):
+            raise ValueError(f"the pipeline returns {len(pictures)} pictures for {len(latents)} latents")
+        self._decoded = True
+        return pictures
 
     @property
     def _what(self) -> str:
         return f"model.path={str(self.path)!r}" if self.path else f"this {type(self.pipe).__name__}"
-
-    @property
-    def _only_pictures(self) -> bool:
-        """Whether the pipeline takes no "latent" as the type of its output (DiTPipeline)."""
-        return "class_labels" in self.parameters
 
     def _dtypes(self) -> Any:
         """The type of the weights, or types by component."""
@@ -152,11 +176,11 @@ class Pipeline(Model):
     def _check_arguments(self) -> None:
         """ValueError for an argument that the pipeline's call does not take."""
         for name in self.arguments:
-            if name not in self.parameters:
+            if name not in self.parameters and not self._takes_any_argument:
                 key = f"model.{name}" if name in TYPED else f"model.call.{name}"
                 value = f"{key}={self.arguments[name]!r}"
                 raise ValueError(
-                    f"{value}: {type(self.pipe).__name__} takes no such argument; leave it out ({key}=null), it takes "
+                    f"{value:.120}: {type(self.pipe).__name__} takes no such argument; leave it out ({key}=null), it takes "
                     f"{', '.join(self.parameters)}"
                 )
 
@@ -192,6 +216,18 @@ class Pipeline(Model):
         """The default of an argument of the pipeline's call; None where it has none."""
         parameter = inspect.signature(type(self.pipe).__call__).parameters.get(name)
         return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+    def _usable(self, sampler: Mapping[str, Any], contract: Contract | None) -> Mapping[str, Any]:
+        """The sampler part of the teacher where a schedule can bring it; {} where the pipeline keeps its own."""
+        if sampler["class"] not in GRIDDED:
+            return {}
+        part = {"format": "schedule/1", "model": model_part(self.denoiser, contract), "sampler": sampler}
+        try:
+            with self.apply(Schedule.from_dict(part | {"steps": len(sampler["timesteps"])})):
+                self.once()
+        except ScheduleError:  # such as pipelines that always give timesteps of their own
+            return {}
+        return sampler
 
     def _contract(self) -> Contract | None:
         """The contract of a denoiser whose class has none here, as one watched call shows it."""

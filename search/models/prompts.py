@@ -25,7 +25,7 @@ def prompt_arguments(pipe: Any, parameters: Sequence[str], prompts: Sequence[str
     Raises:
         ValueError: A line names an unknown class or argument, or lines name different ones.
     """
-    if "prompt" not in parameters and "class_labels" in parameters:
+    if "prompt" not in parameters and "class_labels" in parameters and not prompts[0].startswith("{"):
         return {"class_labels": [_class_number(pipe, prompt) for prompt in prompts]}
     rows = [_arguments(prompt, parameters) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):

@@ -25,12 +25,14 @@ class RunStep:
 
     Attributes:
         number: From 0.
+        first: Index of the run's first step among the scheduler's timesteps; above 0 in runs from a picture.
         sample: The latents before it, as the scheduler was given them.
         output: What the denoiser gave, guided, as the scheduler was given it.
         latents: What the scheduler returned.
     """
 
     number: int
+    first: int
     sample: Tensor
     output: Tensor
     latents: Tensor
@@ -39,13 +41,16 @@ class RunStep:
 @contextmanager
 def watch_steps(scheduler: Any, on_step: Callable[[RunStep], None]) -> Iterator[None]:
     """Call `on_step` after each step that this scheduler makes."""
-    number = 0
+    number = first = 0
 
     def watched(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        nonlocal number
-        result = original(*args, **kwargs)
+        nonlocal number, first
         given = step_arguments(type(scheduler), args, kwargs)
-        on_step(RunStep(number, given["sample"], given["model_output"], result[0]))
+        if number == 0:
+            timesteps = [float(t) for t in scheduler.timesteps]
+            first = timesteps.index(float(given["timestep"])) if float(given["timestep"]) in timesteps else 0
+        result = original(*args, **kwargs)
+        on_step(RunStep(number, first, given["sample"], given["model_output"], result[0]))
         number += 1
         return result
 

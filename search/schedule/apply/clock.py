@@ -36,6 +36,7 @@ class Clock:
         self.step = -1  # -1: outside of a run
         self.steps = 0
         self.places: list[float] = []
+        self.begin = 0  # index of the run's first step among the scheduler's timesteps
         self.calls = 0  # denoiser calls since the last scheduler step: the CFG branch
         self.span = 1  # steps that the running call computes, this one and those after it
         self.on_reset: list[Callable[[], None]] = []
@@ -66,7 +67,7 @@ class Clock:
     def start(self, steps: int, places: list[float]) -> None:
         """Begin a run of `steps` steps, with the place of each on the forecast axis."""
         self.runs += 1
-        self.step, self.steps, self.places = 0, steps, places
+        self.step, self.steps, self.places, self.begin = 0, steps, places, 0
         try:
             for reset in self.on_reset:
                 reset()
@@ -74,6 +75,11 @@ class Clock:
             self.stop()
             raise
         self.go(0)
+
+    def begin_at(self, index: int) -> None:
+        """Leave out the first steps of the run, which is at its first one."""
+        skipped = index - self.begin
+        self.begin, self.steps, self.places = index, self.steps - skipped, self.places[skipped:]
 
     def advance(self) -> None:
         """Begin the next step, or end the run after the last one."""

@@ -181,13 +181,13 @@ class Handle:
         """Put a hook on the denoiser and on every module that the plan, a group or a format concerns."""
         run = self.run
         planned = {*run.plan.planned(), *run.latest}
-        self._reused_stacks = [stack for stack in run.tree.stacks if stack in planned]
+        self._reused_stacks = [stack for stack in run.tree.stacks if stack in {*run.plan.planned()}]
         self._reused_stacks += [group.gate.name for group in self.groups if len(group.gate.blocks) > 1]
         root = self._store(ROOT)
         self._root = DenoiserHook(self.clock, root, self._begin_call, run.guidance, run.stitch, run.ahead)
         self._root.records = run.stepwise
         self._add(run.denoiser, self._root)
-        run.bits.install(self.clock, self._add, lambda: run.scheduler.timesteps.tolist())
+        run.bits.install(self.clock, self._add, lambda: run.scheduler.timesteps[run.clock.begin :].tolist())
         static = not (self.groups or run.corrections or run.ahead or run.bits.runs_hooks)  # the plan is all there is
         compiling, graphs = compiler(compile, run.denoiser, static)
         stores = {name: self._store(name) for name in planned}

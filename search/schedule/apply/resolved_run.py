@@ -140,7 +140,7 @@ def resolve_run(
         solver=solver,
         injection=injection,
         scheduler=scheduler,
-        ahead=Ahead(batched, clock, memory, lambda: scheduler.timesteps) if batched else None,
+        ahead=Ahead(batched, clock, memory, lambda: scheduler.timesteps[clock.begin :]) if batched else None,
     )
 
 

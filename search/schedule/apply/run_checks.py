@@ -59,8 +59,5 @@ def check_call(run: ResolvedRun, arguments: Mapping[str, Any], reused_stacks: Se
             "the denoiser was called outside of a run; call the pipeline, or scheduler.set_timesteps "
             "before a loop of your own, or remove the schedule"
         )
-    if getattr(run.scheduler, "begin_index", None):
-        raise ScheduleError(
-            f"the run starts at step {run.scheduler.begin_index}; a schedule applies to whole runs, not "
-            "to image-to-image or resumed ones"
-        )
+    if clock.step == 0 and clock.calls == 0 and getattr(run.scheduler, "begin_index", None):
+        clock.begin_at(run.scheduler.begin_index)

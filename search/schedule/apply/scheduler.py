@@ -135,7 +135,7 @@ class _PlannedScheduler:
         if self.timesteps is None:
             self.original_set_timesteps(*args, **kwargs)
             _check_device(scheduler)
-            if self.steps is not None:
+            if self.steps is not None and len(scheduler.timesteps) < self.steps:
                 _check_steps(self.steps, len(scheduler.timesteps))
         else:
             arguments = inspect.signature(self.original_set_timesteps).bind(*args, **kwargs).arguments
@@ -152,19 +152,24 @@ class _PlannedScheduler:
         """Set the planned grid; `given` are the arguments of the caller's `set_timesteps`."""
         if given.get("timesteps") is not None or not _even(given.get("sigmas")):
             raise ScheduleError("the schedule brings its own timesteps; call the pipeline without timesteps and sigmas")
-        _check_steps(len(timesteps), given.get("num_inference_steps") or _length(given.get("sigmas")))
+        wanted = given.get("num_inference_steps") or _length(given.get("sigmas")) or len(timesteps)
+        if wanted < len(timesteps):
+            _check_steps(len(timesteps), wanted)
         passed_on = {k: v for k, v in given.items() if k in ("device", "mu") and v is not None}
-        self.original_set_timesteps(num_inference_steps=len(timesteps), **passed_on)
+        self.original_set_timesteps(num_inference_steps=wanted, **passed_on)
         _check_device(self.scheduler)
+        left_out = wanted - len(timesteps)  # of a run that begins later, from a picture
         self.gaps.clear()
-        if type(self.scheduler).__name__ == "DDIMScheduler" and self.scheduler.timesteps.tolist() != list(timesteps):
+        if type(self.scheduler).__name__ == "DDIMScheduler" and self.scheduler.timesteps[left_out:].tolist() != list(timesteps):
             self.gaps.extend(int(a - b) for a, b in zip(timesteps, [*timesteps[1:], -1], strict=True))
-        _write_grid(self.scheduler, timesteps, self.sigmas)
+        _write_grid(self.scheduler, timesteps, self.sigmas, left_out)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one step, by the table or by the scheduler's own solver at the planned order."""
         at, given = self.clock.step, step_arguments(type(self.scheduler), args, kwargs)
         self._check_step(at, given["timestep"])
+        if at == 0:
+            self._begin_at(float(given["timestep"]))
         if self.order is not None:
             self.scheduler.lower_order_nums = self.order[at] - 1
         if self.gaps:
@@ -190,11 +195,24 @@ class _PlannedScheduler:
                 "scheduler.step was called more often than there are steps; call the pipeline again, or "
                 "scheduler.set_timesteps before a loop of your own"
             )
-        if at == 0 and float(timestep) != float(self.scheduler.timesteps[0]):
+
+    def _begin_at(self, timestep: float) -> None:
+        """Count the steps from this timestep on: runs from a picture leave the first ones out."""
+        timesteps = [float(t) for t in self.scheduler.timesteps]
+        if timestep not in timesteps:
             raise ScheduleError(
-                f"the run starts at timestep {float(timestep):g} instead of {float(self.scheduler.timesteps[0]):g}; "
-                "a schedule applies to whole runs, not to image-to-image or resumed ones"
+                f"the run starts at timestep {timestep:g}, which is not one of the scheduler's, "
+                f"{timesteps[0]:g} to {timesteps[-1]:g}; a schedule is for runs on the scheduler's own timesteps"
             )
+        first = timesteps.index(timestep)
+        if self.steps is not None:
+            _check_steps(self.steps, len(timesteps) - first)
+        if first and self.injection is not None:
+            raise ScheduleError(
+                f"the schedule adds noise to whole runs, and this one begins at step {first}, from a picture; leave "
+                "start out"
+            )
+        self.clock.begin_at(first)
 
 
 def _check_steps(steps: int, wanted: int | None) -> None:
@@ -280,13 +298,17 @@ def _build(scheduler: Any, class_name: str | None, config: dict[str, Any] | None
     return build_scheduler(cls.__name__, {k: v for k, v in config.items() if not k.startswith("_")}, cls)
 
 
-def _write_grid(planned: Any, timesteps: Sequence[float], sigmas: Sequence[float] | None) -> None:
-    """Overwrite the arrays that set_timesteps has just made: no class's argument conventions to trust."""
+def _write_grid(planned: Any, timesteps: Sequence[float], sigmas: Sequence[float] | None, left_out: int) -> None:
+    """Overwrite the arrays that set_timesteps has just made, but for the first entries, which the run leaves out.
+
+    So there are no conventions about arguments of a class to trust.
+    """
     device = planned.timesteps.device
     whole = all(math.floor(t) == t for t in timesteps)
     dtype = planned.timesteps.dtype if whole else torch.float32
-    planned.timesteps = torch.tensor(timesteps, dtype=dtype, device=device)
-    planned.num_inference_steps = len(timesteps)
+    before = planned.timesteps[:left_out].to(dtype)
+    planned.timesteps = torch.cat([before, torch.tensor(timesteps, dtype=dtype, device=device)])
+    planned.num_inference_steps = len(planned.timesteps)
     if type(planned).__name__ == "DDIMScheduler":
         highest = planned.config.num_train_timesteps - 1
         if not whole or timesteps[0] > highest:
@@ -294,4 +316,5 @@ def _write_grid(planned: Any, timesteps: Sequence[float], sigmas: Sequence[float
         return
     if sigmas is None:
         raise ScheduleError(f"sampler.sigmas is missing; {type(planned).__name__} needs {len(timesteps) + 1} of them")
-    planned.sigmas = torch.tensor(sigmas, dtype=planned.sigmas.dtype, device=planned.sigmas.device)
+    given = torch.tensor(sigmas, dtype=planned.sigmas.dtype, device=planned.sigmas.device)
+    planned.sigmas = torch.cat([planned.sigmas[:left_out], given])
