@@ -37,12 +37,14 @@ __all__ = [
 
 
 def search(
-    *overrides: str,
+    *arguments: Any,
     model: str | None = None,
+    call: Mapping[str, Any] | None = None,
     space: str | Sequence[str] | None = None,
     objective: Sequence[str] | None = None,
     engine: str | None = None,
-    prompts: str | None = None,
+    prompts: str | Sequence[str | Mapping[str, Any]] | None = None,
+    held_out: Sequence[str | Mapping[str, Any]] | None = None,
     budget: str | Mapping[str, int | float] | None = None,
     runs: str | Path | None = None,
     seed: int | None = None,
@@ -51,12 +53,16 @@ def search(
     """Search how a model is run, and return the finished search; its files are in a new folder below `runs`.
 
     Args:
-        overrides: Options as they are typed after `python -m search`, such as `"model.steps=10"`.
+        arguments: A pipeline, on its device, in its type, with its adapters; then, or only, options as they are typed
+            after `python -m search`, such as `"budget.evaluations=60"`.
         model: Name of a model's option (conf/model), by default `pixart`, which is bundled.
+        call: Arguments of the pipeline's call, such as `{"num_inference_steps": 28, "height": 1024}`.
         space: Name or names of what is searched (conf/space), by default `cache`.
         objective: Two or more objectives (conf/objective), by default drift and macs.
         engine: Name of an engine's option (conf/engine), by default `predictor`.
-        prompts: Name of a prompts option (conf/prompts), by default that of the model.
+        prompts: Name of a prompts option (conf/prompts), by default that of the model; or prompts, each a text or
+            arguments of the call, pictures by their files.
+        held_out: Prompts that the front is scored on; by default every second one of `prompts`.
         budget: Name of a budget option (conf/budget), or limits such as `{"evaluations": 100, "minutes": 30}`.
         runs: Folder in which the search makes its own.
         seed: Of the engine; the same seed gives the same front.
@@ -74,10 +80,17 @@ def search(
         '3.4× · drift 0.061'
     """
     from search.config.compose import compose_config, normalise_overrides
+    from search.config.load import config_for_pipe, prompts_from_config
+    from search.config.prompts import prompt_lists
     from search.config.settings import Config
     from search.loop.run import run
+    from search.models.pipeline import Pipeline
 
-    named = {"model": model, "engine": engine, "prompts": prompts, "seed": seed, "runs": runs}
+    pipe, overrides = (arguments[0], arguments[1:]) if arguments and callable(arguments[0]) else (None, arguments)
+    if pipe is not None and model is not None:
+        raise ValueError(f"model={model} names another pipeline than the {type(pipe).__name__} that is given")
+    option = prompts if isinstance(prompts, str) else None
+    named = {"model": model or (pipe and "any"), "engine": engine, "prompts": option, "seed": seed, "runs": runs}
     texts = [f"{name}={value}" for name, value in named.items() if value is not None]
     if space is not None:
         texts.append(f"+space={_joined(space)}")
@@ -87,7 +100,15 @@ def search(
         texts.append(f"budget={budget}")
     elif budget is not None:
         texts += [f"budget.{name}={'null' if value is None else value}" for name, value in budget.items()]
-    return run(Config.check(compose_config(normalise_overrides([*texts, *overrides]))), on_progress or _silent)
+    raw = compose_config(normalise_overrides([*texts, *overrides]))
+    raw["prompts"] |= prompt_lists(prompts, held_out)
+    if pipe is None:
+        raw["model"] |= {"call": {**raw["model"].get("call", {}), **(call or {})}} if call else {}
+        return run(Config.check(raw), on_progress or _silent)
+    config = config_for_pipe(Config.check(raw), pipe, call or {})
+    example = prompts_from_config(config.prompts)[0][0]
+    given = Pipeline(type(pipe).__name__, pipe=pipe, call=call or {}, example=example)
+    return run(config, on_progress or _silent, given)
 
 
 def load_model(name: str = "pixart", *overrides: str) -> "Model":

@@ -54,7 +54,7 @@ class MeasuredTables:
     @cached_property
     def drifts(self) -> Drifts:
         """How the nodes' outputs change over the steps, from one teacher run."""
-        self.model.begin(*self.probe.inputs[0])  # sets the timesteps
+        self.model.begin(self.probe.prompts[:1], self.probe.seeds[:1])  # sets the timesteps
         axes = (space.forecast_axis for space in self.spaces.values())
         axis = next((axis for axis in axes if axis is not None), "index")
         places = forecast_coordinates(self.model.pipe.scheduler, axis)

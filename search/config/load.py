@@ -1,7 +1,7 @@
 """Load what a configuration names: the pipeline and the prompts."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from search.config.device import resolve_device
 from search.config.options import number_option
 from search.config.prompts import read_prompts
 from search.config.settings import Config, Prompts
-from search.models.base import Model
+from search.models.base import Model, plain_arguments
 from search.schedule import Schedule
 
 HELD_OUT_SEED = 10_000  # added to seeds, so that held-out noise is never the calibration noise
@@ -77,11 +77,25 @@ def model_from_config(config: Config, **arguments: Any) -> Model:
     return model
 
 
+def config_for_pipe(config: Config, pipe: Any, call: Mapping[str, Any]) -> Config:
+    """The configuration of a search on a pipeline that is given: it says where that comes from, and the plain call."""
+    source = str(getattr(getattr(pipe, "config", None), "_name_or_path", "") or "")
+    plain = plain_arguments(call)
+    model = {
+        "_target_": "search.models.pipeline.Pipeline",
+        "name": type(pipe).__name__,
+        "path": source or None,
+        "steps": plain.pop("num_inference_steps", None),
+        "call": plain,
+    }
+    return Config.check(config.model_dump() | {"model": model, "trust": config.trust})
+
+
 def prompts_from_config(prompts: Prompts) -> tuple[list[str], list[str]]:
     """Calibration and held-out prompts, which must not share any."""
     calibration = read_prompts(prompts.calibration)[: prompts.calibration_count]
     held_out = read_prompts(prompts.held_out)[: prompts.held_out_count]
-    if shared := sorted(set(calibration) & set(held_out)):
+    if shared := sorted(set(calibration) & set(held_out) - {'{}'}):  # {}: the call as it is, other noise
         raise ValueError(
             f"{shared[0]!r} is a calibration prompt and a held-out prompt; held-out scores need prompts that the "
             "search has not seen: type prompts.held_out=<another text file>"

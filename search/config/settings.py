@@ -43,7 +43,7 @@ class ModelConfig(TypedDict):
     _target_: ClassPath
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     path: NotRequired[str | None]
-    steps: Annotated[int, integer(2, 1000)]
+    steps: NotRequired[Annotated[int | None, integer(1, 1000, null=True)]]
     guidance_scale: NotRequired[Annotated[float | None, real_number(0, 100, null=True)]]
     height: NotRequired[Pixels]
     width: NotRequired[Pixels]
@@ -66,7 +66,7 @@ class Prompts(_Strict):
     """The prompts of a search.
 
     Attributes:
-        calibration: Text file with one prompt per line, on which candidates are scored.
+        calibration: Text file with one prompt per line, on which candidates are scored; or a list of prompts.
         held_out: Another one, on which the front is scored at the end.
         calibration_count: How many lines of it are used at most; null for all.
         held_out_count: The same for the held-out prompts.
@@ -75,8 +75,8 @@ class Prompts(_Strict):
         seed: Of the noise of the first prompt; each further prompt has the next one.
     """
 
-    calibration: str
-    held_out: str
+    calibration: str | list[str]
+    held_out: str | list[str]
     calibration_count: Annotated[int | None, integer(1, 100_000, null=True)]
     held_out_count: Annotated[int | None, integer(1, 100_000, null=True)]
     batch: Annotated[int, integer(1, 4096)] = 8  # config.yaml of older searches may lack this key

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from search.evaluate.evaluator import Evaluator
 from search.loop.finished import FinishedSearch
+from search.models.base import plain_arguments
 from search.loop.progress import OnProgress
 from search.results.compare import held_out_gaps, summarise_scores
 from search.results.result import Entry
@@ -88,7 +89,7 @@ def _with_scores(finished: FinishedSearch, schedule: Schedule, scores: Mapping[s
     made = {
         "search": finished.folder.name,
         "model": finished.config.model["name"],
-        "call": dict(finished.model.arguments),
+        "call": plain_arguments(finished.model.arguments),
         "prompts": {"calibration": len(finished.evaluator.prompts), "held_out": len(finished.held_out_prompts)},
         "seed": finished.config.seed,
         "block_executions": round(finished.state.block_executions),

@@ -17,6 +17,7 @@ from search.loop.checkpoint import refuse_pickled_checkpoint
 from search.loop.finish import finish_search
 from search.loop.progress import OnProgress, ignore_progress
 from search.loop.search import Search
+from search.models.base import Model
 from search.models.loading import without_downloads
 from search.results import disk
 from search.results.disk import new_run_folder
@@ -25,10 +26,11 @@ from search.results.result import Result
 from search.tracking.tracker import Tracker
 
 
-def run(config: Config, on_progress: OnProgress = ignore_progress) -> Result:
+def run(config: Config, on_progress: OnProgress = ignore_progress, model: Model | None = None) -> Result:
     """Search, or resume a search, write the result into its run folder, and print where it is.
 
-    `on_progress` is called with how many candidates are evaluated, of how many.
+    `on_progress` is called with how many candidates are evaluated, of how many. `model` takes the place of the one that
+    the configuration names.
     """
     console = Console(soft_wrap=True)
     disk.check_writable(root := Path(config.runs))
@@ -46,7 +48,7 @@ def run(config: Config, on_progress: OnProgress = ignore_progress) -> Result:
             check_classes(dict(config), config.trust)  # all of them, before one is imported
             check_storage(config.engine, typed.engine)
         with console.status(f"loading {escape(config.model['name'])}"):
-            search = Search(config, console)  # mistakes of the user show here, before a folder is made
+            search = Search(config, console, model)  # mistakes of the user show here, before a folder is made
         with disk.explain_disk_errors(root, "the same command again"):
             folder = resumed or new_run_folder(root, "+".join(config.space), config.model["name"])
         if not resumed:

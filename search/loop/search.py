@@ -48,7 +48,8 @@ RANGED = 8  # prompts that activation ranges are measured on
 class Search:
     """One search on one model: `prepare`, then `loop` until the budget is spent, then `finished`."""
 
-    def __init__(self, config: Config, console: Console) -> None:
+    def __init__(self, config: Config, console: Console, model: Model | None = None) -> None:
+        """`model` takes the place of the one that the configuration names."""
         self.config, self.console = config, console
         check_engine(config.engine, len(config.objective))
         check_compute(config.compute)
@@ -63,7 +64,16 @@ class Search:
         self.on_progress: OnProgress = ignore_progress
         self.workers: Workers | None = None
         self.tracker: Tracker | None = None
-        self.model: Model = model_from_config(config)
+        self.model: Model = model_from_config(config, example=self.calibration[0]) if model is None else model
+        self.config = self._with_batches_that_run()
+
+    def _with_batches_that_run(self) -> Config:
+        """The configuration with prompts run one by one where the pipeline takes no lists of them."""
+        prompts = self.config.prompts
+        if prompts.batch == 1 or not (reason := self.model.why_no_batches(self.calibration[:2])):
+            return self.config
+        self.warn(f"prompts are run one by one, as the pipeline takes no two at once: {reason}")
+        return self.config.model_copy(update={"prompts": prompts.model_copy(update={"batch": 1})})
 
     def prepare(self, folder: Path) -> None:
         """Cost tables, the teacher, and either the folder's checkpoint or a new engine with its first rows."""
@@ -112,6 +122,7 @@ class Search:
             {"drift": Drift()},
             costs,
             self.memo,
+            self.config.prompts.batch,
             runner=self.local,
         )
         guard = Guard(self.config.budget.patience)  # of its own: what is proposed is not a candidate yet

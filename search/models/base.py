@@ -1,5 +1,6 @@
 """The base class of models: a pipeline whose own call is run, watched, ended early and continued."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ class Model(ABC):
         device: Where it runs.
         others: Pipelines of smaller denoisers by their letters, see `target.others`.
         example: A prompt that can be run, for what depends on no prompt: timesteps, costs, times.
+        one_by_one: Whether the pipeline takes no lists of prompts, so that several are run one after another.
 
     Example:
         >>> import search
@@ -46,6 +48,7 @@ class Model(ABC):
     device: Any
     others: Mapping[str, Any] = MappingProxyType({})
     example: str = ""
+    one_by_one: bool = False
     _encoders: EncoderMemo | None = None
 
     @property
@@ -120,6 +123,7 @@ class Model(ABC):
         seeds: Sequence[int],
         on_step: Callable[[RunStep], None] = lambda step: None,
         until: int | None = None,
+        **arguments: Any,
     ) -> Tensor:
         """Final latents of a call of the pipeline, with the schedule that is applied.
 
@@ -130,6 +134,7 @@ class Model(ABC):
             seeds: B seeds of the noise; equal seeds give equal noise, whatever the others are.
             on_step: Called after each step.
             until: The number of steps; None for all.
+            **arguments: Arguments of the call, in place of those of `call_arguments`.
 
         Returns:
             Latents [B, ...] as the scheduler returned them last.
@@ -137,6 +142,9 @@ class Model(ABC):
         Raises:
             ValueError: The scheduler made fewer steps.
         """
+        if self.one_by_one and len(prompts) > 1:
+            pairs = zip(prompts, seeds, strict=True)
+            return torch.cat([self.sample([prompt], [seed], on_step, until, **arguments) for prompt, seed in pairs])
         scheduler, last = self.pipe.scheduler, []
 
         def watch(step: RunStep) -> None:
@@ -146,7 +154,7 @@ class Model(ABC):
                 raise RunEnded
 
         with watch_steps(scheduler, watch):
-            self._run(self.call_arguments(prompts, seeds), seeds)
+            self._run(self.call_arguments(prompts, seeds) | arguments, seeds)
         if not last:
             raise ValueError(
                 f"{type(self.pipe).__name__} ended before its scheduler had made its {len(scheduler.timesteps)} steps; "
@@ -166,6 +174,15 @@ class Model(ABC):
         finally:
             hook.remove()
 
+    def why_no_batches(self, prompts: Sequence[str]) -> str:
+        """Why a call cannot be made for several prompts at once; "" where it can."""
+        try:
+            self.begin(prompts, range(len(prompts)))
+        except Exception as error:  # pipelines that take single prompts fail in many ways
+            self.one_by_one = True
+            return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        return ""
+
     def once(self) -> Tensor:
         """One step's denoiser calls for one picture, all branches of guidance, on which cost tables are counted."""
         return self.sample([self.example], [0], until=1)
@@ -180,9 +197,14 @@ class Model(ABC):
             `class`, `config`, `timesteps` [steps] and, where the class has them, `sigmas` [steps + 1].
         """
         scheduler = self.pipe.scheduler
-        self.begin([self.example], [0], num_inference_steps=steps)
+        if hasattr(scheduler, "begin_index"):
+            self.begin([self.example], [0], num_inference_steps=steps)
+            first = scheduler.begin_index or 0  # above 0 in runs from a picture
+        else:
+            seen: list[RunStep] = []
+            self.sample([self.example], [0], seen.append, 1, num_inference_steps=steps)
+            first = seen[0].first
         timesteps, sigmas = grid_of_scheduler(scheduler)
-        first = getattr(scheduler, "begin_index", None) or 0  # of a run from a picture
         part = {"class": type(scheduler).__name__, "config": public_config(scheduler), "timesteps": timesteps[first:]}
         return part | ({"sigmas": sigmas[first:]} if sigmas else {})
 
@@ -217,6 +239,18 @@ class Model(ABC):
 def rows_of(latents: Tensor, count: int) -> Tensor:
     """Latents [count, ...]: the first half where a pipeline steps both halves of guidance alike (DiT)."""
     return latents[:count] if len(latents) == 2 * count else latents
+
+
+def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call that a file can hold, JSON data; pictures and tensors are left out."""
+    plain = {}
+    for name, value in arguments.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            continue
+        plain[name] = value
+    return plain
 
 
 def to_schedule(model: Model, parts: Mapping[str, Any]) -> Schedule:

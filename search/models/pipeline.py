@@ -17,7 +17,7 @@ from search.models.base import Model
 from search.models.loading import load_any
 from search.models.pictures import drawn_latents, first_output, pictures_of
 from search.models.prompts import prompt_arguments
-from search.models.watch import replaced_step
+from search.models.watch import index_of_timestep, replaced_step
 from search.observe.contract import observe
 from search.profile.target import Target
 from search.schedule import Schedule
@@ -144,6 +144,9 @@ class Pipeline(Model):
         prompts, seeds = list(prompts) or [self.example] * len(latents), list(seeds) or [0] * len(latents)
         if self.without_pictures:
             return drawn_latents(latents)
+        if self.one_by_one and len(latents) > 1:
+            rows = zip(latents.split(1), prompts, seeds, strict=True)
+            return torch.cat([self.decode(row, [prompt], [seed]) for row, prompt, seed in rows])
         try:
             return self._decode(latents, prompts, seeds)
         except Exception as error:  # pipelines that return something else fail in many ways
@@ -244,14 +247,15 @@ class Pipeline(Model):
     @contextmanager
     def _ending_with(self, latents: Tensor) -> Iterator[None]:
         """No step of the scheduler is computed: the last one returns these latents, the others what they are given."""
-        scheduler, count = self.pipe.scheduler, 0
+        scheduler, done = self.pipe.scheduler, -1
 
         def step(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            nonlocal count
-            count += 1
+            nonlocal done
             given = step_arguments(type(scheduler), args, kwargs)
+            done = index_of_timestep(scheduler, given["timestep"]) if done < 0 else done
+            done += 1
             value = sample = given["sample"]
-            if count == len(scheduler.timesteps):
+            if done == len(scheduler.timesteps):
                 rows = [latents] * 2 if len(sample) == 2 * len(latents) else [latents]
                 value = torch.cat(rows).to(sample.device, sample.dtype)
             return (value, value) if not given.get("return_dict", True) else SchedulerOutput(prev_sample=value)

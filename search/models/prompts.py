@@ -44,6 +44,11 @@ def text_of(prompt: str) -> str:
     return str(json.loads(prompt).get("prompt", "")) if prompt.startswith("{") else prompt
 
 
+def is_picture(name: str, value: Any) -> bool:
+    """Whether the value of an argument is the file of a picture."""
+    return isinstance(value, str) and "image" in name and "embed" not in name
+
+
 def _arguments(prompt: str, parameters: Sequence[str]) -> dict[str, Any]:
     if not prompt.startswith("{"):
         return {"prompt": prompt}
@@ -60,7 +65,7 @@ def _arguments(prompt: str, parameters: Sequence[str]) -> dict[str, Any]:
 
 def _value(prompt: str, name: str, value: Any) -> Any:
     """A value as the call takes it: pictures are loaded from their files."""
-    if not isinstance(value, str) or "image" not in name or "embed" in name:
+    if not is_picture(name, value):
         return value
     from diffusers.utils import load_image
 

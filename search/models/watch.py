@@ -47,8 +47,7 @@ def watch_steps(scheduler: Any, on_step: Callable[[RunStep], None]) -> Iterator[
         nonlocal number, first
         given = step_arguments(type(scheduler), args, kwargs)
         if number == 0:
-            timesteps = [float(t) for t in scheduler.timesteps]
-            first = timesteps.index(float(given["timestep"])) if float(given["timestep"]) in timesteps else 0
+            first = index_of_timestep(scheduler, given["timestep"])
         result = original(*args, **kwargs)
         on_step(RunStep(number, first, given["sample"], given["model_output"], result[0]))
         number += 1
@@ -56,6 +55,12 @@ def watch_steps(scheduler: Any, on_step: Callable[[RunStep], None]) -> Iterator[
 
     with replaced_step(scheduler, watched):
         yield
+
+
+def index_of_timestep(scheduler: Any, timestep: Any) -> int:
+    """Where a run begins among the scheduler's timesteps; 0 where this one is none of them."""
+    timesteps = [float(t) for t in scheduler.timesteps]
+    return timesteps.index(float(timestep)) if float(timestep) in timesteps else 0
 
 
 @contextmanager

@@ -84,20 +84,23 @@ def record_trajectory(model: Model, prompts: Sequence[str], seeds: Sequence[int]
     ValueError where the scheduler has no sigmas.
     """
     states, outputs = [], []
-    scheduler = model.pipe.scheduler
+    scheduler, first = model.pipe.scheduler, 0
 
     def record(step: RunStep) -> None:
+        nonlocal first
+        first = step.first
         states.append(step.sample.double())
         outputs.append(step.output.double())
-        if step.number + 1 == len(scheduler.timesteps):
+        if step.first + step.number + 1 == len(scheduler.timesteps):
             states.append(step.latents.double())
 
     model.sample(prompts, seeds, record)
     sampler = model.target.sampler
     sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is None or len(sigmas) != len(states):
-        raise ValueError(f"{sampler['class']} has no sigmas to fit a solver on; use a scheduler that has them")
-    return Trajectory(model.target.noise, [float(s) for s in sigmas], torch.stack(states), torch.stack(outputs))
+    if not sampler or sigmas is None or len(sigmas) != first + len(states):
+        raise ValueError(f"{type(scheduler).__name__} has no sigmas to fit a solver on; use a scheduler that has them")
+    sigmas = [float(s) for s in sigmas[first:]]
+    return Trajectory(model.target.noise, sigmas, torch.stack(states), torch.stack(outputs))
 
 
 class Fitter:
