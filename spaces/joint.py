@@ -178,9 +178,9 @@ def _places(target: Target, axis: str) -> list[float]:
     if axis == "index":
         return [float(t) for t in range(target.steps)]
     if axis == "timestep":
-        return [float(t) for t in target.sampler["timesteps"]]
+        return [float(t) for t in target.planned_sampler["timesteps"]]
     if axis == "sigma":
-        return [float(s) for s in target.sampler["sigmas"][:-1]]
+        return [float(s) for s in target.planned_sampler["sigmas"][:-1]]
     return [float(place) for place in target.noise.grid_logsnr(target.sampler)]
 
 

@@ -89,7 +89,7 @@ class SolverSpace(Space):
         Raises:
             ValueError: The pipeline's scheduler is not linear, clips or draws noise, or cannot run given timesteps.
         """
-        name = target.sampler["class"]
+        name = target.planned_sampler["class"]
         if name not in GRIDDED:
             raise ValueError(f"{name} cannot run given timesteps, which a table needs; use {', '.join(GRIDDED)}")
         check_linear(scheduler_of_part(target.sampler))

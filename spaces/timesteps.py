@@ -74,14 +74,20 @@ class TimestepsSpace(Space):
         Raises:
             ValueError: The teacher has 2 steps or fewer, or the form is `sigma` and the scheduler has no sigmas.
         """
+        sampler = target.planned_sampler
+        if target.left_out:
+            raise ValueError(
+                f"the call of {target.name} begins at step {target.left_out}, from a picture; how many steps it makes is "
+                "up to the call, so they cannot be dropped; search space=cache or space=solver"
+            )
         if target.reference <= FEWEST:
             raise ValueError(
                 f"a timestep sequence needs more than {FEWEST} steps, model.steps is {target.reference}; "
                 "use model.steps=20"
             )
-        if self.form == "sigma" and target.sampler.get("sigmas") is None:
+        if self.form == "sigma" and sampler.get("sigmas") is None:
             raise ValueError(
-                f"form 'sigma' needs a scheduler with sigmas, and {target.sampler['class']} has none; "
+                f"form 'sigma' needs a scheduler with sigmas, and {sampler['class']} has none; "
                 "use space.timesteps.form=training"
             )
         levels = len(self._candidates(target)) + 1

@@ -95,7 +95,7 @@ def prompts_from_config(prompts: Prompts) -> tuple[list[str], list[str]]:
     """Calibration and held-out prompts, which must not share any."""
     calibration = read_prompts(prompts.calibration)[: prompts.calibration_count]
     held_out = read_prompts(prompts.held_out)[: prompts.held_out_count]
-    if shared := sorted(set(calibration) & set(held_out) - {'{}'}):  # {}: the call as it is, other noise
+    if shared := sorted(set(calibration) & set(held_out) - {"{}"}):  # {}: the call as it is, other noise
         raise ValueError(
             f"{shared[0]!r} is a calibration prompt and a held-out prompt; held-out scores need prompts that the "
             "search has not seen: type prompts.held_out=<another text file>"

@@ -37,9 +37,7 @@ def pictures_of(output: Any) -> Tensor:
         return _spectrograms(output.float().reshape(len(output), -1, output.shape[-1]).mean(1))
     if not isinstance(output, Tensor) or output.dim() != 4 or output.shape[1] not in (1, 3, 4):
         shape = f" of shape {list(output.shape)}" if isinstance(output, Tensor) else ""
-        raise ValueError(
-            f"the pipeline returns a {type(output).__name__}{shape}, which is no picture, video or sound"
-        )
+        raise ValueError(f"the pipeline returns a {type(output).__name__}{shape}, which is no picture, video or sound")
     output = output.expand(-1, 3, -1, -1) if output.shape[1] == 1 else output[:, :3]
     return output.float().clamp(0, 1)
 

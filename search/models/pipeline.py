@@ -17,7 +17,7 @@ from search.models.base import Model
 from search.models.loading import load_any
 from search.models.pictures import drawn_latents, first_output, pictures_of
 from search.models.prompts import prompt_arguments
-from search.models.watch import index_of_timestep, replaced_step
+from search.models.watch import RunStep, index_of_timestep, replaced_step
 from search.observe.contract import observe
 from search.profile.target import Target
 from search.schedule import Schedule
@@ -96,21 +96,7 @@ class Pipeline(Model):
         self._outputs: dict[Any, Any] = {}  # zeros like what the denoiser returns, by shapes of its input
         self.without_pictures, self._decoded = "", False
         self.steps = self.steps or self.call.get("num_inference_steps") or self._default("num_inference_steps") or 20
-        contract = self._contract()
-        sampler = self.shorter(self.steps)
-        self.target = Target(
-            self.name,
-            Tree.of(self.denoiser, contract),
-            len(sampler["timesteps"]),
-            model_part(self.denoiser, contract),
-            self._usable(sampler, contract),
-            layers_of(self.denoiser),
-            self._guidance(),
-            others={
-                letter: model_part(denoiser_of(pipe)) | {"name": Path(str(self.small)).name}
-                for letter, pipe in self.others.items()
-            },
-        )
+        self.target = self._describe()
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
@@ -200,20 +186,44 @@ class Pipeline(Model):
         if self.scheduler:
             self.pipe.scheduler = scheduler_class(self.scheduler).from_config(self.pipe.scheduler.config)  # type: ignore[attr-defined]
 
-    def _guidance(self) -> float:
-        """The scale of classifier-free guidance, 1 for none: whether the denoiser runs two branches for one picture."""
+    def _describe(self) -> Target:
+        """What spaces know of the pipeline: seen in calls of it."""
+        contract, sampler = self._contract(), self.shorter(self.arguments["num_inference_steps"])
+        guidance, left_out = self._first_step()
+        others = {
+            letter: model_part(denoiser_of(pipe)) | {"name": Path(str(self.small)).name}
+            for letter, pipe in self.others.items()
+        }
+        return Target(
+            self.name,
+            Tree.of(self.denoiser, contract),
+            len(sampler["timesteps"]),
+            model_part(self.denoiser, contract),
+            self._usable(sampler, contract),
+            layers_of(self.denoiser),
+            guidance,
+            others=others,
+            left_out=left_out,
+        )
+
+    def _first_step(self) -> tuple[float, int]:
+        """The scale of classifier-free guidance, 1 for none, and how many of the scheduler's steps the call leaves out.
+
+        It guides where its denoiser runs more than one branch for one picture.
+        """
         rows: list[int] = []
+        steps: list[RunStep] = []
 
         def count(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             rows.append(len(next(iter([*args, *kwargs.values()]))))
 
         hook = self.denoiser.register_forward_pre_hook(count, with_kwargs=True)
         try:
-            self.once()
+            self.sample([self.example], [0], steps.append, 1)
         finally:
             hook.remove()
         scale = self.arguments.get("guidance_scale", self._default("guidance_scale"))
-        return float(scale) if scale and sum(rows) > 1 else 1.0
+        return float(scale) if scale and sum(rows) > 1 else 1.0, steps[0].first
 
     def _default(self, name: str) -> Any:
         """The default of an argument of the pipeline's call; None where it has none."""

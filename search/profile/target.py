@@ -31,6 +31,7 @@ class Target:
         ranges: Least and greatest value of each layer's input, where they were measured (search/calibrate/ranges.py).
         others: Smaller denoisers that may run instead at some steps, by letter, the smallest first.
         models: The letter of the denoiser of every step where that is decided; "" where it is the teacher's throughout.
+        left_out: How many of the scheduler's first steps the call leaves out, as runs from a picture do.
 
     Example:
         >>> from search.profile.target import Target
@@ -53,6 +54,7 @@ class Target:
     ranges: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     models: str = ""
+    left_out: int = 0
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -70,6 +72,20 @@ class Target:
         scale = 1000 / self.sampler.get("config", {}).get("num_train_timesteps", 1000)
         timesteps = self.sampler.get("timesteps") or [(1 - t / self.steps) * 1000 / scale for t in range(self.steps)]
         return [float(t) * scale for t in timesteps]
+
+    @property
+    def planned_sampler(self) -> Mapping[str, Any]:
+        """The sampler part, for what moves timesteps or replaces the solver.
+
+        Raises:
+            ValueError: The pipeline's scheduler runs no other timesteps than its own.
+        """
+        if not self.sampler:
+            raise ValueError(
+                f"the scheduler of {self.name} runs no timesteps of a schedule; search space=cache, which leaves it as it "
+                "is, or type model.scheduler=DPMSolverMultistepScheduler, or another that does"
+            )
+        return self.sampler
 
     @cached_property
     def noise(self) -> Noise:

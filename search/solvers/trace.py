@@ -56,7 +56,8 @@ def trace_scheduler(
 
     def fresh() -> Any:
         planned = plan_scheduler(scheduler, Clock(), steps=None, timesteps=timesteps, sigmas=sigmas)
-        planned.set_timesteps(steps if timesteps is None else len(timesteps))
+        shift = {"mu": 1.0} if planned.config.get("use_dynamic_shifting") else {}  # the given grid is after the shift
+        planned.set_timesteps(steps if timesteps is None else len(timesteps), **shift)
         for key, value in list(vars(planned).items()):  # constants of float32 keep their values
             if key != "timesteps" and isinstance(value, torch.Tensor) and value.is_floating_point():
                 setattr(planned, key, value.double())

@@ -160,7 +160,9 @@ class _PlannedScheduler:
         _check_device(self.scheduler)
         left_out = wanted - len(timesteps)  # of a run that begins later, from a picture
         self.gaps.clear()
-        if type(self.scheduler).__name__ == "DDIMScheduler" and self.scheduler.timesteps[left_out:].tolist() != list(timesteps):
+        if type(self.scheduler).__name__ == "DDIMScheduler" and self.scheduler.timesteps[left_out:].tolist() != list(
+            timesteps
+        ):
             self.gaps.extend(int(a - b) for a, b in zip(timesteps, [*timesteps[1:], -1], strict=True))
         _write_grid(self.scheduler, timesteps, self.sigmas, left_out)
 
