@@ -1,121 +1,150 @@
-"""What every adapter of a model family must do. Inherit `ModelContract` and give `make`."""
+"""What every model must do. Inherit `ModelContract`, give `make` and, in words of your own, the pipeline's `call`."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from search import Schedule
+from search.evaluate.execute.partial import PartialRun, RunState
 from search.models.pipeline import Pipeline
-from search.testing.models import family_folder, tiny_folder
+from search.profile.costs import Costs
 
 SEEDS = [3, 4]
 
 
 class ModelContract:
-    """The adapter's loop gives the pipeline's latents bit for bit, with and without a schedule, and counts right."""
+    """A model gives what its pipeline's own call gives, bit for bit, also in parts, and leaves nothing on it."""
 
     prompts = ["red apple", "blue boat"]
+    call: dict[str, Any] = {}  # arguments of the pipeline's call besides prompts, steps and generators
     steps = 5
     calls = 1  # of the denoiser at each step
 
     def make(self, **arguments: Any) -> Pipeline:
-        """A tiny pipeline's adapter of `steps` steps."""
+        """A tiny model of `steps` steps."""
         raise NotImplementedError
 
-    def own(self, model: Pipeline, prompts: list[str] | None = None) -> torch.Tensor:
-        """Latents of the adapter's own loop."""
-        return model.sample(prompts or self.prompts, SEEDS)
+    @pytest.fixture(scope="class")
+    @classmethod
+    def model(cls) -> Pipeline:
+        """One for all tests of a class, as nothing may stay on it."""
+        return cls().make()
 
-    def stock(self, model: Pipeline, **arguments: Any) -> torch.Tensor:
-        """Latents of the pipeline, untouched."""
-        return model.stock(self.prompts, SEEDS, **{"output_type": "latent", **arguments})
+    @pytest.fixture(scope="class")
+    @classmethod
+    def costs(cls, model: Pipeline) -> Costs:
+        """Its cost tables."""
+        return model.costs()
 
-    def pictures(self, model: Pipeline) -> torch.Tensor:
-        """The pipeline's own, [B, 3, H, W] in [0, 1]."""
-        return torch.as_tensor(self.stock(model, output_type="np")).permute(0, 3, 1, 2)
+    def returned(self, model: Pipeline, **arguments: Any) -> Any:
+        """What the pipeline returns first: latents unless `output_type` is another."""
+        given = {"num_inference_steps": self.steps, "output_type": "latent", **self.call, **arguments}
+        generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+        return model.pipe(self.prompts, generator=generators, return_dict=False, **given)[0]
+
+    def pictures(self, model: Pipeline, **arguments: Any) -> Tensor:
+        """The pipeline's own [B, 3, H, W]."""
+        return torch.as_tensor(self.returned(model, output_type="np", **arguments)).movedim(-1, -3)
+
+    def planned(self, model: Pipeline) -> Schedule:
+        """A schedule that reuses all components at two steps."""
+        stacks = [stack for stack in model.target.tree.stacks if model.target.tree.components(stack)]
+        rules = [[f"{stack}.*:*", "CRCRC"] for stack in stacks]
+        return Schedule.from_dict(model.target.schedule({"plan": {"rules": rules}}))
 
     @pytest.mark.parametrize("guidance", [4.0, 1.0])
-    def test_own_loop_gives_the_stock_pipelines_latents(self, guidance: float) -> None:
-        model = self.make(guidance_scale=guidance)
-        assert torch.equal(self.own(model), self.stock(model))
+    def test_latents_are_those_of_the_pipelines_call(
+        self, model: Pipeline, guidance: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(model, "guidance_scale", guidance)
+        found = model.sample(self.prompts, SEEDS)
+        assert torch.equal(found, self.returned(model, guidance_scale=guidance))
+        assert not torch.allclose(found, model.sample(self.prompts[::-1], SEEDS))
 
-    def test_own_loop_gives_the_stock_pipelines_latents_in_bfloat16(self) -> None:
-        model = self.make(dtype="bfloat16")
-        assert torch.equal(self.own(model), self.stock(model))
+    def test_decoded_pictures_are_those_of_the_pipelines_call(self, model: Pipeline) -> None:
+        found = model.decode(model.sample(self.prompts, SEEDS), self.prompts, SEEDS)
+        assert found.shape[0] == 2 and found.min() >= 0 and found.max() <= 1
+        assert torch.allclose(found, self.pictures(model), atol=1e-5)
 
-    def test_own_loop_gives_the_stock_pipelines_latents_at_another_size(self) -> None:
-        height, width = self.make().size
-        model = self.make(height=2 * height, width=height)
-        assert torch.equal(self.own(model), self.stock(model))
+    def test_a_picture_is_the_same_alone(self, model: Pipeline) -> None:
+        both, alone = model.sample(self.prompts, SEEDS), model.sample(self.prompts[1:], SEEDS[1:])
+        assert torch.allclose(both[1:], alone, atol=1e-4, rtol=1e-4)
 
-    def test_decoded_pictures_are_the_stock_pipelines(self) -> None:
-        model = self.make()
-        own = model.decode(self.own(model))
-        assert own.shape[0] == 2 and own.min() >= 0 and own.max() <= 1
-        assert torch.allclose(own, self.pictures(model), atol=1e-5)
+    def test_a_run_goes_on_from_any_step(self, model: Pipeline, costs: Costs) -> None:
+        schedule = self.planned(model)
+        with schedule.apply(model.pipe):
+            whole = model.sample(self.prompts, SEEDS)
+        assert not torch.allclose(whole, model.sample(self.prompts, SEEDS))
+        states: list[RunState] = []
+        run = PartialRun(model, self.prompts, SEEDS, costs)
+        run.follow(run.begin(), schedule, on_state=states.append)
+        assert [state.step for state in states] == [1, 2, 3, 4, 5] and torch.equal(states[-1].latents, whole)
+        assert all(torch.equal(run.follow(state, schedule).latents, whole) for state in states[:-1])
+        assert run.steps == 5 + 4 + 3 + 2 + 1
 
-    def test_prompts_and_guidance_show_in_the_latents(self) -> None:
-        model, stronger = self.make(guidance_scale=2.0), self.make(guidance_scale=8.0)
-        own = self.own(model)
-        assert not torch.allclose(own, self.own(model, self.prompts[::-1]))
-        assert not torch.allclose(own, self.own(stronger))
-
-    def test_a_picture_is_the_same_alone(self) -> None:
-        model = self.make()
-        alone = model.sample(self.prompts[1:], SEEDS[1:])
-        assert torch.allclose(self.own(model)[1:], alone, atol=1e-4, rtol=1e-4)
-
-    def test_a_schedule_gives_the_same_in_both_loops(self) -> None:
-        model = self.make()
-        bare = self.own(model)
-        rules = [[f"{stack}.*:*", "CRCRC"] for stack in model.target.tree.stacks if model.target.tree.components(stack)]
-        with Schedule.from_dict(model.target.schedule({"plan": {"rules": rules}})).apply(model.pipe):
-            own = self.own(model)
-            assert torch.equal(own, self.stock(model))
-        assert not torch.allclose(own, bare)
-
-    def test_the_targets_own_schedule_is_the_bare_pipeline(self) -> None:
-        model = self.make()
-        bare = self.stock(model)
+    def test_the_targets_own_schedule_is_the_bare_pipeline(self, model: Pipeline) -> None:
+        bare = self.pictures(model)
         with Schedule.from_dict(model.target.schedule({})).apply(model.pipe):
-            assert torch.equal(self.stock(model), bare)
-            assert torch.equal(self.own(model), bare)
+            assert torch.equal(self.pictures(model), bare)
 
-    def test_fewer_steps_by_schedule_are_fewer_steps_by_argument(self) -> None:
-        model = self.make()
+    def test_fewer_steps_by_schedule_are_fewer_steps_by_argument(self, model: Pipeline) -> None:
+        bare = self.pictures(model, num_inference_steps=3)
         fewer = Schedule.from_dict(model.target.schedule({}) | {"steps": 3, "sampler": model.shorter(3)})
-        bare = self.stock(model, num_inference_steps=3)
         with fewer.apply(model.pipe):
-            assert torch.equal(self.stock(model), bare)
+            assert torch.equal(self.pictures(model, num_inference_steps=3), bare)
 
-    def test_once_is_one_step_of_one_picture(self) -> None:
-        model = self.make()
-        batches: list[int] = []
+    def test_once_is_one_step_of_one_picture(self, model: Pipeline) -> None:
+        rows: list[int] = []
 
-        def count(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            batches.append(len(args[0] if args else kwargs["hidden_states"]))
+        def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            rows.append(len(args[0] if args else kwargs["hidden_states"]))
 
-        handle = model.denoiser.register_forward_pre_hook(count, with_kwargs=True)
-        assert model.once().shape == model.noise([0]).shape
-        handle.remove()
+        with model.denoiser.register_forward_pre_hook(count, with_kwargs=True):
+            assert model.once().shape == model.sample(self.prompts[:1], [0]).shape
         halves = 2 if model.target.guidance > 1 else 1
-        assert batches == [halves // self.calls] * self.calls
+        assert rows == [halves // self.calls] * self.calls * (1 + self.steps)
 
-    def test_costs_count_what_a_run_of_one_picture_keeps(self) -> None:
-        model = self.make()
-        costs, stacks = model.costs(), [s for s in model.target.tree.stacks if model.target.tree.components(s)]
-        rules = [[f"{stack}.*:*", "CRCRC"] for stack in stacks]
-        schedule = Schedule.from_dict(model.target.schedule({"plan": {"rules": rules}}))
+    def test_costs_count_what_a_run_of_one_picture_keeps(self, model: Pipeline, costs: Costs) -> None:
+        schedule = self.planned(model)
         with model.apply(schedule) as handle:
             model.sample(self.prompts[:1], [0])
             assert handle.stats()["peak_bytes"] == costs.peak_bytes(schedule) > 0
         assert 0.4 * costs.teacher_macs < costs.macs(schedule) < costs.teacher_macs
 
-    def test_another_pipeline_is_refused_with_what_to_type(self) -> None:
-        mine = self.make().classes
-        other, message = family_folder("dit"), "DiTPipeline; .*; type model=dit_xl_256 model.path="
-        if "DiTPipeline" in mine:
-            other, message = tiny_folder(), "PixArtAlphaPipeline; .*; type model=pixart_alpha_1024 model.path="
-        with pytest.raises(ValueError, match=f"is a {message}"):
-            self.make(path=other)
+    def test_nothing_stays_on_the_pipeline(self, model: Pipeline) -> None:
+        self.pictures(model)
+        before = traces(model.pipe)
+        latents = model.sample(self.prompts, SEEDS)
+        runs: list[Callable[[], Any]] = [
+            partial(model.sample, self.prompts, SEEDS, until=2),
+            partial(model.begin, self.prompts, SEEDS),
+            partial(model.decode, latents, self.prompts, SEEDS),
+            partial(model.sample, self.prompts, SEEDS, on_step=_raise),
+        ]
+        for run in runs:
+            try:
+                run()
+            except ZeroDivisionError:
+                assert run is runs[-1]
+            assert traces(model.pipe) == before
+        assert torch.equal(model.sample(self.prompts, SEEDS), latents)
+
+
+def traces(pipe: Any) -> dict[str, Any]:
+    """Whatever a run could leave behind: attributes of the scheduler, its class and all modules, and hooks."""
+    scheduler = pipe.scheduler
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    modules = {f"{name}.{path}": m for name, part in parts.items() for path, m in part.named_modules()}
+    return {
+        "scheduler": (scheduler, type(scheduler), sorted(vars(scheduler)), dict(vars(type(scheduler)))),
+        "modules": {name: (sorted(vars(module)), type(module)) for name, module in modules.items()},
+        "hooks": {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in modules.items()},
+    }
+
+
+def _raise(_: Any) -> None:
+    raise ZeroDivisionError
