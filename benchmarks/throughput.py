@@ -103,12 +103,13 @@ class Naive:
 
     def _call(self, schedule: Schedule) -> Tensor:
         with schedule.apply(self.model.pipe):
-            return self.model.stock(self.bench.prompts, self.bench.seeds, output_type="latent")
+            return self.model.sample(self.bench.prompts, self.bench.seeds)
 
     def _count(self, schedule: Schedule) -> float:
         """MACs of one picture's run, by torch's counter of operations."""
         counter = FlopCounterMode(display=False)
         inputs = self.bench.prompts[:1], self.bench.seeds[:1]
+        self.model.begin(*inputs)  # the text is encoded
         with schedule.apply(self.model.pipe), counter, sdpa_kernel(SDPBackend.MATH):
             self.model.sample(*inputs)
         return counter.get_total_flops() / 2

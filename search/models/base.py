@@ -162,17 +162,27 @@ class Model(ABC):
             )
         return rows_of(last[0], len(seeds))
 
-    def begin(self, prompts: Sequence[str], seeds: Sequence[int], **arguments: Any) -> None:
-        """Call the pipeline up to the first call of the denoiser, which sets the scheduler's timesteps."""
+    def begin(
+        self, prompts: Sequence[str], seeds: Sequence[int], **arguments: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Call the pipeline up to the first call of the denoiser, which sets the scheduler's timesteps.
 
-        def end(*_: Any) -> None:
+        Returns:
+            The arguments and the keyword arguments of that call; empty where the denoiser was not called.
+        """
+        given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
+
+        def end(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            nonlocal given
+            given = args, kwargs
             raise RunEnded
 
-        hook = self.denoiser.register_forward_pre_hook(end)
+        hook = self.denoiser.register_forward_pre_hook(end, with_kwargs=True)
         try:
             self._run(self.call_arguments(prompts, seeds) | arguments, seeds)
         finally:
             hook.remove()
+        return given
 
     def why_no_batches(self, prompts: Sequence[str]) -> str:
         """Why a call cannot be made for several prompts at once; "" where it can."""

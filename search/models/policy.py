@@ -96,7 +96,6 @@ class Policy(Model):
         return ground * (1 - ink[:, None]) + color * ink[:, None]
 
     def stock(self, prompts: Sequence[str], seeds: Sequence[int], **arguments: Any) -> Any:
-        """Plans of the pipeline itself for `output_type="latent"`, else drawings."""
-        drawn = arguments.pop("output_type", "pt") != "latent"
-        plans = super().stock(prompts, seeds, **arguments)
-        return self.decode(plans) if drawn else plans
+        """Drawings [B, 64, 64, 3] in a tuple, as pipelines of pictures give them."""
+        arguments.pop("output_type", None)
+        return (self.decode(super().stock(prompts, seeds, **arguments)).movedim(1, -1),)

@@ -31,8 +31,7 @@ def _shared(make_model: Callable[[], Model]) -> Model:
 @cache
 def _bare(make_model: Callable[[], Model]) -> torch.Tensor:
     """Latents of the bare pipeline of that model."""
-    latents: torch.Tensor = _shared(make_model).stock(PROMPTS, [0, 1], output_type="latent")
-    return latents
+    return _shared(make_model).sample(PROMPTS, [0, 1])
 
 
 class SpaceContract:
@@ -76,7 +75,7 @@ class SpaceContract:
         bare = _bare(type(self).make_model)
         zero = np.zeros(len(space.genes(target)), dtype=int)
         with model.apply(self.schedule(space, target, zero)):
-            assert torch.equal(model.stock(PROMPTS, [0, 1], output_type="latent"), bare)
+            assert torch.equal(model.sample(PROMPTS, [0, 1]), bare)
 
     def test_genes_have_distinct_names_and_an_off_level(self, space: Space, target: Target) -> None:
         genes = space.genes(target)
@@ -85,18 +84,13 @@ class SpaceContract:
 
     @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))  # others in every run
     @given(seed=st.integers(0, 2**32 - 1))
-    def test_every_genome_runs_as_it_is_measured_and_leaves_no_trace(
-        self, space: Space, target: Target, model: Any, seed: int
-    ) -> None:
+    def test_every_genome_runs_and_leaves_no_trace(self, space: Space, target: Target, model: Any, seed: int) -> None:
         x = self.row(space, target, np.random.default_rng(seed))
         schedule = self.schedule(space, target, x)
         assert Schedule.from_dict(schedule.to_dict()) == schedule
         with model.apply(schedule):
-            stock = model.stock(PROMPTS, [0, 1], output_type="latent")
-            measured = model.sample(PROMPTS, [0, 1])
-        assert torch.isfinite(stock).all()
-        assert torch.equal(measured, stock)
-        assert torch.equal(model.stock(PROMPTS, [0, 1], output_type="latent"), _bare(type(self).make_model))
+            assert torch.isfinite(model.sample(PROMPTS, [0, 1])).all()
+        assert torch.equal(model.sample(PROMPTS, [0, 1]), _bare(type(self).make_model))
 
     def test_presets_are_rows_and_none_is_off(self, space: Space, target: Target) -> None:
         levels = np.array([g.levels for g in space.genes(target)])

@@ -93,7 +93,7 @@ def generate(
 
     def once(which: int) -> None:
         def draw() -> None:
-            pictures[which] = model.stock(prompts, seeds, output_type="np")
+            pictures[which] = model.stock(prompts, seeds, output_type="np")[0]
 
         times[which].append(time_call(model, draw))
 

@@ -37,6 +37,7 @@ def random_schedule(seed: int, granularity: str) -> Schedule:
 def test_macs_equal_a_counted_run(seed, granularity):
     schedule = random_schedule(seed, granularity)
     prompts, seeds = ["red apple"], [0]
+    MODEL.begin(prompts, seeds)  # the text is encoded
     with schedule.apply(MODEL.pipe), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         MODEL.sample(prompts, seeds)
     assert counter.get_total_flops() // 2 == COSTS.macs(schedule)

@@ -69,7 +69,7 @@ def test_what_it_prints_can_be_applied(runs, tmp_path, capsys):
     assert f'Schedule.load("{tmp_path / "s.json"}")' in printed
     model = tiny_model()
     with Schedule.load(tmp_path / "s.json").apply(model.pipe):
-        model.stock(["red apple"], [0], output_type="latent")
+        model.sample(["red apple"], [0])
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ def schedule(model):
 def test_the_pictures_are_those_of_the_stock_pipeline(model, schedule):
     prompts = ["red apple", "blue fish"]
     found = generate(schedule, model, prompts=prompts, seed=3, repeats=1)
-    bare = model.stock(prompts, [3, 4], output_type="np")
+    bare = model.stock(prompts, [3, 4], output_type="np")[0]
     with model.apply(schedule):
-        applied = model.stock(prompts, [3, 4], output_type="np")
+        applied = model.stock(prompts, [3, 4], output_type="np")[0]
     assert np.array_equal(found.before, (bare * 255).round().astype(np.uint8))
     assert np.array_equal(found.after, (applied * 255).round().astype(np.uint8))
     assert len(found.milliseconds_before) == len(found.milliseconds_after) == 1

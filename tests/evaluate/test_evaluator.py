@@ -37,9 +37,9 @@ def test_a_population_scores_as_its_schedules_one_by_one(fit, batch):
 def test_what_was_measured_is_what_the_stock_pipeline_does():
     model, _ = parts()
     (scored, *_) = evaluator().evaluate(jobs(fit=True))
-    teacher = model.stock(PROMPTS, list(range(7)), output_type="latent")
+    teacher = model.sample(PROMPTS, list(range(7)))
     with scored.schedule.apply(model.pipe):
-        latents = model.stock(PROMPTS, list(range(7)), output_type="latent")
+        latents = model.sample(PROMPTS, list(range(7)))
     assert scored.values["drift"] == pytest.approx([float(d) for d in Drift()(latents, teacher)], abs=1e-9)
 
 

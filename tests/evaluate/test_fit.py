@@ -63,7 +63,7 @@ def test_what_was_fitted_is_what_the_file_does(model, fitter):
     again = Schedule.from_dict(json.loads(json.dumps(fitted.to_dict())))
     assert again == fitted
     with again.apply(model.pipe):
-        stock = model.stock(PROMPTS, [0, 1, 2], output_type="latent")
+        stock = model.sample(PROMPTS, [0, 1, 2])
     assert torch.equal(stock, fitter.latents[fitted.digest])
 
 
@@ -120,7 +120,7 @@ def test_a_schedule_without_a_grid_is_refused(model, fitter):
 
 
 def test_a_fit_leaves_no_trace(model, fitter):
-    bare = model.stock(PROMPTS, [0, 1, 2], output_type="latent")
+    bare = model.sample(PROMPTS, [0, 1, 2])
     fitter.fit(shorter(model, 7))
-    assert torch.equal(model.stock(PROMPTS, [0, 1, 2], output_type="latent"), bare)
+    assert torch.equal(model.sample(PROMPTS, [0, 1, 2]), bare)
     assert TimestepsSpace().decode(np.zeros(16, dtype=int), model.target) == {}

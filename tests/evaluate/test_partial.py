@@ -184,7 +184,8 @@ def test_a_scheduler_of_two_calls_a_step_is_resumed():
         given = Schedule.from_dict({k: v for k, v in content.items() if k != "sampler"})
         expected = whole(given)
         run = PartialRun(model, prompts, seeds, costs)
-        states = list(run.follow(run.begin(), given))
+        states: list[RunState] = []
+        run.follow(run.begin(), given, on_state=states.append)
         assert torch.equal(states[-1].latents, expected)
         assert torch.equal(stepwise(run, given, states[4]).latents, expected)
     finally:
@@ -262,7 +263,8 @@ def test_work_is_counted_as_the_evaluator_counts_it(tmp_path):
 
 def test_only_the_latest_values_are_kept():
     run = partial({"denoiser": 2})
-    states = list(run.follow(run.begin(), schedule([["denoiser", "CCF1CCF1"]])))
+    states: list[RunState] = []
+    run.follow(run.begin(), schedule([["denoiser", "CCF1CCF1"]]), on_state=states.append)
     kept = [[step for step, _ in s.snapshot["values"]["denoiser"].get(0, [])] for s in states]
     assert kept == [[0], [0, 1], [0, 1], [1, 3], [3, 4], []]
     assert set(states[0].snapshot["values"]) == {"denoiser"}

@@ -16,7 +16,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from search import Schedule
 from search.config.settings import Compute, Config
@@ -356,14 +355,14 @@ def _watched(give: Any, call: Any, handle: Any, handed: list[list[int]]) -> None
 class Raises(Pipeline):
     """A model that finds fault with what it is asked."""
 
-    def noise(self, seeds: Any) -> Tensor:
+    def call_arguments(self, prompts: Any, seeds: Any) -> Any:
         raise ValueError("no noise today")
 
 
 class Dies(Pipeline):
     """A model that the system kills."""
 
-    def noise(self, seeds: Any) -> Tensor:
+    def call_arguments(self, prompts: Any, seeds: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 

@@ -39,7 +39,7 @@ class Bench:
     def run(self) -> tuple[Tensor, list[str]]:
         """Latents, and the layers that were computed, in their order."""
         self.calls.clear()
-        found = self.model.stock(["red apple"], [0], output_type="latent").clone()
+        found = self.model.sample(["red apple"], [0]).clone()
         return found, [*self.calls]
 
     def compare(self, schedule: Schedule, peer: Callable[[], contextlib.AbstractContextManager]) -> dict[str, Any]:

@@ -43,14 +43,14 @@ def check_on_the_stock_pipeline(runs: Path) -> list[dict]:
     data = json.loads((folder(runs) / "front.json").read_text())
     model = tiny_model()
     held_out, seeds = data["prompts"]["held_out"], [10_000, 10_001, 10_002]
-    teacher = model.stock(held_out, seeds, output_type="latent")
+    teacher = model.sample(held_out, seeds)
     for entry in data["entries"]:
         with Schedule.load(folder(runs) / entry["file"]).apply(model.pipe):
-            latents = model.stock(held_out, seeds, output_type="latent")
+            latents = model.sample(held_out, seeds)
         assert float(Drift()(latents, teacher).mean()) == pytest.approx(
             entry["held_out"]["drift"]["value"], rel=1e-5, abs=1e-9
         )
-    assert torch.equal(model.stock(held_out, seeds, output_type="latent"), teacher)
+    assert torch.equal(model.sample(held_out, seeds), teacher)
     return [Schedule.load(folder(runs) / entry["file"]).to_dict() for entry in data["entries"]]
 
 

@@ -50,6 +50,10 @@ def own(model, lines=LINES):
     return model.sample(lines, SEEDS[: len(lines)])
 
 
+def noise(seeds):
+    return torch.cat([torch.randn(1, HORIZON, DIMS, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
 def planned(model, rules):
     return Schedule.from_dict(model.target.schedule({"plan": {"rules": rules}}))
 
@@ -97,7 +101,7 @@ def test_one_chunk_is_the_ordinary_sampler(make):
     """Bit for bit the loop of any pipeline, with the scheduler's own timestep for all actions."""
     model = make()
     denoiser, scheduler, task = model.denoiser, model.pipe.scheduler, condition(LINES)
-    plan = model.noise(SEEDS)
+    plan = noise(SEEDS)
     scheduler.set_timesteps(6)
     with torch.no_grad():
         for t in scheduler.timesteps:
@@ -111,13 +115,13 @@ def test_one_chunk_is_the_ordinary_sampler(make):
 def test_a_tick_is_eulers_method_with_a_level_for_every_action(make, chunks):
     model = make(chunks=chunks)
     model.pipe.scheduler = DPMSolverMultistepScheduler.from_config(model.pipe.scheduler.config, solver_order=1)
-    task, noise = condition(LINES), model.noise(SEEDS)
+    task = condition(LINES)
     found = own(model)
     sigmas = model.pipe.scheduler.sigmas
     chunk = torch.arange(HORIZON) * chunks // HORIZON
     rows = torch.stack([(chunk + sigma) / chunks for sigma in sigmas])
     began = ((chunk + 1) / chunks)[:, None]
-    plan = (1 - began) * expert(task) + began * noise
+    plan = (1 - began) * expert(task) + began * noise(SEEDS)
     with torch.no_grad():
         for i in range(6):
             t = times(model.pipe.scheduler.timesteps[i], chunks).expand(2, HORIZON)
@@ -145,18 +149,18 @@ def test_a_stream_gives_a_chunk_a_tick(make):
     assert calls == [1] * 2 + [4] * 6  # the buffer is filled once, then a tick is two calls at four levels
 
 
-# The adapter
+# The model
 
 
 @pytest.mark.parametrize("chunks", [1, 4])
-def test_own_loop_gives_the_stock_pipelines_plans(make, chunks):
+def test_plans_are_those_of_the_pipelines_call_and_are_drawn(make, chunks):
     model = make(chunks=chunks)
-    assert torch.equal(own(model), model.stock(LINES, SEEDS, output_type="latent"))
-    drawn = model.stock(LINES, SEEDS)
-    assert torch.equal(model.decode(own(model)), drawn)
+    assert torch.equal(own(model), model.pipe(LINES, 6, [torch.Generator().manual_seed(s) for s in SEEDS], chunks))
+    drawn = model.decode(own(model))
+    assert torch.equal(model.stock(LINES, SEEDS, output_type="np")[0].movedim(-1, 1), drawn)
     assert drawn.shape == (2, 3, 64, 64) and drawn.min() >= 0 and drawn.max() <= 1
     assert model.once().shape == (1, HORIZON, DIMS)
-    assert torch.equal(model.stock([""], SEEDS[:1]), model.stock(["start 0 goal 0"], SEEDS[:1]))
+    assert torch.equal(own(model, [""]), own(model, ["start 0 goal 0"]))
 
 
 @pytest.mark.parametrize("chunks", [1, 4])
@@ -167,7 +171,6 @@ def test_off_is_bit_exact(make, chunks):
     for off in (Schedule.from_dict(model.target.schedule({})), planned(model, every)):
         with off.apply(model.pipe):
             assert torch.equal(own(model), bare)
-            assert torch.equal(model.stock(LINES, SEEDS, output_type="latent"), bare)
     assert not [m for m in model.denoiser.modules() if "_diffusers_hook" in vars(m) or "forward" in vars(m)]
 
 
@@ -190,11 +193,10 @@ def test_a_plan_equals_the_loop_written_by_hand(make, chunks):
     hooks = [denoiser.get_submodule(name).register_forward_hook(after(name)) for name in tokens if "." in name[7:]]
     whole = lambda module, args, output: args[0] if tokens["layers.1"][step[0]] == "S" else output  # noqa: E731
     hooks.append(denoiser.layers[1].register_forward_hook(whole))
-    task, noise = LINES, SEEDS
-    expected = model.begin(task, noise)
-    for i, t in enumerate(model.pipe.scheduler.timesteps):
-        step[0] = i
-        _, expected = model.advance(task, expected, t)
+    pipe, (expected, _, task) = model.pipe, model.begin(LINES, SEEDS)[0]
+    with torch.no_grad():
+        for step[0], t in enumerate(pipe.scheduler.timesteps):
+            expected = pipe.scheduler.step(pipe.velocity(expected, t, task, chunks), t, expected)[0]
     for hook in hooks:
         hook.remove()
     bare = own(model)
@@ -222,13 +224,13 @@ def test_a_fresh_process_applies_the_file_without_the_yaml(make, folder, tmp_pat
     model = make(chunks=4)
     made = planned(model, [["layers.*:mix", "CRCRCR"], ["layers.[0-1]:mlp", "CCF1CCF1"]])
     with made.apply(model.pipe):
-        expected = model.stock(LINES[:1], SEEDS[:1], output_type="latent")
+        expected = model.sample(LINES[:1], SEEDS[:1])
     made.save(tmp_path / "policy.json")
     command = [sys.executable, "-c", APPLY, str(folder), str(tmp_path / "policy.json"), str(tmp_path / "plans.pt")]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert torch.equal(torch.load(tmp_path / "plans.pt"), expected)
-    assert not torch.equal(expected, model.stock(LINES[:1], SEEDS[:1], output_type="latent"))
+    assert not torch.equal(expected, model.sample(LINES[:1], SEEDS[:1]))
 
 
 def test_without_its_contract_the_class_is_unknown(make):
@@ -316,14 +318,14 @@ def shipped():
 def test_the_bundled_policy_is_small_and_reaches_its_goals(shipped):
     lines = read_prompts("policy_held_out.txt")
     task = condition(lines)
-    plans = shipped.sample(task, shipped.noise(range(len(lines))))
+    plans = shipped.sample(lines, range(len(lines)))
     paths = torch.cat([task[:, None, :2], plans], dim=1)
     assert clears(paths).float().mean() >= 0.9
     assert (plans[:, -1] - torch.stack([torch.ones(len(lines)), task[:, 2]], dim=1)).norm(dim=1).max() < 0.15
     asked = task[:, 3] != 0
     middle = plans[:, HORIZON // 2 - 1, 1].sign()
     assert (middle == task[:, 3])[asked].float().mean() >= 0.9
-    either = shipped.sample(condition(["start 0.0 goal 0.0"] * 16), shipped.noise(range(16)))
+    either = shipped.sample(["start 0.0 goal 0.0"] * 16, range(16))
     sides = (either[:, HORIZON // 2 - 1, 1] > 0).float().mean()
     assert 0.1 < sides < 0.9  # both ways around
 

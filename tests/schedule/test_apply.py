@@ -227,12 +227,13 @@ def test_two_calls_per_step_are_two_branches_with_values_of_their_own():
     model = tiny_model()
     rules = [["transformer_blocks.*:*", "CRCRCR"], ["denoiser", "CCCCRC"]]
     prompts, seeds = ["red apple", "blue boat"], [0, 1]
-    texts, masks = (conditions[f"encoder_{name}"].chunk(2) for name in ("hidden_states", "attention_mask"))
+    (halves,), given = model.begin(prompts, seeds)
+    texts, masks = (given[f"encoder_{name}"].chunk(2) for name in ("hidden_states", "attention_mask"))
     with Schedule.from_dict(model.target.schedule({"plan": {"rules": rules}})).apply(model.pipe) as handle:
         batched = model.sample(prompts, seeds)
         scheduler = model.pipe.scheduler
         scheduler.set_timesteps(6)
-        latents = noise * scheduler.init_noise_sigma
+        latents = halves.chunk(2)[0]
         for t in scheduler.timesteps:
             empty, conditioned = (
                 model.denoiser(
@@ -270,7 +271,7 @@ def test_a_user_scheduler_of_another_class_is_given_back():
     model.pipe.scheduler = mine
     with made.apply(model.pipe):
         assert type(model.pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"  # the schedule's own
-        model.stock(["red apple"], [0], output_type="latent")
+        model.sample(["red apple"], [0])
     assert model.pipe.scheduler is mine
 
 

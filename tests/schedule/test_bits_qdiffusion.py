@@ -1,7 +1,6 @@
 """Q-Diffusion (arXiv:2302.04304) on a UNet: convolutions at few bits, split shortcuts, time-aware calibration."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +9,10 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-import search.models
+import search
 from search import Schedule, ScheduleError
 from search.calibrate.ranges import RangeObserver, measure_ranges, observe_inputs, target_with_ranges
+from search.profile.bundled import bundled_model
 from search.profile.count import count_costs
 from search.profile.target import Target
 from search.schedule.apply.bits import LayerBits
@@ -633,15 +633,13 @@ def test_torchao_runs_no_convolutions(toy):
 
 # The trained UNet.
 
-TRAINED = Path(search.models.__file__).parent / "bundled" / "sd"
+TRAINED = bundled_model("sd")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (TRAINED / "model_index.json").exists(), reason="the sd checkpoint is not bundled")
 def test_on_the_trained_unet_ranges_hold_those_of_a_step_and_errors_fall_with_bits():
-    from search.models.stable_diffusion import StableDiffusion
-
-    model = StableDiffusion("sd", steps=8)
+    model = search.load_model("sd", "model.steps=8")
     known = ["red apple", "blue car", "green tree", "yellow star"]
     given, new = (known, range(4)), (known[::-1], range(50, 54))
     target, one = (target_with_ranges(model, *given, every) for every in (1, 8))

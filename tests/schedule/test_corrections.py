@@ -410,13 +410,8 @@ def test_the_truth_is_what_the_node_computes(model, corrector, name):
     later = [[s, "CC" + a[2:]] for s, a in PLANS[name]]
     kept = {}
     with apply_document(planned(model, later).document, model.pipe, keep={node: 9}) as handle:
-        model.pipe.scheduler.set_timesteps(6)
-        latents = model.begin(corrector.prompts, corrector.seeds)
-        for i, t in enumerate(model.pipe.scheduler.timesteps[:2]):
-            noise = model.denoise(corrector.conditions, latents, t)
-            kept = dict(handle.stores[node].values[0])
-            latents = model.pipe.scheduler.step(noise, t, latents, return_dict=False)[0]
-            assert i in kept
+        keep = lambda step: kept.update(handle.stores[node].values[0])  # noqa: E731
+        model.sample(corrector.prompts, corrector.seeds, keep, until=2)
     assert torch.equal(truths[0], kept[1])
 
 
@@ -445,10 +440,10 @@ def test_equal_schedules_are_fitted_once_and_what_reuses_nothing_not_at_all(mode
 
 
 def test_a_fit_leaves_no_trace(model):
-    bare = model.stock(PROMPTS, [0, 1, 2], output_type="latent")
+    bare = model.sample(PROMPTS, [0, 1, 2])
     Corrector(model, PROMPTS, [0, 1, 2]).fit(planned(model, PLANS["nested"]))
     assert pipelines.traces(model.denoiser) == []
-    assert torch.equal(model.stock(PROMPTS, [0, 1, 2], output_type="latent"), bare)
+    assert torch.equal(model.sample(PROMPTS, [0, 1, 2]), bare)
 
 
 # Where it goes
@@ -469,7 +464,7 @@ class Candidates(CandidateBuilder):
 
     def latents(self, schedule: Schedule) -> torch.Tensor:
         with schedule.apply(self.evaluator.model.pipe):
-            return self.evaluator.model.sample(self.corrector.conditions, self.corrector.noise)
+            return self.evaluator.model.sample(self.corrector.prompts, self.corrector.seeds)
 
 
 def test_a_finished_search_keeps_what_drifts_least(model, corrector):

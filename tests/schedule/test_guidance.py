@@ -314,6 +314,7 @@ def joined(seed: int, granularity: str) -> Schedule:
 def test_macs_and_peak_bytes_equal_an_applied_run(seed, granularity):
     schedule = joined(seed, granularity)
     prompts, seeds = ["red apple"], [0]
+    MODEL.begin(prompts, seeds)  # the text is encoded
     with schedule.apply(MODEL.pipe) as handle, FlopCounterMode(display=False) as counter:
         with sdpa_kernel(SDPBackend.MATH):
             MODEL.sample(prompts, seeds)

@@ -145,7 +145,6 @@ def test_steps_taken_one_by_one_inject_the_same_and_fits_leave_such_schedules_al
     prompts, seeds = ["red apple", "blue boat"], [0, 1]
     with injected.apply(model.pipe):
         expected = model.sample(prompts, seeds)
-        assert torch.equal(model.stock(["red apple", "blue boat"], [0, 1], output_type="latent"), expected)
     partial = PartialRun(model, prompts, seeds, count_costs(model.denoiser, model.target.tree, 6, model.once))
     state = partial.begin()
     for _ in range(6):  # a new handle at every step

@@ -132,10 +132,11 @@ def test_halves_of_guidance_are_kept_apart(name, branch):
     with schedule.apply(model.pipe) as handle:
         found = model.sample(prompts, seeds)
         peak = handle.stats()["peak_bytes"]
-    latents, scheduler, last = model.begin(prompts, seeds), model.pipe.scheduler, None
+    (halves, _), given = model.begin(prompts, seeds)
+    latents, scheduler, last = halves.chunk(2)[0], model.pipe.scheduler, None
     with torch.no_grad(), Patched(model.denoiser, tokens, branch) as patched:
         for patched.step, t in enumerate(scheduler.timesteps):
-            text = conditions["encoder_hidden_states"]
+            text = given["encoder_hidden_states"]
             if branch[patched.step] == "C":
                 output = model.denoiser(torch.cat([latents] * 2), t, text, return_dict=False)[0]
                 last, conditional = output.chunk(2)

@@ -245,7 +245,7 @@ def test_components_inside_of_others_have_genes_of_their_own_by_component():
 @pytest.mark.parametrize("granularity", ["interval", "component"])
 def test_presets_run_on_a_unet(granularity):
     model, space = tiny_family("sd", steps=6), CacheSpace(granularity)
-    bare = model.stock(["red apple"], [0], output_type="latent")
+    bare = model.sample(["red apple"], [0])
     presets = space.presets(model.target)
     wanted = [
         "FORA N=2",
@@ -254,7 +254,7 @@ def test_presets_run_on_a_unet(granularity):
     ]
     for name in wanted:
         with Schedule.from_dict(model.target.schedule(space.decode(presets[name], model.target))).apply(model.pipe):
-            found = model.stock(["red apple"], [0], output_type="latent")
+            found = model.sample(["red apple"], [0])
         assert torch.isfinite(found).all() and not torch.equal(found, bare), name
 
 

@@ -88,11 +88,11 @@ OWN = [
 def test_a_preset_is_the_stock_pipeline_with_that_scheduler(name, base, change):
     model, given = tiny_model(), target(base)
     model.pipe.scheduler = type(base).from_config(base.config, **change)
-    stock = model.stock(PROMPTS, [0, 1], output_type="latent")
+    stock = model.sample(PROMPTS, [0, 1])
     model.pipe.scheduler = base
     space = SolverSpace()
     with Schedule.from_dict(given.schedule(space.decode(space.presets(given)[name], given))).apply(model.pipe):
-        found = model.stock(PROMPTS, [0, 1], output_type="latent")
+        found = model.sample(PROMPTS, [0, 1])
     near = 1e-4 if name == "DEIS 3" else 1e-5  # diffusers' DEIS cancels digits in float32; 1e-10 in float64
     assert (found - stock).abs().max() <= near * stock.abs().max()
 
@@ -157,10 +157,10 @@ def test_a_row_says_whether_its_table_is_to_be_fitted():
 
 def test_the_table_of_the_own_solver_is_the_own_solver():
     space, model = SolverSpace(), tiny_model()
-    bare = model.stock(PROMPTS, [0, 1], output_type="latent")
+    bare = model.sample(PROMPTS, [0, 1])
     parts = dict(space.decode(row(space, TARGET, fit=1), TARGET))
     with Schedule.from_dict(TARGET.schedule(parts)).apply(model.pipe):
-        torch.testing.assert_close(model.stock(PROMPTS, [0, 1], output_type="latent"), bare, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model.sample(PROMPTS, [0, 1]), bare, rtol=1e-5, atol=1e-5)
 
 
 def test_a_moved_grid_takes_the_genes_of_the_nearest_steps():

@@ -223,8 +223,8 @@ def test_the_adapter_reads_the_denoiser_alone():
 def test_small_throughout_is_what_the_small_pipeline_gives():
     small = pixart(path=small_folder(), steps=6, max_sequence_length=8)
     with MODEL.apply(stitched("SSSSSS")):
-        found = MODEL.stock(PROMPTS, [0, 1], output_type="latent")
-    assert torch.equal(found, small.stock(PROMPTS, [0, 1], output_type="latent"))
+        found = MODEL.sample(PROMPTS, [0, 1])
+    assert torch.equal(found, small.sample(PROMPTS, [0, 1]))
 
 
 @settings(max_examples=3, deadline=None)
@@ -235,6 +235,7 @@ def test_macs_and_peak_bytes_equal_an_applied_run(seed):
     levels = np.array([g.levels for g in space.genes(TARGET)])
     schedule = to_schedule(MODEL, space.decode(rng.integers(0, levels), TARGET))
     prompts, seeds = ["red apple"], [0]
+    MODEL.begin(prompts, seeds)  # the text is encoded
     with MODEL.apply(schedule) as handle, FlopCounterMode(display=False) as counter:
         with sdpa_kernel(SDPBackend.MATH):
             MODEL.sample(prompts, seeds)
@@ -387,7 +388,7 @@ def test_a_found_schedule_says_which_pipelines_it_needs(tmp_path, capsys):
     assert ".apply(pipe)" in describe_search(result)
     pipe, pipe_S = MODEL.pipe, MODEL.others["S"]
     with Schedule.load(tmp_path / "s.json").apply(pipe, models={"S": pipe_S}):
-        MODEL.stock(["red apple"], [0], output_type="latent")
+        MODEL.sample(["red apple"], [0])
 
 
 # The bundled pair
@@ -408,5 +409,5 @@ def test_the_bundled_pair_stitches_and_early_steps_matter_least():
     assert 0 < min(drifts.values()) <= max(drifts.values()) == drifts["all"] < 1
     alone = pixart(path="pixart_small", steps=10)
     with model.apply(to_schedule(model, model.target.stitched("S" * 10))):
-        found = model.stock(["red apple, 3d style"], [0], output_type="latent")
-    assert torch.equal(found, alone.stock(["red apple, 3d style"], [0], output_type="latent"))
+        found = model.sample(["red apple, 3d style"], [0])
+    assert torch.equal(found, alone.sample(["red apple, 3d style"], [0]))
