@@ -72,8 +72,16 @@ def _key(name: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
     leaves, structure = tree_flatten((args, kwargs))
     if not all(isinstance(leaf, PLAIN) for leaf in leaves):
         return None
-    weights = hash(tuple((id(p), p._version) for p in module.parameters()))
+    weights = tuple(_few_values(each) for each in (*module.parameters(), *module.buffers()))
     return name, weights, str(structure), *(_identity(leaf) for leaf in leaves)
+
+
+def _few_values(weight: Tensor) -> Any:
+    """What shows that a weight was changed: its version, and some values, as writing into `.data` leaves none."""
+    version = None if weight.is_inference() else weight._version
+    if weight.is_meta or type(weight) not in (Tensor, nn.Parameter):  # offloaded, quantised
+        return id(weight), version
+    return version, _identity(weight.detach().flatten()[:: max(1, weight.numel() // 8)])
 
 
 def _identity(leaf: Any) -> Any:
