@@ -127,7 +127,8 @@ class Model(ABC):
     ) -> Tensor:
         """Final latents of a call of the pipeline, with the schedule that is applied.
 
-        The call is ended after its last step, so that nothing is decoded.
+        The call is ended after its last step, so that nothing is decoded; some calls make fewer steps than their
+        scheduler has, and end by themselves.
 
         Args:
             prompts: B prompts.
@@ -140,7 +141,7 @@ class Model(ABC):
             Latents [B, ...] as the scheduler returned them last.
 
         Raises:
-            ValueError: The scheduler made fewer steps.
+            ValueError: The scheduler made no step.
         """
         if self.one_by_one and len(prompts) > 1:
             pairs = zip(prompts, seeds, strict=True)
@@ -148,17 +149,17 @@ class Model(ABC):
         scheduler, last = self.pipe.scheduler, []
 
         def watch(step: RunStep) -> None:
+            last[:] = [step.latents]
             on_step(step)
             if step.number + 1 == (until or len(scheduler.timesteps) - step.first):
-                last.append(step.latents)
                 raise RunEnded
 
         with watch_steps(scheduler, watch):
             self._run(self.call_arguments(prompts, seeds) | arguments, seeds)
         if not last:
             raise ValueError(
-                f"{type(self.pipe).__name__} ended before its scheduler had made its {len(scheduler.timesteps)} steps; "
-                "a search needs calls that run to the end"
+                f"the call of {type(self.pipe).__name__} made no step of its {type(scheduler).__name__}; a search needs "
+                "pipelines that call pipe.scheduler.step"
             )
         return rows_of(last[0], len(seeds))
 
@@ -207,13 +208,9 @@ class Model(ABC):
             `class`, `config`, `timesteps` [steps] and, where the class has them, `sigmas` [steps + 1].
         """
         scheduler = self.pipe.scheduler
-        if hasattr(scheduler, "begin_index"):
-            self.begin([self.example], [0], num_inference_steps=steps)
-            first = scheduler.begin_index or 0  # above 0 in runs from a picture
-        else:
-            seen: list[RunStep] = []
-            self.sample([self.example], [0], seen.append, 1, num_inference_steps=steps)
-            first = seen[0].first
+        seen: list[RunStep] = []
+        self.sample([self.example], [0], seen.append, 1, num_inference_steps=steps)
+        first = seen[0].first  # above 0 in runs from a picture
         timesteps, sigmas = grid_of_scheduler(scheduler)
         part = {"class": type(scheduler).__name__, "config": public_config(scheduler), "timesteps": timesteps[first:]}
         return part | ({"sigmas": sigmas[first:]} if sigmas else {})

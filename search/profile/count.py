@@ -27,8 +27,8 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    sizes: dict[str, int] = {}
-    counts: dict[str, int] = {}
+    sizes = dict.fromkeys((node.name for node in tree), 0)  # some components are in no call
+    counts = dict.fromkeys(sizes, 0)
     counter = FlopCounterMode(display=False)
     removers = []
     modules = {name: module for name, module in denoiser.named_modules() if is_layer(module)}
@@ -50,8 +50,8 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
 
         def after(_: object, __: object, output: object, name: str = node.name, begun: list[int] = begun) -> None:
             # the two branches of guidance may be two calls, with values of their own
-            sizes[name] = sizes.get(name, 0) + nbytes(unpack_output(output)[0] if output is not None else None)
-            counts[name] = counts.get(name, 0) + (counter.get_total_flops() - begun.pop()) // 2
+            sizes[name] += nbytes(unpack_output(output)[0] if output is not None else None)
+            counts[name] += (counter.get_total_flops() - begun.pop()) // 2
 
         removers += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:

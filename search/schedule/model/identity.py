@@ -14,7 +14,7 @@ from search.schedule.model.nodes import Tree
 
 def denoiser_of(pipe: Any) -> nn.Module:
     """The network that a pipeline calls at each step; ScheduleError where it has none."""
-    for attribute in ("transformer", "unet", "denoiser"):
+    for attribute in ("transformer", "unet", "denoiser", "prior", "decoder"):
         if isinstance(module := getattr(pipe, attribute, None), nn.Module):
             return module
     raise ScheduleError(f"{type(pipe).__name__} has neither a transformer, a unet nor a denoiser to schedule")
