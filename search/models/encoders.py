@@ -18,8 +18,8 @@ PLAIN = (Tensor, bool, int, float, str, type(None), torch.dtype, torch.device)
 class EncoderMemo:
     """Answers calls that were made before with what was returned then, until the denoiser is called.
 
-    The modules of a pipeline that have no `decode` are remembered, by their inputs and weights. Whatever else their
-    arguments hold, such as caches of a text generator, their calls are made.
+    The modules of a pipeline that have no `decode` are remembered, by their inputs and weights. Calls are made where
+    their arguments hold anything else, such as caches of a text generator, and where hooks read what is inside.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -48,7 +48,7 @@ class EncoderMemo:
         @wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
             key = _key(name, module, args, kwargs)
-            if key is None:
+            if key is None or any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()):
                 return original(*args, **kwargs)
             if key not in self.results:
                 self.results[key] = _copied(original(*args, **kwargs))

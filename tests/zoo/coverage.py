@@ -11,6 +11,9 @@ from typing import Any
 import torch
 
 from search import Schedule, ScheduleError
+from search.evaluate.execute.partial import PartialRun
+from search.models.base import to_schedule
+from search.models.pipeline import Pipeline
 from search.observe.contract import ObservedContract, observe
 from search.schedule.model.identity import model_part
 from tests.helpers.repository import ROOT
@@ -45,12 +48,14 @@ HEAD = """# Which denoisers
 Every denoiser class of diffusers {diffusers} of which a tiny random pipeline could be built: {classes} classes in
 {samples} pipelines. Each is observed in one call (`python -m search.contract`), its contract is proved on the denoiser
 ([Any denoiser](contract.md)), and a schedule that changes nothing is applied to the pipeline, called, compared to the
-bit and removed. Written by `tests/zoo/coverage.py`.
+bit and removed. Then the pipeline is a model of a search: its own call is run, and schedules that reuse every second
+step are run whole, and in parts that begin where another run was; the latents have to be equal to the bit. Written by
+`tests/zoo/coverage.py`.
 
 {counts}
 
-| denoiser / variant | pipeline | steps, calls at each | stacks (components) → what is passed on | proved | off |
-|---|---|---|---|---|---|
+| denoiser / variant | pipeline | steps, calls at each | stacks (components) → what is passed on | proved | off | searched |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -67,11 +72,10 @@ def rows(name: str) -> list[str]:
     try:
         observation = observe(sample.pipe, sample.call | {"generator": torch.Generator().manual_seed(0)})
     except ScheduleError as error:
-        return [row(name, sample.pipe, "–", "–", "–", _short(error))]
-    return [
-        row(name, sample.pipe, _calls(each), _stacks(each), _proofs(each), _off(sample, each, bare))
-        for each in observation.contracts
-    ]
+        return [row(name, sample.pipe, "–", "–", "–", _short(error), "–")]
+    parts = [(_calls(each), _stacks(each), _proofs(each), _off(sample, each, bare)) for each in observation.contracts]
+    searched = _searched(sample)
+    return [row(name, sample.pipe, *cells, searched) for cells in parts]
 
 
 def row(name: str, pipe: Any, *cells: str) -> str:
@@ -108,8 +112,37 @@ def _off(sample: Any, each: ObservedContract, bare: torch.Tensor) -> str:
     return cell if torch.equal(sample.run(), bare) else f"{cell}; not removed without a trace"
 
 
+def _searched(sample: Any) -> str:
+    """What a search makes of the pipeline: runs of its own call, whole and in parts."""
+    try:
+        model = Pipeline("any", pipe=sample.pipe, call=dict(sample.call), example="{}")
+        bare, costs, steps = model.sample(["{}"], [0]), model.costs(), model.target.steps
+        stacks = [stack for stack in model.target.tree.stacks if model.target.tree.components(stack)]
+        rules = [[f"{stack}.*:*", ("CR" * steps)[:steps]] for stack in stacks]
+        off, schedule = (to_schedule(model, parts) for parts in ({}, {"plan": {"rules": rules}}))
+        with model.apply(off):
+            equal = torch.equal(model.sample(["{}"], [0]), bare)
+        with model.apply(schedule):
+            whole = model.sample(["{}"], [0])
+        run, states = PartialRun(model, ["{}"], [0], costs), []
+        run.follow(run.begin(), schedule, on_state=states.append)
+        ends = [states[-1], *(run.follow(states[k], schedule) for k in sorted({0, max(0, steps // 2 - 1)}))]
+        equal = equal and all(torch.equal(end.latents, whole) for end in ends)
+    except (ScheduleError, ValueError) as error:
+        return f"refused: {_short(error)}"
+    except Exception as error:  # a page says what does not work
+        return f"fails: {type(error).__name__} {_short(error)}"
+    return "equal" if equal else "differs"
+
+
 def _short(error: Exception) -> str:
     return str(error).split(";")[0].replace("|", "/").replace("\n", " ")[:140]
+
+
+def _counts(lines: list[str], what: str, column: int) -> str:
+    ends = [line.split("|")[column].strip().split(":")[0] for line in lines]
+    kinds = Counter(end if end in ("equal", "differs", "refused", "fails") else "without a contract" for end in ends)
+    return f"{what}: {', '.join(f'{kind} {count}' for kind, count in kinds.most_common())}."
 
 
 def main() -> None:
@@ -121,9 +154,7 @@ def main() -> None:
     for name in shown():
         lines += rows(name)
         print(lines[-1], file=sys.stderr, flush=True)
-    ends = [line.rsplit("| ", 1)[1].split(":")[0].removesuffix(" |") for line in lines]
-    kinds = Counter(end if end in ("equal", "differs", "refused") else "without a contract" for end in ends)
-    counts = "Off in its own call: " + ", ".join(f"{kind} {count}" for kind, count in kinds.most_common()) + "."
+    counts = f"{_counts(lines, 'Off in its own call', -3)} {_counts(lines, 'As a model of a search', -2)}"
     names = shown()
     classes = {name.partition("/")[0] for name in names}
     text = HEAD.format(diffusers=diffusers.__version__, classes=len(classes), samples=len(names), counts=counts)
