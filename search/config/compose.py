@@ -45,7 +45,10 @@ def normalise_overrides(overrides: list[str]) -> list[str]:
     normalised = []
     for override, (group, equals, option) in zip(overrides, typed, strict=True):
         plain = ("+" if group in appended else "") + group + equals + option
-        normalised.append(plain if equals and group in GROUPS else override)
+        if group.startswith("model.call."):  # any argument of the pipeline's call
+            normalised.append(f"++{override.lstrip('+')}")
+        else:
+            normalised.append(plain if equals and group in GROUPS else override)
     return normalised if named & {"space", "experiment"} else [*normalised, f"+space={DEFAULT_SPACE}"]
 
 

@@ -42,9 +42,9 @@ def config_for_schedule(schedule: Schedule, overrides: Sequence[str] = ()) -> Co
         overrides.append(f"model={name}")
     call = schedule.call_of_search if searched_model in (None, name) else {}
     for argument, value in call.items():
-        key = f"model.{CALL.get(argument)}"
-        if argument in CALL and key not in typed and type(value) in (int, float):
-            overrides.append(f"++{key}={value}")
+        key = f"model.{CALL[argument]}" if argument in CALL else f"model.call.{argument}"
+        if key not in typed and type(value) in (int, float, bool) and argument.isidentifier():
+            overrides.append(f"++{key}={str(value).lower()}")
     return Config.check(compose_config(normalise_overrides(overrides)))
 
 
