@@ -64,7 +64,9 @@ class Search:
         self.on_progress: OnProgress = ignore_progress
         self.workers: Workers | None = None
         self.tracker: Tracker | None = None
-        self.model: Model = model_from_config(config, example=self.calibration[0]) if model is None else model
+        # a call that needs more than a text is described by the first prompt
+        more = {"example": self.calibration[0]} if self.calibration[0].startswith("{") else {}
+        self.model: Model = model_from_config(config, **more) if model is None else model
         self.config = self._with_batches_that_run()
 
     def _with_batches_that_run(self) -> Config:
