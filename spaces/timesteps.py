@@ -77,8 +77,8 @@ class TimestepsSpace(Space):
         sampler = target.planned_sampler
         if target.left_out:
             raise ValueError(
-                f"the call of {target.name} begins at step {target.left_out}, from a picture; how many steps it makes is "
-                "up to the call, so they cannot be dropped; search space=cache or space=solver"
+                f"the call of {target.name} begins at step {target.left_out}, from a picture; how many steps it makes "
+                "is up to the call, so they cannot be dropped; search space=cache or space=solver"
             )
         if target.reference <= FEWEST:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Load what a configuration names: the pipeline and the prompts."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,22 @@ def config_for_pipe(config: Config, pipe: Any, call: Mapping[str, Any]) -> Confi
         "call": plain,
     }
     return Config.check(config.model_dump() | {"model": model, "trust": config.trust})
+
+
+def example_of(prompts: Sequence[str]) -> dict[str, Any]:
+    """The argument of a model whose call needs more than a text: the first of these prompts."""
+    return {"example": prompts[0]} if prompts[0].startswith("{") else {}
+
+
+def with_batches_that_run(
+    config: Config, model: Model, prompts: Sequence[str], on_message: Callable[[str], None]
+) -> Config:
+    """The configuration, with prompts run one by one where the pipeline takes no lists of them."""
+    settings = config.prompts
+    if settings.batch == 1 or not (reason := model.why_no_batches(prompts[:2])):
+        return config
+    on_message(f"prompts are run one by one, as the pipeline takes no two at once: {reason}")
+    return config.model_copy(update={"prompts": settings.model_copy(update={"batch": 1})})
 
 
 def prompts_from_config(prompts: Prompts) -> tuple[list[str], list[str]]:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from search.evaluate.evaluator import Evaluator
 from search.loop.finished import FinishedSearch
-from search.models.base import plain_arguments
 from search.loop.progress import OnProgress
+from search.models.base import plain_arguments
 from search.results.compare import held_out_gaps, summarise_scores
 from search.results.result import Entry
 from search.results.scores import Score

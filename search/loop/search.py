@@ -14,7 +14,7 @@ from rich.markup import escape
 from search.calibrate.latency import add_latency
 from search.calibrate.propose.proposals import Proposals
 from search.calibrate.ranges import target_with_ranges
-from search.config.load import model_from_config, prompts_from_config
+from search.config.load import example_of, model_from_config, prompts_from_config, with_batches_that_run
 from search.config.settings import Config
 from search.engines.base import Engine, EngineInputs
 from search.engines.check import check_engine
@@ -64,18 +64,8 @@ class Search:
         self.on_progress: OnProgress = ignore_progress
         self.workers: Workers | None = None
         self.tracker: Tracker | None = None
-        # a call that needs more than a text is described by the first prompt
-        more = {"example": self.calibration[0]} if self.calibration[0].startswith("{") else {}
-        self.model: Model = model_from_config(config, **more) if model is None else model
-        self.config = self._with_batches_that_run()
-
-    def _with_batches_that_run(self) -> Config:
-        """The configuration with prompts run one by one where the pipeline takes no lists of them."""
-        prompts = self.config.prompts
-        if prompts.batch == 1 or not (reason := self.model.why_no_batches(self.calibration[:2])):
-            return self.config
-        self.warn(f"prompts are run one by one, as the pipeline takes no two at once: {reason}")
-        return self.config.model_copy(update={"prompts": prompts.model_copy(update={"batch": 1})})
+        self.model: Model = model or model_from_config(config, **example_of(self.calibration))
+        self.config = with_batches_that_run(config, self.model, self.calibration, self.warn)
 
     def prepare(self, folder: Path) -> None:
         """Cost tables, the teacher, and either the folder's checkpoint or a new engine with its first rows."""

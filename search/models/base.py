@@ -146,7 +146,8 @@ class Model(ABC):
         if self.one_by_one and len(prompts) > 1:
             pairs = zip(prompts, seeds, strict=True)
             return torch.cat([self.sample([prompt], [seed], on_step, until, **arguments) for prompt, seed in pairs])
-        scheduler, last = self.pipe.scheduler, []
+        scheduler = self.pipe.scheduler
+        last: list[Tensor] = []
 
         def watch(step: RunStep) -> None:
             last[:] = [step.latents]
@@ -158,8 +159,8 @@ class Model(ABC):
             self._run(self.call_arguments(prompts, seeds) | arguments, seeds)
         if not last:
             raise ValueError(
-                f"the call of {type(self.pipe).__name__} made no step of its {type(scheduler).__name__}; a search needs "
-                "pipelines that call pipe.scheduler.step"
+                f"the call of {type(self.pipe).__name__} made no step of its {type(scheduler).__name__}; a search "
+                "needs pipelines that call pipe.scheduler.step"
             )
         return rows_of(last[0], len(seeds))
 

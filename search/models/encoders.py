@@ -59,11 +59,11 @@ class EncoderMemo:
 
         def restore() -> None:
             if own:
-                module.forward = original  # type: ignore[method-assign]
+                module.forward = original
             else:
                 del module.forward
 
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
         stack.callback(restore)
 
 

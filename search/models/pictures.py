@@ -15,8 +15,8 @@ def pictures_of(output: Any) -> Tensor:
     """Pictures [B, 3, H, W] in [0, 1], float32, of the first thing that a pipeline returns.
 
     A video becomes one film strip [3, H, 4 W]: frames from the first to the last, evenly spaced, from left to right.
-    One picture for a video keeps scores one for a prompt; each frame weighs the same. A sound becomes its spectrogram: the
-    logarithm of magnitudes, 60 dB below the loudest is black.
+    One picture for a video keeps scores one for a prompt; each frame weighs the same. A sound becomes its
+    spectrogram: the logarithm of magnitudes, 60 dB below the loudest is black.
 
     Args:
         output: Pictures or videos as tensors [B, 3, H, W] and [B, F, 3, H, W], as arrays [B, H, W, 3] and
@@ -50,7 +50,7 @@ def first_output(output: Any) -> Any:
 
 
 def drawn_latents(latents: Tensor) -> Tensor:
-    """Drawings [B, 3, H, W] in [0, 1] of latents [B, ...] that no picture can be made of: their values as grey tones."""
+    """Drawings [B, 3, H, W] in [0, 1] of latents [B, ...] that nothing is decoded from: their values as grey tones."""
     flat = latents.float().flatten(1)
     side = max(16, 8 * round(flat.shape[1] ** 0.5 / 8))
     grey = torch.nn.functional.interpolate(flat[:, None], side * side, mode="linear").sigmoid()

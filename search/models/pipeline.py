@@ -121,7 +121,7 @@ class Pipeline(Model):
             **latent,
             **self.arguments,
             **prompt_arguments(self.pipe, self.parameters, prompts),
-            "num_inference_steps": self.steps_to_run(self.steps),
+            "num_inference_steps": self.steps_to_run(self.arguments["num_inference_steps"]),
             "generator": generators[0] if len(generators) == 1 else generators,
         }
 
@@ -169,8 +169,8 @@ class Pipeline(Model):
                 key = f"model.{name}" if name in TYPED else f"model.call.{name}"
                 value = f"{key}={self.arguments[name]!r}"
                 raise ValueError(
-                    f"{value:.120}: {type(self.pipe).__name__} takes no such argument; leave it out ({key}=null), it takes "
-                    f"{', '.join(self.parameters)}"
+                    f"{value:.120}: {type(self.pipe).__name__} takes no such argument; leave it out, "
+                    f"{key}=null; it takes {', '.join(self.parameters)}"
                 )
 
     def _smaller(self, path: str | Path) -> Any:

@@ -23,8 +23,8 @@ class Target:
         tree: The denoiser's nodes.
         steps: The number of steps T of this grid.
         model: The `model` part of a schedule file.
-        sampler: The `sampler` part of a schedule file: class, configuration, timesteps [T] and sigmas [T+1]; empty where
-            the pipeline's scheduler runs no other timesteps than its own.
+        sampler: The `sampler` part of a schedule file: class, configuration, timesteps [T] and sigmas [T+1]; empty
+            where the pipeline's scheduler runs no other timesteps than its own.
         layers: Linear layers and convolutions by full name: (outputs, inputs of one output).
         guidance: The teacher's scale of classifier-free guidance; 1 is without guidance.
         teacher: The target on the teacher's grid; None where this is it.
@@ -82,8 +82,8 @@ class Target:
         """
         if not self.sampler:
             raise ValueError(
-                f"the scheduler of {self.name} runs no timesteps of a schedule; search space=cache, which leaves it as it "
-                "is, or type model.scheduler=DPMSolverMultistepScheduler, or another that does"
+                f"the scheduler of {self.name} runs no timesteps of a schedule; search space=cache, which leaves it "
+                "as it is, or type model.scheduler=DPMSolverMultistepScheduler, or another that does"
             )
         return self.sampler
 

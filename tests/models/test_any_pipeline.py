@@ -1,4 +1,4 @@
-"""Pipelines as they are: given as objects, of classes that nobody described, from a picture, with scheduler of any kind."""
+"""Pipelines as they are: given as objects, of classes that nobody described, from a picture, with any scheduler."""
 
 import json
 from functools import wraps

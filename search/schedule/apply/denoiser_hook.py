@@ -147,7 +147,7 @@ def _copied(output: Any) -> Any:
     if isinstance(output, Tensor):
         return output.detach().clone()
     if isinstance(output, Mapping):  # an output class of diffusers, which need not be registered with torch
-        copied = copy.copy(output)
+        copied: Any = copy.copy(output)
         for name, value in output.items():
             copied[name] = _copied(value)
         return copied

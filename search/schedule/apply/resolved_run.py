@@ -96,8 +96,7 @@ def resolve_run(
     if not hasattr(getattr(pipe, "scheduler", None), "set_timesteps"):
         raise ScheduleError(f"{type(pipe).__name__} has no scheduler; give it one, as pipelines of diffusers have")
     check_denoiser(denoiser)
-    contract = document.model.contract
-    tree = Tree.of(denoiser, Contract.from_dict(contract) if contract else None)
+    tree = Tree.of(denoiser, Contract.from_dict(given) if (given := document.model.contract) else None)
     check_model(document, denoiser, tree, strict)
     if document.corrections and not corrections:
         raise ScheduleError(

@@ -3,7 +3,6 @@
 import copy
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -14,6 +13,7 @@ from search.schedule.apply.clock import Clock, refuse_copy
 from search.schedule.apply.finite_check import FiniteCheck
 from search.schedule.apply.injection import Injection
 from search.schedule.apply.linear_solver import LinearSolver
+from search.schedule.apply.planned_grid import StepsOfGap, is_even, write_grid
 from search.schedule.apply.scheduler_check import check_runs
 from search.schedule.errors import ScheduleError
 from search.schedule.parts.start import TRAINING
@@ -150,7 +150,7 @@ class _PlannedScheduler:
 
     def _set_planned(self, timesteps: Sequence[float], given: Mapping[str, Any]) -> None:
         """Set the planned grid; `given` are the arguments of the caller's `set_timesteps`."""
-        if given.get("timesteps") is not None or not _even(given.get("sigmas")):
+        if given.get("timesteps") is not None or not is_even(given.get("sigmas")):
             raise ScheduleError("the schedule brings its own timesteps; call the pipeline without timesteps and sigmas")
         wanted = given.get("num_inference_steps") or _length(given.get("sigmas")) or len(timesteps)
         if wanted < len(timesteps):
@@ -164,7 +164,7 @@ class _PlannedScheduler:
             timesteps
         ):
             self.gaps.extend(int(a - b) for a, b in zip(timesteps, [*timesteps[1:], -1], strict=True))
-        _write_grid(self.scheduler, timesteps, self.sigmas, left_out)
+        write_grid(self.scheduler, timesteps, self.sigmas, left_out)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one step, by the table or by the scheduler's own solver at the planned order."""
@@ -175,7 +175,7 @@ class _PlannedScheduler:
         if self.order is not None:
             self.scheduler.lower_order_nums = self.order[at] - 1
         if self.gaps:
-            self.scheduler.num_inference_steps = _StepsOfGap(len(self.gaps), self.gaps[at])
+            self.scheduler.num_inference_steps = StepsOfGap(len(self.gaps), self.gaps[at])
         if self.solver is None:
             result = self.original_step(*args, **kwargs)
         else:
@@ -253,31 +253,6 @@ def _with_latents(result: Any, latents: torch.Tensor) -> Any:
     return type(result)(**{**result, "prev_sample": latents})
 
 
-def _even(sigmas: Sequence[float] | None) -> bool:
-    """Whether a caller gave no sigmas, or the even ones from 1 to 1/n that Flux pipelines always give."""
-    if sigmas is None:
-        return True
-    given = torch.tensor([float(s) for s in sigmas])
-    return bool(torch.allclose(given, torch.linspace(1, 1 / max(len(given), 1), len(given)), atol=1e-6))
-
-
-class _StepsOfGap(int):
-    """A step count that DDIM's `num_train_timesteps // num_inference_steps` turns into the wanted gap."""
-
-    gap: int
-
-    def __new__(cls, steps: int, gap: int) -> "_StepsOfGap":
-        self = super().__new__(cls, steps)
-        self.gap = gap
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (int(self), self.gap)
-
-    def __rfloordiv__(self, other: int) -> int:
-        return self.gap
-
-
 def _build(scheduler: Any, class_name: str | None, config: dict[str, Any] | None, order: Sequence[int] | None) -> Any:
     """A scheduler of this class and configuration, set up for `order`; by default a copy of the given one."""
     if class_name is None:
@@ -298,25 +273,3 @@ def _build(scheduler: Any, class_name: str | None, config: dict[str, Any] | None
         if "euler_at_final" in inspect.signature(cls.__init__).parameters:
             config["euler_at_final"] = False
     return build_scheduler(cls.__name__, {k: v for k, v in config.items() if not k.startswith("_")}, cls)
-
-
-def _write_grid(planned: Any, timesteps: Sequence[float], sigmas: Sequence[float] | None, left_out: int) -> None:
-    """Overwrite the arrays that set_timesteps has just made, but for the first entries, which the run leaves out.
-
-    So there are no conventions about arguments of a class to trust.
-    """
-    device = planned.timesteps.device
-    whole = all(math.floor(t) == t for t in timesteps)
-    dtype = planned.timesteps.dtype if whole else torch.float32
-    before = planned.timesteps[:left_out].to(dtype)
-    planned.timesteps = torch.cat([before, torch.tensor(timesteps, dtype=dtype, device=device)])
-    planned.num_inference_steps = len(planned.timesteps)
-    if type(planned).__name__ == "DDIMScheduler":
-        highest = planned.config.num_train_timesteps - 1
-        if not whole or timesteps[0] > highest:
-            raise ScheduleError(f"sampler.timesteps: DDIMScheduler takes whole numbers from 0 to {highest}")
-        return
-    if sigmas is None:
-        raise ScheduleError(f"sampler.sigmas is missing; {type(planned).__name__} needs {len(timesteps) + 1} of them")
-    given = torch.tensor(sigmas, dtype=planned.sigmas.dtype, device=planned.sigmas.device)
-    planned.sigmas = torch.cat([planned.sigmas[:left_out], given])
