@@ -29,13 +29,10 @@ def train(
     """Train on recoloured pictures of these prompts and save the weights as peft does; the model stays as it was."""
     from peft import LoraConfig, get_peft_model
 
-    targets = recoloured(model, prompts, [seed + i for i in range(len(prompts))])
+    seeds = [seed + i for i in range(len(prompts))]
+    targets = recoloured(model, prompts, seeds)
     noise, sampler = model.target.noise, model.target.sampler
-    scale, model.guidance_scale = model.guidance_scale, 1.0  # what is trained is one branch, not guidance
-    try:
-        conditions = model.encode(prompts)
-    finally:
-        model.guidance_scale = scale
+    _, arguments = model.begin(prompts, seeds, guidance_scale=1.0)  # what is trained is one branch, not guidance
     torch.manual_seed(seed)
     wrapped = get_peft_model(model.denoiser, LoraConfig(r=rank, lora_alpha=rank, target_modules=LAYERS))
     optimiser = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=rate)
@@ -52,9 +49,8 @@ def train(
             "epsilon": random,
             "v_prediction": alpha * random - spread * clean,
         }[noise.prediction]
-        given = {name: _rows(value, rows) for name, value in conditions.items()}
-        timestep = torch.tensor(sampler["timesteps"])[at]
-        prediction = wrapped(alpha * clean + spread * random, timestep=timestep, **given, return_dict=False)[0]
+        given = _rows(arguments, rows) | {"timestep": torch.tensor(sampler["timesteps"])[at]}
+        prediction = wrapped(alpha * clean + spread * random, **given)[0]
         loss = (prediction[:, : clean.shape[1]] - wanted).square().mean()
         optimiser.zero_grad()
         loss.backward()
@@ -70,7 +66,7 @@ def train(
 def recoloured(model: Pipeline, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
     """Latents [B, C, h, w] of the pipeline's pictures with red shown as green, green as blue and blue as red."""
     latents = model.sample(prompts, seeds)
-    images = model.decode(latents).roll(1, dims=1)
+    images = model.decode(latents, prompts, seeds).roll(1, dims=1)
     return model.pipe.vae.encode(images * 2 - 1).latent_dist.mode() * model.pipe.vae.config.scaling_factor
 
 
