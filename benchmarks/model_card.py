@@ -219,7 +219,7 @@ def grid(model: Model, prompts: list[str], columns: int = 10) -> Image.Image:
 
 def spread(model: Model, prompts: list[str]) -> dict[str, list[float]]:
     """PSNR of random plans of whole steps, and of single components, by kind of plan."""
-    prompts, seeds = prompts, range(len(prompts))
+    seeds = range(len(prompts))
     teacher = model.decode(model.sample(prompts, seeds))
 
     def psnr(rules: list[list[str]]) -> float:

@@ -92,12 +92,13 @@ class Subject:
 
 
 def bundled(path: str | None, device: str, dtype: torch.dtype, batch: int, steps: int) -> Subject:
-    model = pixart(path=path, device=device, dtype=str(dtype).removeprefix("torch."))
+    model = pixart(path or "pixart", device=device, dtype=str(dtype).removeprefix("torch."))
     texts = model.pipe.encode_prompt(
         "red apple, 3d style", True, negative_prompt="", device=device, clean_caption=False,
         max_sequence_length=model.max_sequence_length,
     )  # fmt: skip
-    return Subject(path or "bundled pixart", model.pipe, _given([t[0] for t in texts], batch), steps, model.size[0])
+    side = model.pipe.transformer.config.sample_size * model.pipe.vae_scale_factor
+    return Subject(path or "bundled pixart", model.pipe, _given([t[0] for t in texts], batch), steps, side)
 
 
 def xl(device: str, dtype: torch.dtype, batch: int, steps: int) -> Subject:

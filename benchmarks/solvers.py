@@ -209,9 +209,12 @@ class OnModel:
         """Held-out drift at the spacing with the least calibration drift."""
 
         def drift(evaluator: Evaluator, scheduler: Any, steps: int) -> float:
-            parts = []
-            for prompts, seeds in evaluator.inputs:
-                parts.append(stock(scheduler, steps, partial(self.model.denoise, conditions), noise))
+            pipe, call = self.model.pipe, {"num_inference_steps": steps}
+            own, pipe.scheduler = pipe.scheduler, scheduler
+            try:
+                parts = [self.model.sample(prompts, seeds, **call) for prompts, seeds in evaluator.inputs]
+            finally:
+                pipe.scheduler = own
             return float(Drift()(torch.cat(parts), evaluator.teacher).mean())
 
         score = partial(drift, self.calibration)

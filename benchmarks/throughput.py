@@ -195,10 +195,9 @@ def batching(given: argparse.Namespace) -> dict[str, Any]:
     times: dict[int, list[Seconds]] = {b: [] for b in SIZES}
     for number in range(given.repeats + 1):
         for b, (prompts, seeds) in inputs.items():
-            latents = model.begin(prompts, seeds)
-            t = model.pipe.scheduler.timesteps[0]
+            given, named = model.begin(prompts, seeds)
             calls = max(1, 8 // b)
-            _, spent = clocked(lambda c=conditions, x=latents, t=t, n=calls: [model.denoise(c, x, t) for _ in range(n)])
+            _, spent = clocked(lambda a=given, k=named, n=calls: [model.denoiser(*a, **k) for _ in range(n)])
             if number:  # the first round warms up
                 times[b].append((1e3 * spent[0] / b / calls, 1e3 * spent[1] / b / calls))
     return {"times": times, "machine": machine()}

@@ -17,6 +17,7 @@ import numpy as np
 import ray
 import torch
 
+from search.config.compose import compose_config
 from search.config.prompts import read_prompts
 from search.evaluate.execute.cluster import Cluster
 from search.evaluate.execute.jobs import Batch, Executor, Job
@@ -27,7 +28,7 @@ from search.spaces.cache import CacheSpace
 from search.testing.models import pixart
 
 DOC = Path(__file__).parents[1] / "docs" / "benchmarks" / "workers.md"
-CONFIG = {"_target_": "search.models.pipeline.Pipeline", "name": "pixart"}
+CONFIG = compose_config(["+space=cache"])["model"]
 PARENTS, MUTATED = 6, 0.02
 ARMS = ("this process", "1 worker", "2 workers")
 

@@ -26,7 +26,7 @@ from search.evaluate.execute.subtrees import PrefixPath, split_into_subtrees
 from search.evaluate.execute.worker import SchedulePayload, Worker
 from search.models.base import to_schedule
 from search.models.pipeline import Pipeline
-from search.testing.models import lively, pixart, tiny_folder, tiny_model
+from search.testing.models import lively, tiny_folder, tiny_model
 from search.testing.pipelines import TOKENS
 from tests.helpers.repository import ROOT
 from tests.helpers.search_process import command, folder, front, search, wait
@@ -108,7 +108,8 @@ def config(**compute: Any) -> SimpleNamespace:
 def model_config(**more: Any) -> dict[str, Any]:
     """Of a tiny model under which every action shows in the latents."""
     plain = {"_target_": "search.models.pipeline.Pipeline", "name": "pixart", "path": str(loud()), "steps": STEPS}
-    return plain | {"max_sequence_length": TOKENS} | more
+    call = {"use_resolution_binning": False, "clean_caption": False}
+    return plain | {"guidance_scale": 4.0, "max_sequence_length": TOKENS, "call": call} | more
 
 
 def loud() -> File:
@@ -191,7 +192,7 @@ def same(a: list[Outcome], b: list[Outcome]) -> bool:
 
 @pytest.fixture(scope="module")
 def local() -> tuple:
-    model = pixart(**{k: v for k, v in model_config().items() if k != "_target_"})
+    model = Pipeline(**{k: v for k, v in model_config().items() if k != "_target_"})
     jobs = [Job(each, fit) for fit in (False, True) for each in schedules(model)] + [Job(gated(model))]
     runner = Runner(model, model.costs())
     return model, runner, jobs, run(runner, jobs)
