@@ -27,7 +27,7 @@ from search.models.training.lora import train
 from search.objectives.drift import Drift
 from search.objectives.psnr import Psnr
 from search.results.compare import mean_interval
-from search.results.folder import read_front
+from search.results.front import read_front
 from search.results.pick import pick_entries
 from search.schedule import Schedule
 from search.spaces.cache import CacheSpace

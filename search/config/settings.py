@@ -37,7 +37,7 @@ class ComponentConfig(TypedDict):
 
 
 class ModelConfig(TypedDict):
-    """The pipeline: arguments of the adapter class `_target_`, which has defaults for those that are left out."""
+    """The pipeline: arguments of the class `_target_`, which has defaults for those that are left out."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
     _target_: ClassPath

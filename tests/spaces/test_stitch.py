@@ -211,7 +211,7 @@ def test_a_folded_step_takes_its_model_with_it():
 # Models and costs
 
 
-def test_the_adapter_reads_the_denoiser_alone():
+def test_a_model_reads_the_smaller_denoiser_alone():
     other = MODEL.others["S"]
     assert other.text_encoder is MODEL.pipe.text_encoder and other.vae is MODEL.pipe.vae
     assert len(other.transformer.transformer_blocks) == SMALL
