@@ -54,7 +54,7 @@ step are run whole, and in parts that begin where another run was; the latents h
 
 {counts}
 
-| denoiser / variant | pipeline | steps, calls at each | stacks (components) → what they pass on | proved | off | searched |
+| denoiser / variant | pipeline | steps, calls at each | stacks (components) → passed on | proved | off | searched |
 |---|---|---|---|---|---|---|
 """
 
