@@ -1,6 +1,8 @@
 """Count the costs of every node in one call of the denoiser."""
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,6 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
     Returns:
         MACs, bytes of values, and layers; without `milliseconds`, which `search.calibrate.latency` measures.
     """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     sizes = dict.fromkeys((node.name for node in tree), 0)  # some components are in no call
@@ -33,6 +34,11 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
     removers = []
     modules = {name: module for name, module in denoiser.named_modules() if is_layer(module)}
     layers = dict.fromkeys(modules, 0)
+    uncounted = False  # whether the counter fails: then MACs are those of layers, without attention
+
+    def total() -> int:
+        return sum(layers.values()) if uncounted else counter.get_total_flops() // 2
+
     for name, module in modules.items():
 
         def multiply(module: nn.Module, _: object, output: Tensor, name: str = name) -> None:
@@ -46,18 +52,20 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
         begun: list[int] = []
 
         def before(*_: object, begun: list[int] = begun) -> None:
-            begun.append(counter.get_total_flops())
+            begun.append(total())
 
         def after(_: object, __: object, output: object, name: str = node.name, begun: list[int] = begun) -> None:
             # the two branches of guidance may be two calls, with values of their own
             sizes[name] += nbytes(unpack_output(output)[0] if output is not None else None)
-            counts[name] += (counter.get_total_flops() - begun.pop()) // 2
+            counts[name] += total() - begun.pop()
 
         removers += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
-        # the math backend spells attention out as matrix products, which are counted on every device
-        with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):
-            call()
+        if uncounted := _uses_flex_attention(denoiser) or not _run_counted(counter, call):
+            for table in (sizes, counts, layers):
+                table.update(dict.fromkeys(table, 0))
+            with torch.no_grad():
+                call()
     finally:
         for remover in removers:
             remover.remove()
@@ -82,6 +90,28 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
         layer_bytes={name: (tensor_bytes(m.weight), tensor_bytes(m.bias)) for name, m in modules.items()},
         weight_bytes=sum(tensor_bytes(parameter) for parameter in denoiser.parameters()),
     )
+
+
+def _run_counted(counter: Any, call: Callable[[], object]) -> bool:
+    """Make a call with torch's counter of operations; False where it has operations that this fails on."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    try:
+        # the math backend spells attention out as matrix products, which are counted on every device
+        with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):
+            call()
+    except AssertionError:  # of the counter, in text encoders that switch gradients on
+        return False
+    return True
+
+
+def _uses_flex_attention(denoiser: nn.Module) -> bool:
+    """Whether a denoiser's file names flex_attention: torch's counter fails on it, and leaves torch in disorder."""
+    try:
+        source = inspect.getsource(inspect.getmodule(type(denoiser)))  # type: ignore[arg-type]
+    except (OSError, TypeError):  # a class that was typed in
+        return False
+    return "flex_attention" in source
 
 
 def tensor_bytes(tensor: Tensor | None) -> int:
