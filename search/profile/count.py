@@ -1,7 +1,7 @@
 """Count the costs of every node in one call of the denoiser."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -71,15 +71,7 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
             remover.remove()
     for stack in tree.stack_contracts:
         sizes[stack.name] = sizes[f"{stack.name}.{tree.stacks[stack.name] - 1}"]
-    without_components = dict(counts)
-    for node in tree:
-        if node.kind == "component":
-            without_components[node.parent or ROOT] -= counts[node.name]
-    components = {
-        node.name: without_components[node.name]
-        for node in tree
-        if node.kind == "component" or (node.kind == "block" and without_components[node.name])
-    }
+    components = _components(tree, counts)
     return Costs(
         steps,
         components,
@@ -90,6 +82,19 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
         layer_bytes={name: (tensor_bytes(m.weight), tensor_bytes(m.bias)) for name, m in modules.items()},
         weight_bytes=sum(tensor_bytes(parameter) for parameter in denoiser.parameters()),
     )
+
+
+def _components(tree: Tree, counts: Mapping[str, int]) -> dict[str, int]:
+    """MACs of each component without those within it, and of what a block does beside its components."""
+    alone = dict(counts)
+    for node in tree:
+        if node.kind == "component":
+            alone[node.parent or ROOT] -= counts[node.name]
+    return {
+        node.name: alone[node.name]
+        for node in tree
+        if node.kind == "component" or (node.kind == "block" and alone[node.name])
+    }
 
 
 def _run_counted(counter: Any, call: Callable[[], object]) -> bool:
