@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -78,8 +79,7 @@ class Evaluator:
         self.model, self.prompts, self.seeds = model, list(prompts), list(seeds)
         self.costs, self.memo = costs, memo
         self.guard = guard or Guard()
-        self.accounting = Accounting(costs)
-        self.runs = 0
+        self.accounting, self.runs = Accounting(costs), 0
         self.runner = runner or Runner(model, costs)
         self.local = self.runner if isinstance(self.runner, Runner) else Runner(model, costs)
         self.batches = [
@@ -88,6 +88,7 @@ class Evaluator:
         ]
         self.inputs = [(part.prompts, part.seeds) for part in self.batches]
         self.halved: dict[str, int] = {}
+        self._step_not_finite = partial(step_not_finite, model, self.prompts, self.seeds)
         self.teacher = self._sample()
         self.accounting.add_macs(costs.teacher_macs * len(self.prompts))
         self.runs += len(self.prompts)
@@ -271,9 +272,6 @@ class Evaluator:
         if run.schedule.gates or not race.beaten(drift, self._prices(run.schedule)):
             return None
         return self.scorer.estimate(run.schedule, drift, race.expected_mean(drift))
-
-    def _step_not_finite(self, schedule: Schedule, drift: Sequence[float]) -> float:
-        return step_not_finite(self.model, schedule, self.prompts, self.seeds, drift)
 
     def _prices(self, schedule: Schedule) -> np.ndarray:
         return self.scorer.prices(schedule, self.costs_of(schedule))

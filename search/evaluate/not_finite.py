@@ -12,15 +12,15 @@ log = logging.getLogger("search")
 
 
 def step_not_finite(
-    model: Model, schedule: Schedule, prompts: Sequence[str], seeds: Sequence[int], drift: Sequence[float]
+    model: Model, prompts: Sequence[str], seeds: Sequence[int], schedule: Schedule, drift: Sequence[float]
 ) -> float:
     """Run the first picture that failed again; runs of a search share their steps, and are not checked within.
 
     Args:
         model: The model that runs.
-        schedule: What gave latents that are not finite.
         prompts: The texts [P].
         seeds: Seeds of the noise [P].
+        schedule: What gave latents that are not finite.
         drift: The drift of the first p prompts; at least one is not finite.
 
     Returns:
@@ -28,7 +28,7 @@ def step_not_finite(
     """
     first = int(np.flatnonzero(~np.isfinite(drift))[0])
     with model.apply(schedule) as handle:
-        model.sample(model.encode([prompts[first]]), model.noise([seeds[first]]))
+        model.sample([prompts[first]], [seeds[first]])
     check = handle.clock.finite_check
     step = (check.step if check else None) or 0
     log.info("schedule %s: its latents are not finite after step %d of %d", schedule.digest, step, schedule.steps)
