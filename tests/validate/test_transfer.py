@@ -302,7 +302,7 @@ def test_what_the_gate_refuses_is_not_written(model, typed, tmp_path, capsys):
     [
         (["steps=9"], "no scores to hold it to"),
         (["steps=9", "criterion=drift<=1", "refit=maybe"], "refit='maybe': type refit=true or refit=false"),
-        (["steps=nine", "criterion=drift<=1"], "model.steps=nine: give a whole number from 2 to 1000"),
+        (["steps=nine", "criterion=drift<=1"], "model.steps=nine: give a whole number from 1 to 1000, or null"),
         (["steps=9", "criterion=drift<=1", "runs=few"], "runs='few' is not a number; type for example runs=64"),
     ],
 )
