@@ -240,7 +240,7 @@ def all_keys() -> list[str]:
 
 
 def _message(mistake: Mapping[str, Any]) -> str:
-    """`model.steps=0: give a whole number from 2 to 1000`: the value and what is admissible."""
+    """`model.steps=0: give a whole number from 1 to 1000`: the value and what is admissible."""
     key = ".".join(str(part) for part in mistake["loc"])[:200]
     match mistake["type"]:
         case "extra_forbidden":

@@ -156,7 +156,7 @@ def test_mistakes_are_told_before_torch_is_imported(root: Path) -> None:
             "space=cach",
             "space=cach is not an option. Did you mean cache? Available options: bits, cache, depth, gates",
         ),
-        ("model=pixrt", "Did you mean pixart? Available options: dit, dit_xl_256"),
+        ("model=pixrt", "Did you mean pixart? Available options: any, dit, dit_xl_256"),
         ("objective=[drift,mac]", "Did you mean macs?"),
         (
             "engine=",
@@ -169,7 +169,7 @@ def test_mistakes_are_told_before_torch_is_imported(root: Path) -> None:
         ("+model.foo=3", "there is no model.foo."),
         ("space.granularty=step", "Did you mean space.skip.granularity?"),
         ("engine.poplation=3", "Did you mean engine.population?"),
-        ("model.steps=1", "from 2 to 1000"),
+        ("model.steps=0", "from 1 to 1000"),
         ("objective=drift", "name at least two"),
         ("model.steps", "missing EQUAL"),
         ("-m", "there is no flag -m"),

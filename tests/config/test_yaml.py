@@ -109,7 +109,7 @@ def test_configuration_saved_with_the_key_begin_loads(
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("model.steps", 1, r"model\.steps=1: give a whole number from 2 to 1000"),
+        ("model.steps", 0, r"model\.steps=0: give a whole number from 1 to 1000, or null"),
         ("model.steps", True, "whole number"),
         ("model.steps", "abc", "model.steps=abc: give a whole number"),
         ("model.guidance_scale", float("nan"), "a number from 0 to 100"),
