@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from search.evaluate.execute.prefix import SolverRow
-from search.models.base import Model
+from search.models.base import Model, rows_of
 from search.models.watch import RunStep
 from search.schedule import Schedule
 from search.schedule.apply.linear_solver import LinearSolver
@@ -89,10 +89,10 @@ def record_trajectory(model: Model, prompts: Sequence[str], seeds: Sequence[int]
     def record(step: RunStep) -> None:
         nonlocal first
         first = step.first
-        states.append(step.sample.double())
-        outputs.append(step.output.double())
+        states.append(rows_of(step.sample, len(seeds)).double())
+        outputs.append(rows_of(step.output, len(seeds)).double())
         if step.first + step.number + 1 == len(scheduler.timesteps):
-            states.append(step.latents.double())
+            states.append(rows_of(step.latents, len(seeds)).double())
 
     model.sample(prompts, seeds, record)
     sampler = model.target.sampler
@@ -208,7 +208,8 @@ class FittedSolver(LinearSolver):
         if i < self.known:
             return super().step(i, output, sample)
         vectors = [sample, output] if i == 0 else [*self.values, output]
-        rows = torch.stack([value.double().flatten() for value in vectors])  # [K, N]
+        count = len(self.targets[i])  # a pipeline may step both halves of guidance, which are alike
+        rows = torch.stack([value[:count].double().flatten() for value in vectors])  # [K, N]
         prior = torch.tensor([self.state[i], *self.outputs[i]], dtype=rows.dtype, device=rows.device)
         products = rows @ rows.T
         norms = products.diagonal().sqrt().clamp(min=1e-30)
