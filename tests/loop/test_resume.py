@@ -81,7 +81,7 @@ def test_a_pickled_checkpoint_is_refused_first(folder: Path) -> None:
 def test_arguments_that_a_class_does_not_take_are_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hydra.utils import instantiate
 
-    monkeypatch.setattr(run_module, "Search", lambda config, console: instantiate(config.objective["macs"]))
+    monkeypatch.setattr(run_module, "Search", lambda config, *_: instantiate(config.objective["macs"]))
     change(folder, objective={"drift": {"_target_": DRIFT}, "macs": {"_target_": MACS, "levels": 3}})
     with pytest.raises(ValueError, match=f"config.yaml has arguments that its classes do not take: {MACS}: Macs"):
         resume(folder)

@@ -160,7 +160,9 @@ def test_two_searches_that_end_together_send_their_own_results_only(tmp_path, mo
     def end(result):
         Tracker(config(tmp_path), result.folder, print).finish(result)
 
-    monkeypatch.setattr(running, "Search", lambda config, console: SimpleNamespace(config=config, console=console))
+    monkeypatch.setattr(
+        running, "Search", lambda config, console, model: SimpleNamespace(config=config, console=console)
+    )
     monkeypatch.setattr(running, "_run", lambda search, folder: end(first if folder == first.folder else second))
     monkeypatch.setattr(running, "new_run_folder", lambda *_: next(folders))
     folders = iter([first.folder, second.folder])
