@@ -318,7 +318,7 @@ class TestWorkers:
         ("broken", "told"),
         [
             ({"path": "nowhere"}, "^model.path='nowhere' cannot be loaded"),
-            ({"_target_": "tests.evaluate.test_ray.Raises"}, "^no noise today$"),
+            ({"_target_": "tests.evaluate.test_ray.Raises"}, "^not today$"),
             ({"_target_": "tests.evaluate.test_ray.Dies"}, "^3 workers died while they ran schedule {digest}"),
         ],
         ids=["load", "raise", "die"],
@@ -356,14 +356,14 @@ def _watched(give: Any, call: Any, handle: Any, handed: list[list[int]]) -> None
 class Raises(Pipeline):
     """A model that finds fault with what it is asked."""
 
-    def call_arguments(self, prompts: Any, seeds: Any) -> Any:
-        raise ValueError("no noise today")
+    def apply(self, schedule: Any, **options: Any) -> Any:
+        raise ValueError("not today")
 
 
 class Dies(Pipeline):
     """A model that the system kills."""
 
-    def call_arguments(self, prompts: Any, seeds: Any) -> Any:
+    def apply(self, schedule: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
