@@ -354,18 +354,21 @@ def _watched(give: Any, call: Any, handle: Any, handed: list[list[int]]) -> None
 
 
 class Raises(Pipeline):
-    """A model that finds fault with what it is asked."""
+    """A model that finds fault with what it is asked, once it is loaded."""
 
-    def apply(self, schedule: Any, **options: Any) -> Any:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.apply = self.fail
+
+    def fail(self, *_: Any, **__: Any) -> Any:
         raise ValueError("not today")
 
 
-class Dies(Pipeline):
+class Dies(Raises):
     """A model that the system kills."""
 
-    def apply(self, schedule: Any, **options: Any) -> Any:
+    def fail(self, *_: Any, **__: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError
 
 
 # Whole searches
