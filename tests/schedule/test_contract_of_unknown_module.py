@@ -391,6 +391,18 @@ def test_a_denoiser_that_gives_back_something_else_is_refused():
     refused(pipe, made, "the denoiser returns a dict; a schedule takes a tensor, a tuple")
 
 
+@pytest.mark.parametrize(("key", "name"), [("sample", "nope"), ("sample", "__class__"), ("text", "words")])
+def test_an_argument_that_the_denoiser_does_not_have_is_refused(key, name):
+    pipe = pipeline()
+    made = schedule(pipe, [["neck.0", "CRCRCR"]]).to_dict()
+    made["model"]["contract"][key] = name
+    del made["digest"]
+    with pytest.raises(
+        ScheduleError, match=rf"model.contract.{key} is '{name}', which is not an argument of Anybody; "
+    ):
+        Schedule.from_dict(made).apply(pipe)
+
+
 # What is no contract
 
 

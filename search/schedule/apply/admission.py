@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from search.schedule.apply.calls import parameter_names
 from search.schedule.apply.tampering import check_caches
 from search.schedule.document import Document
 from search.schedule.errors import ScheduleError
@@ -57,6 +58,14 @@ def check_model(document: Document, denoiser: nn.Module, tree: Tree, strict: boo
         raise ScheduleError(
             f"model.stacks is {shorten(model.stacks)}, but this {tree.model_class} has {shorten(tree.shape)}"
         )
+    names = parameter_names(type(denoiser))
+    for key in ("sample", "text"):
+        argument = (model.contract or {}).get(key)
+        if argument is not None and argument not in names and "kwargs" not in names:
+            raise ScheduleError(
+                f"model.contract.{key} is {shorten(argument)!r}, which is not an argument of {tree.model_class}; its "
+                f"arguments are {', '.join(names)}"
+            )
     if strict and model.fingerprint and model.fingerprint != (fingerprint_here := fingerprint(denoiser)):
         raise ScheduleError(
             f"model.fingerprint is {model.fingerprint!r}, but this denoiser's is {fingerprint_here!r}: another "
