@@ -84,7 +84,10 @@ def test_a_run_from_a_picture_has_the_steps_that_it_makes():
         TimestepsSpace().genes(model.target)
     part = model.target.schedule({})
     longer = Schedule.from_dict({"format": part["format"], "model": part["model"], "steps": 4})
-    with model.apply(longer), pytest.raises(ScheduleError, match="has 4 steps, but the pipeline runs 3"):
+    with (
+        model.apply(longer),
+        pytest.raises(ScheduleError, match="has 4 steps, and the run begins at step 1 and makes 3"),
+    ):
         model.sample(["{}"], [0])
     assert torch.equal(model.sample(["{}"], [0]), returned[-1])
 

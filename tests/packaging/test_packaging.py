@@ -249,18 +249,18 @@ def test_the_wheel_of_the_bundled_models_holds_them_all(models_wheel: Path, clea
 def test_a_missing_bundled_model_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from search.models.loading import load
+    from search.models.loading import load_any
     from search.objectives.clip import Clip
 
     monkeypatch.setattr("search.profile.bundled.CHECKOUT", tmp_path / "nowhere")
     monkeypatch.setattr("search.profile.bundled.PACKAGE", "no_such_package")
     command = r"type pip install \./packages/bundled-models in a checkout"
     with pytest.raises(ValueError, match=rf"'pixart' is not installed: {command} .*, or model\.path=<folder"):
-        load("pixart", "pixart", ("PixArtAlphaPipeline",), torch.float32)
+        load_any("pixart", torch.float32)
     with pytest.raises(ValueError, match=rf"'clip' is not installed: {command} .*, or objective\.clip\.path=<folder"):
         Clip().score(torch.zeros(1, 3, 64, 64), ["a cat"])
     with pytest.raises(ValueError, match="nobody/nothing' cannot be loaded"):  # a hub id is not a bundled model
-        load("nobody/nothing", "pixart", ("PixArtAlphaPipeline",), torch.float32)
+        load_any("nobody/nothing", torch.float32)
 
 
 @pytest.mark.slow

@@ -54,3 +54,23 @@ def write_grid(planned: Any, timesteps: Sequence[float], sigmas: Sequence[float]
         raise ScheduleError(f"sampler.sigmas is missing; {type(planned).__name__} needs {len(timesteps) + 1} of them")
     given = torch.tensor(sigmas, dtype=planned.sigmas.dtype, device=planned.sigmas.device)
     planned.sigmas = torch.cat([planned.sigmas[:left_out], given])
+
+
+def check_steps(steps: int, made: int, left_out: int = 0) -> None:
+    """Raise ScheduleError where a run makes another number of steps than the schedule has.
+
+    Args:
+        steps: Of the schedule.
+        made: Of the run.
+        left_out: How many of the scheduler's steps the run leaves out, as it begins from a picture.
+    """
+    if made == steps:
+        return
+    if left_out:
+        raise ScheduleError(
+            f"this schedule has {steps} steps, and the run begins at step {left_out} and makes {made}; call the "
+            "pipeline with the arguments that were searched, those of schedule.call"
+        )
+    raise ScheduleError(
+        f"this schedule has {steps} steps, but the pipeline runs {made}; call it with num_inference_steps={steps}"
+    )

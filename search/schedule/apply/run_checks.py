@@ -6,6 +6,7 @@ from typing import Any
 
 from search.schedule.apply.admission import BETWEEN
 from search.schedule.apply.clock import Clock
+from search.schedule.apply.planned_grid import check_steps
 from search.schedule.apply.resolved_run import ResolvedRun
 from search.schedule.errors import ScheduleError
 from search.schedule.model.identity import denoiser_of
@@ -61,3 +62,5 @@ def check_call(run: ResolvedRun, arguments: Mapping[str, Any], reused_stacks: Se
         )
     if clock.step == 0 and clock.calls == 0 and getattr(run.scheduler, "begin_index", None):
         clock.begin_at(run.scheduler.begin_index)
+        if run.plan.steps:
+            check_steps(run.plan.steps, clock.steps, clock.begin)

@@ -13,7 +13,7 @@ from search.schedule.apply.clock import Clock, refuse_copy
 from search.schedule.apply.finite_check import FiniteCheck
 from search.schedule.apply.injection import Injection
 from search.schedule.apply.linear_solver import LinearSolver
-from search.schedule.apply.planned_grid import StepsOfGap, is_even, write_grid
+from search.schedule.apply.planned_grid import StepsOfGap, check_steps, is_even, write_grid
 from search.schedule.apply.scheduler_check import check_runs
 from search.schedule.errors import ScheduleError
 from search.schedule.parts.start import TRAINING
@@ -136,7 +136,7 @@ class _PlannedScheduler:
             self.original_set_timesteps(*args, **kwargs)
             _check_device(scheduler)
             if self.steps is not None and len(scheduler.timesteps) < self.steps:
-                _check_steps(self.steps, len(scheduler.timesteps))
+                check_steps(self.steps, len(scheduler.timesteps))
         else:
             arguments = inspect.signature(self.original_set_timesteps).bind(*args, **kwargs).arguments
             self._set_planned(self.timesteps, arguments)
@@ -154,7 +154,7 @@ class _PlannedScheduler:
             raise ScheduleError("the schedule brings its own timesteps; call the pipeline without timesteps and sigmas")
         wanted = given.get("num_inference_steps") or _length(given.get("sigmas")) or len(timesteps)
         if wanted < len(timesteps):
-            _check_steps(len(timesteps), wanted)
+            check_steps(len(timesteps), wanted)
         passed_on = {k: v for k, v in given.items() if k in ("device", "mu") and v is not None}
         self.original_set_timesteps(num_inference_steps=wanted, **passed_on)
         _check_device(self.scheduler)
@@ -208,20 +208,13 @@ class _PlannedScheduler:
             )
         first = timesteps.index(timestep)
         if self.steps is not None:
-            _check_steps(self.steps, len(timesteps) - first)
+            check_steps(self.steps, len(timesteps) - first, first)
         if first and self.injection is not None:
             raise ScheduleError(
                 f"the schedule adds noise to whole runs, and this one begins at step {first}, from a picture; leave "
                 "start out"
             )
         self.clock.begin_at(first)
-
-
-def _check_steps(steps: int, wanted: int | None) -> None:
-    if wanted not in (None, steps):
-        raise ScheduleError(
-            f"this schedule has {steps} steps, but the pipeline runs {wanted}; call it with num_inference_steps={steps}"
-        )
 
 
 def _check_device(scheduler: Any) -> None:
