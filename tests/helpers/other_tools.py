@@ -5,7 +5,6 @@ as JSON.
 """
 
 import contextlib
-import importlib
 import io
 import json
 import sys
@@ -17,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import search
 from search import Schedule
 from search.schedule.exchange import export, load, losses
 
 STEPS = 8
-MODELS = {"pixart": "PixArt", "dit": "DiT", "flux": "Flux", "stable_diffusion": "StableDiffusion"}
 MASK = [1, 1, 0, 1, 0, 0, 1, 0]
 
 
@@ -29,7 +28,9 @@ class Bench:
     """A bundled model, its latents from one seed, and which inner layers ran."""
 
     def __init__(self, name: str) -> None:
-        self.model = getattr(importlib.import_module(f"search.models.{name}"), MODELS[name])(steps=STEPS)
+        self.model = search.load_model(
+            {"stable_diffusion": "sd"}.get(name, name), f"model.steps={STEPS}", "compute.device=cpu"
+        )
         self.pipe, self.calls = self.model.pipe, []
         for path, module in self.model.denoiser.named_modules():
             if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):

@@ -81,6 +81,15 @@ class Clock:
         skipped = index - self.begin
         self.begin, self.steps, self.places = index, self.steps - skipped, self.places[skipped:]
 
+    @contextmanager
+    def ended_by_refusal(self) -> Iterator[None]:
+        """End the run where what is done here refuses it, so that no values are kept while the error is handled."""
+        try:
+            yield
+        except ScheduleError:
+            self.stop()
+            raise
+
     def advance(self) -> None:
         """Begin the next step, or end the run after the last one."""
         if self.step + 1 == self.steps:

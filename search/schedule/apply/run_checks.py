@@ -63,4 +63,5 @@ def check_call(run: ResolvedRun, arguments: Mapping[str, Any], reused_stacks: Se
     if clock.step == 0 and clock.calls == 0 and getattr(run.scheduler, "begin_index", None):
         clock.begin_at(run.scheduler.begin_index)
         if run.plan.steps:
-            check_steps(run.plan.steps, clock.steps, clock.begin)
+            with clock.ended_by_refusal():
+                check_steps(run.plan.steps, clock.steps, clock.begin)

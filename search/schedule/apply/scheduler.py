@@ -171,7 +171,8 @@ class _PlannedScheduler:
         at, given = self.clock.step, step_arguments(type(self.scheduler), args, kwargs)
         self._check_step(at, given["timestep"])
         if at == 0:
-            self._begin_at(float(given["timestep"]))
+            with self.clock.ended_by_refusal():
+                self._begin_at(float(given["timestep"]))
         if self.order is not None:
             self.scheduler.lower_order_nums = self.order[at] - 1
         if self.gaps:
