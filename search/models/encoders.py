@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from search.models.watch import replaced_method
+
 KEPT = 256  # results; each is of one batch of prompts
 PLAIN = (Tensor, bool, int, float, str, type(None), torch.dtype, torch.device)
 
@@ -42,7 +44,6 @@ class EncoderMemo:
             yield
 
     def _replace(self, stack: ExitStack, name: str, module: nn.Module) -> None:
-        own = "forward" in vars(module)
         original = module.forward
 
         @wraps(original)
@@ -57,14 +58,7 @@ class EncoderMemo:
             self.results.move_to_end(key)
             return _copied(self.results[key])
 
-        def restore() -> None:
-            if own:
-                module.forward = original
-            else:
-                del module.forward
-
-        module.forward = forward
-        stack.callback(restore)
+        stack.enter_context(replaced_method(module, "forward", forward))
 
 
 def _key(name: str, module: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ from search.models.base import Model
 from search.models.loading import load_any
 from search.models.pictures import drawn_latents, first_output, pictures_of
 from search.models.prompts import prompt_arguments
-from search.models.watch import RunStep, index_of_timestep, replaced_step
+from search.models.watch import RunStep, index_of_timestep, replaced_method, replaced_step
 from search.observe.contract import observe
 from search.profile.target import Target
 from search.schedule import Schedule
@@ -277,7 +277,7 @@ class Pipeline(Model):
     def _answered_denoiser(self) -> Iterator[None]:
         """The denoiser returns zeros; for input of new shapes it runs once, so that their form is known."""
         denoiser: Any = self.denoiser
-        own, original = "forward" in vars(denoiser), denoiser.forward
+        original = denoiser.forward
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             hidden = next(iter([*args, *kwargs.values()]))
@@ -286,11 +286,5 @@ class Pipeline(Model):
                 self._outputs[key] = tree_map_only(Tensor, torch.zeros_like, original(*args, **kwargs))
             return tree_map_only(Tensor, torch.clone, self._outputs[key])
 
-        denoiser.forward = answer
-        try:
+        with replaced_method(denoiser, "forward", answer):
             yield
-        finally:
-            if own:
-                denoiser.forward = original
-            else:
-                del denoiser.forward

@@ -69,7 +69,7 @@ def replaced_step(
 ) -> Iterator[None]:
     """Let `step(original, args, kwargs)` stand for the scheduler's own step."""
     owner = scheduler if "step" in vars(scheduler) else type(scheduler)
-    inherited, original = "step" not in vars(owner), owner.step
+    original = owner.step
 
     @wraps(original)
     def replacement(*args: Any, **kwargs: Any) -> Any:
@@ -79,11 +79,19 @@ def replaced_step(
             return original(*args, **kwargs)
         return step(original.__get__(scheduler), args[1:], kwargs)
 
-    owner.step = replacement
+    with replaced_method(owner, "step", replacement):
+        yield
+
+
+@contextmanager
+def replaced_method(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
+    """Let a function stand for a method of an object or class; afterwards it is as it was, inherited or its own."""
+    inherited, original = name not in vars(owner), getattr(owner, name)
+    setattr(owner, name, replacement)
     try:
         yield
     finally:
         if inherited:
-            del owner.step
+            delattr(owner, name)
         else:
-            owner.step = original
+            setattr(owner, name, original)
