@@ -17,7 +17,7 @@ from search.models.base import Model
 from search.models.loading import load_any
 from search.models.pictures import drawn_latents, first_output, pictures_of
 from search.models.prompts import prompt_arguments
-from search.models.watch import RunStep, index_of_timestep, replaced_method, replaced_step
+from search.models.watch import index_of_timestep, replaced_method, replaced_step
 from search.observe.contract import observe
 from search.profile.target import Target
 from search.schedule import Schedule
@@ -188,8 +188,8 @@ class Pipeline(Model):
 
     def _describe(self) -> Target:
         """What spaces know of the pipeline: seen in calls of it."""
-        contract, sampler = self._contract(), self.shorter(self.arguments["num_inference_steps"])
-        guidance, left_out = self._first_step()
+        contract = self._contract()
+        sampler, guidance = self._first_step()
         others = {
             letter: model_part(denoiser_of(pipe)) | {"name": Path(str(self.small)).name}
             for letter, pipe in self.others.items()
@@ -203,27 +203,26 @@ class Pipeline(Model):
             layers_of(self.denoiser),
             guidance,
             others=others,
-            left_out=left_out,
+            left_out=len(self.pipe.scheduler.timesteps) - len(sampler["timesteps"]),
         )
 
-    def _first_step(self) -> tuple[float, int]:
-        """The scale of classifier-free guidance, 1 for none, and how many of the scheduler's steps the call leaves out.
+    def _first_step(self) -> tuple[dict[str, Any], float]:
+        """The sampler part of the teacher, and the scale of classifier-free guidance, 1 for none, by running one step.
 
         It guides where its denoiser runs more than one branch for one picture.
         """
         rows: list[int] = []
-        steps: list[RunStep] = []
 
         def count(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             rows.append(len(next(iter([*args, *kwargs.values()]))))
 
         hook = self.denoiser.register_forward_pre_hook(count, with_kwargs=True)
         try:
-            self.sample([self.example], [0], steps.append, 1)
+            sampler = self.shorter(self.arguments["num_inference_steps"])
         finally:
             hook.remove()
         scale = self.arguments.get("guidance_scale", self._default("guidance_scale"))
-        return float(scale) if scale and sum(rows) > 1 else 1.0, steps[0].first
+        return sampler, float(scale) if scale and sum(rows) > 1 else 1.0
 
     def _default(self, name: str) -> Any:
         """The default of an argument of the pipeline's call; None where it has none."""
