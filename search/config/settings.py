@@ -54,6 +54,7 @@ class ModelConfig(TypedDict):
     max_sequence_length: NotRequired[Annotated[int | None, integer(1, 4096, null=True)]]
     num_frames: NotRequired[Annotated[int | None, integer(1, 10_000, null=True)]]
     call: NotRequired[dict[str, Any]]
+    output: NotRequired[str | None]
     chunks: NotRequired[Annotated[int, integer(1, 10_000)]]
     contract: NotRequired[dict[str, Any]]
 

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from search.models.base import Model
 from search.models.loading import load_any
-from search.models.pictures import drawn_latents, first_output, pictures_of
+from search.models.pictures import drawn_latents, output_at, pictures_of
 from search.models.prompts import prompt_arguments
 from search.models.watch import index_of_timestep, replaced_method, replaced_step
 from search.observe.contract import observe
@@ -45,6 +45,8 @@ class Pipeline(Model):
         max_sequence_length: Tokens of a prompt.
         num_frames: Frames of a video.
         call: Further arguments of the pipeline call.
+        output: What of the pipeline's output is scored, as `output_at` reads it, such as `audio` or `samples.0`; None
+            is the first thing. What is no picture, video or sound is drawn like latents.
         dtype: Name of torch's type of the weights.
         vae_dtype: Another type for the autoencoder.
         scheduler: Another scheduler class, which gets the configuration of the pipeline's scheduler.
@@ -55,7 +57,7 @@ class Pipeline(Model):
         without_pictures: Why latents are drawn in place of pictures; "" where the pipeline makes pictures of them.
 
     Raises:
-        ValueError: The pipeline cannot be loaded, or takes other arguments.
+        ValueError: The pipeline cannot be loaded, or takes other arguments, or returns nothing of the name `output`.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Pipeline(Model):
     max_sequence_length: int | None = None
     num_frames: int | None = None
     call: Mapping[str, Any] = field(default_factory=dict)
+    output: str | None = None
     dtype: str = "float32"
     vae_dtype: str | None = None
     scheduler: str | None = None
@@ -97,6 +100,8 @@ class Pipeline(Model):
         self.without_pictures, self._decoded = "", False
         self.steps = self.steps or self.call.get("num_inference_steps") or self._default("num_inference_steps") or 20
         self.target = self._describe()
+        if self.output:  # a wrong one is noticed before anything is searched
+            self._decode(self.once(), [self.example], [0])
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
@@ -136,7 +141,7 @@ class Pipeline(Model):
         try:
             return self._decode(latents, prompts, seeds)
         except Exception as error:  # pipelines that return something else fail in many ways
-            if self._decoded:
+            if self._decoded or self.output:
                 raise
             self.without_pictures = f"{type(error).__name__}: {error}"
             return drawn_latents(latents)
@@ -147,7 +152,8 @@ class Pipeline(Model):
         if arguments.get("output_type") == "latent":
             arguments["output_type"] = "pt"
         with self._answered_denoiser(), self._ending_with(latents):
-            pictures = pictures_of(first_output(self._run(arguments, seeds)))
+            output = output_at(self._run(arguments, seeds), self.output or "")
+        pictures = pictures_of(output, other_tensors=bool(self.output))
         if len(pictures) != len(latents):
             raise ValueError(f"the pipeline returns {len(pictures)} pictures for {len(latents)} latents")
         self._decoded = True

@@ -5,12 +5,13 @@ from functools import wraps
 
 import pytest
 import torch
+from diffusers import FluxPipeline
 
 import search
 from search import Schedule, ScheduleError
 from search.evaluate.execute.partial import PartialRun
 from search.models.base import to_schedule
-from search.models.pictures import first_output, pictures_of
+from search.models.pictures import output_at, pictures_of
 from search.models.pipeline import Pipeline
 from search.spaces.solver import SolverSpace
 from search.spaces.timesteps import TimestepsSpace
@@ -109,7 +110,7 @@ def test_an_argument_that_the_call_does_not_take_is_refused_by_name():
 
 def test_pictures_are_the_pipelines_own():
     model, _ = model_of("FluxTransformer2DModel")
-    stock = pictures_of(first_output(model.stock(["{}"], [0], output_type="pt")))
+    stock = pictures_of(output_at(model.stock(["{}"], [0], output_type="pt")))
     assert torch.equal(model.decode(model.sample(["{}"], [0]), ["{}"], [0]), stock)
     assert not model.without_pictures
 
@@ -119,6 +120,30 @@ def test_latents_without_pictures_are_drawn():
     drawn = model.decode(model.sample(["{}"], [0]), ["{}"], [0])
     assert drawn.shape[:2] == (1, 3) and 0 <= drawn.min() < drawn.max() <= 1
     assert model.without_pictures.startswith("AttributeError")
+
+
+class WithDepth(FluxPipeline):
+    """A pipeline that returns its pictures inside of something else, and points beside them."""
+
+    def __call__(self, *args, **kwargs):
+        images = super().__call__(*args, **kwargs).images
+        return {"points": images.flatten(2).mT, "samples": [{"depth": images.mean(1, keepdim=True)}]}
+
+
+def test_what_is_scored_is_what_the_output_option_names():
+    sample = ZOO["FluxTransformer2DModel"]()
+    pipe = WithDepth(**sample.pipe.components)
+    given = {"pipe": pipe, "call": sample.call, "example": "{}"}
+    model = Pipeline("any", output="samples.0.depth", **given)
+    latents = model.sample(["{}"], [0])
+    depth = model.stock(["{}"], [0], output_type="pt")["samples"][0]["depth"]
+    assert torch.equal(model.decode(latents, ["{}"], [0]), depth.expand(-1, 3, -1, -1))
+    points = Pipeline("any", output="points", **given).decode(latents, ["{}"], [0])
+    assert points.shape[:2] == (1, 3) and points.std() > 0 and not model.without_pictures
+    with pytest.raises(ValueError, match=r"model.output='depth': a dict has no part depth; it has points, samples;"):
+        Pipeline("any", output="depth", **given)
+    with pytest.raises(ValueError, match="returns a list, which is no picture"):
+        Pipeline("any", output="samples", **given)
 
 
 @pytest.mark.slow

@@ -1,10 +1,13 @@
 """Pictures of whatever a pipeline returns."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from diffusers.modular_pipelines.modular_pipeline import PipelineState
 
-from search.models.pictures import drawn_latents, first_output, pictures_of
+from search.models.pictures import drawn_latents, output_at, pictures_of
 
 RAMP = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5) / 119
 
@@ -48,8 +51,32 @@ def test_anything_else_is_no_picture(output, message):
         pictures_of(output)
 
 
-def test_the_first_output_is_that_of_a_tuple_or_a_class():
-    assert first_output((1, 2)) == first_output({"images": 1, "audio": 2}) == first_output(1) == 1
+def test_other_tensors_are_drawn_where_that_is_wanted():
+    for shape in ((2, 7, 4, 4), (2, 16), (2, 5, 3), (2, 3, 5, 4, 4)):
+        field = torch.randn(shape)
+        assert torch.equal(pictures_of(field, other_tensors=True), drawn_latents(field))
+    assert torch.equal(pictures_of(RAMP, other_tensors=True), RAMP)
+
+
+def test_the_output_is_the_first_thing_or_what_a_path_names():
+    nested = {"samples": [{"depth": 1}, {"depth": 2}], "audio": 3}
+    assert output_at((1, 2)) == output_at({"images": 1, "audio": 2}) == output_at(1) == 1
+    assert output_at(nested, "samples.1.depth") == 2 and output_at((1, 2), "1") == 2
+    state = PipelineState(values={"images": 1, "audio": 2})  # what a modular pipeline returns
+    assert output_at(state, "audio") == output_at(SimpleNamespace(audio=2), "audio") == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("frame", r"model.output='frame': a dict has no part frame; it has images, frames; type model.output=<one"),
+        ("frames.2", r"model.output='frames.2': a list has no part 2; it has 0, 1; type"),
+        ("images.mean", "model.output='images.mean': a Tensor has no part mean; it has no parts"),
+    ],
+)
+def test_a_path_to_nothing_names_what_there_is(path, message):
+    with pytest.raises(ValueError, match=message):
+        output_at({"images": RAMP, "frames": [1, 2]}, path)
 
 
 def test_latents_are_drawn_as_grey_tones():
