@@ -57,7 +57,7 @@ class Drifts:
 
 
 def record_drifts(
-    denoiser: nn.Module,
+    experts: Sequence[nn.Module],
     tree: Tree,
     places: Sequence[float],
     run: Callable[[], object],
@@ -67,7 +67,7 @@ def record_drifts(
     """Run the teacher and measure the distances between the outputs of each component and of the denoiser.
 
     Args:
-        denoiser: The module whose nodes are observed.
+        experts: The modules whose nodes are observed, of which one runs at each step.
         tree: Its nodes.
         places: The coordinates of the T steps that forecasts go by.
         run: Runs the teacher once; every call gives the same trajectory.
@@ -97,9 +97,8 @@ def record_drifts(
             def after(_: object, __: object, output: object, values: list[Tensor] = outputs[node.name]) -> None:
                 values.append(torch.cat([tensor.detach().flatten() for tensor in leaves(unpack_output(output)[0])]))
 
-            module = tree.module(denoiser, node)
-            assert module is not None
-            removers.append(module.register_forward_hook(after))
+            modules = [tree.module(expert, node) for expert in experts]
+            removers += [module.register_forward_hook(after) for module in modules if module is not None]
         try:
             run()
         finally:

@@ -104,8 +104,8 @@ def observe_inputs(
                     if clock.step >= first and (clock.step - first) % every == 0:
                         watcher(args[0] if args else kwargs["input"])
 
-                layer = model.denoiser.get_submodule(name)
-                removers.append(layer.register_forward_pre_hook(before, with_kwargs=True))
+                layers = [expert.get_submodule(name) for expert in model.experts]
+                removers += [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
             model.sample(prompts, seeds)
         finally:
             for remover in removers:

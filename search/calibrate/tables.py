@@ -59,7 +59,7 @@ class MeasuredTables:
         axis = next((axis for axis in axes if axis is not None), "index")
         places = forecast_coordinates(self.model.pipe.scheduler, axis)
         return record_drifts(
-            self.model.denoiser,
+            self.model.experts,
             self.target.tree,
             places,
             self.probe.run_teacher,

@@ -3,6 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +18,7 @@ from search.profile.count import count_costs
 from search.profile.target import Target
 from search.schedule import Schedule
 from search.schedule.apply.handle import Handle, apply_document
-from search.schedule.model.identity import denoiser_of
+from search.schedule.model.identity import denoiser_of, experts_of
 from search.schedule.model.nodes import Tree
 from search.schedule.schedulers import grid_of_scheduler, public_config
 
@@ -53,8 +54,13 @@ class Model(ABC):
 
     @property
     def denoiser(self) -> nn.Module:
-        """The network whose calls schedules plan."""
+        """The network whose calls schedules plan; the first one where the pipeline has two experts."""
         return denoiser_of(self.pipe)
+
+    @property
+    def experts(self) -> tuple[nn.Module, ...]:
+        """The denoisers of which one runs at each step, mostly one in all."""
+        return experts_of(self.pipe)
 
     @property
     @abstractmethod
@@ -115,7 +121,8 @@ class Model(ABC):
             denoiser = denoiser_of(other)
             with self.apply(schedule):
                 others[letter] = count_costs(denoiser, Tree.of(denoiser), target.steps, self.once)
-        return replace(count_costs(self.denoiser, target.tree, target.steps, self.once), others=others)
+        costs = count_costs(self.denoiser, target.tree, target.steps, self.once, self.experts[1:])
+        return replace(costs, others=others)
 
     def sample(
         self,
@@ -179,11 +186,10 @@ class Model(ABC):
             given = args, kwargs
             raise RunEnded
 
-        hook = self.denoiser.register_forward_pre_hook(end, with_kwargs=True)
-        try:
+        with ExitStack() as stack:
+            for expert in self.experts:
+                stack.callback(expert.register_forward_pre_hook(end, with_kwargs=True).remove)
             self._run(self.call_arguments(prompts, seeds) | arguments, seeds)
-        finally:
-            hook.remove()
         return given
 
     def why_no_batches(self, prompts: Sequence[str]) -> str:
@@ -235,7 +241,7 @@ class Model(ABC):
             self._encoders = EncoderMemo(self.pipe)
         devices = [self.device] if torch.device(self.device).type == "cuda" else []
         try:
-            with self._encoders.remembered(self.denoiser), torch.random.fork_rng(devices):
+            with self._encoders.remembered(self.experts), torch.random.fork_rng(devices):
                 torch.manual_seed(seeds[0])
                 return self.pipe(**arguments)
         except RunEnded:

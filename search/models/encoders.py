@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
@@ -30,17 +30,18 @@ class EncoderMemo:
         self.results: OrderedDict[Any, Any] = OrderedDict()
 
     @contextmanager
-    def remembered(self, denoiser: nn.Module) -> Iterator[None]:
-        """Answer calls of the modules, from here to the first call of the denoiser."""
+    def remembered(self, denoisers: Sequence[nn.Module]) -> Iterator[None]:
+        """Answer calls of the modules, from here to the first call of a denoiser."""
         with ExitStack() as stack:
 
             def begin(*_: Any) -> None:
                 stack.close()
 
             for name, module in self.modules.items():
-                if module is not denoiser and not module.training:
+                if not module.training and all(module is not denoiser for denoiser in denoisers):
                     self._replace(stack, name, module)
-            stack.callback(denoiser.register_forward_pre_hook(begin).remove)
+            for denoiser in denoisers:
+                stack.callback(denoiser.register_forward_pre_hook(begin).remove)
             yield
 
     def _replace(self, stack: ExitStack, name: str, module: nn.Module) -> None:

@@ -20,6 +20,12 @@ def merge(model: Model, path: str | Path, scale: float = 1.0) -> None:
         ValueError: It cannot be loaded, or is for other layers.
     """
     pipe = model.pipe
+    if len(model.experts) > 1:
+        raise ValueError(
+            f"lora={str(path)!r}: this pipeline has two experts, with a LoRA for each; merge them yourself with "
+            "pipe.load_lora_weights(…), pipe.load_lora_weights(…, load_into_transformer_2=True) and pipe.fuse_lora(), "
+            "and give the pipeline to search.search(pipe, …)"
+        )
     try:
         if (Path(path) / CONFIG).is_file() or not hasattr(pipe, "load_lora_weights"):
             _merge(model.denoiser, str(path), scale)

@@ -1,7 +1,7 @@
 """Count the costs of every node in one call of the denoiser."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,19 +14,24 @@ from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.values import nbytes
 
 
-def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], object]) -> Costs:
+def count_costs(
+    denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], object], others: Sequence[nn.Module] = ()
+) -> Costs:
     """Cost tables from one call of the denoiser for one picture, by torch's counter of operations.
 
     Args:
         denoiser: The module that is called.
         tree: Its nodes.
         steps: The number of the teacher's steps.
-        call: Runs the denoiser once, for one picture (both CFG halves).
+        call: Runs one step, for one picture (both CFG halves).
+        others: Further experts of the pipeline, which may be called as well.
 
     Returns:
         MACs, bytes of values, and layers; without `milliseconds`, which `search.calibrate.latency` measures.
     """
     from torch.utils.flop_counter import FlopCounterMode
+
+    experts = [denoiser, *others]
 
     sizes = dict.fromkeys((node.name for node in tree), 0)  # some components are in no call
     counts = dict.fromkeys(sizes, 0)
@@ -39,16 +44,13 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
     def total() -> int:
         return sum(layers.values()) if uncounted else counter.get_total_flops() // 2
 
-    for name, module in modules.items():
+    for name in modules:
 
         def multiply(module: nn.Module, _: object, output: Tensor, name: str = name) -> None:
             layers[name] += output.numel() * shape_of(module)[1]
 
-        removers.append(module.register_forward_hook(multiply))
+        removers += [expert.get_submodule(name).register_forward_hook(multiply) for expert in experts]
     for node in tree:
-        module = tree.module(denoiser, node)
-        if module is None:
-            continue
         begun: list[int] = []
 
         def before(*_: object, begun: list[int] = begun) -> None:
@@ -59,7 +61,9 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
             sizes[name] += nbytes(unpack_output(output)[0] if output is not None else None)
             counts[name] += total() - begun.pop()
 
-        removers += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        for expert in experts:
+            if (module := tree.module(expert, node)) is not None:
+                removers += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
         if uncounted := _uses_flex_attention(denoiser) or not _run_counted(counter, call):
             for table in (sizes, counts, layers):
@@ -80,7 +84,7 @@ def count_costs(denoiser: nn.Module, tree: Tree, steps: int, call: Callable[[], 
         layer_macs=layers,
         layer_shapes={name: shape_of(module) for name, module in modules.items()},
         layer_bytes={name: (tensor_bytes(m.weight), tensor_bytes(m.bias)) for name, m in modules.items()},
-        weight_bytes=sum(tensor_bytes(parameter) for parameter in denoiser.parameters()),
+        weight_bytes=sum(tensor_bytes(parameter) for expert in experts for parameter in expert.parameters()),
     )
 
 

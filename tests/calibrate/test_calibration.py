@@ -69,7 +69,7 @@ def test_drifts_equal_errors_of_recorded_outputs():
     places = [0.0, 1.0, 2.5, 3.0, 4.0, 7.0]
     # a limit of one byte records every node in a run of its own
     drifts = record_drifts(
-        MODEL.denoiser, TARGET.tree, places, lambda: MODEL.sample(prompts, seeds), 1, COSTS.value_bytes
+        [MODEL.denoiser], TARGET.tree, places, lambda: MODEL.sample(prompts, seeds), 1, COSTS.value_bytes
     )
     reuse = drifts.reuse([name])
     expected = (outputs[1] - outputs[4]).norm() / outputs[4].norm()

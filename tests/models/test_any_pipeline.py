@@ -29,6 +29,7 @@ SAMPLES = (
     "UNet2DConditionModel/heun",
     "UNet2DConditionModel/img2img",
     "UNet2DConditionModel/lcm",
+    "WanTransformer3DModel/two-experts",
 )
 
 

@@ -43,7 +43,7 @@ def pipe():
 @torch.no_grad()
 def run(memo, pipe, *args, **kwargs):
     """What the encoder gives before the denoiser's call and after it."""
-    with memo.remembered(pipe.denoiser):
+    with memo.remembered([pipe.denoiser]):
         before = pipe.encoder(*args, **kwargs)
         pipe.denoiser(torch.zeros(4))
         after = pipe.encoder(*args, **kwargs)
@@ -99,7 +99,7 @@ def test_encoders_in_training_and_autoencoders_are_called(pipe):
     memo = EncoderMemo(pipe)
     pipe.encoder.train()
     for _ in range(2):
-        with memo.remembered(pipe.denoiser):
+        with memo.remembered([pipe.denoiser]):
             pipe.encoder(TOKENS)
             pipe.vae(TOKENS)
     assert pipe.encoder.calls == pipe.vae.calls == 2
@@ -109,7 +109,7 @@ def test_the_oldest_results_go(pipe, monkeypatch):
     monkeypatch.setattr(encoders, "KEPT", 2)
     memo = EncoderMemo(pipe)
     for number in (0, 1, 0, 2, 0, 1):  # 1 was used least recently when 2 came
-        with memo.remembered(pipe.denoiser):
+        with memo.remembered([pipe.denoiser]):
             pipe.encoder(TOKENS + number)
     assert pipe.encoder.calls == 4 and len(memo.results) == 2
 
@@ -122,7 +122,7 @@ def test_forwards_are_as_before(pipe, replaced):
         pipe.encoder.forward = lambda *args: {"states": 2 * own(*args)["states"]}
     before = dict(vars(pipe.encoder))
     memo = EncoderMemo(pipe)
-    with pytest.raises(ZeroDivisionError), memo.remembered(pipe.denoiser):
+    with pytest.raises(ZeroDivisionError), memo.remembered([pipe.denoiser]):
         raise ZeroDivisionError
     first, again = run(memo, pipe, TOKENS)
     assert torch.equal(first, again) and torch.equal(first, (1 + replaced) * pipe.encoder.embed(TOKENS))

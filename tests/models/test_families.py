@@ -13,7 +13,6 @@ from diffusers import DPMSolverMultistepScheduler
 from search.calibrate.drifts import record_drifts
 from search.spaces.guidance import GuidanceSpace
 from search.testing import pipelines
-from search.testing.denoisers import wan as wan_transformer
 from search.testing.model_contract import SEEDS, ModelContract
 from search.testing.models import saved, tiny_family, tiny_model
 
@@ -79,7 +78,7 @@ class TestWan(OfFamily):
         """Inner products of a step's outputs are sums over the two branches."""
         outputs = []
         hook = model.denoiser.blocks[1].ffn.register_forward_hook(lambda *a: outputs.append(a[-1].double().flatten()))
-        drifts = record_drifts(model.denoiser, model.target.tree, range(5), lambda: model.sample(self.prompts, SEEDS))
+        drifts = record_drifts([model.denoiser], model.target.tree, range(5), lambda: model.sample(self.prompts, SEEDS))
         hook.remove()
         with_text, without = torch.stack(outputs[::2]), torch.stack(outputs[1::2])
         expected = with_text @ with_text.T + without @ without.T
@@ -136,9 +135,3 @@ def test_guidance_as_an_input_is_no_branch_for_a_guidance_space():
     assert model.target.guidance == 1.0 and model.arguments["guidance_scale"] == 3.5
     with pytest.raises(ValueError, match="guidance"):
         GuidanceSpace().genes(model.target)
-
-
-def test_two_transformers_are_refused(tmp_path):
-    folder = saved(lambda: pipelines.wan(transformer_2=wan_transformer(), boundary_ratio=0.875), tmp_path / "two")
-    with pytest.raises(ValueError, match="has two transformers, .*; give a pipeline with one, such as model.path=Wan"):
-        tiny_family("wan", path=folder)

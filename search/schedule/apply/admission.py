@@ -1,6 +1,6 @@
 """Whether a schedule may be applied to a pipeline as it is now."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -47,6 +47,18 @@ def check_free(denoiser: nn.Module) -> None:
     if registry is not None and registry.get_hook(HOOK) is not None:
         raise ScheduleError("a schedule is already applied to this denoiser; call .remove() on it first")
     check_caches(denoiser, [], "conflicts with the schedule")
+
+
+def check_experts(experts: Sequence[nn.Module], document: Document) -> None:
+    """Raise ScheduleError where one cannot be hooked, or a part of the document is for pipelines of one denoiser."""
+    for expert in experts:
+        check_denoiser(expert)
+    if len(experts) > 1 and (document.models or document.batched_steps):
+        part = "a part models" if document.models else "steps that are computed in one batch"
+        raise ScheduleError(
+            f"this schedule has {part}, and this pipeline has two experts, of which it chooses one at each step; "
+            "leave that out"
+        )
 
 
 def check_model(document: Document, denoiser: nn.Module, tree: Tree, strict: bool) -> None:

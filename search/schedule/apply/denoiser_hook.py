@@ -36,7 +36,7 @@ class DenoiserHook(PlannedHook):
         self,
         clock: Clock,
         store: Store,
-        check: Callable[[Mapping[str, Any]], None],
+        check: Callable[[int, Mapping[str, Any]], None],
         guidance: Guidance | None = None,
         stitch: DenoiserSwitch | None = None,
         ahead: Ahead | None = None,
@@ -52,10 +52,15 @@ class DenoiserHook(PlannedHook):
         self.recorded: list[tuple[Any, ...]] = []  # by step of this run, what each call returned; never written into
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self.call(0, module, self.fn_ref.original_forward, args, kwargs)
+
+    def call(self, expert: int, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """One call of the denoiser, or of the expert that runs at this step."""
         step, branch = self.clock.step, self.clock.calls
         if 0 <= step < self.answered:
             return self._answer(step, branch)
-        output = self._forward(module, *args, **kwargs)
+        self.check(expert, kwargs)
+        output = self._forward(module, forward, *args, **kwargs)
         if self.records and step >= 0:
             del self.recorded[step + (branch > 0) :]
             before = self.recorded[step] if branch else ()
@@ -76,8 +81,7 @@ class DenoiserHook(PlannedHook):
         self.clock.calls += 1
         return _copied(outputs[branch])
 
-    def _forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        self.check(kwargs)
+    def _forward(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs[parameter_names(type(module))[0]]
         latents = [leaf for leaf in tree_leaves(hidden) if isinstance(leaf, Tensor)]  # some denoisers take lists
         step, branch = self.clock.step, self.clock.calls
@@ -104,7 +108,7 @@ class DenoiserHook(PlannedHook):
             torch.compiler.cudagraph_mark_step_begin()  # outputs of the call before may be written into
 
         substitute = self.stitch.denoiser(step) if self.stitch else None
-        run = self.fn_ref.original_forward if substitute is None else substitute
+        run = forward if substitute is None else substitute
 
         def compute() -> Any:
             if self.ahead and (output := self.ahead.output(module, run, args, kwargs)) is not None:
@@ -140,6 +144,17 @@ class DenoiserHook(PlannedHook):
             )
         stored = self.store.guided_with(step, self.clock) if isinstance(self.store, HalvedStore) else None
         return guidance.returned(step, value, stored)
+
+
+class ExpertHook(PlannedHook):
+    """A further expert of the same run: what the hook on the first one does, with another module."""
+
+    def __init__(self, shared: DenoiserHook, expert: int) -> None:
+        super().__init__(shared.clock)
+        self.shared, self.expert = shared, expert
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self.shared.call(self.expert, module, self.fn_ref.original_forward, args, kwargs)
 
 
 def _copied(output: Any) -> Any:

@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from search.schedule.apply.admission import check_arguments
 from search.schedule.apply.compiled import Compile, CompiledBlock, Variants, block_variants, compiler
-from search.schedule.apply.denoiser_hook import DenoiserHook
+from search.schedule.apply.denoiser_hook import DenoiserHook, ExpertHook
 from search.schedule.apply.group_hooks import GroupHook, watch_blocks
 from search.schedule.apply.hooking import add_hook, hook_of, remove_hook
 from search.schedule.apply.hooks import BlockHook, ComponentHook, PlannedHook, StepHook
@@ -79,7 +79,7 @@ class Handle:
         object.__setattr__(pipe, "scheduler", run.scheduler)  # the pipeline's configuration still names its own
         try:
             self._install(compile)
-            self._modules = ModuleSnapshot(run.denoiser)
+            self._modules = [ModuleSnapshot(expert) for expert in run.experts]
         except BaseException:
             self.remove()
             raise
@@ -178,7 +178,7 @@ class Handle:
         self._root.inputs, self._root.container = dict(snapshot["inputs"]), snapshot["container"]
 
     def _install(self, compile: bool | Compile | None) -> None:
-        """Put a hook on the denoiser and on every module that the plan, a group or a format concerns."""
+        """Put a hook on each expert and on every module that the plan, a group or a format concerns."""
         run = self.run
         planned = {*run.plan.planned(), *run.latest}
         self._reused_stacks = [stack for stack in run.tree.stacks if stack in {*run.plan.planned()}]
@@ -186,26 +186,34 @@ class Handle:
         root = self._store(ROOT)
         self._root = DenoiserHook(self.clock, root, self._begin_call, run.guidance, run.stitch, run.ahead)
         self._root.records = run.stepwise
-        self._add(run.denoiser, self._root)
-        run.bits.install(self.clock, self._add, lambda: run.scheduler.timesteps[run.clock.begin :].tolist())
-        static = not (self.groups or run.corrections or run.ahead or run.bits.runs_hooks)  # the plan is all there is
-        compiling, graphs = compiler(compile, run.denoiser, static)
-        stores = {name: self._store(name) for name in planned}
-        stacks = run.tree.stacks if compiling and static else ()
-        variants = {name: block_variants(run.tree, run.denoiser, name, run.plan, stores) for name in stacks}
-        for node in run.tree:
-            if (hook := self._hook(node, planned, bool(variants.get(node.stack)))) is not None:
-                module: Any = run.tree.module(run.denoiser, node)
-                self._add(module, hook)
-        for group in self.groups:
-            self._watched += watch_blocks(group, run.tree, run.denoiser)
+        changing = any(bits.runs_hooks for bits in run.bits)
+        static = not (self.groups or run.corrections or run.ahead or changing)  # the plan is all there is
+        compiling, graphs = compiler(compile, run.experts[0], static)
+        for number, expert in enumerate(run.experts):
+            self._add(expert, ExpertHook(self._root, number) if number else self._root)
+            run.bits[number].install(self.clock, self._add, lambda: run.scheduler.timesteps[run.clock.begin :].tolist())
+            self._install_nodes(expert, planned, compiling, static)
         if compiling:
-            self._compile(compiling, variants)
             self._root.graphs = graphs
             for store in self.stores.values():
                 store.borrowed = graphs and store is not root  # the denoiser's hook copies in any case
 
-    def _hook(self, node: Node, planned: set[str], compiled_whole: bool) -> PlannedHook | None:
+    def _install_nodes(self, expert: nn.Module, planned: set[str], compiling: Compile | None, static: bool) -> None:
+        """Put hooks on the nodes of one expert; the values of a node are in one store, whichever expert runs."""
+        run = self.run
+        stores = {name: self._store(name) for name in planned}
+        stacks = run.tree.stacks if compiling and static else ()
+        variants = {name: block_variants(run.tree, expert, name, run.plan, stores) for name in stacks}
+        for node in run.tree:
+            if (hook := self._hook(expert, node, planned, bool(variants.get(node.stack)))) is not None:
+                module: Any = run.tree.module(expert, node)
+                self._add(module, hook)
+        for group in self.groups:
+            self._watched += watch_blocks(group, run.tree, expert)
+        if compiling:
+            self._compile(expert, compiling, variants)
+
+    def _hook(self, expert: nn.Module, node: Node, planned: set[str], compiled_whole: bool) -> PlannedHook | None:
         """The hook that a node's module needs; None where it runs as it is.
 
         `compiled_whole`: the node's block is compiled with its components, which then need no hooks.
@@ -226,14 +234,14 @@ class Handle:
             return None
         residual = run.residual and bool(stack.outputs)
         stores = self._store(node.name), self._store(node.stack)
-        return BlockHook(self.clock, *stores, blocks_of(run.denoiser, stack), stack.outputs, residual)
+        return BlockHook(self.clock, *stores, blocks_of(expert, stack), stack.outputs, residual)
 
-    def _compile(self, compile: Compile, variants: Mapping[str, Variants]) -> None:
+    def _compile(self, expert: nn.Module, compile: Compile, variants: Mapping[str, Variants]) -> None:
         """Compile whole blocks beneath their hooks, or their components: one graph a kind, whatever the plan."""
         run = self.run
         parents = {node.parent for node in run.tree}
         for node in run.tree:
-            module: Any = run.tree.module(run.denoiser, node)
+            module: Any = run.tree.module(expert, node)
             if whole_blocks := variants.get(node.stack):
                 if node.kind == "block":
                     parts, rows = whole_blocks[node.name]
@@ -270,7 +278,8 @@ class Handle:
             self.run.solver.values = []
         if self.clock.step < 0:
             self._root.begin_run()
-            self.run.bits.end_run()
+            for bits in self.run.bits:
+                bits.end_run()
             return
         self.runs += 1
         snapshot, self._continued = self._continued, None
@@ -278,12 +287,13 @@ class Handle:
         if snapshot:
             self._restore(snapshot)
         check_run(self.run)
-        self._modules.check()
-        self.run.bits.begin_run()
+        for modules, bits in zip(self._modules, self.run.bits, strict=True):
+            modules.check()
+            bits.begin_run()
 
-    def _begin_call(self, arguments: Mapping[str, Any]) -> None:
-        """Before the denoiser is called: check the call, and take the weights that it runs with."""
+    def _begin_call(self, expert: int, arguments: Mapping[str, Any]) -> None:
+        """Before an expert is called: check the call, and take the weights that it runs with."""
         clock = self.clock
         check_call(self.run, arguments, self._reused_stacks)
-        if clock.calls == 0:
-            self.run.bits.take_weights()
+        if clock.calls == 0 or expert:  # the second one may be called second
+            self.run.bits[expert].take_weights()

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from search.schedule.apply.admission import check_denoiser, check_free, check_model
+from search.schedule.apply.admission import check_experts, check_free, check_model
 from search.schedule.apply.ahead import Ahead
 from search.schedule.apply.bits import LayerBits
 from search.schedule.apply.clock import Clock
@@ -23,7 +23,7 @@ from search.schedule.apply.stores import Correction, HalvedStore, MemoryMeter, S
 from search.schedule.document import Document
 from search.schedule.errors import ScheduleError
 from search.schedule.model.contracts import Contract
-from search.schedule.model.identity import denoiser_of
+from search.schedule.model.identity import experts_of
 from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.plan.gates import Gate
 from search.schedule.plan.guidance import Guidance, is_narrow
@@ -35,14 +35,15 @@ from search.schedule.plan.tokens import OFF
 class ResolvedRun:
     """A document on one pipeline: its nodes and their actions, and what keeps the state of a run.
 
-    `pipe` gives the pipeline, or None once nothing else holds it. `scheduler` is the planned copy of the pipeline's.
+    `pipe` gives the pipeline, or None once nothing else holds it. `experts` are its denoisers, mostly one; `bits` has
+    the layers of each. `scheduler` is the planned copy of the pipeline's.
     `latest` is how many of its latest values each node keeps to the end of a run. `stepwise`:
     snapshots are taken of its runs. `halved`: some steps compute the conditional half of the batch only. `residual`:
     blocks keep what they add to their inputs.
     """
 
     pipe: Callable[[], Any]
-    denoiser: nn.Module
+    experts: tuple[nn.Module, ...]
     tree: Tree
     plan: Plan
     residual: bool
@@ -52,7 +53,7 @@ class ResolvedRun:
     halved: bool
     corrections: Mapping[str, Correction]
     stitch: DenoiserSwitch | None
-    bits: LayerBits
+    bits: tuple[LayerBits, ...]
     clock: Clock
     memory: MemoryMeter
     groups: Sequence[Group]
@@ -92,12 +93,12 @@ def resolve_run(
     Raises:
         ScheduleError: The schedule cannot be applied to this pipeline.
     """
-    denoiser = denoiser_of(pipe)
+    experts = experts_of(pipe)
+    check_experts(experts, document)
     if not hasattr(getattr(pipe, "scheduler", None), "set_timesteps"):
         raise ScheduleError(f"{type(pipe).__name__} has no scheduler; give it one, as pipelines of diffusers have")
-    check_denoiser(denoiser)
-    tree = Tree.of(denoiser, Contract.from_dict(given) if (given := document.model.contract) else None)
-    check_model(document, denoiser, tree, strict)
+    tree = Tree.of(experts[0], Contract.from_dict(given) if (given := document.model.contract) else None)
+    check_model(document, experts[0], tree, strict)
     if document.corrections and not corrections:
         raise ScheduleError(
             "this schedule's corrections were not read; load it from its file with Schedule.load(path), the "
@@ -107,7 +108,7 @@ def resolve_run(
     stitch = DenoiserSwitch.of(at, parts.names, models or {}, pipe, strict) if parts and at else None
     for other in stitch.denoisers.values() if stitch else ():
         check_free(other)
-    layer_bits = LayerBits(document.bits, denoiser, bits)
+    layer_bits = tuple(LayerBits(document.bits, expert, bits) for expert in experts)
     guidance, gates, stepwise = document.resolved_guidance, document.resolved_gates, keep is not None
     if gates and stepwise:
         raise ScheduleError(
@@ -122,7 +123,7 @@ def resolve_run(
     batched = [] if stepwise else document.batched_steps
     return ResolvedRun(
         pipe=weak_pipe,
-        denoiser=denoiser,
+        experts=experts,
         tree=tree,
         plan=plan,
         residual=document.plan is not None and document.plan.value == "residual",

@@ -9,15 +9,16 @@ from search.schedule.apply.clock import Clock
 from search.schedule.apply.planned_grid import check_steps
 from search.schedule.apply.resolved_run import ResolvedRun
 from search.schedule.errors import ScheduleError
-from search.schedule.model.identity import denoiser_of
+from search.schedule.model.identity import experts_of
 
 
 def check_run(run: ResolvedRun) -> None:
     """As a run begins: raise ScheduleError where the pipeline has another denoiser than the schedule."""
     pipe = run.pipe()
-    if pipe is not None and (denoiser := denoiser_of(pipe)) is not run.denoiser:
+    changed = [now for now, then in zip(experts_of(pipe), run.experts, strict=False) if now is not then] if pipe else []
+    if changed:
         raise ScheduleError(
-            f"the pipeline's denoiser was replaced by a {type(denoiser).__name__} after the schedule was applied; "
+            f"the pipeline's denoiser was replaced by a {type(changed[0]).__name__} after the schedule was applied; "
             "remove the schedule first (to compile, use schedule.apply(pipe, compile=True))"
         )
 

@@ -13,10 +13,33 @@ from search.schedule.model.nodes import Tree
 
 
 def denoiser_of(pipe: Any) -> nn.Module:
-    """The network that a pipeline calls at each step; ScheduleError where it has none."""
+    """The network that a pipeline calls at each step, the first one where it has experts; ScheduleError for none."""
+    return experts_of(pipe)[0]
+
+
+def experts_of(pipe: Any) -> tuple[nn.Module, ...]:
+    """The networks of a pipeline that take turns: one, two by the level of noise (Wan 2.2), or one for each CFG branch.
+
+    Which of them runs is the pipeline's decision. They have the same architecture, so a schedule's nodes and layers are
+    those of each: a step's action is done by whichever is called.
+
+    Raises:
+        ScheduleError: There is none, or the second one is of another architecture.
+    """
     for attribute in ("transformer", "unet", "denoiser", "prior", "decoder"):
-        if isinstance(module := getattr(pipe, attribute, None), nn.Module):
-            return module
+        if not isinstance(first := getattr(pipe, attribute, None), nn.Module):
+            continue
+        for name in (f"{attribute}_2", f"unconditional_{attribute}"):
+            second = getattr(pipe, name, None)
+            if not isinstance(second, nn.Module) or second is first:
+                continue
+            if fingerprint(first) != fingerprint(second):
+                raise ScheduleError(
+                    f"{name} of this {type(pipe).__name__} is a {type(second).__name__} of another architecture than "
+                    f"its {attribute}; a schedule is for experts of one architecture"
+                )
+            return first, second
+        return (first,)
     raise ScheduleError(f"{type(pipe).__name__} has neither a transformer, a unet nor a denoiser to schedule")
 
 
