@@ -85,7 +85,10 @@ class CacheSpace(Space):
             ValueError: The teacher has one step, and nothing to reuse.
         """
         if target.reference < 2:
-            raise ValueError(f"a cache needs at least 2 steps, model.steps is {target.reference}; use model.steps=20")
+            raise ValueError(
+                f"a cache needs at least 2 steps, model.steps is {target.reference}; search space=[skip,bits], which "
+                "need one, or use model.steps=2 or more"
+            )
         genes = []
         for t in range(1, target.reference):
             for name, levels, ordered in self._row(target):

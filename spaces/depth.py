@@ -93,7 +93,10 @@ class DepthSpace(Space):
         """
         levels = len(self._reused(target))
         if target.reference < 2:
-            raise ValueError(f"depth needs at least 2 steps, model.steps is {target.reference}; use model.steps=20")
+            raise ValueError(
+                f"depth needs at least 2 steps, model.steps is {target.reference}; search space=bits, which needs "
+                "one, or use model.steps=2 or more"
+            )
         genes = [Gene(f"depth@{t}", levels, step=t) for t in range(1, target.reference)]
         if self.strengths:
             genes.append(Gene("inject strength", 1 + len(self.strengths), group=START))

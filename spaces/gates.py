@@ -97,7 +97,7 @@ class GatesSpace(Space):
         if target.reference < 3 or not blocks:
             raise ValueError(
                 f"gates need 3 steps and blocks that are maps of their inputs; {target.tree.model_class} has {blocks} "
-                f"such blocks and model.steps is {target.reference}"
+                f"such blocks and model.steps is {target.reference}; search space=bits, which needs neither"
             )
         genes = [
             Gene("threshold", 1 + len(self.thresholds)),

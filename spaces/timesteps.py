@@ -82,8 +82,8 @@ class TimestepsSpace(Space):
             )
         if target.reference <= FEWEST:
             raise ValueError(
-                f"a timestep sequence needs more than {FEWEST} steps, model.steps is {target.reference}; "
-                "use model.steps=20"
+                f"a timestep sequence needs more than {FEWEST} steps, model.steps is {target.reference}; search "
+                f"space=[skip,bits], which need one, or use model.steps={FEWEST + 1} or more"
             )
         if self.form == "sigma" and sampler.get("sigmas") is None:
             raise ValueError(

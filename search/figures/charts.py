@@ -88,7 +88,7 @@ def preset_families(result: Result) -> Iterator[tuple[str, str, str, list[Entry]
 def _family(name: str) -> tuple[str, str]:
     """Family and variant of a preset's name; the variant starts with a number, an assignment, a level, or a comma."""
     words = name.split()
-    if words[1:] == ["steps"]:
+    if words[1:] in (["steps"], ["step"]):
         return "fewer steps", words[0]
     starts = (
         i

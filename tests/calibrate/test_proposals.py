@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from diffusers import DDIMScheduler
 
+from search.calibrate.propose.baselines import shorter_runs
 from search.calibrate.propose.proposals import Proposals
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.memo import Memo
@@ -132,3 +133,10 @@ def test_work_is_counted_and_messages_say_what_is_measured(probe):
     given.seeds()
     assert probe.unshared > before
     assert messages[0].startswith("measuring the")
+
+
+@pytest.mark.parametrize(("steps", "names"), [(8, ["6 steps"]), (4, ["3 steps", "2 steps", "1 step"]), (1, [])])
+def test_a_model_of_few_steps_is_compared_with_every_smaller_number(steps, names):
+    model = tiny_model(steps=steps)
+    runs = shorter_runs(model.target, model.shorter, (10, 6))
+    assert list(runs) == names and [str(run.steps) for run in runs.values()] == [name.split()[0] for name in names]

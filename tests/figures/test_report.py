@@ -236,6 +236,7 @@ def test_families_have_marks_of_their_own(result):
         ("TaylorSeer N=3 O=1", ("TaylorSeer", "N=3 O=1")),
         ("SCM ultra", ("SCM", "ultra")),
         ("10 steps", ("fewer steps", "10")),
+        ("1 step", ("fewer steps", "1")),
         ("uniform, 10 steps", ("uniform", "10 steps")),
         ("TeaCache 0.25", ("TeaCache", "0.25")),
         ("step caching N=4", ("step caching", "N=4")),

@@ -9,6 +9,7 @@ from diffusers import FluxPipeline
 
 import search
 from search import Schedule, ScheduleError
+from search.calibrate.propose.baselines import shorter_runs
 from search.evaluate.execute.partial import PartialRun
 from search.models.base import to_schedule
 from search.models.pictures import output_at, pictures_of
@@ -98,6 +99,7 @@ def test_a_run_from_a_picture_has_the_steps_that_it_makes():
 def test_a_scheduler_that_runs_its_own_timesteps_only(space):
     model, _ = model_of("UNet2DConditionModel/lcm")
     assert model.target.sampler == {} and "sampler" not in model.target.schedule({})
+    assert shorter_runs(model.target, model.shorter, (1,)) == {}
     spaces = {"timesteps": TimestepsSpace, "solver": SolverSpace}
     with pytest.raises(ValueError, match="the scheduler of any runs no timesteps of a schedule; search space=cache"):
         spaces[space]().genes(model.target)

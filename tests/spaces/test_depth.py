@@ -265,7 +265,7 @@ def test_where_it_does_not_apply():
         ValueError, match=r"depth is for UNets .* pixart has a PixArtTransformer2DModel: use \+space=cache"
     ):
         DepthSpace().genes(tiny_model().target)
-    with pytest.raises(ValueError, match=r"depth needs at least 2 steps, model.steps is 1; use model.steps=20"):
+    with pytest.raises(ValueError, match=r"depth needs at least 2 steps, model.steps is 1; search space=bits"):
         DepthSpace().genes(target_of(pipeline("UNet2DConditionModel"), 1))
     shape = Tree.of(pipeline("UNet2DConditionModel").denoiser).shape
     odd = Tree("UNet2DConditionModel", {**shape, "up_blocks": shape["up_blocks"][:1]})

@@ -290,5 +290,5 @@ def test_what_has_no_blocks_to_gate_is_told():
     target = Target("own", Tree("Own", {"layers": 2}, own), 6)
     with pytest.raises(ValueError, match="gates need 3 steps and blocks .* Own has 0 such blocks"):
         GatesSpace().genes(target)
-    with pytest.raises(ValueError, match="gates need 3 steps .* model.steps is 2"):
+    with pytest.raises(ValueError, match=r"gates need 3 steps .* model.steps is 2; search space=bits"):
         GatesSpace().genes(tiny_model(steps=2).target)
