@@ -100,10 +100,9 @@ class Search:
         genes = self.space.genes(target)  # a space that does not apply raises before anything is measured
         costs = self.model.costs()
         self.console.print(
-            f"{target.tree.model_class}: {describe_blocks(target.tree.stacks)}, "
-            f"{target.steps} step{'s' * (target.steps > 1)}, "
-            f"{costs.teacher_macs / 1e9:.2f} GMACs a picture; keeping every component's output takes "
-            f"{costs.all_bytes / 2**20:.1f} MiB a picture"
+            f"{target.tree.model_class}: {describe_blocks(target.tree.stacks)}, {target.steps} "
+            f"step{'s' * (target.steps > 1)}, {costs.teacher_macs / 1e9:.2f} GMACs a picture; keeping every component's "
+            f"output takes {costs.all_bytes / 2**20:.1f} MiB a picture"
         )
         costs = add_latency(self.model, costs)
         self._make_evaluator(costs)
