@@ -101,8 +101,8 @@ class Search:
         costs = self.model.costs()
         self.console.print(
             f"{target.tree.model_class}: {describe_blocks(target.tree.stacks)}, {target.steps} "
-            f"step{'s' * (target.steps > 1)}, {costs.teacher_macs / 1e9:.2f} GMACs a picture; keeping every component's "
-            f"output takes {costs.all_bytes / 2**20:.1f} MiB a picture"
+            f"step{'s' * (target.steps > 1)}, {costs.teacher_macs / 1e9:.2f} GMACs a picture; keeping every "
+            f"component's output takes {costs.all_bytes / 2**20:.1f} MiB a picture"
         )
         costs = add_latency(self.model, costs)
         self._make_evaluator(costs)
