@@ -41,7 +41,7 @@ def measure_ranges(
     """
     splits = {name: form.split for name, form in schedule.bits.items() if form.static}
     parts = schedule.with_corrections({}).to_dict()
-    plain = Schedule.from_dict({k: v for k, v in parts.items() if k not in ("digest", "scores", "bits")})
+    plain = Schedule.from_dict({k: v for k, v in parts.items() if k not in ("digest", "scores", "certificate", "bits")})
     return observe_inputs(model, plain, splits, prompts, seeds, every, first)
 
 

@@ -12,7 +12,7 @@ TINY = 1e-12  # sums of probabilities are compared with this slack
 
 
 @dataclass(frozen=True)
-class TestedRuns:
+class MissCount:
     """The runs that decided on one schedule.
 
     Attributes:
@@ -66,7 +66,7 @@ class StoppingRule:
         looks = tuple(range(first, most + 1, first))
         return cls(share, confidence, looks, _allowed(share, confidence, looks))
 
-    def decide(self, missed: Sequence[bool]) -> TestedRuns | None:
+    def decide(self, missed: Sequence[bool]) -> MissCount | None:
         """The decision on a schedule by which of its runs missed, in their order; None while it is open.
 
         A certificate is refused as soon as there are more misses than the last decision allows.
@@ -76,14 +76,14 @@ class StoppingRule:
             upto = min(look, len(counts))
             if upto and counts[upto - 1] > self.allowed[-1]:
                 runs = int(np.argmax(counts > self.allowed[-1])) + 1
-                return TestedRuns(runs, int(counts[runs - 1]), False)
+                return MissCount(runs, int(counts[runs - 1]), False)
             if len(counts) < look:
                 return None
             if counts[look - 1] <= allowed:
-                return TestedRuns(look, int(counts[look - 1]), True)
-        return TestedRuns(self.looks[-1], int(counts[self.looks[-1] - 1]), False)
+                return MissCount(look, int(counts[look - 1]), True)
+        return MissCount(self.looks[-1], int(counts[self.looks[-1] - 1]), False)
 
-    def further_runs(self, tested: TestedRuns) -> int:
+    def further_runs(self, tested: MissCount) -> int:
         """How many runs without another miss a schedule needs until it is certified; 0 if it is."""
         if tested.certified:
             return 0
@@ -131,7 +131,7 @@ def certify_in_order(
     measure: Callable[[Sequence[int], range], Sequence[Sequence[bool]]],
     rule: StoppingRule,
     blocks: Iterable[range],
-) -> list[TestedRuns | None]:
+) -> list[MissCount | None]:
     """Test schedules one after the other until the first one fails: Learn-then-Test with a fixed sequence.
 
     With probability `confidence` every schedule that is certified keeps its promise, however many there are: for one
@@ -148,7 +148,7 @@ def certify_in_order(
         For each schedule the runs that decided on it; None behind the first that is not certified.
     """
     missed: list[list[bool]] = [[] for _ in range(count)]
-    tested: list[TestedRuns | None] = [None] * count
+    tested: list[MissCount | None] = [None] * count
     end = count
     for runs in blocks:
         undecided = [number for number in range(end) if tested[number] is None]

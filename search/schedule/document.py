@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from search.schedule.errors import ScheduleError
 from search.schedule.parts.bits import BitsPart, check_bits
+from search.schedule.parts.certificate import CertificatePart
 from search.schedule.parts.corrections import CorrectionsPart, check_corrections
 from search.schedule.parts.gates import GatePart
 from search.schedule.parts.guidance import GuidancePart, check_guidance
@@ -45,7 +46,8 @@ class Document(Part):
         bits: Number formats of layers.
         corrections: A file of corrections of reused values.
         scores: Measured scores by objective; they do not change the digest.
-        made: A record of the search that made it: model, call, versions; it does not change the digest either.
+        certificate: What is promised about a new run; it does not change the digest either.
+        made: A record of the search that made it: model, call, versions; nor does it.
     """
 
     format: str = Field(default=FORMAT, max_length=40)
@@ -61,6 +63,7 @@ class Document(Part):
     bits: BitsPart | None = None
     corrections: CorrectionsPart | None = None
     scores: dict[Name, ScorePart] = Field(default={}, max_length=200)
+    certificate: CertificatePart | None = None
     made: dict[Name, Any] = Field(default={}, max_length=200)
 
     @model_validator(mode="after")
@@ -151,7 +154,7 @@ class Document(Part):
         return Plan.resolve(self.plan.rules if self.plan else (), tree, self.steps, self.at)
 
     def normal(self) -> dict[str, Any]:
-        """The normal form, plain data: equal behaviour gives equal data. Without scores and the record in `made`."""
+        """The normal form, plain data: equal behaviour gives equal data. Without scores, certificate and `made`."""
         plan, gates = self.resolved_plan, self.resolved_gates
         rules = [list(rule) for rule in plan.rules()] if plan else []
         body: dict[str, Any] = {"format": FORMAT, "model": self.model.model_dump(by_alias=True, exclude_none=True)}

@@ -16,6 +16,7 @@ from search.schedule.errors import ScheduleError
 from search.schedule.model.identity import denoiser_of, model_part
 from search.schedule.model.nodes import Tree
 from search.schedule.parts.bits import FormatPart
+from search.schedule.parts.certificate import CertificatePart
 from search.schedule.parts.gates import ASK
 from search.schedule.parts.guidance import GuidancePart
 from search.schedule.parts.model import ModelsPart
@@ -24,6 +25,8 @@ from search.schedule.plan.notation import ALL_COMPUTED, parse_notation
 from search.schedule.plan.plan import Plan
 from search.schedule.plan.tokens import ABSENT, OFF
 from search.schedule.reading import MAX_BYTES, parse_document, read_bounded, validate_document
+
+MEASURED = ("digest", "scores", "certificate")  # parts of a file that hold for its behaviour only
 
 
 class Schedule:
@@ -203,6 +206,11 @@ class Schedule:
         return scores
 
     @property
+    def certificate(self) -> CertificatePart | None:
+        """What is promised about a new run; None by default."""
+        return self.document.certificate
+
+    @property
     def made(self) -> dict[str, Any]:
         """What the file records of the search that made the schedule: model, versions, call, …; {} by default."""
         return self.document.made
@@ -264,7 +272,7 @@ class Schedule:
         return list(actions), list(actions.values())
 
     def with_plan(self, text: str) -> "Schedule":
-        """The same schedule with another plan, a text in the plan notation, and without scores.
+        """The same schedule with another plan, a text in the plan notation, and without scores and certificate.
 
         ScheduleError names the character of the text, what is admissible there and what to type. "off" computes
         everything. The plan's other entries (axis, value, ahead) stay.
@@ -278,7 +286,7 @@ class Schedule:
                 "the schedule is for any number of steps, and a plan has an action for each step; write steps into the "
                 "schedule first, for example Schedule.from_dict(schedule.to_dict() | {'steps': 20})"
             )
-        parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores")}
+        parts = {k: v for k, v in self.to_dict().items() if k not in MEASURED}
         rules = [list(rule) for rule in parse_notation(text, self.tree, self.steps)]
         return Schedule(
             validate_document(parts | {"plan": parts.get("plan", {}) | {"rules": rules}}), self.corrections_file
@@ -288,6 +296,10 @@ class Schedule:
         """The same behaviour with these scores: {name: {value, ci, split, unit}}."""
         return self._replace(scores=dict(scores))
 
+    def with_certificate(self, certificate: Mapping[str, Any] | None) -> "Schedule":
+        """The same behaviour with this certificate; None takes it away."""
+        return self._replace(certificate=None if certificate is None else dict(certificate))
+
     def with_made(self, made: Mapping[str, Any]) -> "Schedule":
         """The same behaviour with this record of the search that made it."""
         return self._replace(made=dict(made))
@@ -295,12 +307,13 @@ class Schedule:
     def with_corrections(
         self, tensors: Mapping[str, Tensor], steps: Mapping[str, Sequence[int]] | None = None
     ) -> "Schedule":
-        """The same schedule with these corrections of reused values, and without scores; {} takes them away.
+        """The same schedule with these corrections of reused values, and without scores and certificate.
 
-        `tensors` are `<node>.scale` and `<node>.shift` [steps, C] of every corrected node. `steps` are the steps of
-        their rows; by default those of the corrections part, or all at which the node is reused or forecast.
+        {} takes corrections away. `tensors` are `<node>.scale` and `<node>.shift` [steps, C] of every corrected node.
+        `steps` are the steps of their rows; by default those of the corrections part, or all at which the node is
+        reused or forecast.
         """
-        parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores", "corrections")}
+        parts = {k: v for k, v in self.to_dict().items() if k not in (*MEASURED, "corrections")}
         if not tensors:
             return Schedule.from_dict(parts)
         nodes = {name.removesuffix(SCALE).removesuffix(SHIFT) for name in tensors}
@@ -317,16 +330,16 @@ class Schedule:
         return Schedule(validate_document(parts | {"corrections": corrections.part.model_dump()}), corrections)
 
     def with_sampler(self, sampler: Mapping[str, Any]) -> "Schedule":
-        """The same schedule with another sampler part, and without scores."""
-        parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores")}
+        """The same schedule with another sampler part, and without scores and certificate."""
+        parts = {k: v for k, v in self.to_dict().items() if k not in MEASURED}
         return Schedule(validate_document(parts | {"sampler": dict(sampler)}), self.corrections_file)
 
     def with_ranges(self, ranges: Mapping[str, Sequence[Sequence[float]]]) -> "Schedule":
-        """The same schedule with these ranges of its static layers' inputs, and without scores.
+        """The same schedule with these ranges of its static layers' inputs, and without scores and certificate.
 
         `{layer: [(least, greatest)]}`, of a split layer two such pairs, as `search.calibrate.ranges` measures them.
         """
-        parts = {k: v for k, v in self.to_dict().items() if k not in ("digest", "scores")}
+        parts = {k: v for k, v in self.to_dict().items() if k not in MEASURED}
         lists = {name: [list(span) for span in spans] for name, spans in ranges.items()}
         bits = parts.get("bits", {"formats": {}, "layers": {}}) | {"ranges": lists}
         return Schedule(validate_document(parts | {"bits": bits}), self.corrections_file)

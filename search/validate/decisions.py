@@ -32,7 +32,7 @@ def list_decisions(schedule: "Schedule", evaluator: "Evaluator") -> Iterator[Dec
     """The parts of a schedule; then its mechanisms, the kinds of nodes that it plans, and its steps."""
     from search.schedule import Schedule
 
-    parts = {k: v for k, v in schedule.to_dict().items() if k not in ("digest", "scores", "made")}
+    parts = {k: v for k, v in schedule.to_dict().items() if k not in ("digest", "scores", "certificate", "made")}
     plain = {k: v for k, v in parts.items() if k != "corrections"}
     if "corrections" in parts:
         yield Decision("mechanism", "corrections", Schedule.from_dict(plain), None)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
 from search.pareto.certificates import (
+    MissCount,
     StoppingRule,
-    TestedRuns,
     certify_in_order,
     greatest_miss_rate,
     runs_without_a_miss,
@@ -79,7 +79,7 @@ def test_schedules_are_measured_only_as_long_as_that_can_matter() -> None:
         return [[number == 2] * len(runs) for number in numbers]  # the third always misses
 
     tested = certify_in_order(5, measure, rule, blocks(rule, 16))
-    assert tested == [TestedRuns(32, 0, True), TestedRuns(32, 0, True), TestedRuns(6, 6, False), None, None]
+    assert tested == [MissCount(32, 0, True), MissCount(32, 0, True), MissCount(6, 6, False), None, None]
     assert measured == [([0, 1, 2, 3, 4], range(16)), ([0, 1], range(16, 32))]
     assert certify_in_order(0, measure, rule, blocks(rule, 16)) == []
 

@@ -33,6 +33,12 @@ def document(**parts: object) -> dict:
     return {k: v for k, v in (base | parts).items() if v is not None}
 
 
+CERTIFICATE = {
+    "criterion": "psnr>=30", "share": 0.9, "confidence": 0.95, "runs": 64, "misses": 1, "prompts": 16, "noises": 4,
+    "population": "new noise on these 16 prompts", "device": "cpu", "versions": {"torch": "2"}, "call": {"lora": "x"},
+}  # fmt: skip
+
+
 def sampler(**parts: object) -> dict:
     return {"sampler": {k: v for k, v in (dict(MODEL.target.sampler) | parts).items() if v is not None}}
 
@@ -47,6 +53,21 @@ def test_save_then_load_is_the_same(tmp_path):
     assert loaded == schedule and loaded.to_dict() == schedule.to_dict()
     assert loaded.scores["drift"]["value"] == 0.1 and loaded.made["call"] == {"guidance_scale": 4.0}
     assert loaded.steps == 6 and loaded.digest.startswith("sha256:")
+
+
+def test_a_certificate_is_kept_with_what_it_is_for_and_lost_with_any_other_behaviour(tmp_path):
+    bare, schedule = Schedule.from_dict(document()), Schedule.from_dict(document(certificate=CERTIFICATE))
+    assert schedule.digest == bare.digest and bare.certificate is None and "certificate" not in bare.to_dict()
+    assert Schedule.load(schedule.save(tmp_path / "s.json")).to_dict()["certificate"] == CERTIFICATE
+    assert bare.with_certificate(CERTIFICATE).to_dict() == schedule.to_dict()
+    assert schedule.with_scores({}).with_made({}).certificate == schedule.certificate
+    assert schedule.with_certificate(None).to_dict() == bare.to_dict()
+    changed = [schedule.with_plan("off"), schedule.with_sampler(document()["sampler"]), schedule.with_ranges({})]
+    assert [other.certificate for other in changed] == [None] * 3
+    assert str(schedule.certificate) == (
+        "new noise on these 16 prompts: psnr>=30 with a probability of at least 0.9, confidence 0.95 "
+        "(1 of 64 runs missed it)"
+    )
 
 
 def test_a_free_plan_of_a_full_size_model_is_small(tmp_path):
@@ -90,6 +111,8 @@ def test_a_free_plan_of_a_full_size_model_is_small(tmp_path):
         ({"steps": 7}, "sampler.timesteps has 6 entries; 7 steps need 7"),
         ({"masks": {}}, "masks is not a field of schedule/1 in this version; the fields at the top are format"),
         ({"scores": {"drift": {"value": math.nan}}}, r"file.scores.drift.value is nan; numbers must be finite"),
+        ({"certificate": CERTIFICATE | {"misses": 65}}, "certificate.misses is 65, of 64 runs; give at most as many"),
+        ({"certificate": CERTIFICATE | {"share": 1.0}}, "certificate.share is '1.0': Input should be less than 1"),
         ({"made": {"x": 2**70}}, "file.made.x has 71 bits; whole numbers must fit in 64"),
         ({"made": {"x": "\ud800"}}, "file.made.x: .* is not valid Unicode text"),
         ({"made": {"x": {1: 2}}}, "a key is a int; keys are text"),

@@ -35,7 +35,11 @@ def step_keys(schedule: Schedule, prior: SolverRow | None = None) -> StepKey:
             f"{schedule.gates[0].name} is a group whose gate depends on the prompts, so runs cannot share their first "
             "steps; evaluate such schedules as a whole"
         )
-    data = {k: v for k, v in schedule.to_dict().items() if k not in ("digest", "plan", "models", "scores", "made")}
+    data = {
+        k: v
+        for k, v in schedule.to_dict().items()
+        if k not in ("digest", "plan", "models", "scores", "certificate", "made")
+    }
     sampler, guidance = dict(data.pop("sampler", {})), dict(data.pop("guidance", {}))
     whole_run = [sampler.get("timesteps") if sampler.get("class") == "DDIMScheduler" else None]  # its gaps
     grid = [sampler.pop(name, None) for name in ("timesteps", "sigmas")]
