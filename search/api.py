@@ -46,6 +46,7 @@ def search(
     prompts: str | Sequence[str | Mapping[str, Any]] | None = None,
     held_out: Sequence[str | Mapping[str, Any]] | None = None,
     budget: str | Mapping[str, int | float] | None = None,
+    certify: str | Mapping[str, str | int | float] | None = None,
     runs: str | Path | None = None,
     seed: int | None = None,
     on_progress: "OnProgress | None" = None,
@@ -64,6 +65,8 @@ def search(
             arguments of the call, pictures by their files.
         held_out: Prompts that the front is scored on; by default every second one of `prompts`.
         budget: Name of a budget option (conf/budget), or limits such as `{"evaluations": 100, "minutes": 30}`.
+        certify: What is promised about the next run, by default `"psnr>=30"`; `"off"`; or with more settings
+            `{"criterion": "psnr>=30", "share": 0.95, "confidence": 0.95, "runs": 128}` (docs/certificates.md).
         runs: Folder in which the search makes its own.
         seed: Of the engine; the same seed gives the same front.
         on_progress: Called with what is done, how many candidates are evaluated, and of how many.
@@ -100,6 +103,8 @@ def search(
         texts.append(f"budget={budget}")
     elif budget is not None:
         texts += [f"budget.{name}={'null' if value is None else value}" for name, value in budget.items()]
+    settings = {"criterion": certify} if isinstance(certify, str) else certify or {}
+    texts += [f"certify.{name}={value}" for name, value in settings.items()]
     raw = compose_config(normalise_overrides([*texts, *overrides]))
     raw["prompts"] |= prompt_lists(prompts, held_out)
     if pipe is None:

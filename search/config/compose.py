@@ -34,7 +34,7 @@ def normalise_overrides(overrides: list[str]) -> list[str]:
 
     Hydra accepts `+space=` only if `space` is not in its defaults list (conf/search.yaml), and refuses the plus for
     groups that are in it. An experiment is appended and brings its space; if neither is given the default space is
-    added.
+    added. `certify=` is short for `certify.criterion=`.
     """
     typed = [override.lstrip("+").partition("=") for override in overrides]
     for group, equals, option in typed:
@@ -45,11 +45,19 @@ def normalise_overrides(overrides: list[str]) -> list[str]:
     normalised = []
     for override, (group, equals, option) in zip(overrides, typed, strict=True):
         plain = ("+" if group in appended else "") + group + equals + option
-        if group.startswith("model.call."):  # any argument of the pipeline's call
+        if group in ("certify", "certify.criterion") and equals:
+            normalised.append(f"certify.criterion={_quoted_criterion(option)}")
+        elif group.startswith("model.call."):  # any argument of the pipeline's call
             normalised.append(f"++{override.lstrip('+')}")
         else:
             normalised.append(plain if equals and group in GROUPS else override)
     return normalised if named & {"space", "experiment"} else [*normalised, f"+space={DEFAULT_SPACE}"]
+
+
+def _quoted_criterion(text: str) -> str:
+    """A criterion as Hydra reads it, which takes `>` in quotes only; `off` is null."""
+    bare = text.strip().strip("'\"")
+    return "null" if bare in ("off", "null", "") else "'" + bare.replace("'", "") + "'"
 
 
 def _check_options(group: str, option: str) -> None:

@@ -23,6 +23,7 @@ from search.config.limits import (
     rule,
 )
 from search.config.saved import read_saved_config
+from search.pareto.certificates import StoppingRule
 from search.results.disk import write_atomically
 
 MISTAKES = 8  # that one message has at most
@@ -122,6 +123,32 @@ class Budget(_Strict):
         return self.generation if self.evaluations is None else min(self.generation, self.evaluations - evaluations)
 
 
+class Certify(_Strict):
+    """What is promised about the next run of a schedule (docs/certificates.md).
+
+    Attributes:
+        criterion: The condition that every run is held to, such as `psnr>=30`; null promises nothing.
+        share: The probability that a new run meets it, at least.
+        confidence: The probability that no promise is made which does not hold.
+        runs: How many held-out runs a schedule is tested on at most.
+    """
+
+    criterion: str | None = None
+    share: Annotated[float, real_number(0.01, 0.9999)] = 0.9
+    confidence: Annotated[float, real_number(0.01, 0.9999)] = 0.95
+    runs: Annotated[int, integer(1, 100_000)] = 64
+
+    @model_validator(mode="after")
+    def _can_decide(self) -> "Certify":
+        if self.criterion is not None:
+            self.rule()
+        return self
+
+    def rule(self, runs: int | None = None) -> StoppingRule:
+        """When a certificate is decided on, after at most `runs` runs, or as many as are set."""
+        return StoppingRule.of(self.share, self.confidence, max(self.runs, runs or 0))
+
+
 class Compute(_Strict):
     """Where to run. The last three are for `executor` ray.
 
@@ -172,6 +199,7 @@ class Config(_Strict):
     budget: Budget
     compute: Compute
     tracking: Tracking
+    certify: Certify = Certify()  # config.yaml of older searches may lack this key
     initial: str = "proposals"  # of which rows an engine begins with; older runs that lack this key resume
     refit: bool
     correct: bool

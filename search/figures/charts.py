@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from search.figures.labels import LabelPlacer
 from search.figures.style import BLUE, COLORS, DPI, INK, PALE, SOFT, figure_png
+from search.results.certificates import criterion_limit
 from search.results.result import Entry, Result
 from search.results.scores import Score
 
@@ -50,10 +51,10 @@ def pareto_png(result: Result) -> bytes:
     if teacher and ax.get_yscale() == "linear":
         ax.plot(*_coordinates(teacher, x, y), "*", ms=12, color=INK, zorder=5, clip_on=False)
         legend.append(Line2D([], [], ls="", marker="*", ms=11, color=INK, label="teacher"))
-    if y == "psnr":
-        ax.axhline(result.no_visible_loss, color=SOFT, lw=1, ls=(0, (4, 3)), zorder=1)
-        ax.text(0.995, result.no_visible_loss, "visible below", transform=ax.get_yaxis_transform(), ha="right",
-                va="top", fontsize=8.5, color=SOFT)  # fmt: skip
+    if (limit := criterion_limit(result, y)) is not None:
+        ax.axhline(limit, color=SOFT, lw=1, ls=(0, (4, 3)), zorder=1)
+        ax.text(0.995, limit, "criterion of every run", transform=ax.get_yaxis_transform(), ha="right", va="top",
+                fontsize=8.5, color=SOFT)  # fmt: skip
     ax.set_xlabel(axis_label(result, x), fontsize=11)
     ax.set_ylabel(axis_label(result, y), fontsize=11)
     ax.grid(color="#ECEFF1", lw=0.8)

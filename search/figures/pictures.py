@@ -8,21 +8,25 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from search.figures.style import BLUE, INK, SOFT, figure_png
+from search.results.certificates import worst_words
 from search.results.result import Entry, Result
 
 
 def grid_png(result: Result, entry: Entry) -> bytes:
-    """The teacher's pictures, this schedule's, and four times their difference; same prompts and noise."""
+    """The teacher's pictures, this schedule's, and four times their difference; the worst run first."""
     teacher = result.of("teacher")[0]
     if not entry.images or not teacher.images:
         raise ValueError(f"{entry.name!r} has no pictures to show; searches of earlier versions stored none of presets")
-    differences = [difference(a, b) for a, b in zip(teacher.images, entry.images, strict=True)]
+    pairs = list(zip(teacher.images, entry.images, strict=True))
+    titles = list(result.shown)
+    if entry.worst and entry.worst.images:
+        pairs, titles = [(entry.worst.images[0], entry.worst.images[1]), *pairs], [worst_words(entry), *titles]
     rows = [
-        ("teacher", teacher.images, False),
-        (_row_label(entry), entry.images, False),
-        ("difference ×4", differences, False),
+        ("teacher", [before for before, _ in pairs], False),
+        (_row_label(entry), [after for _, after in pairs], False),
+        ("difference ×4", [difference(*pair) for pair in pairs], False),
     ]
-    return rows_png(rows, result.shown, scores_line(entry))
+    return rows_png(rows, titles, scores_line(entry))
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -32,23 +36,35 @@ def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def overview_png(result: Result, most: int = 5) -> bytes:
-    """The teacher and up to `most` schedules of the front, slowest first; the recommended one is among them."""
+    """The teacher and up to `most` schedules of the front, slowest first; the recommended one is among them.
+
+    Each row of a schedule begins with its worst run: the teacher's picture and its own.
+    """
     front = [e for e in result.of("front") if e.images][::-1]
     picked = {int(i) for i in np.linspace(0, len(front) - 1, min(most, len(front))).round()}
     wanted = next((i for i, e in enumerate(front) if e is result.best), None)
     if wanted is not None and wanted not in picked:
         inner = picked - {0, len(front) - 1} or picked
         picked = picked - {min(inner, key=lambda i: abs(i - wanted))} | {wanted}
-    rows = [("teacher", result.of("teacher")[0].images or [], False)]
-    rows += [(_row_label(front[i]), front[i].images or [], i == wanted) for i in sorted(picked)]
-    return rows_png(rows, result.shown, f"{result.model}, {result.space}: same held-out prompts, same noise")
+    shown, images = list(result.shown), list(result.of("teacher")[0].images or [])
+    first: dict[int, list[np.ndarray]] = {i: e.worst.images for i in picked if (e := front[i]).worst and e.worst.images}
+    if first:
+        shown = ["worst run, teacher", "worst run", *shown]
+        images = [np.full_like(images[0], 255)] * 2 + images
+    rows = [("teacher", images, False)]
+    rows += [(_row_label(front[i]), [*first.get(i, []), *(front[i].images or [])], i == wanted) for i in sorted(picked)]
+    return rows_png(rows, shown, f"{result.model}, {result.space}: same held-out prompts, same noise")
 
 
 def _row_label(entry: Entry) -> str:
     """The label of a row: name and scores, one per line."""
     s = entry.held_out
     lines = entry.name.split(" · ")
-    return "\n".join([*lines, *([f"PSNR {s['psnr'].value:.1f} dB"] if "psnr" in s else [])])
+    lines += [f"PSNR {s['psnr'].value:.1f} dB"] if "psnr" in s else []
+    lines += [f"worst {entry.worst.value:.3g}"] if entry.worst else []
+    if entry.tested:
+        lines += ["certified"] if entry.tested.certified else [f"{entry.tested.misses} of {entry.tested.runs} missed"]
+    return "\n".join(lines)
 
 
 def scores_line(entry: Entry) -> str:
@@ -83,7 +99,8 @@ def rows_png(rows: Sequence[tuple[str, Sequence[np.ndarray], bool]], prompts: Se
     for i, (name, images, recommended) in enumerate(rows):
         y = height - top - i * (side + gap) - side
         head, _, rest = name.partition("\n")
-        middle = (y + side / 2) / height
+        lines = rest.count("\n") + 1 + recommended
+        middle = (y + side / 2 + 8 * max(0, lines - 3)) / height
         color = BLUE if recommended else INK
         figure.text(
             (left - 12) / width,

@@ -54,7 +54,7 @@ class EntryBuilder:
             _with_scores(self.finished, schedule, scores),
             summarise_scores(calibration, objectives),
             scores,
-            _pictures(held_out.scorer.decode(held_out.latents(schedule)[:SHOWN])),
+            as_pictures(held_out.scorer.decode(held_out.latents(schedule)[:SHOWN])),
             held_out_gaps(values, calibration, objectives),
             samples=values,
         )
@@ -98,7 +98,7 @@ def _with_scores(finished: FinishedSearch, schedule: Schedule, scores: Mapping[s
     return schedule.with_scores({name: part(name, score) for name, score in scores.items()}).with_made(made)
 
 
-def _pictures(images: Tensor) -> list[np.ndarray]:
+def as_pictures(images: Tensor) -> list[np.ndarray]:
     """Pictures [B, 3, H, W] in 0..1 as bytes [H, W, 3], at most HIGHEST pixels high."""
     if (height := images.shape[-2]) > HIGHEST:
         size = HIGHEST, max(1, round(images.shape[-1] * HIGHEST / height))

@@ -10,6 +10,7 @@ from search.figures.report.page import report_page
 from search.loop.finished import FinishedSearch
 from search.loop.held_out import collect_result
 from search.loop.progress import phase_bars
+from search.results.certificates import certificate_sentence
 from search.results.result import Result
 from search.tracking.tracker import Tracker, last_lines
 
@@ -58,16 +59,19 @@ def _print_summary(finished: FinishedSearch, result: Result, console: Console) -
         f"cost       {state.block_executions:,.0f} block executions; runs that begin alike saved "
         f"{1 - state.block_executions / state.unshared:.0%} of {state.unshared:,.0f}"
     )
+    if (asked := result.certify) is not None:
+        blocks, runs = asked["block_executions"], asked["new_runs"]
+        console.print(f"           {blocks:,} block executions more for certificates, in {runs:,} runs")
     written = {"front": "front.json", "report": "figures/report.html", "figures": "figures", "schedules": "schedules"}
     for name, path in written.items():
         console.print(f"{name:<10} {folder / path}", markup=False)
     if best is not None and "speedup" in best.held_out:
         scores = best.held_out
-        psnr = scores["psnr"].low if scores["psnr"].low is not None else scores["psnr"].value
-        verdict = "no visible loss" if psnr >= result.no_visible_loss else "closest to the teacher"
+        verdict = "recommended" if best.schedule.certificate else "closest to the teacher"
         console.print(
-            f"[bold]best at {verdict}: {scores['speedup'].value:.2f}× faster[/bold], "
-            f"drift {scores['drift'].value:.3f}, PSNR {scores['psnr'].value:.1f} dB "
-            f"(visible below {result.no_visible_loss:.1f}), on held-out prompts"
+            f"[bold]{verdict}: {scores['speedup'].value:.2f}× faster[/bold], "
+            f"drift {scores['drift'].value:.3f}, PSNR {scores['psnr'].value:.1f} dB on average of the held-out prompts"
         )
         console.print(f"export     python -m search.export run={folder.name} out=schedule.json", markup=False)
+        if sentence := certificate_sentence(result):
+            console.print(sentence, markup=False)

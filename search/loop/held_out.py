@@ -12,6 +12,7 @@ from search.config.load import HELD_OUT_SEED
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.execute.jobs import Job
 from search.evaluate.guard import Guard
+from search.loop.certification import Certification
 from search.loop.entries import SHOWN, EntryBuilder, make_names_unique
 from search.loop.finished import FinishedSearch
 from search.loop.progress import OnProgress, ignore_progress
@@ -33,7 +34,6 @@ from search.validate.environment import search_environment
 MOST_ON_FRONT = 12
 REPEATS = 3  # rounds of timing
 SHORTER = (15, 12, 10, 8, 6)  # steps of the teacher with fewer steps, which are reported as presets
-VISIBLE = 30.0  # dB of PSNR against the teacher: differences below are usually seen
 
 
 def collect_result(finished: FinishedSearch, on_progress: OnProgress = ignore_progress) -> Result:
@@ -55,6 +55,7 @@ def collect_result(finished: FinishedSearch, on_progress: OnProgress = ignore_pr
     searched = [name for name in finished.objectives if name in held_out.objectives]
     reported = [name for name in finished.reported if name in held_out.objectives]
     mark_dominated(entries, held_out.objectives, searched)
+    certify = Certification(finished, held_out, entries).certify(on_progress)
     held_out.guard.save(finished.quarantine)
     return Result(
         search_id=finished.folder.name,
@@ -68,11 +69,11 @@ def collect_result(finished: FinishedSearch, on_progress: OnProgress = ignore_pr
         points=_points(finished),
         prompts={"calibration": finished.evaluator.prompts, "held_out": list(finished.held_out_prompts)},
         shown=list(finished.held_out_prompts[:SHOWN]),
-        recommended=recommended_name(entries, VISIBLE),
-        no_visible_loss=VISIBLE,
+        recommended=recommended_name(entries),
         config=finished.config.model_dump(mode="json"),
         environment=search_environment(model)
         | {"seed_to_seed_psnr_db": f"{band[0]:.1f} (90 % in {band[1]:.1f} to {band[2]:.1f})"},
+        certify=certify,
         stopped=finished.stopped,
         guard=reported,
         notes=_notes(finished, held_out, entries, left_out, searched, reported),

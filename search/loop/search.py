@@ -26,6 +26,7 @@ from search.evaluate.guard import Failure, Guard, SafeCost
 from search.evaluate.memo import Memo
 from search.loop import checkpoint
 from search.loop.candidates import CandidateBuilder
+from search.loop.certification import check_criterion
 from search.loop.components import make_components
 from search.loop.finished import FinishedSearch
 from search.loop.history import archive_scores, generation_record
@@ -58,6 +59,7 @@ class Search:
         self.space: Space = space_of(config)
         self.objectives: dict[str, Objective] = make_components("objective", config.objective)
         self.reported = make_components("guard", {k: v for k, v in config.guard.items() if k not in config.objective})
+        check_criterion(config, {**self.objectives, **self.reported})
         self.guard = Guard(config.budget.patience, config.budget.failures, self.warn)
         self.calibration, self.held_out = prompts_from_config(config.prompts)
         self.on_prepare: Callable[[str], None] = lambda text: None  # what is being measured
@@ -245,10 +247,8 @@ class Search:
         self.state.save(self.checkpoint)
 
     def _describe_front(self) -> str:
-        if not self.state.history:
-            return ""
-        last = self.state.history[-1]
-        return f"front {last['front']:.0f}, hypervolume {last['hypervolume']:.4f}"
+        history = self.state.history
+        return f"front {history[-1]['front']:.0f}, hypervolume {history[-1]['hypervolume']:.4f}" if history else ""
 
     def _is_budget_spent(self, seconds: float) -> bool:
         return self.config.budget.is_spent(self.state.asked, seconds, self.state.block_executions)

@@ -61,7 +61,7 @@ class StoppingRule:
         if most < first:
             raise ValueError(
                 f"a share of {share:g} at a confidence of {confidence:g} takes {first} runs or more, and at most "
-                f"{most} are made; give {first} runs or more, or a smaller share"
+                f"{most} are made; give runs={first} or more, or a smaller share"
             )
         looks = tuple(range(first, most + 1, first))
         return cls(share, confidence, looks, _allowed(share, confidence, looks))

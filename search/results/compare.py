@@ -74,19 +74,21 @@ def paired_difference(a: Entry, b: Entry, name: str) -> Score:
     return Score(one.value - two.value, _low(one) - _high(two), _high(one) - _low(two))
 
 
-def recommended_name(entries: Sequence[Entry], threshold: float) -> str:
-    """The name of the fastest entry of the front whose PSNR is surely above the threshold, else of the highest PSNR.
+def recommended_name(entries: Sequence[Entry]) -> str:
+    """The name of the fastest entry of the front that is certified; where none is, of the highest PSNR.
 
-    Entries that are surely dominated are left out. Of entries that do not surely differ in PSNR it is the fastest; of
-    entries whose measured times overlap it is the one with the fewest MACs.
+    Entries that are surely dominated are left out, unless no others are certified. Of entries that do not surely differ
+    in PSNR it is the fastest; of entries whose measured times overlap it is the one with the fewest MACs.
     """
-    front = [entry for entry in entries if entry.role == "front" and not entry.behind]
-    if not front:
+    front = [entry for entry in entries if entry.role == "front"]
+    certified = [entry for entry in front if entry.tested and entry.tested.certified]
+    good = [entry for entry in certified if not entry.behind] or certified
+    others = [entry for entry in front if not entry.behind]
+    if not good and not others:
         return "teacher"
-    good = [entry for entry in front if _low(entry.held_out["psnr"]) >= threshold]
     if not good:
-        best = max(front, key=lambda entry: entry.held_out["psnr"].value)
-        good = [e for e in front if e is best or not _is_positive(paired_difference(best, e, "psnr"))]
+        best = max(others, key=lambda entry: entry.held_out["psnr"].value)
+        good = [e for e in others if e is best or not _is_positive(paired_difference(best, e, "psnr"))]
     fastest = max(good, key=lambda entry: entry.held_out["speedup"].value)
     close = [e for e in good if _high(e.held_out["speedup"]) >= _low(fastest.held_out["speedup"])]
     return min(close, key=lambda e: (e.held_out["macs"].value, -e.held_out["speedup"].value)).name

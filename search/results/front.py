@@ -35,6 +35,7 @@ def _check_generation(record: dict[str, float]) -> dict[str, float]:
 
 
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=10**12)]
 Key = Annotated[str, Field(pattern=r"^\w[\w.-]{0,99}$")]  # name of a score or of an objective
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,200}$")]  # of a schedule; it is printed
 Word = Annotated[str, Field(max_length=200)]
@@ -63,6 +64,29 @@ class _Score(_Part):
 Scores = Annotated[dict[Key, _Score], Field(max_length=200)]
 
 
+class _Tested(_Part):
+    runs: Count
+    misses: Count
+    certified: bool
+
+
+class _Worst(_Part):
+    name: Key
+    value: Number
+    prompt: Text
+    seed: Count
+    picture: PictureFile | None = None
+
+
+class _Certify(_Part):
+    criterion: Word
+    share: Number
+    confidence: Number
+    runs: Count
+    new_runs: Count = 0
+    block_executions: Number = 0
+
+
 class _Row(_Part):
     """A schedule with its scores."""
 
@@ -75,6 +99,8 @@ class _Row(_Part):
     held_out: Scores
     gap: Scores = {}
     change: Scores = {}
+    tested: _Tested | None = None
+    worst: _Worst | None = None
 
 
 class _Front(_Part):
@@ -95,9 +121,9 @@ class _Front(_Part):
     prompts: Annotated[dict[Key, Texts], Field(max_length=10)]
     shown: Annotated[list[Text], Field(max_length=100)] = []
     recommended: Word
-    no_visible_loss: Number
     config: Settings
     environment: Annotated[dict[Word, Text], Field(max_length=200)]
+    certify: _Certify | None = None
     stopped: Text = ""
     guard: Keys = []
     notes: Annotated[list[Text], Field(max_length=1000)] = []

@@ -31,14 +31,15 @@ class Condition:
 
     def holds(self, row: Row) -> bool:
         """Whether the score's value meets the limit."""
-        return self._holds(held_out_score(row, self.name))
+        return self.met_by(held_out_score(row, self.name))
 
     def surely(self, row: Row) -> bool:
         """Whether the score's value and both ends of its interval meet the limit."""
         score = row["held_out"][self.name]
-        return all(self._holds(v) for v in (score["value"], score.get("low"), score.get("high")) if v is not None)
+        return all(self.met_by(v) for v in (score["value"], score.get("low"), score.get("high")) if v is not None)
 
-    def _holds(self, value: float) -> bool:
+    def met_by(self, value: float) -> bool:
+        """Whether a value meets the limit; what is not a number does not."""
         return (value < self.limit if "<" in self.sign else value > self.limit) or (
             "=" in self.sign and value == self.limit
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.files import read_regular_file
+from search.pareto.certificates import MissCount
 from search.results.disk import write_atomically
 from search.results.folder import MAX_PICTURE_BYTES, TENSORS, picture_row, read_row, slug
 from search.results.front import FILE, REMEDY, load_schedule, read_front, resume_command
@@ -19,6 +20,27 @@ if TYPE_CHECKING:
     import numpy as np
 
     from search.schedule import Schedule
+
+
+@dataclass
+class WorstRun:
+    """The held-out run of a schedule that is worst by the criterion of certificates, or by PSNR.
+
+    Attributes:
+        name: Of the score that it is worst by.
+        value: Its score.
+        prompt: Its prompt.
+        seed: Of its noise.
+        images: The teacher's picture and the schedule's, uint8 [H, W, 3].
+        picture: Path of both in one row, inside the run folder; None before they are written.
+    """
+
+    name: str
+    value: float
+    prompt: str
+    seed: int
+    images: "list[np.ndarray] | None" = field(default=None, compare=False)
+    picture: str | None = None
 
 
 @dataclass
@@ -41,6 +63,8 @@ class Entry:
         samples: Held-out values [P], only while the search runs.
         file: Path of the schedule inside the run folder, once it is written.
         picture: Path of the pictures, all in one row, inside the run folder, once they are written.
+        tested: The held-out runs that decided on its certificate; None where it was not tested.
+        worst: Its worst held-out run; None for the teacher, and in searches of earlier versions.
     """
 
     name: str
@@ -55,6 +79,8 @@ class Entry:
     samples: dict[str, list[float]] = field(default_factory=dict)
     file: str = ""
     picture: str = ""
+    tested: MissCount | None = None
+    worst: WorstRun | None = None
 
     @property
     def slug(self) -> str:
@@ -83,7 +109,8 @@ class Result:
         prompts: Texts of the splits `calibration` and `held_out`.
         shown: The held-out prompts of which entries have pictures.
         recommended: Name of the recommended entry.
-        no_visible_loss: PSNR in dB below which differences are usually seen.
+        certify: What certificates promise: `criterion`, `share`, `confidence`, `runs` at most; and `new_runs`, which
+            they took beside the held-out prompts, with their `block_executions`. None where none were asked for.
         config: The configuration.
         environment: Versions and device.
         stopped: Why the search ended early, or empty.
@@ -107,9 +134,9 @@ class Result:
     prompts: dict[str, list[str]]
     shown: list[str]
     recommended: str
-    no_visible_loss: float
     config: dict[str, Any]
     environment: dict[str, str]
+    certify: dict[str, Any] | None = None
     stopped: str = ""
     guard: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -147,9 +174,15 @@ class Result:
             entry.schedule.save(self.folder / entry.file)
             if entry.images:
                 write_atomically(self.folder / entry.picture, picture_row(entry.images))
+            if entry.worst and entry.worst.images:
+                entry.worst.picture = self._unused_name("pictures", f"{number:02d}_worst", ".png")
+                write_atomically(self.folder / entry.worst.picture, picture_row(entry.worst.images))
             scores = {part: {k: asdict(s) for k, s in getattr(entry, part).items()} for part in SCORED}
-            row = {"name": entry.name, "role": entry.role, "file": entry.file, "behind": entry.behind}
-            rows.append(row | ({"picture": entry.picture} if entry.picture else {}) | scores)
+            row: dict[str, Any] = {"name": entry.name, "role": entry.role, "file": entry.file, "behind": entry.behind}
+            row |= {"picture": entry.picture} if entry.picture else {}
+            row |= {"tested": asdict(entry.tested)} if entry.tested else {}
+            row |= {"worst": {k: v for k, v in vars(entry.worst).items() if k != "images"}} if entry.worst else {}
+            rows.append(row | scores)
         data = {name: getattr(self, name) for name in STORED} | {"entries": rows}
         write_atomically(self.folder / FILE, json.dumps(data, indent=1, ensure_ascii=False))
         self._remove_stale_files()
@@ -165,6 +198,7 @@ class Result:
     def _remove_stale_files(self) -> None:
         """Remove the schedules and pictures that no entry names: those of an earlier result, or half written."""
         kept = {path for entry in self.entries for path in (entry.file, entry.picture) if path}
+        kept |= {entry.worst.picture for entry in self.entries if entry.worst and entry.worst.picture}
         kept |= {str(Path(path).with_suffix(TENSORS)) for path in kept}
         for name in WRITTEN:
             for stale in (self.folder / name).iterdir():
@@ -186,10 +220,16 @@ class Result:
             parts = scores["calibration"], scores["held_out"], None, scores["gap"], scores["change"]
             entry = Entry(row["name"], row["role"], load_schedule(folder, row), *parts, row["behind"], file=row["file"])
             entry.picture = row["picture"] or f"pictures/{number:02d}.png"  # the first versions did not write it
+            entry.tested = MissCount(**row["tested"]) if row["tested"] else None
+            entry.worst = WorstRun(**row["worst"]) if row["worst"] else None
+            worst = entry.worst.picture if entry.worst else None
+            if pictures and entry.worst and worst and (folder / worst).is_file():
+                entry.worst.images = read_row(folder / worst, 2, folder)
             if pictures and (folder / entry.picture).exists():
                 entry.images = read_row(folder / entry.picture, len(data["shown"]), folder)
             entries.append(entry)
-        if len(sizes := {entry.images[0].shape for entry in entries if entry.images}) > 1:
+        shown = [*(e.images for e in entries), *(e.worst.images for e in entries if e.worst)]
+        if len(sizes := {images[0].shape for images in shown if images}) > 1:
             raise ValueError(
                 f"{folder / 'pictures'} has pictures of {len(sizes)} sizes; {REMEDY}{resume_command(folder)}"
             )

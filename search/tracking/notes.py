@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from search.results.certificates import certificate_sentence, tested_words
 from search.results.result import Entry, Result
 from search.results.scores import Speedup
 from search.results.usage import apply_arguments
@@ -33,13 +34,14 @@ def describe_search(result: Result, run: str = "", pages: Mapping[str, str] | No
     model, pages = f"{result.model}-{result.space}", pages or {}
     server = server_option(result)
     charts = f" [All schedules as charts.]({pages['view']})" if "view" in pages else ""
+    sentence = certificate_sentence(result)
     registered = f" ([registered]({pages['version']}))" if "version" in pages else ""
     return "\n".join(
         [
             f"### Recommended: {best.name}",
             "",
             f"{len(result.points)} {result.space} schedules for {result.model} were evaluated. Scores are on held-out "
-            f"prompts and seeds; a PSNR under {result.no_visible_loss:.1f} dB can be seen."
+            f"prompts and seeds. {sentence[:1].upper()}{sentence[1:]}{'.' if sentence else ''}"
             + charts
             + (f" _{result.stopped}_" if result.stopped else ""),
             "",
@@ -66,12 +68,13 @@ def server_option(result: Result) -> str:
 
 def describe_schedule(result: Result, entry: Entry, run: str, figures: Sequence[str]) -> str:
     """Text for a schedule's page; `figures` are files of the MLflow run `run`."""
-    words = {"front": "on the front", "preset": "a published rule", "teacher": "the pipeline as it is"}
+    roles = {"front": "on the front", "preset": "a published rule", "teacher": "the pipeline as it is"}
     return "\n".join(
         [
-            f"**{entry.name}**, {words.get(entry.role, entry.role)}"
+            f"**{entry.name}**, {roles.get(entry.role, entry.role)}"
             + (", recommended" if entry is result.best else "")
-            + f"; {result.space} for {result.model}, search `{result.search_id}`",
+            + f"; {result.space} for {result.model}, search `{result.search_id}`"
+            + (f"; {words}" if (words := tested_words(entry)) else ""),
             "",
             *(_picture(Path(name).stem, name, run) + "\n" for name in figures),
             *_snippet(entry, f'python -m search.export run={result.search_id} pick="{entry.name}" out={registry.FILE}'),

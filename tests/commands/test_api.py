@@ -84,8 +84,34 @@ def test_a_search_by_names_and_its_progress(tmp_path):
         "model.steps=4", "model.max_sequence_length=8", f"model.path={tiny_folder()}", "tracking.enabled=false",
         "prompts.calibration_count=2", "prompts.held_out_count=2",
         model="pixart", space="cache", objective=["drift", "macs"], engine="random", seed=3, runs=tmp_path / "runs",
-        budget={"evaluations": 6}, on_progress=lambda what, done, total: seen.append((what, done, total)),
+        certify={"criterion": "drift<=0.2", "runs": 32}, budget={"evaluations": 6},
+        on_progress=lambda what, done, total: seen.append((what, done, total)),
     )  # fmt: skip
     assert result.folder.parent == tmp_path / "runs" and result.objectives == ["drift", "macs"]
     assert ("search", 6, 6) in seen and torch.is_grad_enabled()
     assert result.config["seed"] == 3 and result.config["engine"]["_target_"].endswith("RandomEngine")
+    check_certificates_by_hand(result)
+
+
+def check_certificates_by_hand(result):
+    """Every count of misses is that of the same runs on the stock pipeline, and the worst of them is the worst run."""
+    from search.config.prompts import read_prompts
+    from search.objectives.drift import Drift
+    from search.testing.models import tiny_model
+
+    model = tiny_model(steps=4)
+    prompts, seeds = read_prompts("emoji_held_out.txt")[:32], list(range(10_000, 10_032))
+    teacher = model.sample(prompts, seeds)
+    front = result.of("front")
+    assert any(e.tested and e.tested.certified for e in front) and result.certify["new_runs"] >= 30
+    for entry in front:
+        with entry.schedule.apply(model.pipe):
+            drifts = Drift()(model.sample(prompts, seeds), teacher)
+        assert (entry.schedule.certificate is not None) == bool(entry.tested and entry.tested.certified)
+        if entry.tested:
+            assert entry.tested.misses == int((drifts[: entry.tested.runs] > 0.2).sum())
+            if entry.tested.certified:
+                assert entry.worst.value == pytest.approx(float(drifts.max()), rel=1e-4)
+                assert entry.worst.seed == seeds[int(drifts.argmax())]
+    certificate = result.best.schedule.certificate
+    assert (certificate.runs, certificate.prompts, certificate.noises) == (32, 32, 1)

@@ -139,6 +139,7 @@ def searched(tmp_path, *given: str):
         f"prompts.held_out={tmp_path / 'held_out.txt'}",
         f"runs={tmp_path / 'runs'}",
         "tracking.enabled=false",
+        "certify=off",
         "budget.evaluations=12",
     ]
     return run(Config.check(compose_config(normalise_overrides([*given, *options]), str(CONF))))

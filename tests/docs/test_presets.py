@@ -22,7 +22,13 @@ FILES = sorted(PRESETS.glob("*/*.json"))
 @cache
 def config(model: str) -> Config:
     overrides = [f"+space=[{','.join(SPACES[model])}]", f"model={model}", *MORE.get(model, [])]
-    small = ["tracking.enabled=false", "budget.evaluations=24", "initial=presets", "prompts.calibration_count=2"]
+    small = [
+        "tracking.enabled=false",
+        "certify=off",
+        "budget.evaluations=24",
+        "initial=presets",
+        "prompts.calibration_count=2",
+    ]
     return Config.check(compose_config(normalise_overrides([*overrides, *small])))
 
 

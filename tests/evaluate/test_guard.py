@@ -257,6 +257,7 @@ def search(folder: Path, *more: str, prompts: Sequence[str] = ("red apple", "blu
         f"prompts.held_out={folder / 'held_out.txt'}",
         f"runs={folder / 'runs'}",
         "tracking.enabled=false",
+        "certify=off",
         "budget.evaluations=24",
         "budget.generation=12",
         *more,

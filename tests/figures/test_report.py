@@ -116,7 +116,7 @@ def test_big_pictures_are_made_small_until_the_page_is(result):
 
 def test_pictures_are_kept_at_a_size_for_people():
     ramp = torch.linspace(0, 1, 1024)[None, None, :, None].expand(2, 3, 1024, 2048)
-    small, large = entries._pictures(ramp[:, :, :64, :64]), entries._pictures(ramp)
+    small, large = entries.as_pictures(ramp[:, :, :64, :64]), entries.as_pictures(ramp)
     assert small[0].shape == (64, 64, 3) and large[1].shape == (512, 1024, 3)
     assert np.abs(large[0][:, 0, 0] / 255 - np.linspace(0, 1, 512)).max() < 0.004
     assert np.array_equal(small[0][:, 0, 0], (ramp[0, 0, :64, 0] * 255).round().byte().numpy())

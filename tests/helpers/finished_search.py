@@ -5,11 +5,17 @@ from pathlib import Path
 import numpy as np
 
 from search import Schedule
-from search.results.result import Entry, Result
+from search.pareto.certificates import MissCount
+from search.results.result import Entry, Result, WorstRun
 from search.results.scores import Score
 from search.testing.models import tiny_model
 
 PROMPTS = ["red apple, 3d style", "blue boat, flat style", "red boat"]
+
+CERTIFICATE = {
+    "criterion": "psnr>=30", "share": 0.9, "confidence": 0.95, "runs": 32, "misses": 0, "prompts": 32, "noises": 1,
+    "population": "a new prompt of this kind with new noise",
+}  # fmt: skip
 
 
 def made_result(folder: Path, name: str = "2026-01-02_030405_cache_tiny") -> Result:
@@ -32,7 +38,14 @@ def made_result(folder: Path, name: str = "2026-01-02_030405_cache_tiny") -> Res
         }
         shifted = [np.clip(p + int(200 * drift), 0, 255).astype(np.uint8) for p in pictures]
         calibration = {"drift": Score(drift * 0.8), "macs": Score(macs)}
-        return Entry(title, role, schedule, calibration, scores, shifted)
+        made = Entry(title, role, schedule, calibration, scores, shifted)
+        if role != "teacher":
+            made.worst = WorstRun("psnr", 50 - 400 * drift, PROMPTS[1], 10_001, [pictures[1], shifted[1]])
+        if role == "front":
+            made.tested = MissCount(32, 0, True) if drift < 0.1 else MissCount(9, 4, False)
+        if made.tested and made.tested.certified:
+            made.schedule = schedule.with_certificate(CERTIFICATE)
+        return made
 
     entries = [
         entry("3.0× · drift 0.120", "front", "CRRRRC", 1 / 3, 0.12),
@@ -77,9 +90,16 @@ def made_result(folder: Path, name: str = "2026-01-02_030405_cache_tiny") -> Res
         prompts={"calibration": ["red apple"], "held_out": PROMPTS},
         shown=PROMPTS,
         recommended="2.0× · drift 0.040",
-        no_visible_loss=30.0,
         config={"model": {"name": "tiny", "steps": 6}, "seed": 0, "long": "x" * 900},
         environment={"torch": "2", "git": "abc"},
+        certify={
+            "criterion": "psnr>=30",
+            "share": 0.9,
+            "confidence": 0.95,
+            "runs": 64,
+            "new_runs": 90,
+            "block_executions": 700,
+        },
     )
     result.save()
     return result

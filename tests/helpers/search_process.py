@@ -29,6 +29,7 @@ def command(runs: Path, *more: str) -> list[str]:
         f"runs={runs}",
         "tracking.enabled=false",
         "compute.threads=1",
+        "certify=off",
         *more,
     ]
 

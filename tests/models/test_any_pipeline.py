@@ -154,7 +154,8 @@ def test_what_is_scored_is_what_the_output_option_names():
 def test_a_search_on_a_pipeline_ends_in_schedules_that_give_what_it_measured(name, tmp_path):
     sample = ZOO[name]()
     result = search.search(
-        sample.pipe, "tracking.enabled=false", "budget.generation=6", "compute.threads=1", call=sample.call,
+        sample.pipe, "tracking.enabled=false", "certify=off", "budget.generation=6", "compute.threads=1",
+        call=sample.call,
         prompts=["{}"], held_out=["{}"], space="cache", budget={"evaluations": 12}, runs=tmp_path,
     )  # fmt: skip
     assert result.model == type(sample.pipe).__name__
@@ -179,6 +180,7 @@ def test_a_search_by_the_command_line_on_lines_of_arguments(tmp_path, monkeypatc
         f"model.path={family_folder('sd3')}", "model.call.max_sequence_length=8", "model.height=16", "model.width=16",
         "model.dtype=float32", "model.call.num_inference_steps=5", "prompts.calibration=mine.jsonl",
         "prompts.held_out=others.jsonl", "budget.evaluations=6", "budget.generation=6", "tracking.enabled=false",
+        "certify=off",
         model="any", space="cache", runs=tmp_path / "runs",
     )  # fmt: skip
     assert result.config["prompts"]["batch"] == 8 and result.entries[-1].schedule.steps == 5

@@ -356,7 +356,7 @@ def test_a_search_by_command_line(tmp_path, root):
         "model.steps=8",
         "budget.evaluations=48",
     ]
-    command += [f"runs={tmp_path}", "tracking.enabled=false", "compute.threads=1"]
+    command += [f"runs={tmp_path}", "tracking.enabled=false", "certify=off", "compute.threads=1"]
     done = subprocess.run([sys.executable, *command], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (found,) = tmp_path.glob("*/schedules")

@@ -102,7 +102,7 @@ def test_a_run_that_misses_never_helps_and_more_runs_take_no_certificate_away(mi
 
 
 def test_what_cannot_be_promised_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"takes 304 runs or more, and at most 128 are made; give 304 runs or more"):
+    with pytest.raises(ValueError, match=r"takes 304 runs or more, and at most 128 are made; give runs=304 or more"):
         StoppingRule.of(0.99, 0.95, 128)
     with pytest.raises(ValueError, match=r"share=1: give a number between 0 and 1"):
         runs_without_a_miss(1.0, 0.95)

@@ -30,6 +30,7 @@ SMALL = (
     "prompts.calibration_count=2",
     "prompts.held_out_count=2",
     "tracking.enabled=false",
+    "certify=off",
     "compute.threads=1",
     "compute.device=cpu",
     "model.steps=8",

@@ -6,6 +6,7 @@ import pytest
 from search.objectives.base import Quality, Reward
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
+from search.pareto.certificates import MissCount
 from search.pareto.domination import non_dominated
 from search.pareto.intervals import _tails, difference_interval, surely_dominated
 from search.results.compare import (
@@ -142,44 +143,52 @@ def test_the_front_says_who_is_surely_behind_and_rewards_are_paired_with_the_tea
     assert rows[1].change["liked"].high == pytest.approx(-0.1) and rows[4].change == {}
 
 
-def timed(name: str, psnr: list[float], speed: tuple[float, float, float], macs: float, behind: str = "") -> Entry:
+def timed(name: str, psnr: list[float], speed: tuple[float, float, float], macs: float, **more: object) -> Entry:
     scores = {
         "psnr": Score(float(np.mean(psnr)), min(psnr), max(psnr)),
         "speedup": Score(*speed),
         "macs": Score(macs),
     }
-    return Entry(name, "front", None, {}, scores, behind=behind, samples={"psnr": psnr})
+    return Entry(name, "front", None, {}, scores, samples={"psnr": psnr}, **more)
 
 
-def test_the_fastest_without_visible_loss_is_recommended() -> None:
+CERTIFIED, REFUSED = MissCount(32, 0, True), MissCount(12, 4, False)
+
+
+def test_the_fastest_that_is_certified_is_recommended() -> None:
     rows = [
-        timed("visible", [20.0, 31.0], (5.0, 4.9, 5.1), 0.2),
-        timed("fast", [35.0, 40.0], (3.0, 2.9, 3.1), 0.4),
-        timed("slow", [50.0, 60.0], (2.0, 1.9, 2.1), 0.6),
+        timed("refused", [20.0, 31.0], (5.0, 4.9, 5.1), 0.2, tested=REFUSED),
+        timed("fast", [35.0, 40.0], (3.0, 2.9, 3.1), 0.4, tested=CERTIFIED),
+        timed("slow", [50.0, 60.0], (2.0, 1.9, 2.1), 0.6, tested=CERTIFIED),
     ]
-    assert recommended_name(rows, 30.0) == "fast"
-    assert recommended_name([rows[0], rows[2]], 30.0) == "slow"
+    assert recommended_name(rows) == "fast"
+    assert recommended_name([rows[0], rows[2]]) == "slow"
     rows[1].behind = "slow"
-    assert recommended_name(rows, 30.0) == "slow"
-    assert recommended_name([], 30.0) == "teacher"
+    assert recommended_name(rows) == "slow"
+    rows[2].behind = "refused"  # no other certified one is left
+    assert recommended_name(rows) == "fast"
+    assert recommended_name([]) == "teacher"
 
 
 def test_times_that_overlap_do_not_decide() -> None:
-    rows = [timed("lucky", [40.0, 41.0], (3.1, 2.0, 3.2), 0.6), timed("lean", [40.0, 41.0], (3.0, 2.9, 3.1), 0.4)]
-    assert recommended_name(rows, 30.0) == "lean"
-    rows[0] = timed("faster", [40.0, 41.0], (3.6, 3.5, 3.7), 0.6)
-    assert recommended_name(rows, 30.0) == "faster"
+    rows = [
+        timed("lucky", [40.0, 41.0], (3.1, 2.0, 3.2), 0.6, tested=CERTIFIED),
+        timed("lean", [40.0, 41.0], (3.0, 2.9, 3.1), 0.4, tested=CERTIFIED),
+    ]
+    assert recommended_name(rows) == "lean"
+    rows[0] = timed("faster", [40.0, 41.0], (3.6, 3.5, 3.7), 0.6, tested=CERTIFIED)
+    assert recommended_name(rows) == "faster"
 
 
 def test_qualities_that_prompts_do_not_tell_apart_leave_it_to_speed() -> None:
     a = timed("truest", [10.0, 20.0, 15.0, 22.0], (1.5, 1.4, 1.6), 0.8)
     b = timed("as true", [21.0, 14.0, 22.0, 9.9], (2.5, 2.4, 2.6), 0.5)
     c = timed("worse", [8.0, 18.0, 13.0, 20.0], (3.5, 3.4, 3.6), 0.3)
-    assert recommended_name([a, b, c], 30.0) == "as true"
-    assert recommended_name([a, c], 30.0) == "truest"
+    assert recommended_name([a, b, c]) == "as true"
+    assert recommended_name([a, c]) == "truest"
     del a.samples["psnr"]  # read back from front.json: only intervals are left, and they overlap
     assert paired_difference(a, c, "psnr").low == pytest.approx(10.0 - 20.0)
-    assert recommended_name([a, c], 30.0) == "worse"
+    assert recommended_name([a, c]) == "worse"
 
 
 # Hacking

@@ -142,6 +142,7 @@ def test_a_search_with_it_exports_the_least_drift_within_a_limit(tmp_path, monke
         "budget.evaluations=48",
         f"runs={tmp_path / 'runs'}",
         "tracking.enabled=false",
+        "certify=off",
     ]
     run(Config.check(compose_config(normalise_overrides(given), str(own))))
     choice = best_within("nfe<=5", runs=Path(tmp_path / "runs"))

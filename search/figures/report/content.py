@@ -11,6 +11,7 @@ import numpy as np
 from search.figures.charts import axis_label, axis_limits, is_log, preset_families
 from search.figures.heatmap import ACTIONS, BRANCHES, FULL, Layout, row_label
 from search.figures.report.encoded_pictures import encode_pictures
+from search.results.certificates import certificate_sentence, criterion_limit, tested_words, worst_words
 from search.results.result import Entry, Result
 from search.results.scores import Score
 from search.results.usage import usage_snippet
@@ -40,7 +41,7 @@ def report_content(result: Result, track: Track = iter) -> dict[str, Any]:
         "families": _families(result),
         "entries": _entries(result, ids, track),
         "recommended": ids[result.number(result.best)],
-        "visible": result.no_visible_loss,
+        "limits": {name: limit for name in names if (limit := criterion_limit(result, name)) is not None},
         "points": _points(result),
         "history": [{k: _number(v) for k, v in row.items()} for row in result.history],
         "prompts": result.prompts,
@@ -74,9 +75,11 @@ def summary_sentences(result: Result) -> list[str]:
     sentences.append(f"Recommended is {best.name}: it {' and '.join(gives) or 'is on the front'}.")
     if "psnr" in s:
         sentences.append(
-            f"Against the teacher's pictures its own have a PSNR of {s['psnr'].value:.1f} dB{_interval(s['psnr'])}; "
-            f"differences are usually seen below {result.no_visible_loss:g} dB."
+            f"Against the teacher's pictures its own have a PSNR of {s['psnr'].value:.1f} dB{_interval(s['psnr'])} on "
+            "average."
         )
+    if sentence := certificate_sentence(result):
+        sentences.append(f"{sentence[0].upper()}{sentence[1:]}.")
     return sentences
 
 
@@ -99,6 +102,7 @@ def _entries(result: Result, ids: Sequence[str], track: Track) -> list[dict[str,
             "gap": {name: _score(s) for name, s in entry.gap.items()},
             "change": {name: _score(s) for name, s in entry.change.items()},
             "behind": entry.behind,
+            "worst": worst_words(entry, result.units.get(entry.worst.name, "")) if entry.worst else "",
             "plan": _plan(entry),
             "facts": _schedule_facts(entry),
             "apply": "\n".join(
@@ -189,6 +193,8 @@ def _schedule_facts(entry: Entry) -> list[tuple[str, str]]:
     if schedule.models:
         names = [f"{letter}: {part.name or part.class_name}" for letter, part in schedule.models.names.items()]
         facts.append(("other denoisers", ", ".join(names)))
+    if words := tested_words(entry):
+        facts.append(("certificate", words))
     return [*facts, ("digest", schedule.digest)]
 
 

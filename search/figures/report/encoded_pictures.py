@@ -20,7 +20,7 @@ QUALITY = 90  # of WebP
 def encode_pictures(
     result: Result, track: Callable[[Sequence[Entry]], Iterable[Entry]]
 ) -> list[dict[str, list[str]] | None]:
-    """For every entry its pictures, and four times their differences to the teacher's.
+    """For every entry its pictures, four times their differences to the teacher's, and the three of its worst run.
 
     They are made smaller until all of them together have at most MOST characters.
     """
@@ -41,6 +41,9 @@ def _encoded(result: Result, entry: Entry, side: int) -> dict[str, list[str]] | 
     if teacher and entry.role != "teacher":
         pairs = zip(teacher, entry.images, strict=True)
         urls["difference"] = [_webp(difference(a, b), side) for a, b in pairs]
+    if entry.worst and entry.worst.images:
+        before, after = entry.worst.images
+        urls["worst"] = [_webp(image, side) for image in (before, after, difference(before, after))]
     return urls
 
 

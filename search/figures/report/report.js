@@ -141,16 +141,16 @@ function drawFront() {
     gridcolor: LINES, linecolor: SOFT,
   });
   const range = about.log ? about.range.map(Math.log10) : about.range;
-  const visible = y === "psnr";
+  const limit = data.limits[y];
   Plotly.react("chart", traces(), {
     xaxis: { ...axis(x), range: data.scores[x].range },
     yaxis: { ...axis(y), type: about.log ? "log" : "linear", dtick: about.log ? 1 : null, range },
-    shapes: visible ? [{
-      type: "line", xref: "paper", x0: 0, x1: 1, y0: data.visible, y1: data.visible, layer: "below",
+    shapes: limit !== undefined ? [{
+      type: "line", xref: "paper", x0: 0, x1: 1, y0: limit, y1: limit, layer: "below",
       line: { color: SOFT, width: 1, dash: "dash" },
     }] : [],
-    annotations: [...recommendation(about), ...(visible ? [{
-      xref: "paper", x: 1, y: data.visible, text: "visible below", showarrow: false, yanchor: "top", xanchor: "right",
+    annotations: [...recommendation(about), ...(limit !== undefined ? [{
+      xref: "paper", x: 1, y: limit, text: "criterion of every run", showarrow: false, yanchor: "top", xanchor: "right",
       font: { color: SOFT, size: 12 },
     }] : [])],
     font: { ...FONT, size: 13 }, margin: { l: 56, r: 14, t: 12, b: 48 }, plot_bgcolor: "#fff", paper_bgcolor: "#fff",
@@ -249,12 +249,15 @@ function drawPictures(entry) {
   const alone = entry === teacher;
   note(alone ? "What all others are compared with; held-out prompts."
     : "The teacher's picture, this schedule's, and four times their difference; held-out prompts, same noise.");
-  data.shown.forEach((prompt, i) => {
-    const others = [[entry.name, own.own[i]], ["difference times four", alone || own.difference[i]]];
-    const pictures = [["teacher", theirs.own[i]], ...(alone ? [] : others)];
-    const row = pictures.map(([who, src]) => element("img", { src, alt: `${prompt}: ${who}`, decoding: "async" }));
+  const names = ["teacher", entry.name, "difference times four"];
+  const figure = (title, sources) => {
+    const row = sources.map((src, i) => element("img", { src, alt: `${title}: ${names[i]}`, decoding: "async" }));
     $("pictures").append(
-      element("figure", {}, element("figcaption", {}, prompt), element("div", { class: "row" }, ...row)));
+      element("figure", {}, element("figcaption", {}, title), element("div", { class: "row" }, ...row)));
+  };
+  if (own.worst) figure(entry.worst, own.worst);
+  data.shown.forEach((prompt, i) => {
+    figure(prompt, [theirs.own[i], ...(alone ? [] : [own.own[i], own.difference[i]])]);
   });
 }
 
