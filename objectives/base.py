@@ -4,9 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from search.objectives.aggregate import AGGREGATES, Over
 from search.profile.costs import Costs
 from search.schedule import Schedule
 
@@ -60,6 +62,13 @@ class Quality(Objective):
     Attributes:
         of: Whether it compares `latents` or `images`; images need the decoder and take longer.
 
+    Args:
+        over: What an engine is given of the values of all prompts: their mean, median, the geometric mean (`log`), or
+            the value that nine of ten prompts are no worse than (`q90`).
+
+    Raises:
+        ValueError: The geometric mean was asked for where higher values are better.
+
     Example:
         >>> import torch
         >>> from search.objectives.base import Quality
@@ -74,6 +83,23 @@ class Quality(Objective):
     """
 
     of: ClassVar[Literal["latents", "images"]] = "images"
+    _over: Over = "mean"  # not part of the memo's key: the values of the prompts are the same
+
+    def __init__(self, over: Over = "mean") -> None:
+        if over == "log" and self.better == "higher":
+            raise ValueError(f"objective.{self.key}.over=log is for errors, of which less is better; give mean or q90")
+        self._over = over
+
+    @property
+    def over(self) -> Over:
+        """The name of what is taken of the values of all prompts."""
+        return self._over
+
+    def aggregate(self, values: Sequence[float]) -> float:
+        """The number for an engine, to be minimised, of the values of all prompts [P]."""
+        if self._over == "mean":  # in the order of the prompts: the same bits wherever it is summed
+            return self.minimised(sum(values) / len(values))
+        return float(AGGREGATES[self._over](np.array([self.minimised(value) for value in values])))
 
     @abstractmethod
     def __call__(self, run: Tensor, teacher: Tensor, prompts: Sequence[str]) -> Tensor:

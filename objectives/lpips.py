@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from search.objectives.aggregate import Over
 from search.objectives.base import Quality
 from search.profile.costs import Costs
 
@@ -21,6 +22,7 @@ class Lpips(Quality):
 
     Args:
         network: `alex`, `vgg` or `squeeze`.
+        over: See `Quality`.
 
     Raises:
         ValueError: The network is unknown, torchvision is not installed, or its weights cannot be had.
@@ -28,7 +30,8 @@ class Lpips(Quality):
 
     key, unit = "lpips", ""
 
-    def __init__(self, network: Literal["alex", "vgg", "squeeze"] = "alex") -> None:
+    def __init__(self, network: Literal["alex", "vgg", "squeeze"] = "alex", over: Over = "mean") -> None:
+        super().__init__(over)
         if network not in NETWORKS:
             raise ValueError(
                 f"objective.lpips.network={network} is not one of {', '.join(NETWORKS)}; "

@@ -254,7 +254,7 @@ class Evaluator:
         shares = {GATE + name: values for name, values in mean_shares(run.decided).items()}
         self.memo.put(self.context, schedule.digest, {DRIFT: drift} | shares | more)
         if not more and race and self.scorer.decodes and race.beaten(drift, self._prices(schedule)):
-            return self.scorer.estimate(schedule, drift, race.expected_mean(drift))
+            return self.scorer.estimate(schedule, drift, race.expected(drift))
         scored = self.scorer.score(schedule)
         assert scored is not None
         return scored
@@ -263,7 +263,8 @@ class Evaluator:
         drifts = [(rival, self.scorer.remembered(rival).get(DRIFT)) for rival in rivals]
         qualities = [o for o in self.objectives.values() if isinstance(o, Quality)]
         slack = 1.0 if all(isinstance(o, Drift) for o in qualities) else SLACK
-        return Race([Rival(np.array(d), self._prices(rival)) for rival, d in drifts if d], slack=slack)
+        over = next((o.over for o in qualities if isinstance(o, Drift)), "mean")
+        return Race([Rival(np.array(d), self._prices(rival)) for rival, d in drifts if d], slack=slack, over=over)
 
     def _beaten(self, run: _Run, race: Race) -> Scored | None:
         drift = self.scorer.drift(torch.cat(run.parts))
@@ -271,7 +272,7 @@ class Evaluator:
             return self.scorer.not_finite(run.schedule, self._step_not_finite(run.schedule, drift))
         if run.schedule.gates or not race.beaten(drift, self._prices(run.schedule)):
             return None
-        return self.scorer.estimate(run.schedule, drift, race.expected_mean(drift))
+        return self.scorer.estimate(run.schedule, drift, race.expected(drift))
 
     def _prices(self, schedule: Schedule) -> np.ndarray:
         return self.scorer.prices(schedule, self.costs_of(schedule))

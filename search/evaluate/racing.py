@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from search.objectives.aggregate import AGGREGATES, Over
+
 DRAWS = 400
 FEWEST = 3  # prompts, below which resampling is meaningless
 
@@ -33,6 +35,7 @@ class Race:
         rivals: What candidates are compared with.
         sure: The share of the resampled subsets of prompts in which the rival has to have less drift.
         slack: A rival has to have so many times less drift; above 1 for scores that follow drift only roughly.
+        over: What is compared of the drift on several prompts, as in objectives/aggregate.py.
 
     Example:
         >>> import numpy as np
@@ -42,8 +45,8 @@ class Race:
         (True, False)
     """
 
-    def __init__(self, rivals: Sequence[Rival], sure: float = 0.95, slack: float = 1.0) -> None:
-        self.rivals, self.sure, self.slack = list(rivals), sure, slack
+    def __init__(self, rivals: Sequence[Rival], sure: float = 0.95, slack: float = 1.0, over: Over = "mean") -> None:
+        self.rivals, self.sure, self.slack, self.over = list(rivals), sure, slack, AGGREGATES[over]
 
     def beaten(self, drift: Sequence[float], costs: np.ndarray) -> bool:
         """Whether a candidate with this drift on the first prompts [p] and these costs [C] has lost."""
@@ -55,18 +58,16 @@ class Race:
         cheaper = [rival.drift[: len(candidate)] for rival in self.rivals if (rival.costs <= costs).all()]
         if not cheaper:
             return False
-        ahead = candidate - self.slack * np.array(cheaper)  # [R, p], positive where the rival is better
-        best = ahead[ahead.mean(axis=1).argmax()]
+        best = min(cheaper, key=self.over)
         drawn = np.random.default_rng(0).integers(len(candidate), size=(DRAWS, len(candidate)))
-        return bool((best[drawn].mean(axis=1) > 0).mean() >= self.sure)
+        ahead = self.over(candidate[drawn]) - self.slack * self.over(best[drawn])  # positive where the rival is better
+        return bool((ahead > 0).mean() >= self.sure)
 
-    def expected_mean(self, drift: Sequence[float]) -> float:
-        """Expected mean drift on all prompts, from the drift on the first prompts [p].
+    def expected(self, drift: Sequence[float]) -> float:
+        """Expected drift over all prompts, from the drift on the first prompts [p].
 
-        The factor from the mean of the first prompts to that of all is the median over the rivals, 1 without any.
+        The factor from the first prompts to all is the median over the rivals, 1 without any.
         """
-        mean = float(np.mean(drift))
-        factors = [
-            r.drift.mean() / r.drift[: len(drift)].mean() for r in self.rivals if r.drift[: len(drift)].mean() > 0
-        ]
-        return mean * float(np.median(factors)) if factors else mean
+        first = float(self.over(np.array(drift)))
+        factors = [self.over(r.drift) / begun for r in self.rivals if (begun := self.over(r.drift[: len(drift)])) > 0]
+        return first * float(np.median(factors)) if factors else first

@@ -140,8 +140,11 @@ class Scorer:
         return {name: objective for name, objective in objectives.items() if name not in reasons}, reasons
 
     def minimised(self, values: Mapping[str, list[float]]) -> list[float]:
-        """The row [M] of scores for an engine: means over prompts, all to be minimised."""
-        return [o.minimised(sum(values[n]) / len(values[n])) for n, o in self.objectives.items()]
+        """The row [M] of scores for an engine: one number over all prompts each, all to be minimised."""
+        return [
+            o.aggregate(values[name]) if isinstance(o, Quality) else o.minimised(values[name][0])
+            for name, o in self.objectives.items()
+        ]
 
     def score(self, schedule: Schedule) -> Scored | None:
         """All scores of a schedule, where its latents or its scores are known; None where it has to run."""
@@ -174,7 +177,7 @@ class Scorer:
         Args:
             schedule: What was run.
             drift: Its drift on the prompts so far [p].
-            expected_drift: Its mean drift as it would be on all prompts.
+            expected_drift: Its drift as it would be over all prompts.
 
         Returns:
             Its exact costs, the expected drift, and the worst values of all other qualities.

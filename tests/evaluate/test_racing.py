@@ -58,5 +58,15 @@ def test_equals_are_rarely_dropped():
 
 def test_an_estimate_follows_what_the_rivals_did_on_the_other_prompts():
     race = Race(rivals([0.1, 0.1, 0.2, 0.2], [0.2, 0.2, 0.4, 0.4]))
-    assert race.expected_mean([0.3, 0.3]) == pytest.approx(0.45)
-    assert Race([]).expected_mean([0.3, 0.5]) == pytest.approx(0.4)
+    assert race.expected([0.3, 0.3]) == pytest.approx(0.45)
+    assert Race([]).expected([0.3, 0.5]) == pytest.approx(0.4)
+
+
+def test_one_unstable_prompt_decides_a_mean_and_no_geometric_mean():
+    race = {over: Race(rivals([0.1] * 8), over=over) for over in ("mean", "log")}
+    own = [0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 4.0]
+    assert race["mean"].expected(own) == pytest.approx(np.mean(own))
+    assert race["log"].expected(own) == pytest.approx(np.exp(np.log(own).mean()))
+    behind = [0.11, 0.12, 0.12, 0.11, 0.12, 0.11, 0.12, 0.13]
+    assert all(each.beaten(behind, np.array([0.5])) for each in race.values())
+    assert not race["log"].beaten(own, np.array([0.5]))

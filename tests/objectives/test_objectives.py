@@ -49,3 +49,16 @@ def test_latency_without_calibration_says_what_to_call():
     with pytest.raises(ValueError, match="latency was not calibrated; call search.calibrate.latency.add_latency first"):
         Costs(6, {}, 1, {}).latency(to_schedule(tiny_model(), {}))
     assert callable(add_latency)
+
+
+@pytest.mark.parametrize(("over", "expected"), [("mean", 3.0), ("median", 1.5), ("q90", 6.2), ("log", 2.0)])
+def test_what_an_engine_is_given_of_several_prompts(over, expected):
+    assert Drift(over).aggregate([1.0, 1.0, 2.0, 8.0]) == pytest.approx(expected)
+    assert Drift(over).aggregate([0.0, 0.0, 0.0]) == 0.0
+
+
+def test_the_worst_of_ten_prompts_is_the_lowest_where_more_is_better():
+    values = [float(psnr) for psnr in range(20, 31)]
+    assert Psnr("q90").aggregate(values) == pytest.approx(-21.0)
+    with pytest.raises(ValueError, match=r"objective\.psnr\.over=log is for errors, of which less is better"):
+        Psnr("log")
