@@ -106,9 +106,7 @@ def main() -> None:
     for over in options.over:
         rows = [row for row in done if row["over"] == over]
         cells = [f"{np.mean([row[name] for row in rows]):.4f}" for name in ("hypervolume", "mean", "cheapest")]
-        print(
-            f"{over:8} {len(rows)} seeds: hypervolume of q90 {cells[0]}, of the mean {cells[1]}, certified {cells[2]}"
-        )
+        print(f"{over:8} {len(rows)} seeds: hypervolume of q90 {cells[0]}, of means {cells[1]}, cheapest {cells[2]}")
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ FLOOR = 1e-12  # in place of an error of 0, whose logarithm is not finite
 
 def geometric_mean(values: np.ndarray) -> np.ndarray:
     """Along the last axis; 0 where all values are 0."""
-    return np.exp(np.log(np.maximum(values, FLOOR)).mean(axis=-1)) * (values > 0).any(axis=-1)
+    result: np.ndarray = np.exp(np.log(np.maximum(values, FLOOR)).mean(axis=-1)) * (values > 0).any(axis=-1)
+    return result
 
 
 # Of errors [..., P], the lower the better.

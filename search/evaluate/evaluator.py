@@ -261,10 +261,10 @@ class Evaluator:
 
     def _race(self, rivals: Sequence[Schedule]) -> Race:
         drifts = [(rival, self.scorer.remembered(rival).get(DRIFT)) for rival in rivals]
-        qualities = [o for o in self.objectives.values() if isinstance(o, Quality)]
-        slack = 1.0 if all(isinstance(o, Drift) for o in qualities) else SLACK
-        over = next((o.over for o in qualities if isinstance(o, Drift)), "mean")
-        return Race([Rival(np.array(d), self._prices(rival)) for rival, d in drifts if d], slack=slack, over=over)
+        known = [Rival(np.array(values), self._prices(rival)) for rival, values in drifts if values]
+        over = [o.over for o in self.objectives.values() if isinstance(o, Drift)] or ["mean"]
+        follows = all(isinstance(o, Drift) for o in self.objectives.values() if isinstance(o, Quality))
+        return Race(known, slack=1.0 if follows else SLACK, over=over[0])
 
     def _beaten(self, run: _Run, race: Race) -> Scored | None:
         drift = self.scorer.drift(torch.cat(run.parts))
@@ -296,6 +296,4 @@ class Evaluator:
     def _pipeline(self) -> list[str]:
         """Digests of the teacher's latents and of a picture: any other weights, prompts or noise give others."""
         results = self.teacher, self.model.decode(self.teacher[:1], self.prompts[:1], self.seeds[:1]).cpu()
-        return [
-            hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest() for tensor in results
-        ]
+        return [hashlib.sha256(each.contiguous().flatten().view(torch.uint8).numpy()).hexdigest() for each in results]

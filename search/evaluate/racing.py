@@ -45,7 +45,7 @@ class Race:
         (True, False)
     """
 
-    def __init__(self, rivals: Sequence[Rival], sure: float = 0.95, slack: float = 1.0, over: Over = "mean") -> None:
+    def __init__(self, rivals: Sequence[Rival], slack: float = 1.0, over: Over = "mean", sure: float = 0.95) -> None:
         self.rivals, self.sure, self.slack, self.over = list(rivals), sure, slack, AGGREGATES[over]
 
     def beaten(self, drift: Sequence[float], costs: np.ndarray) -> bool:
