@@ -111,7 +111,7 @@ class EngineContract:
             assert x.dtype == np.int64
             engine.tell(x, scores(x))
 
-    @pytest.mark.parametrize("rounds", [0, 1, 2, 5, 9])
+    @pytest.mark.parametrize("rounds", [0, 2, 5])
     @pytest.mark.parametrize("between", [False, True], ids=["after tell", "between ask and tell"])
     def test_a_restored_engine_goes_on_identically(self, rounds: int, between: bool) -> None:
         inputs = self.start()

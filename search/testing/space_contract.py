@@ -82,7 +82,7 @@ class SpaceContract:
         assert len({g.name for g in genes}) == len(genes)
         assert all(g.levels >= 1 for g in genes)
 
-    @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))  # others in every run
+    @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))  # others in every run
     @given(seed=st.integers(0, 2**32 - 1))
     def test_every_genome_runs_and_leaves_no_trace(self, space: Space, target: Target, model: Any, seed: int) -> None:
         x = self.row(space, target, np.random.default_rng(seed))

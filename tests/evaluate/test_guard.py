@@ -267,18 +267,10 @@ def search(folder: Path, *more: str, prompts: Sequence[str] = ("red apple", "blu
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "told"),
-    [
-        ("undefined", "gives nan"),
-        ("raise", "raises RuntimeError: the server is gone"),
-        ("shape", "gives shape []"),
-        ("list", "gives a list"),
-        ("sleep", "took more than 0.3 s"),
-        ("loop", "took more than 0.3 s"),
-    ],
+    ("how", "told"), [("raise", "raises RuntimeError: the server is gone"), ("sleep", "took more than 0.3 s")]
 )
 def test_a_search_goes_on_without_the_candidates_that_an_objective_fails_on(tmp_path, how, told):
-    patience = "budget.patience=0.3" if how in ("sleep", "loop") else "budget.patience=600"
+    patience = "budget.patience=0.3" if how == "sleep" else "budget.patience=600"
     result = search(
         tmp_path, "objective=[odd,drift,macs]", f"objective.odd.how={how}", patience, "budget.failures=null"
     )

@@ -29,7 +29,7 @@ from search.models.pipeline import Pipeline
 from search.testing.models import lively, tiny_folder, tiny_model
 from search.testing.pipelines import TOKENS
 from tests.helpers.repository import ROOT
-from tests.helpers.search_process import command, folder, front, search, wait
+from tests.helpers.search_process import command, folder, front, search, search_here, wait
 
 STEPS = 8
 BATCH = Batch(("red apple", "blue boat, flat style"), (0, 1))
@@ -377,9 +377,9 @@ class Dies(Raises):
 @pytest.mark.slow
 def test_a_search_on_workers_ends_in_the_same_front(tmp_path):
     pytest.importorskip("ray", reason="compute=ray is not installed")
-    done = search(tmp_path / "local" / "runs", "budget.evaluations=48")
+    done = search_here(tmp_path / "local" / "runs", "budget.evaluations=24")
     assert done.returncode == 0, done.stderr
-    done = search(tmp_path / "ray" / "runs", "budget.evaluations=48", "compute=ray", "compute.workers=2")
+    done = search(tmp_path / "ray" / "runs", "budget.evaluations=24", "compute=ray", "compute.workers=2")
     assert done.returncode == 0, done.stderr
     assert front(tmp_path / "ray" / "runs") == front(tmp_path / "local" / "runs")
 

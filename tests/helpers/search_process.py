@@ -1,11 +1,14 @@
-"""Whole searches in processes of their own: how they are started, waited for and read."""
+"""Whole searches by what is typed: how they are started, waited for and read."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from search.__main__ import main
 from search.testing.models import tiny_folder
 from tests.helpers.repository import ROOT
 
@@ -35,7 +38,16 @@ def command(runs: Path, *more: str) -> list[str]:
 
 
 def search(runs: Path, *more: str) -> subprocess.CompletedProcess:
+    """A search in a process of its own."""
     return subprocess.run(command(runs, *more), capture_output=True, text=True, cwd=ROOT)
+
+
+def search_here(runs: Path, *more: str) -> subprocess.CompletedProcess:
+    """A search in this process, which has imported everything already."""
+    typed, out, errors = command(runs, *more)[3:], io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        code = main(typed)
+    return subprocess.CompletedProcess(typed, code, out.getvalue(), errors.getvalue())
 
 
 def folder(runs: Path) -> Path:
