@@ -391,6 +391,9 @@ def verify(
     model: "Model | str | None" = None,
     *,
     criterion: str = "",
+    certify: str = "",
+    share: float = 0.9,
+    confidence: float = 0.95,
     tolerance: float = 1.25,
     prompts: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
@@ -404,7 +407,11 @@ def verify(
     Args:
         schedule: A schedule or its file.
         model: A loaded model, the name of its option, or None for the one that the schedule was searched on.
-        criterion: Such as `"drift<=0.1 and psnr>=30"`; by default what the file claims.
+        criterion: What means must meet, such as `"drift<=0.1 and psnr>=30"`; by default what the file claims.
+        certify: What every run must meet, such as `"psnr>=30"`; by default that of the file's certificate, which is
+            renewed. `"off"` verifies means.
+        share: Of new runs that meet it, at least; a certificate in the file has its own.
+        confidence: Of the certificate; a certificate in the file has its own.
         tolerance: How many times the claimed drift is accepted where there is no criterion.
         prompts: By default the model's held-out prompts.
         seeds: Of the noise; by default seeds that no search uses.
@@ -414,7 +421,8 @@ def verify(
         on_message: Called with a line after every batch.
 
     Returns:
-        `passed` is True, False, or None where it was not decided, with scores, intervals and the reason.
+        `passed` is True, False, or None where it was not decided, with scores, intervals and the reason; `schedule` has
+        the renewed certificate.
 
     Raises:
         ValueError: There is nothing to hold the schedule to.
@@ -427,7 +435,9 @@ def verify(
     from search.validate import verifier
 
     say = on_message or _silent
-    return verifier.verify(schedule, model, prompts, seeds, tolerance, criterion, seconds, samples, batch, say)
+    return verifier.verify(
+        schedule, model, prompts, seeds, tolerance, criterion, seconds, samples, batch, say, certify, share, confidence
+    )
 
 
 def transfer(

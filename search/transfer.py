@@ -10,6 +10,8 @@ refit=true     fit a fitted solver, and corrections, anew on calibration prompts
 lora=, lora_scale=, guidance=, criterion=, tolerance=, seconds=, samples=, model=, model.height=, prompts.…
                as for python -m search.verify, which is the gate: what it does not pass is not written
 
+The new schedule has no certificate; python -m search.verify certify= gives it one.
+
 Every step takes the actions of the old step nearest in log-SNR (search/validate/reindex.py says the rule). A grid that
 is the pipeline's own spacing is spaced anew by the pipeline's scheduler; one that was searched keeps its shape: its
 timesteps are interpolated to as many more or fewer. Where the result drifts more than it may, steps that leave
@@ -23,7 +25,8 @@ import sys
 from search.config.options import Options, number_option, run_command
 from search.verify import DEFAULTS as VERIFYING
 
-DEFAULTS = VERIFYING | {"samples": "64", "steps": "", "out": "transferred.json", "runs": "64", "refit": "true"}
+MEANS = {k: v for k, v in VERIFYING.items() if k not in ("certify", "share", "confidence")}
+DEFAULTS = MEANS | {"samples": "64", "steps": "", "out": "transferred.json", "runs": "64", "refit": "true"}
 
 
 def main(arguments: list[str]) -> int:

@@ -116,7 +116,7 @@ def transfer(
                 break
     return Transfer(
         schedule,
-        last.with_scores(repair.scores(last, verdict)) if verdict.passed else None,
+        last.with_certificate(None).with_scores(repair.scores(last, verdict)) if verdict.passed else None,
         repair.fitted(),
         verdict,
         first,

@@ -3,11 +3,15 @@
 import html
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from search.results.pick import Condition
 from search.results.scores import Score
 from search.validate.criteria import DIGITS, FEWEST, decide, measured_units
+
+if TYPE_CHECKING:
+    from search.schedule import Schedule
 
 EXIT = {True: 0, False: 1, None: 3}
 WORDS = {True: "holds", False: "does not hold", None: "undecided"}
@@ -27,6 +31,7 @@ class Verdict:
             pipeline call), by name: (in the file, here).
         values: The scores of each picture.
         seconds: How long it took.
+        schedule: The schedule with its new certificate, where one was asked for and is given.
     """
 
     passed: bool | None
@@ -37,6 +42,11 @@ class Verdict:
     differences: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     values: Mapping[str, Sequence[float]] = field(default_factory=dict)
     seconds: float = 0.0
+    schedule: "Schedule | None" = None
+
+    def with_schedule(self, schedule: "Schedule | None") -> "Verdict":
+        """The same verdict with a schedule that has its new certificate."""
+        return replace(self, schedule=schedule)
 
     @property
     def samples(self) -> int:

@@ -11,6 +11,7 @@ from search.results.pick import Condition
 from search.results.scores import Score
 from search.validate.criteria import FEWEST, all_hold, claimed_criteria, criteria_for, measured_qualities
 from search.validate.environment import environment_differences
+from search.validate.renewal import RENEWAL_SEED, renew_certificate, settings_for
 from search.validate.verdict import Verdict, make_verdict, reason_of, remedy_for, score_text
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ def verify(
     samples: int = 256,
     batch: int = 8,
     on_message: Callable[[str], None] = lambda text: None,
+    certify: str = "",
+    share: float = 0.9,
+    confidence: float = 0.95,
 ) -> Verdict:
     """Test whether a schedule meets its criteria on a model.
 
@@ -50,6 +54,10 @@ def verify(
         samples: Pictures at most.
         batch: Pictures that are denoised together.
         on_message: Called with a line after every batch.
+        certify: The criterion of a certificate, such as `"psnr>=30"`; by default that of the file's certificate, unless
+            there is a criterion. `"off"` verifies means.
+        share: Of new runs that meet it, at least.
+        confidence: Of the certificate.
 
     Raises:
         ValueError: There is nothing to verify against, or an argument is out of range.
@@ -59,12 +67,18 @@ def verify(
 
     seed = 0
     schedule = schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
-    limits = criteria_for(schedule, tolerance, criterion)
+    settings = settings_for(schedule, certify or ("off" if criterion else ""), share, confidence, samples)
+    limits = criteria_for(schedule, tolerance, criterion) if settings.criterion is None else []
     if model is None or isinstance(model, str) or prompts is None:
         named = [f"model={model}"] if isinstance(model, str) else []
         config = config_for_schedule(schedule, named)
         prompts, seed = (held_out_prompts(config), config.prompts.seed) if prompts is None else (prompts, 0)
         model = model_from_config(config) if model is None or isinstance(model, str) else model
+    if settings.criterion is not None:
+        noise = seeds or [RENEWAL_SEED + seed + i for i in range(samples)]
+        return renew_certificate(
+            Verifier(model, prompts, noise, batch), schedule, settings, seconds, on_message=on_message
+        )
     return Verifier(model, prompts, seeds, batch, seed).verify(schedule, limits, seconds, samples, on_message)
 
 
@@ -125,7 +139,9 @@ class Verifier:
         """Scores of the first `count` pictures by name: drift, psnr, ssim."""
         values: dict[str, list[float]] = {name: [] for name in names}
         for first in range(0, count, self.batch):
-            for name, scores in self._measure(schedule, range(first, min(first + self.batch, count)), names).items():
+            for name, scores in self.measure_runs(
+                schedule, range(first, min(first + self.batch, count)), names
+            ).items():
                 values[name] += scores
         return values
 
@@ -157,7 +173,7 @@ class Verifier:
             if first and began + slowest > end:
                 break
             part = range(first, min(first + self.batch, most))
-            for name, measured in self._measure(schedule, part, names).items():
+            for name, measured in self.measure_runs(schedule, part, names).items():
                 values[name] += measured
             first, slowest = part.stop, max(slowest, time.monotonic() - began)
             scores |= {name: mean_interval(values[name]) for name in names}
@@ -170,7 +186,7 @@ class Verifier:
             passed = all_hold(limits, scores)
         return passed, reason_of(passed, limits, scores, first, most), scores, values
 
-    def _measure(self, schedule: "Schedule", part: range, names: Sequence[str]) -> dict[str, list[float]]:
+    def measure_runs(self, schedule: "Schedule", part: range, names: Sequence[str]) -> dict[str, list[float]]:
         """Values by name for some of the pictures."""
         prompts, seeds, teacher, images = self._teacher(part)
         with self.model.apply(schedule):

@@ -225,6 +225,8 @@ def test_the_call_of_the_search_is_what_the_model_is_loaded_for(model, typed, tm
         (["FILE", "tolerance=much"], "tolerance='much' is not a number; type for example tolerance=1.25"),
         (["FILE", "samples=2"], "cannot decide anything"),
         (["FILE", "criterion=drift=2"], "is not understood"),
+        (["FILE", "certify=drift<=1", "samples=4"], "takes 32 runs or more, and at most 4 are made"),
+        (["FILE", "certify=drift<=1", "share=2"], "share: give a number from 0.01 to 0.9999"),
         (["FILE", "toleranze=2"], "Did you mean tolerance"),
     ],
 )
@@ -242,6 +244,43 @@ def test_an_edited_file_is_a_mistake(model, typed, tmp_path, capsys):
     file.write_text(json.dumps(data))
     assert main([str(file), *typed]) == 2
     assert "the file was edited" in capsys.readouterr().err
+
+
+# Certificates
+
+
+def test_a_certificate_is_renewed_with_the_misses_of_runs_by_hand(model, typed, tmp_path, capsys):
+    schedule, most = made(model), 32
+    prompts, seeds = [PROMPTS[i % len(PROMPTS)] for i in range(most)], [1_000_000 + i for i in range(most)]
+    teacher = model.sample(prompts, seeds)
+    with schedule.apply(model.pipe):
+        drifts = sorted(Drift()(model.sample(prompts, seeds), teacher).tolist())
+    asked = {"prompts": PROMPTS, "samples": most}
+    holds = verify(schedule, model, certify=f"drift<={drifts[-1] * 1.01:.6f}", **asked)
+    certificate = holds.schedule.certificate
+    assert holds.exit_code == 0 and holds.schedule == schedule and str(certificate) in str(holds)
+    assert (certificate.runs, certificate.misses, certificate.prompts, certificate.noises) == (32, 0, 4, 8)
+    assert certificate.population == "new noise on one of these 4 prompts" and certificate.device == "cpu"
+    fails = verify(schedule, model, certify=f"drift<={drifts[most // 2]:.6f}", **asked)
+    assert (
+        fails.exit_code == 1 and fails.schedule is None and "too many for a probability of at least 0.9" in str(fails)
+    )
+    undecided = verify(holds.schedule, model, seconds=1e-9, batch=4, **asked)  # the certificate of the file
+    assert undecided.exit_code == 3 and undecided.samples == 4 and "0 of 4 runs missed drift<=" in undecided.reason
+    means = verify(holds.schedule, model, criterion="drift<=1", **asked)  # means, as it is typed
+    assert means.passed and means.schedule is None
+
+
+@pytest.mark.slow
+def test_the_command_writes_the_renewed_certificate(model, typed, tmp_path, capsys):
+    file = made(model).save(tmp_path / "schedule.json")
+    out = tmp_path / "renewed.json"
+    assert main([str(file), "certify=drift<=10", "share=0.8", *typed, "samples=16", f"out={out}"]) == 0
+    assert capsys.readouterr().out.startswith("holds: ")
+    renewed = Schedule.load(out)
+    assert renewed == Schedule.load(file) and renewed.certificate.share == 0.8
+    assert main([str(out), *typed, "samples=8"]) == 2
+    assert "takes 16 runs or more, and at most 8 are made" in capsys.readouterr().err
 
 
 # Under a LoRA
