@@ -1,0 +1,158 @@
+"""python -m benchmarks.certificates: how often certificates are false, how often they are given, and what new runs do.
+
+    python -m benchmarks.certificates --quick
+    python -m benchmarks.certificates --repetitions 200
+    python -m benchmarks.certificates --model pixart --run runs/… --pairs 2000 --store values.json
+    python -m benchmarks.certificates --values values.json
+
+Without --model whole certifications are repeated on made-up runs, a second or so each hundred: what a schedule adds,
+what a run adds for all schedules, and noise of both; the order is that of 8 calibration runs. With --values runs are
+drawn from stored ones, whose share of misses is then the truth. With --model the front of a finished search runs on new
+prompts, made of parts of the lines of both prompt files, with new noise; --pairs counts them.
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from search.pareto.certificates import StoppingRule, certify_in_order, greatest_miss_rate
+
+LIMIT, SHARE, CONFIDENCE, BLOCK = 30.0, 0.9, 0.95, 32
+MOST = (32, 64, 128)
+CALIBRATION = 8  # runs by which schedules are ordered
+SEED = 5_000_000  # of the noise of new runs
+Draw = Callable[[np.random.Generator, int], np.ndarray]  # values [schedules, runs] in dB
+
+
+def additive(levels: Sequence[float]) -> Draw:
+    """Values that are the sum of what the schedule, the run, and both together add; runs have a long lower tail."""
+
+    def draw(rng: np.random.Generator, runs: int) -> np.ndarray:
+        hard = -3 * rng.gumbel(size=runs).clip(-2, 8)
+        return np.asarray(levels)[:, None] + hard + rng.normal(0, 1.5, (len(levels), runs))
+
+    return draw
+
+
+def stored(values: np.ndarray) -> Draw:
+    """Runs drawn from stored ones [schedules, runs], with replacement."""
+    return lambda rng, runs: values[:, rng.integers(values.shape[1], size=runs)]
+
+
+def certified(draw: Draw, rng: np.random.Generator, most: int) -> np.ndarray:
+    """The numbers of the schedules that one search would certify."""
+    rule = StoppingRule.of(SHARE, CONFIDENCE, most)
+    order = np.argsort(-draw(rng, CALIBRATION).mean(axis=1))
+    missed = draw(rng, rule.looks[-1]) < LIMIT
+    edges = [*range(0, rule.looks[-1], BLOCK), rule.looks[-1]]
+    tested = certify_in_order(
+        len(order),
+        lambda numbers, runs: [missed[order[number], runs].tolist() for number in numbers],
+        rule,
+        [range(a, b) for a, b in itertools.pairwise(edges)],
+    )
+    return np.array([order[i] for i, t in enumerate(tested) if t is not None and t.certified], dtype=int)
+
+
+def repeat(name: str, draw: Draw, truth: np.ndarray, repetitions: int) -> None:
+    """Print how many of the searches gave a false certificate, and how often the fastest true schedule got one."""
+    rng = np.random.default_rng(0)
+    true = np.flatnonzero(truth <= 1 - SHARE)
+    for most in MOST:
+        results = [certified(draw, rng, most) for _ in range(repetitions)]
+        false = sum(bool(np.any(truth[numbers] > 1 - SHARE)) for numbers in results)
+        upper = greatest_miss_rate(false, repetitions, 0.95)
+        given = np.mean([len(np.intersect1d(numbers, true)) for numbers in results])
+        print(
+            f"{name}, {most} runs: {false} of {repetitions} searches gave a false certificate "
+            f"({false / repetitions:.1%}, surely at most {upper:.1%}); {given:.1f} of {len(true)} schedules that deserve one got it"
+        )
+
+
+def power(repetitions: int) -> None:
+    """Print how often one schedule of these miss rates is certified."""
+    rng = np.random.default_rng(1)
+    for rate, most in itertools.product((0.0, 0.01, 0.03, 0.05, 0.1), MOST):
+        rule = StoppingRule.of(SHARE, CONFIDENCE, most)
+        decided = [rule.decide((rng.random(most) < rate).tolist()) for _ in range(repetitions)]
+        runs = np.mean([t.runs for t in decided if t])
+        share = np.mean([bool(t and t.certified) for t in decided])
+        print(f"misses {rate:4.0%}, at most {most:3} runs: certified {share:6.1%}, after {runs:.0f} runs on average")
+
+
+def new_prompts(count: int) -> list[str]:
+    """Prompts of neither file, of parts of their lines: the subject of one and the rest of another."""
+    from search.config.prompts import read_prompts
+
+    lines = read_prompts("emoji_calibration.txt") + read_prompts("emoji_held_out.txt")
+    rng, prompts = np.random.default_rng(SEED), []
+    while len(prompts) < count:
+        subject, rest = (lines[i] for i in rng.integers(len(lines), size=2))
+        prompt = ", ".join([subject.split(", ")[0], *rest.split(", ")[1:]])
+        prompts += [prompt] if prompt not in lines else []
+    return prompts
+
+
+def measure(model_name: str, run: Path, pairs: int, only: str) -> dict[str, list[float]]:
+    """PSNR of new runs by name of the schedule: of a search's front, or of the recommended one only."""
+    import torch
+
+    from search.config.load import load_model
+    from search.results.result import Result
+    from search.validate.verifier import Verifier
+
+    model, result = load_model(model_name), Result.load(run, pictures=False)
+    entries = [result.best] if only == "recommended" else result.of("front")
+    verifier = Verifier(model, new_prompts(pairs), [SEED + i for i in range(pairs)], keep=True)
+    values: dict[str, list[float]] = {}
+    with torch.no_grad():
+        for entry in entries:
+            values[entry.name] = verifier.measure(entry.schedule, pairs, ["psnr"])["psnr"]
+            misses = sum(value < LIMIT for value in values[entry.name])
+            low = 1 - greatest_miss_rate(pairs - misses, pairs, 0.975)
+            high = greatest_miss_rate(misses, pairs, 0.975)
+            mark = "certified" if entry.schedule.certificate else "not certified"
+            print(
+                f"{entry.name} ({mark}): {misses} of {pairs} new runs miss psnr>={LIMIT:g}: {misses / pairs:.1%} "
+                f"[{low:.1%}, {high:.1%}], worst {min(values[entry.name]):.1f} dB, "
+                f"mean {np.mean(values[entry.name]):.1f}",
+                flush=True,
+            )
+    return values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="20 repetitions")
+    parser.add_argument("--repetitions", type=int, default=200)
+    parser.add_argument("--values", type=Path, help="file that --store wrote")
+    parser.add_argument("--model", help="measure new runs on this bundled model")
+    parser.add_argument("--run", type=Path, help="folder of a finished search on it")
+    parser.add_argument("--pairs", type=int, default=2000)
+    parser.add_argument("--only", choices=("front", "recommended"), default="recommended")
+    parser.add_argument("--store", type=Path, help="where to write the values of new runs")
+    given = parser.parse_args()
+    if given.model:
+        values = measure(given.model, given.run, given.pairs, given.only)
+        if given.store:
+            rounded = {name: [round(value, 2) for value in runs] for name, runs in values.items()}
+            given.store.write_text(json.dumps(rounded), encoding="utf-8")
+        return
+    repetitions = 20 if given.quick else given.repetitions
+    if given.values:
+        values = np.array(list(json.loads(given.values.read_text(encoding="utf-8")).values()))
+        repeat("stored values", stored(values), (values < LIMIT).mean(axis=1), repetitions)
+        return
+    draw = additive([50, 44, 40, 38.5, 37, 36, 33, 30])
+    truth = (draw(np.random.default_rng(2), 200_000) < LIMIT).mean(axis=1)
+    print("additive model, miss rates:", ", ".join(f"{rate:.1%}" for rate in truth))
+    repeat("additive model", draw, truth, repetitions)
+    power(10 * repetitions)
+
+
+if __name__ == "__main__":
+    main()
