@@ -69,7 +69,7 @@ def repeat(name: str, draw: Draw, truth: np.ndarray, repetitions: int) -> None:
         given = np.mean([len(np.intersect1d(numbers, true)) for numbers in results])
         print(
             f"{name}, {most} runs: {false} of {repetitions} searches gave a false certificate "
-            f"({false / repetitions:.1%}, surely at most {upper:.1%}); {given:.1f} of {len(true)} schedules that deserve one got it"
+            f"({false / repetitions:.1%}, surely at most {upper:.1%}); {given:.1f} of {len(true)} true ones were given"
         )
 
 
