@@ -15,13 +15,15 @@ from search.schedule.errors import ScheduleError
 
 # Classes whose solver order follows `lower_order_nums`, and whose last step to sigma 0 is of order 1.
 ORDERED = ("DPMSolverMultistepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler")
-# Classes that run whatever stands in their `timesteps` and `sigmas` arrays (DDIM: `timesteps` alone).
+# Classes that run whatever whole numbers stand in their `timesteps` array, and have no sigmas.
+WITHOUT_SIGMAS = ("DDIMScheduler", "LCMScheduler")
+# Classes that run whatever stands in their `timesteps` and `sigmas` arrays.
 GRIDDED = (
     *ORDERED,
     "DPMSolverSinglestepScheduler",
     "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
-    "DDIMScheduler",
+    *WITHOUT_SIGMAS,
 )
 
 STEP_ARGUMENTS = ("model_output", "timestep", "sample")  # of `step`, where its signature does not name them

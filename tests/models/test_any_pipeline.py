@@ -97,12 +97,27 @@ def test_a_run_from_a_picture_has_the_steps_that_it_makes():
 
 @pytest.mark.parametrize("space", ["timesteps", "solver"])
 def test_a_scheduler_that_runs_its_own_timesteps_only(space):
-    model, _ = model_of("UNet2DConditionModel/lcm")
+    model, _ = model_of("UNet2DConditionModel/euler-ancestral")
     assert model.target.sampler == {} and "sampler" not in model.target.schedule({})
     assert shorter_runs(model.target, model.shorter, (1,)) == {}
     spaces = {"timesteps": TimestepsSpace, "solver": SolverSpace}
     with pytest.raises(ValueError, match="the scheduler of any runs no timesteps of a schedule; search space=cache"):
         spaces[space]().genes(model.target)
+
+
+def test_the_noise_levels_of_a_sampler_that_adds_noise_again_are_searched():
+    model, _ = model_of("UNet2DConditionModel/lcm")
+    steps = model.target.steps
+    levels = TimestepsSpace().decode([0, 0] * (steps - 1) + [0, 100], model.target)["sampler"]["timesteps"]
+    assert levels[:-1] == model.target.sampler["timesteps"][:-1] != levels
+    before = model.sample(["{}"], [0])
+    with to_schedule(model, TimestepsSpace().decode([0, 0] * (steps - 1) + [0, 100], model.target)).apply(model.pipe):
+        planned = model.sample(["{}"], [0])
+    stock = model.pipe.scheduler.set_timesteps
+    model.pipe.scheduler.set_timesteps = lambda count, device=None, **_: stock(timesteps=[int(t) for t in levels])
+    assert torch.equal(planned, model.sample(["{}"], [0])) and not torch.equal(planned, before)
+    with pytest.raises(ValueError, match="LCMScheduler draws noise at every step; a table takes a deterministic"):
+        SolverSpace().genes(model.target)
 
 
 def test_an_argument_that_the_call_does_not_take_is_refused_by_name():

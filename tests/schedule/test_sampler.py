@@ -15,6 +15,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
@@ -41,6 +42,7 @@ STOCK = {
     "dpm single": DPMSolverSinglestepScheduler(),
     "ddim": DDIMScheduler(),
     "ddim trailing": DDIMScheduler(timestep_spacing="trailing"),
+    "lcm": LCMScheduler(),
     "euler": EulerDiscreteScheduler(),
     "euler karras": EulerDiscreteScheduler(use_karras_sigmas=True),
     "flow euler": FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -61,9 +63,10 @@ def loop(scheduler, steps=None) -> torch.Tensor:
         scheduler.set_timesteps(steps)
     x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    noise = {"generator": torch.Generator().manual_seed(1)} if isinstance(scheduler, LCMScheduler) else {}
     for t in scheduler.timesteps:
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(model(scaled, t), t, x).prev_sample
+        x = scheduler.step(model(scaled, t), t, x, **noise).prev_sample
     return x
 
 
@@ -126,6 +129,11 @@ def test_custom_timesteps_equal_those_that_diffusers_takes_itself():
         sigmas = fresh.sigmas.tolist()
         scheduler, _ = planned(cls(), 5, timesteps=[float(t) for t in chosen], sigmas=sigmas)
         assert torch.equal(loop(scheduler, 5), loop(fresh))
+    for levels in ([999, 759, 499, 259], [999, 300], [999]):  # of noise that is added again
+        fresh = LCMScheduler()
+        fresh.set_timesteps(timesteps=levels)
+        scheduler, _ = planned(LCMScheduler(), len(levels), timesteps=levels)
+        assert torch.equal(loop(scheduler, len(levels)), loop(fresh))
     fresh = FlowMatchEulerDiscreteScheduler()
     fresh.set_timesteps(timesteps=chosen, sigmas=[0.99, 0.8, 0.5, 0.2, 0.05])  # decoupled
     taken = fresh.timesteps.tolist()  # diffusers 0.41 puts its own in the place of those that it is given

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from search.schedule.errors import ScheduleError
+from search.schedule.schedulers import WITHOUT_SIGMAS
 
 
 def is_even(sigmas: Sequence[float] | None) -> bool:
@@ -45,13 +46,13 @@ def write_grid(planned: Any, timesteps: Sequence[float], sigmas: Sequence[float]
     before = planned.timesteps[:left_out].to(dtype)
     planned.timesteps = torch.cat([before, torch.tensor(timesteps, dtype=dtype, device=device)])
     planned.num_inference_steps = len(planned.timesteps)
-    if type(planned).__name__ == "DDIMScheduler":
+    if (name := type(planned).__name__) in WITHOUT_SIGMAS:
         highest = planned.config.num_train_timesteps - 1
         if not whole or timesteps[0] > highest:
-            raise ScheduleError(f"sampler.timesteps: DDIMScheduler takes whole numbers from 0 to {highest}")
+            raise ScheduleError(f"sampler.timesteps: {name} takes whole numbers from 0 to {highest}")
         return
     if sigmas is None:
-        raise ScheduleError(f"sampler.sigmas is missing; {type(planned).__name__} needs {len(timesteps) + 1} of them")
+        raise ScheduleError(f"sampler.sigmas is missing; {name} needs {len(timesteps) + 1} of them")
     given = torch.tensor(sigmas, dtype=planned.sigmas.dtype, device=planned.sigmas.device)
     planned.sigmas = torch.cat([planned.sigmas[:left_out], given])
 

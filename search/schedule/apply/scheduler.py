@@ -19,6 +19,7 @@ from search.schedule.errors import ScheduleError
 from search.schedule.parts.start import TRAINING
 from search.schedule.schedulers import (
     GRIDDED,
+    WITHOUT_SIGMAS,
     build_scheduler,
     check_order,
     forecast_coordinates,
@@ -65,8 +66,8 @@ def plan_scheduler(
     name = type(planned).__name__
     if timesteps is not None and name not in GRIDDED:
         raise ScheduleError(f"sampler.timesteps: {name} runs no given timesteps; use {', '.join(GRIDDED)}")
-    if name == "DDIMScheduler" and sigmas is not None:
-        raise ScheduleError("sampler.sigmas: DDIMScheduler has none; leave them out")
+    if name in WITHOUT_SIGMAS and sigmas is not None:
+        raise ScheduleError(f"sampler.sigmas: {name} has none; leave them out")
     if name == "DEISMultistepScheduler" and sigmas is not None and sigmas[-1] == 0:
         raise ScheduleError(f"sampler.sigmas ends with 0; {name} takes its logarithm, so end above 0")
     if order is not None:
