@@ -90,6 +90,8 @@ def _is_component(call: ModuleCall, path: str, block: ModuleCall, total: int) ->
     *_, name = [part for part in path.split(".") if not part.isdigit()] or [""]
     if not name or PREPARES.search(name) or isinstance(call.module, nn.ModuleList):
         return False
+    if path == name and len(list(block.module.children())) == 1 and list(call.module.children()):
+        return False  # the block itself, in a wrapper
     if sum(p.numel() for p in call.module.parameters()) < LEAST_SHARE * total * (0.2 if "." in path else 1):
         return False
     outputs = [output for output in call.outputs or () if output is not None]

@@ -172,12 +172,15 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _matching(output: Tensor, tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], int]:
-    """Names of the arguments that an output is, by identity, else by value, else by shape and type."""
+    """Names of the arguments that an output is, by identity, else by value, else by shape and type.
+
+    Tensors on the meta device have neither an address nor values.
+    """
     alike = {k: t for k, t in tensors.items() if t.shape == output.shape and t.dtype == output.dtype}
     place = output.data_ptr(), output.stride()
-    same = tuple(k for k, t in alike.items() if t is output or (t.data_ptr(), t.stride()) == place)
-    if same:
-        return same, 0
+    same = tuple(k for k, t in alike.items() if t is output or (place[0] and (t.data_ptr(), t.stride()) == place))
+    if same or output.is_meta:
+        return (same, 0) if same else (tuple(alike), 2)
     equal = tuple(k for k, t in alike.items() if torch.equal(t, output))
     return (equal, 1) if equal else (tuple(alike), 2)
 

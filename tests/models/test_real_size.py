@@ -299,6 +299,13 @@ def test_bytes_of_all_kept_values(name):
     assert costs.weight_bytes == BYTES * sum(p.numel() for p in denoiser.parameters())
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_the_page_of_models_has_it(name):
+    from tests.models.public_sizes import PAGE, row_by_hand  # which reads this module
+
+    assert row_by_hand(name) in PAGE.read_text(encoding="utf-8").splitlines()
+
+
 @pytest.mark.slow
 def test_the_figures_that_people_meet():
     """GB with both branches of guidance where there are two: what a card must have beside the weights."""
