@@ -1,6 +1,7 @@
 """The settings of a search and their limits. Defaults are in conf/, limits only here."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -253,7 +254,8 @@ def _with_current_names(saved: Mapping[str, Any]) -> dict[str, Any]:
     return current
 
 
-def all_keys() -> list[str]:
+@cache
+def all_keys() -> tuple[str, ...]:
     """Every dotted key that a command line can set: `model.steps`, `space.cache.granularity`, ..."""
     keys = []
     for name, field in Config.model_fields.items():
@@ -265,7 +267,7 @@ def all_keys() -> list[str]:
         if group in ("space", "engine", "objective", "model"):
             loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
             keys += [f"{section}.{key}" for key in loaded if not key.startswith("_") and key != "defaults"]
-    return sorted(set(keys))
+    return tuple(sorted(set(keys)))
 
 
 def _message(mistake: Mapping[str, Any]) -> str:
