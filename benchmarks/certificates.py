@@ -51,7 +51,7 @@ def certified(draw: Draw, rng: np.random.Generator, most: int) -> np.ndarray:
     edges = [*range(0, rule.looks[-1], BLOCK), rule.looks[-1]]
     tested = certify_in_order(
         len(order),
-        lambda numbers, runs: [missed[order[number], runs].tolist() for number in numbers],
+        lambda number, runs: missed[order[number], runs].tolist(),
         rule,
         [range(a, b) for a, b in itertools.pairwise(edges)],
     )

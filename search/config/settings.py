@@ -137,7 +137,7 @@ class Certify(_Strict):
     criterion: str | None = None
     share: Annotated[float, real_number(0.01, 0.9999)] = 0.9
     confidence: Annotated[float, real_number(0.01, 0.9999)] = 0.95
-    runs: Annotated[int, integer(1, 100_000)] = 64
+    runs: Annotated[int, integer(1, 100_000)] = 96
 
     @model_validator(mode="after")
     def _can_decide(self) -> "Certify":

@@ -61,10 +61,10 @@ class Certification:
         front = self.front_in_order()
         rule = settings.rule(len(self._first_runs))
 
-        def measure(numbers: Sequence[int], runs: range) -> list[list[bool]]:
-            values = self._measure([front[number] for number in numbers], runs)
-            on_progress("certificates", runs.stop, rule.looks[-1])
-            return [self.criterion.missed(of_one) for of_one in values]
+        def measure(number: int, runs: range) -> list[bool]:
+            values = self._measure(front[number], runs)
+            on_progress("certificates", number + 1, len(front))
+            return self.criterion.missed(values)
 
         first = self._first_runs.stop
         later = (end for end in (*range(BLOCK, rule.looks[-1], BLOCK), *rule.looks) if end > first)
@@ -104,20 +104,21 @@ class Certification:
     def _first_runs(self) -> range:
         return range(len(self.held_out.prompts))
 
-    def _measure(self, entries: Sequence[Entry], runs: range) -> list[list[float]]:
-        """The values of these runs, which are made where they are new; worst runs are updated."""
-        if runs.start >= len(self._first_runs):
-            evaluator = self._new_evaluator(runs)
-            before = evaluator.block_executions
-            schedules = [entry.schedule for entry in entries]
+    def _measure(self, entry: Entry, runs: range) -> list[float]:
+        """The values of these runs, which are made where they are new; the worst run is updated."""
+        if runs == self._first_runs:
+            return self._values(entry.schedule, runs)
+        schedules = [entry.schedule]
+        if runs not in self.evaluators:
+            self.evaluators[runs] = self._new_evaluator(runs)
             schedules += [self._teacher] if self.criterion.is_drop else []
-            evaluator.evaluate([Job(schedule) for schedule in schedules])
-            self.new_runs += len(runs) * len(schedules)
-            self.block_executions += evaluator.block_executions - before
-        values = [self._values(entry.schedule, runs) for entry in entries]
-        for entry, of_one in zip(entries, values, strict=True):
-            if runs.start >= len(self._first_runs):
-                self._look_for_worst(entry, runs, of_one)
+        evaluator = self.evaluators[runs]
+        before = evaluator.block_executions
+        evaluator.evaluate([Job(schedule) for schedule in schedules])
+        self.new_runs += len(runs) * len(schedules)
+        self.block_executions += evaluator.block_executions - before
+        values = self._values(entry.schedule, runs)
+        self._look_for_worst(entry, runs, values)
         return values
 
     def _values(self, schedule: Schedule, runs: range) -> list[float]:
@@ -140,7 +141,6 @@ class Certification:
             held_out.model, prompts, seeds, objectives, held_out.costs, held_out.memo, config.prompts.batch,
             held_out.runner, held_out.guard,
         )  # fmt: skip
-        self.evaluators = {runs: evaluator}  # only the newest: its pictures take memory
         self.new_runs += len(runs)
         self.block_executions += evaluator.block_executions
         return evaluator

@@ -1,7 +1,7 @@
 """Certificates: of which schedules it can be promised how rarely a new run misses a criterion. Counts only."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -128,9 +128,9 @@ def greatest_miss_rate(misses: int, runs: int, confidence: float) -> float:
 
 def certify_in_order(
     count: int,
-    measure: Callable[[Sequence[int], range], Sequence[Sequence[bool]]],
+    measure: Callable[[int, range], Sequence[bool]],
     rule: StoppingRule,
-    blocks: Iterable[range],
+    blocks: Sequence[range],
 ) -> list[MissCount | None]:
     """Test schedules one after the other until the first one fails: Learn-then-Test with a fixed sequence.
 
@@ -140,26 +140,25 @@ def certify_in_order(
 
     Args:
         count: How many schedules there are; number 0 is tested first.
-        measure: Returns for each of these numbers which of these runs miss; runs are the same for all schedules.
+        measure: Returns for the schedule of this number which of these runs miss.
         rule: When it is decided.
-        blocks: The runs that are measured together, one block after the other from run 0.
+        blocks: The runs that are measured at once, one block after the other from run 0.
 
     Returns:
-        For each schedule the runs that decided on it; None behind the first that is not certified.
+        For each schedule the runs that decided on it; None where that is open, and behind the first not certified.
     """
-    missed: list[list[bool]] = [[] for _ in range(count)]
     tested: list[MissCount | None] = [None] * count
-    end = count
-    for runs in blocks:
-        undecided = [number for number in range(end) if tested[number] is None]
-        if not undecided:
+    decision: MissCount | None = None
+    for number in range(count):
+        missed: list[bool] = []
+        for runs in blocks:
+            missed += measure(number, runs)
+            tested[number] = decision = rule.decide(missed)
+            if decision is not None:
+                break
+        if decision is None or not decision.certified:
             break
-        for number, values in zip(undecided, measure(undecided, runs), strict=True):
-            missed[number] += values
-            tested[number] = rule.decide(missed[number])
-        refused = (number for number in range(end) if (t := tested[number]) is not None and not t.certified)
-        end = next(refused, end - 1) + 1
-    return [*tested[:end], *[None] * (count - end)]
+    return tested
 
 
 @cache

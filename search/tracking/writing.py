@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.config.settings import Config
+from search.results.certificates import certificate_sentence, tested_words
 from search.results.folder import TENSORS
 from search.results.result import Entry, Result
 from search.tracking import registry, store, views
@@ -148,6 +149,7 @@ def _log_search(client: "MlflowClient", run: "Run", result: Result, pages: Mappi
         "recommended": result.recommended,
         "mlflow.source.git.commit": result.environment.get("git", ""),
         "stopped": result.stopped,
+        "certificate": certificate_sentence(result),
     }
     client.log_batch(identity, tags=[RunTag(k, v) for k, v in tags.items() if v or k in run.data.tags])
     _log_scores(client, run, {name: score.value for name, score in result.best.held_out.items()})
@@ -161,7 +163,7 @@ def _log_search(client: "MlflowClient", run: "Run", result: Result, pages: Mappi
 
 
 def _log_entry(client: "MlflowClient", run: "Run", result: Result, entry: Entry) -> None:
-    """Scores under their names on held-out prompts, as `calibration/...` and `interval/..._low`; files; pictures."""
+    """Scores under their names, as `calibration/...`, `interval/..._low`, `certificate/misses`; files; pictures."""
     from mlflow.entities import RunTag
 
     identity = run.info.run_id
@@ -176,6 +178,10 @@ def _log_entry(client: "MlflowClient", run: "Run", result: Result, entry: Entry)
         for name, score in differences.items():
             ends = {f"{kind}/{name}_low": score.low, f"{kind}/{name}_high": score.high}
             scores |= {f"{kind}/{name}": score.value} | {end: v for end, v in ends.items() if v is not None}
+    if entry.tested:
+        scores |= {"certificate/runs": entry.tested.runs, "certificate/misses": entry.tested.misses}
+    if entry.worst:
+        scores[f"worst/{entry.worst.name}"] = entry.worst.value
     _log_scores(client, run, scores)
     with tempfile.TemporaryDirectory() as folder:  # under fixed names: a resumed search numbers them anew
         figures = _copy_files(result, entry, Path(folder))
@@ -184,6 +190,8 @@ def _log_entry(client: "MlflowClient", run: "Run", result: Result, entry: Entry)
         "recommended": str(entry is result.best).lower(),
         "mlflow.note.content": describe_schedule(result, entry, identity, figures),
     }
+    if entry.tested:
+        tags["certificate"] = str(entry.schedule.certificate) if entry.tested.certified else tested_words(entry)
     client.log_batch(identity, tags=[RunTag(k, v) for k, v in tags.items()])
     if entry.images and entry.role == "front" and "mlflow.loggedImages" not in run.data.tags:
         for step, pair in enumerate(_pairs(result, entry)):

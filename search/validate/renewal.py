@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from search.config.settings import Certify
-from search.pareto.certificates import certify_in_order
 from search.validate.certificate import certificate_part
 from search.validate.criteria import claimed_criteria, measured_qualities
 from search.validate.environment import environment_differences
@@ -70,18 +69,17 @@ def renew_certificate(
     values: list[float] = []
     missed: list[bool] = []
 
-    def measure(_: object, runs: range) -> list[list[bool]]:
-        measured = verifier.measure_runs(schedule, runs, [criterion.objective])[criterion.objective]
-        values.extend(measured)
-        missed.extend(now := criterion.missed(measured))
-        on_message(f"{runs.stop} runs, {sum(missed)} missed {criterion.text}")
-        return [now]
-
     most = rule.looks[-1] if verifier.seeds is None else min(rule.looks[-1], len(verifier.seeds))
-    starts = range(0, most, verifier.batch)
-    blocks = (range(i, min(i + verifier.batch, most)) for i in starts if not i or time.monotonic() < start + seconds)
+    tested = None
     try:
-        (tested,) = certify_in_order(1, measure, rule, blocks)
+        for first in range(0, most, verifier.batch):
+            if tested is not None or (first and time.monotonic() > start + seconds):
+                break
+            runs = range(first, min(first + verifier.batch, most))
+            values += verifier.measure_runs(schedule, runs, [criterion.objective])[criterion.objective]
+            missed = criterion.missed(values)
+            tested = rule.decide(missed)
+            on_message(f"{len(values)} runs, {sum(missed)} missed {criterion.text}")
     except ScheduleError as error:  # apply refuses it
         reason = f"the schedule cannot run here: {error}{remedy_for(fixed[2])}"
         return make_verdict(False, reason, *fixed, start=start)

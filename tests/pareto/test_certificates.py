@@ -59,8 +59,8 @@ def test_false_certificates_are_as_rare_as_promised_for_a_whole_front_in_order()
     for _ in range(600):
         hard = rng.random(128)  # of a run, for all schedules
 
-        def measure(numbers, runs, hard=hard):
-            return [(hard[runs] < rates[number]).tolist() for number in numbers]
+        def measure(number, runs, hard=hard):
+            return (hard[runs] < rates[number]).tolist()
 
         tested = certify_in_order(len(rates), measure, rule, blocks(rule, 16))
         certified = [t is not None and t.certified for t in tested]
@@ -74,14 +74,16 @@ def test_false_certificates_are_as_rare_as_promised_for_a_whole_front_in_order()
 def test_schedules_are_measured_only_as_long_as_that_can_matter() -> None:
     rule, measured = StoppingRule.of(0.9, 0.95, 128), []
 
-    def measure(numbers, runs):
-        measured.append((list(numbers), runs))
-        return [[number == 2] * len(runs) for number in numbers]  # the third always misses
+    def measure(number, runs):
+        measured.append((number, runs))
+        return [number == 2 or (number == 1 and run == 5) for run in runs]  # the third always misses
 
     tested = certify_in_order(5, measure, rule, blocks(rule, 16))
-    assert tested == [MissCount(32, 0, True), MissCount(32, 0, True), MissCount(6, 6, False), None, None]
-    assert measured == [([0, 1, 2, 3, 4], range(16)), ([0, 1], range(16, 32))]
+    assert tested == [MissCount(32, 0, True), MissCount(64, 1, True), MissCount(6, 6, False), None, None]
+    halves = [range(i, i + 16) for i in range(0, 64, 16)]
+    assert measured == [*((0, runs) for runs in halves[:2]), *((1, runs) for runs in halves), (2, range(16))]
     assert certify_in_order(0, measure, rule, blocks(rule, 16)) == []
+    assert certify_in_order(2, measure, rule, blocks(rule, 16)[:1]) == [None, None]  # no time for more
 
 
 @given(st.lists(st.booleans(), max_size=160), st.integers(0, 159), st.sampled_from([32, 64, 128]))
