@@ -115,6 +115,9 @@ def test_scores_are_metrics_with_intervals(logged):
     assert run.data.metrics["drift"] == 0.04
     assert run.data.metrics["interval/drift_low"] == pytest.approx(0.036)
     assert run.data.metrics["calibration/drift"] == pytest.approx(0.032)
+    assert run.data.metrics["certificate/misses"] == 0 and run.data.metrics["worst/psnr"] == pytest.approx(34)
+    assert run.data.tags["certificate"] == str(result.best.schedule.certificate)
+    assert client.get_run(found["run_id"]).data.tags["certificate"].startswith("certified: a new prompt of this kind")
     (recommended,) = client.search_runs([found["experiment_id"]], "tags.recommended = 'true'")
     assert recommended.info.run_id == run.info.run_id
 
