@@ -17,6 +17,7 @@ from search.schedule.apply.outputs import Container, SampleClass, describe_value
 from search.schedule.apply.stitch import DenoiserSwitch
 from search.schedule.apply.stores import HalvedStore, Store
 from search.schedule.errors import ScheduleError
+from search.schedule.model.nodes import ROOT
 from search.schedule.plan.guidance import Guidance
 from search.schedule.plan.tokens import OFF
 from search.schedule.values import Value, map_tensors
@@ -35,18 +36,20 @@ class DenoiserHook(PlannedHook):
     def __init__(
         self,
         clock: Clock,
-        store: Store,
+        stores: Mapping[str, Store],
         check: Callable[[int, Mapping[str, Any]], None],
         guidance: Guidance | None = None,
         stitch: DenoiserSwitch | None = None,
         ahead: Ahead | None = None,
     ) -> None:
         super().__init__(clock)
-        self.store, self.check, self.guidance, self.stitch, self.ahead = store, check, guidance, stitch, ahead
+        self.stores, self.store, self.check = stores, stores[ROOT], check
+        self.guidance, self.stitch, self.ahead = guidance, stitch, ahead
         self.calls: Counter[int] = Counter()  # that began at each step, of all runs
         self.graphs = False  # whether CUDA graphs run beneath
         self.inputs: dict[int, tuple[Any, ...]] = {}  # branch -> shapes, dtypes and devices of this run
         self.container: Container | SampleClass | None = None  # of the outputs, as the last call returned them
+        self.strict = False  # whether branches may not begin, nor their batch change, in the middle of a run
         self.records = False  # whether outputs are recorded
         self.answered = 0  # how many first steps of this run are answered with what is recorded
         self.recorded: list[tuple[Any, ...]] = []  # by step of this run, what each call returned; never written into
@@ -92,11 +95,15 @@ class DenoiserHook(PlannedHook):
         if step == 0:
             self.inputs = {b: first for b, first in self.inputs.items() if b < branch} | {branch: signature}
         elif (first := self.inputs.get(branch)) != signature:
-            raise ScheduleError(
-                f"the denoiser's input changed from {describe_input(first)} to {describe_input(signature)} at step "
-                f"{step}; "
-                "batch, resolution, type, device and guidance must not change during a run"
-            )
+            if self.strict or not _differ_in_rows(first, signature, self.inputs):
+                raise ScheduleError(
+                    f"the denoiser's input changed from {describe_input(first)} to {describe_input(signature)} at step "
+                    f"{step}; resolution, type and device must not change during a run, nor may guidance where blocks "
+                    "are compiled, are in a group, or the schedule guides"
+                )
+            for store in self.stores.values():
+                store.forget(branch)
+            self.inputs[branch] = signature
         guidance = self.guidance
         if guidance is not None:
             if not isinstance(hidden, Tensor):
@@ -144,6 +151,15 @@ class DenoiserHook(PlannedHook):
             )
         stored = self.store.guided_with(step, self.clock) if isinstance(self.store, HalvedStore) else None
         return guidance.returned(step, value, stored)
+
+
+def _differ_in_rows(first: Sequence[Any] | None, now: Sequence[Any], others: Mapping[int, Sequence[Any]]) -> bool:
+    """Whether inputs of a branch are as they were but for the rows, or it is new and of the type that others have."""
+    if first is None:
+        return {each[1:] for each in now} <= {each[1:] for other in others.values() for each in other}
+    return len(first) == len(now) and all(
+        a[0][1:] == b[0][1:] and a[1:] == b[1:] for a, b in zip(first, now, strict=True)
+    )
 
 
 class ExpertHook(PlannedHook):

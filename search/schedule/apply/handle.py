@@ -184,7 +184,7 @@ class Handle:
         self._reused_stacks = [stack for stack in run.tree.stacks if stack in {*run.plan.planned()}]
         self._reused_stacks += [group.gate.name for group in self.groups if len(group.gate.blocks) > 1]
         root = self._store(ROOT)
-        self._root = DenoiserHook(self.clock, root, self._begin_call, run.guidance, run.stitch, run.ahead)
+        self._root = DenoiserHook(self.clock, self.stores, self._begin_call, run.guidance, run.stitch, run.ahead)
         self._root.records = run.stepwise
         changing = any(bits.runs_hooks for bits in run.bits)
         static = not (self.groups or run.corrections or run.ahead or changing)  # the plan is all there is
@@ -193,6 +193,7 @@ class Handle:
             self._add(expert, ExpertHook(self._root, number) if number else self._root)
             run.bits[number].install(self.clock, self._add, lambda: run.scheduler.timesteps[run.clock.begin :].tolist())
             self._install_nodes(expert, planned, compiling, static)
+        self._root.strict = bool(compiling or self.groups or run.guidance or run.ahead)
         if compiling:
             self._root.graphs = graphs
             for store in self.stores.values():

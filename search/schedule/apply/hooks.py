@@ -17,7 +17,7 @@ from search.schedule.apply.calls import (
 )
 from search.schedule.apply.clock import Clock, refuse_copy
 from search.schedule.apply.outputs import check_block, check_component, check_value
-from search.schedule.apply.stores import Store
+from search.schedule.apply.stores import Store, ValueMissing
 from search.schedule.plan.tokens import ABSENT, OFF
 from search.schedule.values import Value, map_tensors
 
@@ -36,9 +36,19 @@ class PlannedHook(ModelHook):
         refuse_copy(protocol)
 
     def read(self, store: Store, compute: Callable[[], Value]) -> Value:
-        """The stored value that a node reuses or forecasts at this step, corrected where it has a correction."""
+        """The stored value that a node reuses or forecasts at this step, corrected where it has a correction.
+
+        Computed and stored where its branch has no values, as guidance was switched on in this run.
+        """
         clock = self.clock
-        value = store.read(clock.step + clock.span - 1, clock.calls - 1, clock)  # the denoiser has counted this call
+        try:
+            value = store.read(clock.step + clock.span - 1, clock.calls - 1, clock)  # this call is counted already
+        except ValueMissing:
+            if clock.span > 1:
+                raise
+            value = self._compute_suspended(compute)
+            self.keep(store, value)
+            return value
         if clock.span > 1:
             value = map_tensors(lambda tensor: tensor.repeat(clock.span, *[1] * (tensor.dim() - 1)), value)
         if store.correction is None:
@@ -149,7 +159,12 @@ class ComponentHook(StepHook):
         clock, read, read_batch = self.clock, self.store.read, self._read_corrected
 
         def read_stored(*args: Any, **kwargs: Any) -> Value:
-            return read(clock.step, clock.calls - 1, clock) if clock.span == 1 else read_batch(*args, **kwargs)
+            if clock.span > 1:
+                return read_batch(*args, **kwargs)
+            try:
+                return read(clock.step, clock.calls - 1, clock)
+            except ValueMissing:
+                return read_batch(*args, **kwargs)
 
         return read_stored
 

@@ -1,5 +1,6 @@
 """Stored values of nodes, and how much memory they take."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -17,6 +18,10 @@ from search.schedule.plan.tokens import OFF, values_read
 from search.schedule.values import Value, join_halves, map_tensors, nbytes, take_half
 
 StoredSteps = tuple[tuple[int, Value], ...]  # steps and what was computed there, oldest first
+
+
+class ValueMissing(ScheduleError):
+    """A node should read a value, and its branch has computed none: it began, or its batch changed, in this run."""
 
 
 class Store:
@@ -45,6 +50,11 @@ class Store:
                 self.memory.free(value)
         self.values.clear()
         self.entered = None
+
+    def forget(self, branch: int) -> None:
+        """Free the values of one branch."""
+        for _, value in self.values.pop(branch, ()):
+            self.memory.free(value)
 
     def uses(self, branch: int) -> Mapping[int, int]:
         """For each step whose value is read later: the last step that reads it."""
@@ -89,7 +99,7 @@ class Store:
     def _read(self, step: int, branch: int, clock: Clock, needs: int) -> Value:
         stored = self.values.get(branch, ())
         if len(stored) < needs:
-            raise ScheduleError(
+            raise ValueMissing(
                 f"{self.name} reads {needs} value(s) at step {step}, but this CFG branch computed {len(stored)}; "
                 "guidance must not be switched on during a run"
             )
@@ -110,7 +120,7 @@ class Store:
         """Free the values that no later step reads."""
         uses, alive = self.uses(branch), []
         for pair in self.values[branch]:
-            if uses[pair[0]] > step:
+            if uses.get(pair[0], math.inf) > step:  # what was computed in place of a missing value stays to the end
                 alive.append(pair)
             else:
                 self.memory.free(pair[1])
