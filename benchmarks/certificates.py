@@ -97,8 +97,8 @@ def new_prompts(count: int) -> list[str]:
     return prompts
 
 
-def measure(model_name: str, run: Path, pairs: int, only: str) -> dict[str, list[float]]:
-    """PSNR of new runs by name of the schedule: of a search's front, or of the recommended one only."""
+def measure(model_name: str, run: Path, pairs: int, names: Sequence[str]) -> dict[str, list[float]]:
+    """PSNR of new runs by name of the schedule: of these of a search's front, or of the recommended one."""
     import torch
 
     from search.config.load import load_model
@@ -106,11 +106,11 @@ def measure(model_name: str, run: Path, pairs: int, only: str) -> dict[str, list
     from search.validate.verifier import Verifier
 
     model, result = load_model(model_name), Result.load(run, pictures=False)
-    entries = [result.best] if only == "recommended" else result.of("front")
+    entries = [entry for entry in result.of("front") if entry.name in names] or [result.best]
     verifier = Verifier(model, new_prompts(pairs), [SEED + i for i in range(pairs)], keep=True)
     values: dict[str, list[float]] = {}
     with torch.no_grad():
-        for entry in entries:
+        for entry in entries[::-1]:  # the truest first
             values[entry.name] = verifier.measure(entry.schedule, pairs, ["psnr"])["psnr"]
             misses = sum(value < LIMIT for value in values[entry.name])
             low = 1 - greatest_miss_rate(pairs - misses, pairs, 0.975)
@@ -133,11 +133,11 @@ def main() -> None:
     parser.add_argument("--model", help="measure new runs on this bundled model")
     parser.add_argument("--run", type=Path, help="folder of a finished search on it")
     parser.add_argument("--pairs", type=int, default=2000)
-    parser.add_argument("--only", choices=("front", "recommended"), default="recommended")
+    parser.add_argument("--schedules", nargs="*", default=[], help="names; by default the recommended one")
     parser.add_argument("--store", type=Path, help="where to write the values of new runs")
     given = parser.parse_args()
     if given.model:
-        values = measure(given.model, given.run, given.pairs, given.only)
+        values = measure(given.model, given.run, given.pairs, given.schedules)
         if given.store:
             rounded = {name: [round(value, 2) for value in runs] for name, runs in values.items()}
             given.store.write_text(json.dumps(rounded), encoding="utf-8")

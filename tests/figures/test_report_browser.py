@@ -110,7 +110,9 @@ def test_the_recommended_schedule_is_shown_first(show, result, tmp_path):
     page = show()
     assert name(page) == result.recommended
     assert page.value("[...document.querySelectorAll('#pictures img')].every(i => i.complete && i.naturalWidth === 16)")
-    assert page.value("document.querySelectorAll('#pictures img').length") == 9
+    assert page.value("document.querySelectorAll('#pictures img').length") == 12
+    caption = page.value("document.querySelector('#pictures figcaption').textContent")
+    assert caption == "worst run: psnr 34 dB, blue boat, flat style"
     assert page.value("document.querySelectorAll('#table tbody tr').length") == 6
     assert blue(page.screenshot(tmp_path / "page.png")) > 3000  # the front and the plan are drawn
 

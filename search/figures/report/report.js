@@ -248,7 +248,8 @@ function drawPictures(entry) {
   if (!own || !theirs) return note("This search has kept no pictures of it.");
   const alone = entry === teacher;
   note(alone ? "What all others are compared with; held-out prompts."
-    : "The teacher's picture, this schedule's, and four times their difference; held-out prompts, same noise.");
+    : "The teacher's picture, this schedule's, and four times their difference; held-out prompts, same noise." +
+      (own.worst ? " The worst run first." : ""));
   const names = ["teacher", entry.name, "difference times four"];
   const figure = (title, sources) => {
     const row = sources.map((src, i) => element("img", { src, alt: `${title}: ${names[i]}`, decoding: "async" }));
