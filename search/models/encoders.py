@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten
 
 from search.models.watch import replaced_method
+from search.schedule.values import copy_tensors
 
 KEPT = 256  # results; each is of one batch of prompts
 PLAIN = (Tensor, bool, int, float, str, type(None), torch.dtype, torch.device)
@@ -53,11 +54,11 @@ class EncoderMemo:
             if key is None or any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()):
                 return original(*args, **kwargs)
             if key not in self.results:
-                self.results[key] = _copied(original(*args, **kwargs))
+                self.results[key] = copy_tensors(original(*args, **kwargs))
                 if len(self.results) > KEPT:
                     self.results.popitem(last=False)
             self.results.move_to_end(key)
-            return _copied(self.results[key])
+            return copy_tensors(self.results[key])
 
         stack.enter_context(replaced_method(module, "forward", forward))
 
@@ -84,7 +85,3 @@ def _identity(leaf: Any) -> Any:
         return repr(leaf)
     data = leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return tuple(leaf.shape), leaf.dtype, leaf.device, hashlib.sha256(data).digest()
-
-
-def _copied(value: Any) -> Any:
-    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)

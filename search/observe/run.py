@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from search.schedule.apply.outputs import first_tensor
 from search.schedule.errors import ScheduleError
+from search.schedule.values import copy_tensors
 
 RECORDED_STEPS = 2  # enough to prove that a value of one step can stand for that of another
 
@@ -81,7 +81,7 @@ class _Watch:
         seen = self.seen[name]
         if len({call.step for call in seen.recorded} | {self.step}) <= RECORDED_STEPS:
             context = getattr(getattr(seen.module, "_diffusers_hook", None), "_current_context", None)
-            copied = _copied(args), _copied(dict(kwargs))
+            copied = copy_tensors(args), copy_tensors(dict(kwargs))
             seen.recorded.append(DenoiserCall(self.step, seen.calls[self.step], *copied, context))
         seen.calls[self.step] += 1
 
@@ -184,10 +184,6 @@ def branch_weights(outputs: Sequence[Tensor], model_output: Any) -> tuple[tuple[
 def _halves(value: Tensor) -> tuple[Tensor, Tensor]:
     half = len(value) // 2
     return value[:half], value[half:]
-
-
-def _copied(value: Any) -> Any:
-    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)
 
 
 @contextmanager

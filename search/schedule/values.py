@@ -1,10 +1,12 @@
 """Values of nodes: a tensor, or a tuple of such values and Nones (two streams, a UNet block's skips)."""
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 Value = Any  # Tensor | tuple["Value | None", ...]
 
@@ -59,3 +61,15 @@ def take_half(value: Value, place: int) -> Value:
 def join_halves(*halves: Value) -> Value:
     """Two halves of a batch as one."""
     return map_tensors(lambda *parts: torch.cat(parts), *halves)
+
+
+def copy_tensors(value: Any) -> Any:
+    """The same structure with tensors of its own, without gradients; whoever has the other may write into it."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):  # an output class of diffusers, which need not be registered with torch
+        other: Any = copy.copy(value)
+        for name, part in value.items():
+            other[name] = copy_tensors(part)
+        return other
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)

@@ -1,13 +1,12 @@
 """The hook on the denoiser itself."""
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from search.schedule.apply.ahead import Ahead
 from search.schedule.apply.calls import describe_input, parameter_names
@@ -20,7 +19,7 @@ from search.schedule.errors import ScheduleError
 from search.schedule.model.nodes import ROOT
 from search.schedule.plan.guidance import Guidance
 from search.schedule.plan.tokens import OFF
-from search.schedule.values import Value, map_tensors
+from search.schedule.values import Value, copy_tensors, map_tensors
 
 
 class DenoiserHook(PlannedHook):
@@ -67,7 +66,7 @@ class DenoiserHook(PlannedHook):
         if self.records and step >= 0:
             del self.recorded[step + (branch > 0) :]
             before = self.recorded[step] if branch else ()
-            self.recorded[step:] = [(*before, _copied(output))]
+            self.recorded[step:] = [(*before, copy_tensors(output))]
         return output
 
     def begin_run(self, answers: Sequence[tuple[Any, ...]] = ()) -> None:
@@ -82,7 +81,7 @@ class DenoiserHook(PlannedHook):
                 "in the run that this one continues; guidance must not change between runs"
             )
         self.clock.calls += 1
-        return _copied(outputs[branch])
+        return copy_tensors(outputs[branch])
 
     def _forward(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs[parameter_names(type(module))[0]]
@@ -171,15 +170,3 @@ class ExpertHook(PlannedHook):
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.shared.call(self.expert, module, self.fn_ref.original_forward, args, kwargs)
-
-
-def _copied(output: Any) -> Any:
-    """The same output in tensors of its own: pipelines may write into theirs."""
-    if isinstance(output, Tensor):
-        return output.detach().clone()
-    if isinstance(output, Mapping):  # an output class of diffusers, which need not be registered with torch
-        copied: Any = copy.copy(output)
-        for name, value in output.items():
-            copied[name] = _copied(value)
-        return copied
-    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), output)
