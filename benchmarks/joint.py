@@ -66,7 +66,7 @@ class Fixed(Space):
 
 def config(spaces: Sequence[str], seed: int, budget: int, refit: bool) -> Config:
     arguments = [f"+space=[{','.join(spaces)}]", "objective=[drift,bops]", f"seed={seed}", f"refit={refit}"]
-    limits = ["budget.evaluations=null", f"budget.block_executions={budget}", "tracking.enabled=false"]
+    limits = ["budget.evaluations=null", f"budget.block_executions={budget}", "tracking.enabled=false", "certify=off"]
     return Config.check(compose_config(normalise_overrides([*arguments, *limits])))
 
 

@@ -59,7 +59,12 @@ def main() -> None:
     given = parser.parse_args()
     spaces = ",".join(SPACES[given.model])
     overrides = [f"+space=[{spaces}]", f"model={given.model}", *MORE.get(given.model, [])]
-    overrides += [f"budget.evaluations={given.evaluations}", f"seed={given.seed}", "tracking.enabled=false"]
+    overrides += [
+        f"budget.evaluations={given.evaluations}",
+        f"seed={given.seed}",
+        "tracking.enabled=false",
+        "certify=off",
+    ]
     search = Search(Config.check(compose_config(normalise_overrides(overrides))), Console())
     with TemporaryDirectory() as folder:
         search.prepare(Path(folder))

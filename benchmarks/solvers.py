@@ -196,7 +196,12 @@ class OnModel:
             _remember(one.model)
 
     def _prepare(self, space: str) -> Search:
-        overrides = [f"+space={space}", "tracking.enabled=false", f"budget.evaluations={self.evaluations}"]
+        overrides = [
+            f"+space={space}",
+            "tracking.enabled=false",
+            "certify=off",
+            f"budget.evaluations={self.evaluations}",
+        ]
         search = Search(Config.check(compose_config(overrides)), Console(quiet=True))
         folder = self.folder / space
         folder.mkdir()
@@ -226,7 +231,13 @@ class OnModel:
         """One search; for every number of steps the held-out drift of what calibration says is best."""
         space, overrides = SEARCHES[name]
         search = self.searches[space]
-        raw = [f"+space={space}", "tracking.enabled=false", f"budget.evaluations={self.evaluations}", *overrides]
+        raw = [
+            f"+space={space}",
+            "tracking.enabled=false",
+            "certify=off",
+            f"budget.evaluations={self.evaluations}",
+            *overrides,
+        ]
         search.config = Config.check(compose_config([*raw, f"seed={seed}"]))
         search.memo = Memo(search.folder / "memo.sqlite")  # a connection of this process
         search.evaluator.memo = search.memo

@@ -244,7 +244,13 @@ def commands(runs: Path, folder: Path, out: Path) -> dict[str, Callable[[], int]
     model = [f"model.path={tiny_folder()}", "model.steps=6", "model.max_sequence_length=8"]
     schedule = next(iter(sorted(p for p in (folder / "schedules").glob("*.json"))), folder / "schedules" / "none.json")
     few = ["criterion=drift<=1", "samples=8", "prompts.batch=8"]
-    given = ["budget.evaluations=24", "compute.threads=1", "tracking.enabled=false", "compute.states=0.1"]
+    given = [
+        "budget.evaluations=24",
+        "compute.threads=1",
+        "tracking.enabled=false",
+        "certify=off",
+        "compute.states=0.1",
+    ]
     return {
         "report": lambda: main_of("report")([where, f"out={out / 'report.html'}"]),
         "export": lambda: main_of("export")([where, "pick=all", f"out={out / 'schedules'}"]),

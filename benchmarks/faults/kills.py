@@ -33,7 +33,14 @@ from search.loop.run import run
 from search.testing.models import tiny_folder
 
 PROMPTS = ("red apple\nblue boat\nred boat\n", "blue apple\n3d boat\nflat apple\n")
-GIVEN = ("model=pixart", "model.steps=6", "model.max_sequence_length=8", "compute.threads=1", "tracking.enabled=false")
+GIVEN = (
+    "model=pixart",
+    "model.steps=6",
+    "model.max_sequence_length=8",
+    "compute.threads=1",
+    "tracking.enabled=false",
+    "certify=off",
+)
 OVER = "over"  # before it was killed
 
 
