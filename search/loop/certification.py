@@ -41,6 +41,7 @@ class Certification:
         entries: Every schedule that is reported; those of the front are tested.
         new_runs: How many runs were made beside those of the held-out prompts, the teacher's included.
         block_executions: What these cost.
+        problem: Why nothing can be certified although it was asked for; empty by default.
     """
 
     finished: FinishedSearch
@@ -48,15 +49,21 @@ class Certification:
     entries: Sequence[Entry]
     new_runs: int = 0
     block_executions: float = 0.0
+    problem: str = ""
     evaluators: dict[range, Evaluator] = field(default_factory=dict)
 
     def certify(self, on_progress: OnProgress) -> dict[str, Any] | None:
         """Fill in `tested`, `worst` and the certificates; returns what a result says of them, None if off."""
         settings = self.finished.config.certify
+        try:
+            criterion = self.criterion
+        except ValueError as error:  # an objective that failed on the held-out prompts, and was given up
+            self.problem = f"nothing is certified: {error}" if settings.criterion else ""
+            return None
         for entry in self.entries:
-            if entry.role != "teacher" and self.criterion.objective in entry.samples:
+            if entry.role != "teacher":
                 self._look_for_worst(entry, self._first_runs, self._values(entry.schedule, self._first_runs))
-        if settings.criterion is None or self.criterion.objective not in self.held_out.objectives:
+        if settings.criterion is None:
             return None
         front = self.front_in_order()
         rule = settings.rule(len(self._first_runs))
@@ -64,7 +71,7 @@ class Certification:
         def measure(number: int, runs: range) -> list[bool]:
             values = self._measure(front[number], runs)
             on_progress("certificates", number + 1, len(front))
-            return self.criterion.missed(values)
+            return criterion.missed(values)
 
         first = self._first_runs.stop
         later = (end for end in (*range(BLOCK, rule.looks[-1], BLOCK), *rule.looks) if end > first)
@@ -74,7 +81,7 @@ class Certification:
             if tested and tested.certified:
                 entry.schedule = entry.schedule.with_certificate(self._certificate(tested))
         cost = {"new_runs": self.new_runs, "block_executions": round(self.block_executions)}
-        return settings.model_dump() | {"criterion": self.criterion.text, "runs": rule.looks[-1]} | cost
+        return settings.model_dump() | {"criterion": criterion.text, "runs": rule.looks[-1]} | cost
 
     @cached_property
     def criterion(self) -> RunCriterion:

@@ -55,7 +55,8 @@ def collect_result(finished: FinishedSearch, on_progress: OnProgress = ignore_pr
     searched = [name for name in finished.objectives if name in held_out.objectives]
     reported = [name for name in finished.reported if name in held_out.objectives]
     mark_dominated(entries, held_out.objectives, searched)
-    certify = Certification(finished, held_out, entries).certify(on_progress)
+    certification = Certification(finished, held_out, entries)
+    certify = certification.certify(on_progress)
     held_out.guard.save(finished.quarantine)
     return Result(
         search_id=finished.folder.name,
@@ -76,7 +77,8 @@ def collect_result(finished: FinishedSearch, on_progress: OnProgress = ignore_pr
         certify=certify,
         stopped=finished.stopped,
         guard=reported,
-        notes=_notes(finished, held_out, entries, left_out, searched, reported),
+        notes=_notes(finished, held_out, entries, left_out, searched, reported)
+        + ([certification.problem] if certification.problem else []),
     )
 
 

@@ -40,6 +40,12 @@ from tests.helpers.repository import ROOT
         (["objective=[drift,mmd]", "objective.mmd.width=inf"], "objective.mmd.width=inf: give a number of at most 1."),
         (["objective=[drift,psnr]", "+objective.psnr.foo=1"], "there is no objective.psnr.foo of Psnr; its argume"),
         (["guard=[mmd]", "guard.mmd.width=[1]"], "guard.mmd.width=[1]: give a valid number"),
+        (
+            ["certify.share=0.99"],
+            "certify: a share of 0.99 at a confidence of 0.95 takes 304 runs or more",
+        ),
+        (["certify=psnr>=30", "certify.share=1"], "certify.share=1: give a number from 0.01 to 0.9999"),
+        (["certify=lpips<=0.1"], "certify: 'lpips<=0.1': there is no score 'lpips'; there are drift, psnr, ssim, clip"),
         (["space={a:1}"], "space={a:1}: give the name of an option, as --help lists them"),
     ],
 )
