@@ -2,10 +2,11 @@
 
 Every round times the copy and each form of each kernel once, taking turns; shares are the copy's time over theirs,
 round by round. Compiled forms are compiled in a fresh cache, and the seconds to their first result are told. Writes
-docs/benchmarks/kernels.md.
+docs/benchmarks/kernels.md, or with `--json` a line for each kernel at each size to a file and no page.
 """
 
 import argparse
+import json
 import os
 import platform
 import tempfile
@@ -163,17 +164,31 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--forms", nargs="*", choices=list(FORMS), help="all that run on the device")
+    parser.add_argument("--kernels", nargs="*", help="names of kernels; all of them")
     parser.add_argument("--page", type=Path, default=Path("docs/benchmarks/kernels.md"))
+    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_grad_enabled(False)
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
-    forms = ["reference", "compiled", *(["triton"] if device.type == "cuda" and has_triton() else [])]
+    forms = given.forms or ["reference", "compiled", *(["triton"] if device.type == "cuda" and has_triton() else [])]
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-        kept, aside = cases(device), put_aside(device)
+        kept, aside = (
+            [case for case in those if not given.kernels or case.kernel in given.kernels]
+            for those in (cases(device), put_aside(device))
+        )
         measure(kept, forms, given.repeats, device)
         measure(aside, forms[:2], given.repeats, device)
+    if given.json:
+        lines = [
+            {"kernel": case.kernel, "size": case.size, "bytes": case.moved, "seconds": case.times, "first": case.first}
+            for case in (*kept, *aside)
+        ]
+        with given.json.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        return
     page = report(kept, aside, forms, given.repeats, device)
     given.page.parent.mkdir(parents=True, exist_ok=True)
     given.page.write_text(page, encoding="utf-8")

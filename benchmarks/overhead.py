@@ -1,4 +1,4 @@
-"""python benchmarks/overhead.py: what an applied schedule gains, beside what the nodes that it executes allow.
+"""python -m benchmarks.overhead: what an applied schedule gains, beside what the nodes that it executes allow.
 
 What a schedule allows is measured on the bare pipeline: at each step every node that the schedule does not execute
 gives back a tensor at once, without a hook. So
@@ -7,16 +7,19 @@ gives back a tensor at once, without a hook. So
 
 and what is lost is what hooks, kept values and the wrapped scheduler cost. With compilation the bare pipeline has its
 blocks compiled too. All take turns within each round; ratios are of rounds, shown as medians and quartiles. `--size xl`
-is PixArt-XL/2 at 256 x 256 of random weights; `--path` any other checkpoint of PixArt. `--write` puts the tables into
-docs/benchmarks/overhead.md.
+is PixArt-XL/2 at 256 x 256 of random weights, other names a few blocks of a public denoiser (benchmarks/denoisers.py);
+`--path` is any other checkpoint of PixArt. `--write` puts the tables into docs/benchmarks/overhead.md, `--json` adds a
+line for each plan to a file.
 """
 
 import argparse
+import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 
+from benchmarks.denoisers import NAMES, Denoiser, denoiser
 from search import Schedule
 from search.schedule.model.identity import model_part
 from search.schedule.model.nodes import ROOT, Tree
@@ -53,9 +57,11 @@ class Subject:
     steps: int
     side: int
 
-    @property
-    def blocks(self) -> Sequence[Any]:
-        return self.pipe.transformer.transformer_blocks
+    contract = None
+
+    @cached_property
+    def tree(self) -> Tree:
+        return Tree.of(self.pipe.transformer)
 
     @torch.no_grad()
     def __call__(self) -> torch.Tensor:
@@ -70,25 +76,27 @@ class Subject:
             generator=torch.Generator().manual_seed(0),
         ).images
 
-    def schedule(self, rules: Sequence[Sequence[str]]) -> Schedule:
-        part = model_part(self.pipe.transformer)
-        return Schedule.from_dict(
-            {"format": "schedule/1", "model": part, "steps": self.steps, "plan": {"rules": rules}}
-        )
 
-    def plans(self) -> dict[str, Schedule]:
-        rng, free = np.random.default_rng(0), []
-        for node in Tree.of(self.pipe.transformer):
-            if node.kind == "component":
-                free.append([node.name, "C" + "".join(rng.choice(["C", "R"], self.steps - 1))])
-        every = [["transformer_blocks.*:*", f"(CR)*{self.steps // 2}"]]
-        return {
-            "all computed": self.schedule([]),
-            "FORA N=2": self.schedule(every),
-            "free components": self.schedule(free),
-            "every other block": self.schedule([["transformer_blocks.*", f"(CR)*{self.steps // 2}"]]),
-            "every other step": self.schedule([[ROOT, f"(CR)*{self.steps // 2}"]]),
-        }
+def plans_of(subject: Subject | Denoiser) -> dict[str, Schedule]:
+    """What takes turns with the bare pipeline, by name."""
+    rng, free = np.random.default_rng(0), []
+    for node in subject.tree:
+        if node.kind == "component":
+            free.append([node.name, "C" + "".join(rng.choice(["C", "R"], subject.steps - 1))])
+    other = f"(CR)*{subject.steps // 2}"
+    stacks = [stack for stack in subject.tree.stacks if subject.tree.components(stack)]
+    rules: dict[str, list[list[str]]] = {
+        "all computed": [],
+        "FORA N=2": [[f"{stack}.*:*", other] for stack in stacks],
+        "free components": free,
+        "every other block": [[f"{stack}.*", other] for stack in stacks],
+        "every other step": [[ROOT, other]],
+    }
+    part = {"format": "schedule/1", "model": model_part(subject.pipe.transformer, subject.contract)}
+    return {
+        name: Schedule.from_dict(part | {"steps": subject.steps, "plan": {"rules": those}})
+        for name, those in rules.items()
+    }
 
 
 def bundled(path: str | None, device: str, dtype: torch.dtype, batch: int, steps: int) -> Subject:
@@ -119,9 +127,9 @@ def _given(texts: Sequence[torch.Tensor], batch: int) -> dict[str, torch.Tensor]
 class Bare:
     """The pipeline without any hook: as it is, or without what a plan does not execute."""
 
-    def __init__(self, subject: Subject, compile: bool) -> None:
+    def __init__(self, subject: Subject | Denoiser, compile: bool) -> None:
         self.subject, self.denoiser = subject, subject.pipe.transformer
-        self.tree = Tree.of(self.denoiser)
+        self.tree = subject.tree
         self.modules = {node.name: self.tree.module(self.denoiser, node) for node in self.tree if node.kind != "stack"}
         self.own: dict[str, Callable] = {}  # what runs a block where it is compiled
         for name, module in self.modules.items():
@@ -172,8 +180,8 @@ class Bare:
 
     def _stand_ins(self) -> dict[str, Callable]:
         """Of every node what gives back a tensor like its own: one for all nodes of a kind."""
-        kinds = {node.name: node.component or node.kind for node in self.tree if node.kind != "stack"}
-        values: dict[str, Any] = {}
+        kinds = {n.name: (n.stack, n.component or n.kind) for n in self.tree if n.kind != "stack"}
+        values: dict[Any, Any] = {}
         removers = [
             module.register_forward_hook(lambda _, __, output, kind=kinds[name]: values.__setitem__(kind, output))
             for name, module in self.modules.items()
@@ -185,18 +193,20 @@ class Bare:
         return {name: found[kind] for name, kind in kinds.items()}
 
 
-def contexts(subject: Subject, compile: bool) -> dict[str, Context]:
+def contexts(subject: Subject | Denoiser, compile: bool, plans: Mapping[str, Schedule]) -> dict[str, Context]:
     """All that take turns: the bare pipeline, and under each plan the hooks, and what it would be without them."""
     bare = Bare(subject, compile)
     found: dict[str, Context] = {"bare": bare.whole}
-    for name, schedule in subject.plans().items():
+    for name, schedule in plans.items():
         if schedule.plan.planned():
             found[f"without: {name}"] = lambda schedule=schedule: bare.without(schedule)
         found[name] = lambda schedule=schedule: schedule.apply(subject.pipe, compile=compile)
     return found
 
 
-def measure(subject: Subject, found: Mapping[str, Context], rounds: int, warm: bool) -> dict[str, np.ndarray]:
+def measure(
+    subject: Subject | Denoiser, found: Mapping[str, Context], rounds: int, warm: bool
+) -> dict[str, np.ndarray]:
     """Milliseconds of a run under each of them [rounds], the order reversed in every other round.
 
     On a GPU of wall time; on a CPU, which others use as well, of the process' own. The first round is not counted, nor
@@ -223,8 +233,11 @@ def measure(subject: Subject, found: Mapping[str, Context], rounds: int, warm: b
     return {name: np.array(kept) for name, kept in times.items()}
 
 
-def table(subject: Subject, compile: bool, rounds: int, warm: bool) -> list[str]:
-    times = measure(subject, contexts(subject, compile), rounds, warm)
+def table(
+    subject: Subject | Denoiser, compile: bool, rounds: int, warm: bool, names: Sequence[str], lines_file: Path | None
+) -> list[str]:
+    plans = {name: schedule for name, schedule in plans_of(subject).items() if not names or name in names}
+    times = measure(subject, contexts(subject, compile, plans), rounds, warm)
     bare = times["bare"]
     lines = [
         f"Bare pipeline{' with compiled blocks' if compile else ''}: {np.median(bare):.0f} ms, {subject.steps} steps, "
@@ -233,10 +246,15 @@ def table(subject: Subject, compile: bool, rounds: int, warm: bool) -> list[str]
         "| plan | speed-up | allowed | efficiency |",
         "|---|---|---|---|",
     ]
-    for name in subject.plans():
+    for name in plans:
         ideal = times.get(f"without: {name}", bare)
-        found = [_quartiles(bare / times[name]), _quartiles(bare / ideal), _quartiles(ideal / times[name])]
-        lines.append(f"| {name} | {' | '.join(found)} |")
+        ratios = {"speed-up": bare / times[name], "allowed": bare / ideal, "efficiency": ideal / times[name]}
+        lines.append(f"| {name} | {' | '.join(map(_quartiles, ratios.values()))} |")
+        if lines_file:
+            kept = {"subject": subject.name, "compiled": compile, "plan": name, "bare ms": float(np.median(bare))}
+            kept |= {key: np.quantile(values, [0.25, 0.5, 0.75]).round(4).tolist() for key, values in ratios.items()}
+            with lines_file.open("a") as file:
+                file.write(json.dumps(kept) + "\n")
     return lines
 
 
@@ -247,7 +265,7 @@ def _quartiles(ratios: np.ndarray) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", nargs="+", choices=["bundled", "xl"], default=["bundled"])
+    parser.add_argument("--size", nargs="+", choices=["bundled", "xl", *NAMES], default=["bundled"])
     parser.add_argument("--path")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", help="float32 on a CPU, bfloat16 on a GPU where it is not given")
@@ -255,7 +273,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="an even number")
     parser.add_argument("--repeats", type=int, help="rounds")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--blocks", type=int, default=2, help="in each list of a public denoiser")
+    parser.add_argument("--plans", nargs="*", default=[], help="names of plans; all of them")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 64  # the bare pipeline's blocks share one code object
@@ -267,12 +288,19 @@ def main() -> None:
     for size in given.size:
         steps = given.steps or (4 if (size, kind) == ("xl", "cpu") else 20)
         options = (given.device, dtype, given.batch, steps)
-        subject = bundled(given.path, *options) if size == "bundled" else xl(*options)
+        if size in NAMES:
+            subject: Subject | Denoiser = denoiser(size, given.blocks, given.device, dtype, steps)
+        else:
+            subject = bundled(given.path, *options) if size == "bundled" else xl(*options)
         slow = (size, kind) == ("xl", "cpu")  # a minute for two runs
         rounds = given.repeats or (3 if slow else 20)
         for compile in (False, True) if given.compile and not slow else (False,):
             title = f"{subject.name}{', compiled' if compile else ''}"
-            found = [f"## {title[0].upper()}{title[1:]}", "", *table(subject, compile, rounds, not slow)]
+            found = [
+                f"## {title[0].upper()}{title[1:]}",
+                "",
+                *table(subject, compile, rounds, not slow, given.plans, given.json),
+            ]
             print("\n".join(found), flush=True)
             lines += ["", *found]
     if given.write:
@@ -286,7 +314,7 @@ def _cpu() -> str:
 HEAD = """
 # Overhead of an applied schedule
 
-`python benchmarks/overhead.py --write`: the bare pipeline, the pipeline under five plans, and what
+`python -m benchmarks.overhead --write`: the bare pipeline, the pipeline under five plans, and what
 those plans allow, in turns within each round; medians (quartiles) of ratios of rounds.
 
 *allowed* is the speed-up of the bare pipeline where, at each step, every node that the plan does not execute gives back
@@ -298,7 +326,7 @@ can exceed 1 there, as the bare pipeline's compiled blocks choose among their gr
 
 Times on a CPU are those of the process, on a machine that other jobs use as well: values that are kept there also cost
 fresh memory, and a short step finds the caches as the long one before has left them. Nothing of this was measured on a
-GPU, where `compile=True` brings CUDA graphs in; `--size xl --device cuda` is for that.
+GPU, where `compile=True` brings CUDA graphs in; `benchmarks/gpu.sh` is for that.
 """
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """python benchmarks/throughput.py [PART ...]: candidates a second, ours against running the stock pipeline for each.
 
 Parts: `ways` runs the same generations of a genetic search in every way, taking turns; `batching` times denoiser calls
-of 1 to 64 pictures; `racing` runs a population on 32 prompts to the end and as a race. Bundled pixart, interval cache
-space, drift and MACs. Results are kept in runs/throughput; docs/benchmarks/throughput.md is made of all that is there.
+of 1 to 64 pictures; `racing` runs a population on 32 prompts to the end and as a race; `replay` times the call of the
+pipeline as a search runs it; `spill` runs a population whose states do not fit the device. Bundled pixart, interval
+cache space, drift and MACs. Results are kept in runs/throughput; docs/benchmarks/throughput.md is made of all that is
+there. With `--json` a line for each part goes to a file, and there is no page.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from search.engines.base import EngineInputs
 from search.engines.nsga2 import Nsga2Engine
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.execute.jobs import Batch, Job
+from search.evaluate.execute.partial import PartialRun
 from search.evaluate.execute.runner import Runner
 from search.evaluate.execute.states import StateCache
 from search.evaluate.memo import Memo
@@ -47,8 +50,8 @@ Seconds = tuple[float, float]  # wall, CPU
 class Bench:
     """The model, the space, and an engine that begins with the published rules."""
 
-    def __init__(self, prompts: int) -> None:
-        self.model, self.space = pixart(), CacheSpace()
+    def __init__(self, prompts: int, device: str = "cpu") -> None:
+        self.model, self.space = pixart(device=device), CacheSpace()
         self.target, self.costs = self.model.target, self.model.costs()
         self.prompts, self.seeds = read_prompts("emoji_calibration.txt")[:prompts], list(range(prompts))
         presets = np.array(list(self.space.presets(self.target).values()))
@@ -71,6 +74,8 @@ class Bench:
 def clocked(call: Callable[[], Any]) -> tuple[Any, Seconds]:
     wall, cpu = time.perf_counter(), time.process_time()
     found = call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return found, (time.perf_counter() - wall, time.process_time() - cpu)
 
 
@@ -117,7 +122,7 @@ class Naive:
 
 def ways(given: argparse.Namespace) -> dict[str, Any]:
     """Generations of children in every way, side by side."""
-    bench = Bench(PROMPTS)
+    bench = Bench(PROMPTS, given.device)
     ours, alone, fitting = bench.evaluator(), bench.evaluator(shares=False), bench.evaluator()
     naive = Naive(bench, ours)
     rows, schedules = bench.generation(POPULATION)
@@ -190,17 +195,65 @@ def sharing(bench: Bench, schedules: Sequence[Schedule], known: set[int]) -> dic
 @torch.no_grad()
 def batching(given: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds a picture of a denoiser call, by pictures in it: sizes take turns."""
-    model = pixart()
-    inputs = {b: (["red apple"] * b, range(b)) for b in SIZES}
-    times: dict[int, list[Seconds]] = {b: [] for b in SIZES}
+    model = pixart(device=given.device)
+    inputs = {b: (["red apple"] * b, range(b)) for b in given.sizes}
+    times: dict[int, list[Seconds]] = {b: [] for b in given.sizes}
     for number in range(given.repeats + 1):
         for b, (prompts, seeds) in inputs.items():
-            given, named = model.begin(prompts, seeds)
+            args, named = model.begin(prompts, seeds)
             calls = max(1, 8 // b)
-            _, spent = clocked(lambda a=given, k=named, n=calls: [model.denoiser(*a, **k) for _ in range(n)])
+            _, spent = clocked(lambda a=args, k=named, n=calls: [model.denoiser(*a, **k) for _ in range(n)])
             if number:  # the first round warms up
                 times[b].append((1e3 * spent[0] / b / calls, 1e3 * spent[1] / b / calls))
     return {"times": times, "machine": machine()}
+
+
+# Replay
+
+
+@torch.no_grad()
+def replay(given: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of a call of the pipeline up to its latents: bare, watched, step by step, and its second half alone."""
+    bench = Bench(given.prompts, given.device)
+    model, prompts, seeds = bench.model, bench.prompts, bench.seeds
+    teacher = to_schedule(model, {})
+    run, states = PartialRun(model, prompts, seeds, bench.costs), []
+    run.follow(run.begin(), teacher, on_state=states.append)
+    half = states[model.target.steps // 2 - 1]
+    ways: dict[str, Callable[[], Any]] = {
+        "bare": lambda: model.stock(prompts, seeds),
+        "watched": lambda: model.sample(prompts, seeds),
+        "step by step": lambda: run.follow(run.begin(), teacher),
+        "second half": lambda: run.follow(half, teacher),
+    }
+    times: dict[str, list[Seconds]] = {name: [] for name in ways}
+    for number in range(given.repeats + 1):
+        for name, way in ways.items():
+            _, spent = clocked(way)
+            if number:  # the first round warms up
+                times[name].append(spent)
+    return {"times": times, "steps": model.target.steps, "machine": machine()}
+
+
+# Spill
+
+
+def spill(given: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of a generation whose states stay on the device, are moved to host memory, or are dropped."""
+    bench = Bench(given.prompts, given.device)
+    _, schedules = bench.generation(given.candidates)
+    batch, jobs = Batch(tuple(bench.prompts), tuple(bench.seeds)), [Job(schedule) for schedule in schedules]
+    found: dict[str, dict[str, Any]] = {}
+    held: list[Tensor] = []
+    for name, limits in {"held": (2**33, 0), "moved": (2**20, 2**35), "dropped": (2**20, 0)}.items():
+        runner, latents = Runner(bench.model, bench.costs, StateCache(*limits)), [torch.empty(0)] * len(jobs)
+        run = lambda r=runner, kept=latents: r.run(batch, jobs, lambda i, o: kept.__setitem__(i, o.latents))  # noqa: E731
+        _, spent = clocked(run)
+        held = held or latents
+        equal = all(map(torch.equal, latents, held))
+        found[name] = {"seconds": spent, "block executions": runner.executed, "equal": equal}
+        found[name]["far bytes"] = runner.memory.far_bytes
+    return {"ways": found, "machine": machine()}
 
 
 # Races
@@ -208,7 +261,7 @@ def batching(given: argparse.Namespace) -> dict[str, Any]:
 
 def racing(given: argparse.Namespace) -> dict[str, Any]:
     """Generations against the front before them, and then to the end: what a race saves, and whom it loses."""
-    bench, found = Bench(RACED), []
+    bench, found = Bench(RACED, given.device), []
     evaluator = bench.evaluator()
     rows, schedules = bench.generation(POPULATION)
     archive = dict(zip(schedules, [s.minimised for s in evaluator.evaluate([Job(s) for s in schedules])], strict=True))
@@ -409,7 +462,10 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "ways": ways,
     "batching": batching,
     "racing": racing,
+    "replay": replay,
+    "spill": spill,
 }
+ON_THE_PAGE = ("ways", "batching", "racing")
 
 
 def main() -> None:
@@ -419,15 +475,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="generations")
     parser.add_argument("--repeats", type=int, default=9, help="of each batch")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="of replay and spill")
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="pictures in a call, of batching")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if unknown := sorted(set(given.parts) - {*PARTS, "page"}):
         parser.error(f"there is no part {unknown[0]!r}; choose from {', '.join(PARTS)}")
     torch.set_grad_enabled(False)
     torch.set_num_threads(given.threads)
+    if given.json:
+        for name in given.parts or PARTS:
+            line = json.dumps({"part": name, **PARTS[name](given)})
+            with given.json.open("a") as file:
+                file.write(line + "\n")
+        return
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name in (part for part in given.parts or PARTS if part in PARTS):
+    for name in (part for part in given.parts or ON_THE_PAGE if part in PARTS):
         (FOLDER / f"{name}.json").write_text(json.dumps(PARTS[name](given)) + "\n")
-    files = {name: FOLDER / f"{name}.json" for name in PARTS}
+    files = {name: FOLDER / f"{name}.json" for name in ON_THE_PAGE}
     PAGE.write_text(page({name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}))
     print(PAGE.read_text())
 
