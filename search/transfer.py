@@ -10,7 +10,7 @@ refit=true     fit a fitted solver, and corrections, anew on calibration prompts
 lora=, lora_scale=, guidance=, criterion=, tolerance=, seconds=, samples=, model=, model.height=, prompts.…
                as for python -m search.verify, which is the gate: what it does not pass is not written
 
-The new schedule has no certificate; python -m search.verify certify= gives it one.
+The certificate of the old schedule is renewed for the new one, or left out, and the output says which.
 
 Every step takes the actions of the old step nearest in log-SNR (search/validate/reindex.py says the rule). A grid that
 is the pipeline's own spacing is spaced anew by the pipeline's scheduler; one that was searched keeps its shape: its

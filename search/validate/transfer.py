@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from search.config.settings import Certify
 from search.validate.criteria import criteria_for
-from search.validate.verdict import Verdict
+from search.validate.renewal import RENEWAL_SEED, renew_certificate, settings_for
+from search.validate.verdict import WORDS, Verdict, make_verdict
 from search.validate.verifier import Verifier
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ class Transfer:
         notes: What could not be carried over.
         repaired: Steps that a repair computes again.
         runs: Schedules that were run for repairs.
+        certified: Of a schedule whose source has a certificate: the verdict on the same one for it.
     """
 
     source: "Schedule"
@@ -40,6 +43,7 @@ class Transfer:
     notes: Sequence[str] = ()
     repaired: Sequence[int] = ()
     runs: int = 0
+    certified: Verdict | None = None
 
     @property
     def exit_code(self) -> int:
@@ -58,6 +62,8 @@ class Transfer:
         if self.runs:
             steps = f"steps {', '.join(map(str, self.repaired))} computed" if self.repaired else "no step"
             lines.append(f"before repair: {self.first.reason}; repair: {steps}, {self.runs} runs")
+        if self.certified:
+            lines.append(f"certificate {WORDS[self.certified.passed]}: {self.certified.reason}")
         return lines
 
 
@@ -114,9 +120,11 @@ def transfer(
             verdict = verifier.verify(last, limits, seconds, samples, on_message)
             if verdict.passed:
                 break
+    certified = _renewed(schedule, last, model, held_out, batch, seconds, on_message) if verdict.passed else None
+    carried = certified.schedule if certified and certified.schedule else last.with_certificate(None)
     return Transfer(
         schedule,
-        last.with_certificate(None).with_scores(repair.scores(last, verdict)) if verdict.passed else None,
+        carried.with_scores(repair.scores(last, verdict)) if verdict.passed else None,
         repair.fitted(),
         verdict,
         first,
@@ -124,4 +132,27 @@ def transfer(
         repair.notes,
         sorted(repaired),
         repair.runs,
+        certified,
     )
+
+
+def _renewed(
+    source: "Schedule",
+    schedule: "Schedule",
+    model: "Model",
+    prompts: Sequence[str],
+    batch: int,
+    seconds: float,
+    on_message: Callable[[str], None],
+) -> Verdict | None:
+    """The verdict on the source's certificate for the schedule that was carried over; None where it has none."""
+    if (certificate := source.certificate) is None:
+        return None
+    runs = max(Certify().runs, certificate.runs)
+    settings = settings_for(source, "", certificate.share, certificate.confidence, runs)
+    noise = [RENEWAL_SEED + i for i in range(runs)]
+    verifier = Verifier(model, prompts, noise, batch)
+    try:
+        return renew_certificate(verifier, schedule, settings, seconds, on_message=on_message)
+    except ValueError as error:  # it is about something that only a search measures
+        return make_verdict(None, str(error), certificate.criterion, {}, {})

@@ -24,6 +24,7 @@ from search.validate.repair import RepairSearch, carry_over, teacher_steps
 from search.validate.transfer import transfer
 from search.validate.verifier import verify
 from tests.helpers.claims import claiming, made
+from tests.helpers.finished_search import CERTIFICATE
 from tests.helpers.trained_lora import PROMPTS, tiny_lora
 
 SPLITS = (["red apple, 3d style", "blue boat, flat style"], PROMPTS)
@@ -47,6 +48,18 @@ def on(model, timesteps, **parts) -> Schedule:
         sampler["sigmas"] = [*model.target.noise.sigma(timesteps).tolist(), 0.0]
     schedule = Schedule.from_dict(model.target.schedule({"steps": len(timesteps), "sampler": sampler} | parts))
     return schedule.with_made({"call": dict(model.arguments)})
+
+
+@pytest.mark.slow
+def test_a_certificate_is_renewed_for_the_new_schedule_or_left_out(model):
+    asked = CERTIFICATE | {"share": 0.8, "population": "any"}
+    verdicts = {"drift<=10": "holds: ", "drift<=1e-9": "does not hold: ", "clip_drop<=1": "undecided: "}
+    for criterion, words in verdicts.items():
+        source = claiming(model).with_certificate(asked | {"criterion": criterion})
+        found = moved(source, tiny_model(steps=4), criterion="drift<=10", runs=0)
+        assert f"certificate {words}" in str(found) and found.exit_code == 0
+        assert (found.schedule.certificate is not None) == (criterion == "drift<=10") and found.schedule.scores
+    assert moved(claiming(model), tiny_model(steps=4), criterion="drift<=10", runs=0).certified is None
 
 
 # The grid
