@@ -1,20 +1,25 @@
 """The bundled pipelines: loaded without anything of ours, small, and planned like any other."""
 
+import json
+
 import diffusers
 import pytest
 
 from search import Schedule, load_model
+from search.config.compose import list_options
 from search.config.prompts import read_prompts
 from search.models.training.emoji import CONCEPTS, caption
 from search.profile.bundled import bundled_model
 
 EMOJI = ["red apple, 3d style, white background", "cat face, flat style, blue background"]
 PIPELINES = {
-    "pixart": "PixArtAlphaPipeline",
-    "dit": "DiTPipeline",
-    "flux": "FluxPipeline",
-    "sd": "StableDiffusionPipeline",
+    file.parent.name: json.loads(file.read_text(encoding="utf-8"))["_class_name"]
+    for file in sorted(bundled_model("").glob("*/model_index.json"))
 }
+
+
+def test_every_bundled_pipeline_is_an_option_of_its_name():
+    assert {"pixart", "pixart_turbo", "dit", "flux", "sd"} <= set(PIPELINES) <= set(list_options("model"))
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -29,6 +34,7 @@ def test_the_bundled_pipeline_loads_without_anything_of_ours(name):
     [
         ("pixart", EMOJI, [["transformer_blocks.*:*", "(CR)*10"], ["transformer_blocks.2:ff", "CC F1*18"]]),
         ("pixart_small", EMOJI, [["transformer_blocks.*:*", "(CR)*10"]]),
+        ("pixart_turbo", EMOJI, [["transformer_blocks.*:attn1", "CRCC"], ["transformer_blocks.*:attn2", "CRCR"]]),
         ("dit", ["red apple", "cat face"], [["transformer_blocks.*:*", "(CR)*10"]]),
         ("flux", EMOJI, [["transformer_blocks.*:*", "(CR)*10"], ["single_transformer_blocks.*:attn", "(CR)*10"]]),
         ("sd", EMOJI, [["up_blocks.*:*", "(CR)*10"]]),

@@ -11,10 +11,17 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from . import clip, dit, emoji, flux, pixart, pixart_small, policy, sd, vae
+from . import clip, dit, emoji, flux, pixart, pixart_small, pixart_turbo, policy, sd, vae
 from .emoji import EmojiSet
 
-STUDENTS = {"sd": sd, "flux": flux, "dit": dit, "pixart_small": pixart_small, "clip": clip}
+STUDENTS = {
+    "sd": sd,
+    "flux": flux,
+    "dit": dit,
+    "pixart_small": pixart_small,
+    "pixart_turbo": pixart_turbo,
+    "clip": clip,
+}
 
 
 def main() -> None:
