@@ -292,17 +292,13 @@ def test_macs_are_those_of_a_count_by_hand(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_bytes_of_all_kept_values(name):
+def test_bytes_of_all_kept_values_and_the_row_of_the_page(name):
     """What a cache runtime holds that keeps the output of every component: for one picture, in one branch."""
+    from tests.models.public_sizes import PAGE, row_by_hand  # which reads this module
+
     size, denoiser, _, costs, _ = counted(name)
     assert costs.all_bytes == BYTES * size.values
     assert costs.weight_bytes == BYTES * sum(p.numel() for p in denoiser.parameters())
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_the_page_of_models_has_it(name):
-    from tests.models.public_sizes import PAGE, row_by_hand  # which reads this module
-
     assert row_by_hand(name) in PAGE.read_text(encoding="utf-8").splitlines()
 
 
