@@ -195,10 +195,13 @@ class Model(ABC):
     def why_no_batches(self, prompts: Sequence[str]) -> str:
         """Why a call cannot be made for several prompts at once; "" where it can."""
         try:
-            self.begin(prompts, range(len(prompts)))
+            rows = [_rows(self.begin(some, range(len(some)))) for some in (prompts, prompts[:1])]
         except Exception as error:  # pipelines that take single prompts fail in many ways
             self.one_by_one = True
             return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        if len(prompts) > 1 and rows[0] == rows[1]:  # a call without a prompt, or with embeddings of one
+            self.one_by_one = True
+            return f"for {len(prompts)} prompts the denoiser is given as many rows as for one"
         return ""
 
     def once(self) -> Tensor:
@@ -248,6 +251,12 @@ class Model(ABC):
             if getattr(self.pipe, "_all_hooks", None):  # of offloading, which the end of a call resets
                 self.pipe.maybe_free_model_hooks()
             return None
+
+
+def _rows(given: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
+    """Rows of the denoiser's first argument, a tensor or a list of them; 0 where it was not called."""
+    args, kwargs = given
+    return len(next(iter([*args, *kwargs.values()]), ()))
 
 
 def rows_of(latents: Tensor, count: int) -> Tensor:

@@ -126,6 +126,14 @@ def test_an_argument_that_the_call_does_not_take_is_refused_by_name():
         Pipeline("any", pipe=pipe, call={"heigth": 64})
 
 
+def test_a_call_that_makes_one_result_whatever_is_given_is_made_for_each_prompt():
+    sample = ZOO["ZImageTransformer2DModel"]()  # embeddings of one prompt are an argument of the call
+    model = Pipeline("any", pipe=sample.pipe, call=sample.call, example="{}")
+    assert model.why_no_batches(["{}", "{}"]) == "for 2 prompts the denoiser is given as many rows as for one"
+    both = model.sample(["{}", "{}"], [0, 1])
+    assert len(both) == 2 and torch.equal(both[1:], model.sample(["{}"], [1]))
+
+
 def test_pictures_are_the_pipelines_own():
     model, _ = model_of("FluxTransformer2DModel")
     stock = pictures_of(output_at(model.stock(["{}"], [0], output_type="pt")))
