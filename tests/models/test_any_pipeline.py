@@ -173,7 +173,7 @@ def test_what_is_scored_is_what_the_output_option_names():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["FluxTransformer2DModel", "FluxTransformer2DModel/img2img"])
+@pytest.mark.parametrize("name", ["FluxTransformer2DModel/img2img", "LTX2VideoTransformer3DModel"])
 def test_a_search_on_a_pipeline_ends_in_schedules_that_give_what_it_measured(name, tmp_path):
     sample = ZOO[name]()
     result = search.search(

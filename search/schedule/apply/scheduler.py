@@ -120,9 +120,10 @@ class _PlannedScheduler:
         vars(copied).update(copy.deepcopy({k: v for k, v in vars(self.scheduler).items() if k not in placed}, memo))
         clock = Clock(finite_check=self.clock.finite_check and FiniteCheck())
         clock.step, clock.steps, clock.places = self.clock.step, self.clock.steps, self.clock.places
-        solver, injection = copy.copy(self.solver), copy.copy(self.injection)
-        if solver is not None:
-            solver.values = list(solver.values)
+        solver, injection = None, copy.copy(self.injection)
+        if self.solver is not None:  # with the rows of this one, also where they are fitted in the running call
+            solver = LinearSolver(self.solver.state, self.solver.outputs)
+            solver.values = list(self.solver.values)
         grid = self.steps, self.timesteps, self.sigmas, self.order, self.axis
         plan = _PlannedScheduler(copied, clock, *grid, solver, injection)
         plan.gaps = list(self.gaps)
