@@ -156,7 +156,7 @@ def test_mistakes_are_told_before_torch_is_imported(root: Path) -> None:
             "space=cach",
             "space=cach is not an option. Did you mean cache? Available options: bits, cache, depth, gates",
         ),
-        ("model=pixrt", "Did you mean pixart? Available options: any, dit, dit_xl_256"),
+        ("model=pixrt", "Did you mean pixart? Available options: any, aura_flow, chroma1_hd"),
         ("objective=[drift,mac]", "Did you mean macs?"),
         (
             "engine=",

@@ -190,7 +190,7 @@ def accepted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> bool:
             return searches_with(arguments, monkeypatch)
         case ["python", "-m", module, *arguments] if module.startswith("search."):
             return command_takes(module, arguments, monkeypatch)
-        case ["python", "-m", module, *_] if module.startswith("benchmarks."):
+        case ["python", "-m", module, *_] if module.startswith(("benchmarks.", "tests.")):
             return (ROOT / (module.replace(".", "/") + ".py")).exists()
         case ["python", "-m", "pytest", *arguments]:
             return all((ROOT / a).exists() for a in arguments if a.startswith("tests"))

@@ -76,6 +76,10 @@ class Toy:
         layers = layers_of(self.denoiser)
         self.target = Target("toy", Tree.of(self.denoiser), STEPS, model_part(self.denoiser), sampler, layers)
 
+    @property
+    def experts(self) -> tuple[torch.nn.Module, ...]:
+        return (self.denoiser,)
+
     def apply(self, schedule: Schedule) -> Handle:
         return schedule.apply(self.pipe)
 
