@@ -1,4 +1,4 @@
-"""python benchmarks/bits.py: which bits each group of layers gets, chosen in six ways, on the bundled model.
+"""python -m benchmarks.bits: which bits each group of layers gets, chosen in six ways, on the bundled model.
 
 Weights only, 8, 6, 4, 3 or 2 bits per group of layers, mean bits over the searchable weights of at most 3, 4, 5 and
 6: uniform, additive DP on scalar errors, Gram search on error vectors (damping 0.5 and 1), the best of these four on
@@ -351,7 +351,7 @@ def report(content: dict[str, Any]) -> str:
     text = [
         "# Bits per layer: what a search gains over uniform bits",
         "",
-        f"`python benchmarks/bits.py`: the bundled model, {STEPS} steps, weights of {len(_genes())} groups of layers "
+        f"`python -m benchmarks.bits`: the bundled model, {STEPS} steps, weights of {len(_genes())} groups of layers "
         f"rounded to {', '.join(SPACE.formats)} (simulated; activations stay). Drift of the final latents, means over "
         "8 calibration and 16 held-out prompts. Mean bits are of the searchable weights, without scales; packed bits "
         "have them. Median (quartiles) over 5 sensitivity tables, for nsga2 over "

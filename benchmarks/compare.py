@@ -1,4 +1,4 @@
-"""python benchmarks/compare.py RUN [RUN ...]: hypervolumes of finished searches, at equal search cost.
+"""python -m benchmarks.compare RUN [RUN ...]: hypervolumes of finished searches, at equal search cost.
 
 For every run folder: the hypervolume of drift and MACs (calibration prompts, reference point 1 and 1) of all
 candidates, of the front after as many block executions as the cheapest run spent, and of its presets alone.

@@ -1,4 +1,4 @@
-"""python benchmarks/exhaustive.py: every engine against the truth, all 2^14 step plans of the bundled model.
+"""python -m benchmarks.exhaustive: every engine against the truth, all 2^14 step plans of the bundled model.
 
 All plans of 15 steps that compute or reuse the whole denoiser at each step (`CacheSpace("step", max_order=0)`) are
 run once, beginnings shared, on 2 calibration prompts: drift and MACs in runs/exhaustive/truth.npz (minutes; goes on
@@ -37,7 +37,7 @@ STEPS, PROMPTS, BATCH, CHUNK = 15, 2, 24, 1024
 TARGET = 0.99
 TITLE = f"""# Engines against the truth: all 2^14 step plans of the bundled model
 
-`python benchmarks/exhaustive.py`: hypervolume of drift and MACs
+`python -m benchmarks.exhaustive`: hypervolume of drift and MACs
 ({PROMPTS} calibration prompts, {STEPS} steps) as a share of
 the true front's (reference 1 and 1) after so many evaluations, calibration and beam steps included; median (quartiles)
 of 5 seeds. All plans were run, beginnings shared.

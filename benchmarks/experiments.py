@@ -1,4 +1,4 @@
-"""python benchmarks/experiments.py [NAME ...]: run the published searches at small scale, and write docs/seeds.md.
+"""python -m benchmarks.experiments [NAME ...]: run the published searches at small scale, and write docs/seeds.md.
 
 Every experiment is one command, `python -m search +experiment=NAME`; its run folder is kept in runs/. A row of the
 table is written anew for each NAME (all of them without one), the others stay as they were measured
@@ -117,7 +117,7 @@ def page(rows: list[Row]) -> str:
         "the full cost; in brackets that of the best published rule of the same space, or of the plain sampler with "
         "fewer steps, at that cost. `–`: nothing so cheap was found or tried. With `refit: false` a schedule runs the "
         "pipeline's own solver, as published. "
-        "`python benchmarks/experiments.py` writes this page."
+        "`python -m benchmarks.experiments` writes this page."
     )
     lines = [
         "# Published searches, reproduced at small scale",

@@ -1,4 +1,4 @@
-"""python benchmarks/growth.py: how the cost of a search grows with steps, blocks, prompts and population.
+"""python -m benchmarks.growth: how the cost of a search grows with steps, blocks, prompts and population.
 
 Searches of a fixed number of evaluations on small PixArt pipelines of random weights, interval cache space, drift and
 MACs. From one base each of the four is doubled twice while the others stay; the exponent is the slope of a straight
@@ -140,7 +140,7 @@ def page(result: Mapping[str, Any]) -> str:
     lines = [
         "# How the cost of a search grows",
         "",
-        f"`python benchmarks/growth.py` writes this page: searches of {result['evaluations']} evaluations on small "
+        f"`python -m benchmarks.growth` writes this page: searches of {result['evaluations']} evaluations on small "
         f"PixArt pipelines of random weights (8x8 latents, blocks of width {WIDTH}), interval cache space, engine "
         f"`predictor`, solvers fitted. From {base} each is doubled twice while the others stay. Medians of "
         f"{result['seeds']} seed(s) of the engine; one thread, {result['machine']}. Seconds are CPU time of the "

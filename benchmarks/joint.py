@@ -1,4 +1,4 @@
-"""python benchmarks/joint.py: searching all spaces together, against each alone, every pair, and one after another.
+"""python -m benchmarks.joint: searching all spaces together, against each alone, every pair, and one after another.
 
 Every search spends the same number of block executions, its calibration included, and begins from its own proposals.
 Hypervolume of drift and bit operations (reference 1 and 1), of the front of each search re-scored on held-out prompts
@@ -200,7 +200,7 @@ def report(given: argparse.Namespace, methods: Sequence[str]) -> None:
     lines = [
         "# All spaces together, each alone, every pair, one after another",
         "",
-        "`python benchmarks/joint.py`: hypervolume of drift and bit operations (reference 1 and 1),",
+        "`python -m benchmarks.joint`: hypervolume of drift and bit operations (reference 1 and 1),",
         f"{given.budget:,} block executions each, calibration counted, refit {given.refit}. Median (range) over",
         "seeds of the engine; held out: the front re-scored on 8 other prompts and other noise.",
         "",

@@ -1,4 +1,4 @@
-"""python benchmarks/kernels.py: kernels against a copy of as many bytes, in every form that runs on this machine.
+"""python -m benchmarks.kernels: kernels against a copy of as many bytes, in every form that runs on this machine.
 
 Every round times the copy and each form of each kernel once, taking turns; shares are the copy's time over theirs,
 round by round. Compiled forms are compiled in a fresh cache, and the seconds to their first result are told. Writes
@@ -200,7 +200,7 @@ def report(kept: list[Case], aside: list[Case], forms: list[str], repeats: int, 
     missing = "" if "triton" in forms else NO_GPU
     return f"""# Kernels: share of the copy bandwidth
 
-`python benchmarks/kernels.py`: {where}; torch {torch.__version__}; {repeats} rounds, median (quartiles). A share \
+`python -m benchmarks.kernels`: {where}; torch {torch.__version__}; {repeats} rounds, median (quartiles). A share \
 is the time of a copy that moves as many bytes over the time of the kernel, side by side: 100 % is as fast as memory \
 allows, less where arithmetic is the limit. `first` is the time to the first result, with nothing compiled before.
 {missing}

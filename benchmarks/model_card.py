@@ -1,4 +1,4 @@
-"""python benchmarks/model_card.py NAME --steps N --loss X: measure a bundled pipeline and write its model card.
+"""python -m benchmarks.model_card NAME --steps N --loss X: measure a bundled pipeline and write its model card.
 
 The card shows what the model draws (a grid of 40 prompts), and how much schedules matter on it: PSNR of 20
 random plans at half of the compute against all of it.

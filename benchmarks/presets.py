@@ -1,4 +1,4 @@
-"""python benchmarks/presets.py MODEL: every published rule as a schedule file, and beside the searched front.
+"""python -m benchmarks.presets MODEL: every published rule as a schedule file, and beside the searched front.
 
 Searches all spaces of a bundled model together, from its published rules; writes the rules to docs/presets/MODEL,
 the plot to docs/images/presets_MODEL.png, and the figures to docs/presets/MODEL/README.md. Rules run as published
@@ -116,7 +116,7 @@ def report(model: str, search: Search, front: list[Point], presets: list[Point])
     verdicts = [behind(front, rule) for rule in presets]
     known, held, surely = (sum(v[i] for v in verdicts) for i in range(3))
     summary = (
-        f"`python benchmarks/presets.py {model}`: {len(presets)} published rules as schedule files, run as published, "
+        f"`python -m benchmarks.presets {model}`: {len(presets)} published rules as schedule files, run as published, "
         f"and the front of {len(search.state.archive)} schedules that a search of {', '.join(SPACES[model])} has "
         "tried. Compared is the schedule of the front with the least drift on calibration prompts at no more MACs than "
         f"the rule. The front is at least as good as **{known} of {len(presets)}** rules on the calibration prompts "

@@ -1,4 +1,4 @@
-"""python benchmarks/profile_search.py [OVERRIDE ...]: where the time of a search goes, and how soon it has a front.
+"""python -m benchmarks.profile_search [OVERRIDE ...]: where the time of a search goes, and how soon it has a front.
 
 Runs `python -m search +space=cache model=pixart` in this process, MLflow included, into a folder that is thrown away,
 with clocks around the kinds of work below. Every moment of the main thread is charged to the innermost kind that it is
@@ -329,7 +329,7 @@ def page(found: Mapping[str, Any]) -> str:
         [
             "# Where the time of a search goes",
             "",
-            "`python benchmarks/profile_search.py` writes this page: `python -m search +space=cache model=pixart` in "
+            "`python -m benchmarks.profile_search` writes this page: `python -m search +space=cache model=pixart` in "
             f"one process, MLflow included, in an empty folder; {last['evaluations']} evaluations, {found['threads']} "
             f"thread(s), {found['machine']}, no GPU. One run. Every moment is charged to the innermost kind of work; "
             "the denoiser's forward includes the hooks of the applied schedule. Wall time depends on what else the "

@@ -1,4 +1,4 @@
-"""python benchmarks/search_cost.py [METHOD ...]: block executions to the hypervolume that a genetic search ends with.
+"""python -m benchmarks.search_cost [METHOD ...]: block executions to the hypervolume that a genetic search ends with.
 
 Bundled pixart, 20 steps, a free bit per step, block and component (ECAD's space), drift and MACs, no fitted solvers,
 4 calibration prompts with their noise. Every method is counted as it is published: a whole run for every candidate.
@@ -41,7 +41,7 @@ WORST = np.ones(2)
 
 TITLE = """# Block executions to a genetic search's final hypervolume
 
-`python benchmarks/search_cost.py`: bundled pixart, 20 steps, drift and MACs of 4 calibration prompts with their noise.
+`python -m benchmarks.search_cost`: bundled pixart, 20 steps, drift and MACs of 4 calibration prompts with their noise.
 All search what to compute and what to reuse per step, block and component (ECAD's space, 456 free bits). The published
 ones begin with ECAD's hand-made schedules and are counted as published, a whole run for every candidate. ECAD ran 550
 generations of 72; here it has 50.

@@ -1,4 +1,4 @@
-"""python benchmarks/solvers.py: diffusers' schedulers at their best spacing against searched timesteps and solvers.
+"""python -m benchmarks.solvers: diffusers' schedulers at their best spacing against searched timesteps and solvers.
 
 Few denoiser calls (NFE) are compared in two places: the bundled model, by the drift of its final latents to the
 pipeline's own 20 steps on held-out prompts and noise; and a Gaussian mixture whose denoiser is exact, by the RMSE to
@@ -517,7 +517,7 @@ def report(folder: Path, table: Path, figure: Path, evaluations: int) -> None:
     text = [
         "# Searched timesteps and solvers against diffusers' schedulers",
         "",
-        "`python benchmarks/solvers.py` writes this page and the figure. Every value is held out: schedulers' spacings "
+        "`python -m benchmarks.solvers` writes this page and the figure. Every value is held out: schedulers' spacings "
         "and searches' candidates were chosen on other prompts and noise. Cells are the median of "
         f"{SEEDS} seeds (quartiles), one number where nothing is drawn. Behind diffusers' values stands the spacing "
         "that was best in calibration, of all in `search.spaces.timesteps.spacings` and the class's own (its own alone "

@@ -1,4 +1,4 @@
-"""python benchmarks/throughput.py [PART ...]: candidates a second, ours against running the stock pipeline for each.
+"""python -m benchmarks.throughput [PART ...]: candidates a second, ours against running the stock pipeline for each.
 
 Parts: `ways` runs the same generations of a genetic search in every way, taking turns; `batching` times denoiser calls
 of 1 to 64 pictures; `racing` runs a population on 32 prompts to the end and as a race; `replay` times the call of the
@@ -345,7 +345,7 @@ def page(results: Mapping[str, Any]) -> str:
     lines = [
         "# Candidates a second",
         "",
-        "`python benchmarks/throughput.py` writes this page. Bundled pixart, 20 steps, interval cache space; drift and "
+        "`python -m benchmarks.throughput` writes this page. Bundled pixart, 20 steps, interval cache space; drift and "
         "MACs. Medians (quartiles) of rounds in which all take turns. CPU time of the process is given because wall "
         "time depends on what else the machine does. Nothing was timed on a GPU.",
     ]

@@ -1,4 +1,4 @@
-"""python benchmarks/transfer.py: a schedule at another step count, size, guidance scale, batch, and under a LoRA.
+"""python -m benchmarks.transfer: a schedule at another step count, size, guidance scale, batch, and under a LoRA.
 
 Every cell is drift against the full run of that case on held-out prompts, and the share of its MACs. Cells are kept in
 --cells, one JSON line each, so that a second call goes on; --write puts the table into docs/transfer.md.

@@ -1,4 +1,4 @@
-"""python benchmarks/workers.py: the same population in this process, on one Ray worker and on two, one thread each.
+"""python -m benchmarks.workers: the same population in this process, on one Ray worker and on two, one thread each.
 
 Bundled pixart, 20 steps: children of a few parents with a free bit per step, block and component, as a genetic search
 asks for them. Every round has noise of its own, so nothing is known from the round before; the three take turns within
@@ -110,7 +110,7 @@ def main() -> None:
     alone = sum(job.schedule.steps or 0 for job in jobs)
     text = (
         "# One worker and two\n\n"
-        f"`python benchmarks/workers.py` writes this page: {__doc__.split(':', 1)[1].split('Writes')[0].strip()}\n\n"
+        f"`python -m benchmarks.workers` writes this page: {__doc__.split(':', 1)[1].split('Writes')[0].strip()}\n\n"
         f"{given.size} candidates, {given.prompts} prompts in a batch; run one by one they are {alone} model steps. "
         f"{given.rounds} rounds; {platform.machine()} with {os.cpu_count()} cores, load average {load:.1f} at the "
         f"start, torch {torch.__version__}, Ray {ray.__version__}.\n\n"
