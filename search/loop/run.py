@@ -15,6 +15,7 @@ from search.config.settings import Config
 from search.config.trust import check_classes, check_storage
 from search.loop.checkpoint import refuse_pickled_checkpoint
 from search.loop.finish import finish_search
+from search.loop.interrupt import remembered_interrupt
 from search.loop.progress import OnProgress, ignore_progress
 from search.loop.search import Search
 from search.models.base import Model
@@ -54,7 +55,13 @@ def run(config: Config, on_progress: OnProgress = ignore_progress, model: Model 
         if not resumed:
             contexts.enter_context(disk.explain_disk_errors(folder, f"python -m search resume={folder.name}"))
             contexts.enter_context(disk.locked_run_folder(folder))
-        search.on_progress = on_progress
+        check_interrupt = contexts.enter_context(remembered_interrupt())
+
+        def progress(what: str, done: int, total: int) -> None:
+            check_interrupt()
+            on_progress(what, done, total)
+
+        search.on_progress = progress
         return _run(search, folder)
 
 
