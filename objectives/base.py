@@ -64,7 +64,7 @@ class Quality(Objective):
 
     Args:
         over: What an engine is given of the values of all prompts: their mean, median, the geometric mean (`log`), or
-            the value that nine of ten prompts are no worse than (`q90`).
+            the value that nine of ten prompts are at least as good as (`q90`).
 
     Raises:
         ValueError: The geometric mean was asked for where higher values are better.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from search.objectives.base import Quality, Reward
+from search.objectives.base import Quality
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.pareto.certificates import MissCount
@@ -19,18 +19,9 @@ from search.results.compare import (
 )
 from search.results.result import Entry
 from search.results.scores import Score
+from tests.helpers.liked_reward import Liked
 
 RNG = np.random.default_rng
-
-
-class Liked(Reward):
-    key, unit = "liked", ""
-
-    def score(self, pictures, prompts):
-        raise NotImplementedError
-
-    def worst(self, costs):
-        return 0.0
 
 
 class Shiny(Quality):

@@ -2,24 +2,13 @@
 
 import pytest
 
-from search.objectives.base import Reward
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
 from search.objectives.mmd import Mmd
 from search.objectives.psnr import Psnr
 from search.validate.certificate import population_words
 from search.validate.run_criterion import run_criterion
-
-
-class Liked(Reward):
-    key, unit = "liked", ""
-
-    def score(self, pictures, prompts):
-        raise NotImplementedError
-
-    def worst(self, costs):
-        return 0.0
-
+from tests.helpers.liked_reward import Liked
 
 OBJECTIVES = {"psnr": Psnr(), "drift": Drift(), "liked": Liked(), "macs": Macs(), "mmd": object.__new__(Mmd)}
 
