@@ -49,7 +49,7 @@ def _work(options: Options) -> int:
     from search.config.settings import Certify
     from search.schedule import Schedule
     from search.validate.criteria import criteria_for
-    from search.validate.renewal import RENEWAL_SEED, renew_certificate, settings_for
+    from search.validate.renewal import renew_certificate, renewal_noise, settings_for
     from search.validate.verifier import Verifier
 
     numbers = ("tolerance", "seconds", "samples", "share", "confidence")
@@ -67,7 +67,7 @@ def _work(options: Options) -> int:
             verifier = Verifier(model, prompts, batch=batch, seed=seed)
             verdict = verifier.verify(schedule, limits, given["seconds"], int(given["samples"]), status.update)
         else:
-            noise = [RENEWAL_SEED + seed + i for i in range(int(given["samples"]))]
+            noise = renewal_noise(int(given["samples"]), seed)
             particular = {name: options[name] for name in ("lora", "guidance") if options[name]}
             verifier = Verifier(model, prompts, noise, batch)
             verdict = renew_certificate(verifier, schedule, settings, given["seconds"], particular, status.update)

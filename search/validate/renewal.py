@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 RENEWAL_SEED = 1_000_000  # of the first run, far from the seeds that searches use
 
 
+def renewal_noise(runs: int, seed: int = 0) -> list[int]:
+    """Seeds of the noise of so many runs, which no search has used."""
+    return [RENEWAL_SEED + seed + i for i in range(runs)]
+
+
 def settings_for(schedule: "Schedule", certify: str, share: float, confidence: float, runs: int) -> Certify:
     """What is promised: as it is typed, else as the file's certificate says; no criterion where there is neither.
 

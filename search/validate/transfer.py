@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from search.config.settings import Certify
 from search.validate.criteria import criteria_for
-from search.validate.renewal import RENEWAL_SEED, renew_certificate, settings_for
+from search.validate.renewal import renew_certificate, renewal_noise, settings_for
 from search.validate.verdict import WORDS, Verdict, make_verdict
 from search.validate.verifier import Verifier
 
@@ -150,8 +150,7 @@ def _renewed(
         return None
     runs = max(Certify().runs, certificate.runs)
     settings = settings_for(source, "", certificate.share, certificate.confidence, runs)
-    noise = [RENEWAL_SEED + i for i in range(runs)]
-    verifier = Verifier(model, prompts, noise, batch)
+    verifier = Verifier(model, prompts, renewal_noise(runs), batch)
     try:
         return renew_certificate(verifier, schedule, settings, seconds, on_message=on_message)
     except ValueError as error:  # it is about something that only a search measures

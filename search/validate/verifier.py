@@ -11,7 +11,7 @@ from search.results.pick import Condition
 from search.results.scores import Score
 from search.validate.criteria import FEWEST, all_hold, claimed_criteria, criteria_for, measured_qualities
 from search.validate.environment import environment_differences
-from search.validate.renewal import RENEWAL_SEED, renew_certificate, settings_for
+from search.validate.renewal import renew_certificate, renewal_noise, settings_for
 from search.validate.verdict import Verdict, make_verdict, reason_of, remedy_for, score_text
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def verify(
         prompts, seed = (held_out_prompts(config), config.prompts.seed) if prompts is None else (prompts, 0)
         model = model_from_config(config) if model is None or isinstance(model, str) else model
     if settings.criterion is not None:
-        noise = seeds or [RENEWAL_SEED + seed + i for i in range(samples)]
+        noise = seeds or renewal_noise(samples, seed)
         return renew_certificate(
             Verifier(model, prompts, noise, batch), schedule, settings, seconds, on_message=on_message
         )
