@@ -16,6 +16,29 @@ from search.spaces.gene import Gene
 START = "start"  # the group of genes about how a run starts
 
 
+def require_steps(what: str, least: int, target: Target, instead: str = "[skip,bits], which need one") -> None:
+    """Raise ValueError where the teacher has fewer steps than `what` needs; `instead` is what can be searched."""
+    if target.reference < least:
+        raise ValueError(
+            f"{what} needs at least {least} steps, model.steps is {target.reference}; search space={instead}, or use "
+            f"model.steps={least} or more"
+        )
+
+
+def forecast_order(key: str, given: int | None, default: int, target: Target) -> int:
+    """The highest order of a space's forecasts: as given, else `default`, or 0 where the sampler draws new noise.
+
+    Raises:
+        ValueError: An order above 0 is given, and the sampler draws all noise anew at every step.
+    """
+    if given and target.renoises:
+        raise ValueError(
+            f"the scheduler of {target.name} draws new noise at every step, and outputs are not forecast across that; "
+            f"use space.{key}.max_order=0, which reuses them"
+        )
+    return (0 if target.renoises else default) if given is None else given
+
+
 class Space(ABC):
     """Decisions about how a denoiser is run, as a row x of G integers. The row of zeros is the bare pipeline.
 

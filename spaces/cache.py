@@ -10,7 +10,7 @@ from search.profile.target import Target
 from search.schedule.model.nodes import ROOT
 from search.schedule.plan.guidance import settle_branches
 from search.schedule.plan.tokens import OFF
-from search.spaces.base import Space
+from search.spaces.base import Space, forecast_order, require_steps
 from search.spaces.gene import Gene
 from search.spaces.published import FASTER_CACHE, t_gates
 
@@ -46,7 +46,8 @@ class CacheSpace(Space):
 
     Args:
         granularity: See above.
-        max_order: The highest order of a forecast, 0 (reuse only) to 3.
+        max_order: The highest order of a forecast, 0 (reuse only) to 3; None is 1, and 0 where the scheduler draws
+            new noise at every step, across which nothing can be forecast.
         axis: Where forecasts place the steps: by number, timestep, sigma or log-SNR.
 
     Raises:
@@ -65,7 +66,7 @@ class CacheSpace(Space):
     """
 
     granularity: Literal["interval", "component", "block", "step"] = "interval"
-    max_order: int = 1
+    max_order: int | None = None
     axis: Literal["index", "timestep", "sigma", "logsnr"] = "index"
     key: ClassVar[str] = "cache"
 
@@ -75,20 +76,17 @@ class CacheSpace(Space):
                 f"granularity {self.granularity!r} is unknown; choose from {', '.join(GRANULARITIES)}, for "
                 "example space.cache.granularity=interval"
             )
-        if not 0 <= self.max_order <= 3:
+        if self.max_order is not None and not 0 <= self.max_order <= 3:
             raise ValueError(f"max_order {self.max_order} is out of range; use 0 (reuse only) to 3")
 
     def genes(self, target: Target) -> list[Gene]:
         """For each step but the first the genes of the granularity, all in the group of that step.
 
         Raises:
-            ValueError: The teacher has one step, and nothing to reuse.
+            ValueError: The teacher has one step, and nothing to reuse; or `max_order` is above 0, and the scheduler
+                draws new noise at every step.
         """
-        if target.reference < 2:
-            raise ValueError(
-                f"a cache needs at least 2 steps, model.steps is {target.reference}; search space=[skip,bits], which "
-                "need one, or use model.steps=2 or more"
-            )
+        require_steps("a cache", 2, target)
         genes = []
         for t in range(1, target.reference):
             for name, levels, ordered in self._row(target):
@@ -134,7 +132,7 @@ class CacheSpace(Space):
         kinds, known = set(tokens) - {ROOT}, self._names(target)
         if not kinds <= known or (ROOT in tokens and self.granularity in ("component", "block")):
             return None
-        levels = {action: level for level, action in enumerate(ACTIONS[: 2 + self.max_order])}
+        levels = {action: level for level, action in enumerate(ACTIONS[: 2 + self._order(target)])}
         if any(t not in levels for values in tokens.values() for t in values):
             return None
         rows = []
@@ -153,13 +151,14 @@ class CacheSpace(Space):
     # The genes of one step: names and levels, decoding, encoding
 
     def _row(self, target: Target) -> list[tuple[str, int, bool]]:
-        actions = 2 + self.max_order
+        order = self._order(target)
+        actions = 2 + order
         if self.granularity == "step":
             return [(ROOT, actions, False)]
         if self.granularity == "interval":
             row = [(ROOT, actions, False)]
-            if self.max_order:
-                row.append(("order", 1 + self.max_order, True))
+            if order:
+                row.append(("order", 1 + order, True))
             for name, blocks in self._kinds(target).items():
                 row.append((f"reused {name}", len(blocks) + 1, True))
                 if len(blocks) > 1:
@@ -190,6 +189,9 @@ class CacheSpace(Space):
         if name.startswith("reused "):
             return levels - 1 if actions.get(kind) else 0
         return 0 if name.startswith("first ") else actions.get(kind, 0)
+
+    def _order(self, target: Target) -> int:
+        return forecast_order(self.key, self.max_order, 1, target)
 
     def _nodes(self, target: Target) -> list[str]:
         if self.granularity == "step":
@@ -238,7 +240,7 @@ class CacheSpace(Space):
             yield f"FORA N={n}", dict.fromkeys(target.kinds, every(n))
         for n in (2, 3, 4):
             yield f"step caching N={n}", {ROOT: every(n)}
-        for order in range(1, self.max_order + 1):
+        for order in range(1, self._order(target) + 1):
             for n in (3, 4, 5):
                 # TaylorSeer's first_enhance: 2 computed steps, or as many as the order needs
                 rule = every(n, f"F{order}", first=max(2, order + 1))

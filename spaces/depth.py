@@ -10,7 +10,7 @@ from search.profile.target import Target
 from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.parts.start import TRAINING, InjectPart
 from search.schedule.plan.tokens import OFF
-from search.spaces.base import START, Space
+from search.spaces.base import START, Space, require_steps
 from search.spaces.gene import Gene
 
 UNETS = ("UNet2DConditionModel",)
@@ -92,11 +92,7 @@ class DepthSpace(Space):
             ValueError: The denoiser is not a UNet, its skip connections do not match, or the teacher has one step.
         """
         levels = len(self._reused(target))
-        if target.reference < 2:
-            raise ValueError(
-                f"depth needs at least 2 steps, model.steps is {target.reference}; search space=bits, which needs "
-                "one, or use model.steps=2 or more"
-            )
+        require_steps("depth", 2, target, "bits, which needs one")
         genes = [Gene(f"depth@{t}", levels, step=t) for t in range(1, target.reference)]
         if self.strengths:
             genes.append(Gene("inject strength", 1 + len(self.strengths), group=START))

@@ -10,7 +10,7 @@ from search.profile.target import Target
 from search.schedule.parts.gates import ASK, OF_BEFORE
 from search.schedule.plan.block_groups import block_selector
 from search.schedule.plan.tokens import OFF, format_actions
-from search.spaces.base import Space
+from search.spaces.base import Space, forecast_order
 from search.spaces.gene import Gene
 
 SIGNALS = ("first_block_forecast", "first_block_residual", "modulated_input", "model_input")
@@ -43,7 +43,8 @@ class GatesSpace(Space):
         signals: Names of signals, see above.
         granularity: Factors on the threshold: none (`constant`), one for each phase (`phase`), or per step (`step`).
         phases: Into how many equal phases a run is divided.
-        max_order: The highest order of a forecast, 0 (reuse only) to 3.
+        max_order: The highest order of a forecast, 0 (reuse only) to 3; None is 2, and 0 where the scheduler draws
+            new noise at every step, across which nothing can be forecast.
         poly: TeaCache's polynomial of the checkpoint, highest power first, which rescales changes of modulated_input;
             None leaves them as they are.
 
@@ -67,7 +68,7 @@ class GatesSpace(Space):
     signals: Sequence[str] = SIGNALS
     granularity: Literal["constant", "phase", "step"] = "phase"
     phases: int = 4
-    max_order: int = 2
+    max_order: int | None = None
     poly: Sequence[float] | None = None
     key: ClassVar[str] = "gates"
 
@@ -82,7 +83,7 @@ class GatesSpace(Space):
         rising = all(a < b for a, b in zip(self.thresholds, self.thresholds[1:], strict=False))
         if not self.thresholds or self.thresholds[0] <= 0 or not rising:
             raise ValueError(f"thresholds={list(self.thresholds)} must rise from above 0, for example [0.03,0.08,0.12]")
-        if not 0 <= self.max_order <= 3:
+        if self.max_order is not None and not 0 <= self.max_order <= 3:
             raise ValueError(f"max_order {self.max_order} is out of range; use 0 (reuse only) to 3")
         if not 1 <= self.phases <= 100:
             raise ValueError(f"phases {self.phases} is out of range; use 1 to 100")
@@ -91,7 +92,8 @@ class GatesSpace(Space):
         """The genes of the class, the factors last.
 
         Raises:
-            ValueError: The teacher has fewer than 3 steps, or no block passes on what it is given (UNets).
+            ValueError: The teacher has fewer than 3 steps, no block passes on what it is given (UNets), or `max_order`
+                is above 0, and the scheduler draws new noise at every step.
         """
         blocks = len(self._blocks(target))
         if target.reference < 3 or not blocks:
@@ -102,7 +104,7 @@ class GatesSpace(Space):
         genes = [
             Gene("threshold", 1 + len(self.thresholds)),
             Gene("signal", len(self.signals), ordered=False),
-            Gene("order", 1 + self.max_order),
+            Gene("order", 1 + self._order(target)),
             Gene("value", 2, ordered=False),
             Gene("head", blocks),
             Gene("tail", blocks),
@@ -146,7 +148,7 @@ class GatesSpace(Space):
         """
         genes = self.genes(target)
         rows: dict[str, np.ndarray] = {}
-        for name, threshold, rule in self._rules():
+        for name, threshold, rule in self._rules(self._order(target)):
             if rule["signal"] not in self.signals:
                 continue
             levels: dict[str, int] = rule | {
@@ -158,10 +160,10 @@ class GatesSpace(Space):
                 rows[name] = x
         return rows
 
-    def _rules(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
+    def _rules(self, highest: int) -> Iterator[tuple[str, float, dict[str, Any]]]:
         """Name, threshold and other genes of each published rule: the signal by name, the other genes by level."""
         for threshold in self.thresholds:
-            for order in range(1, self.max_order + 1):
+            for order in range(1, highest + 1):
                 if threshold <= 0.03:
                     rule = {"signal": "first_block_forecast", "order": order, "head": 1, "warmup": 3}
                     yield f"CG-Taylor δ={threshold:g} O={order}", threshold, rule
@@ -171,6 +173,9 @@ class GatesSpace(Space):
                 yield f"DBCache F1B0 W4MC3 {threshold:g}", threshold, block | {"warmup": 3, "max_run": 3}
             if threshold >= 0.12:
                 yield f"TeaCache {threshold:g}", threshold, {"signal": "modulated_input", "value": 1}
+
+    def _order(self, target: Target) -> int:
+        return forecast_order(self.key, self.max_order, 2, target)
 
     def _scales(self, target: Target) -> list[Gene]:
         """The genes of the factors on the threshold."""

@@ -17,7 +17,7 @@ from search.solvers.multistep import compile_rules
 from search.solvers.rules import sampler_rules
 from search.solvers.table import MAX_ORDER, STENCILS, SolverRule, SolverTable
 from search.solvers.trace import check_linear, trace_scheduler
-from search.spaces.base import Space
+from search.spaces.base import Space, require_steps
 from search.spaces.gene import Gene
 
 FORMS = ("data", "noise")
@@ -87,9 +87,11 @@ class SolverSpace(Space):
         """The genes of the class, for each of the teacher's steps, and `fit`.
 
         Raises:
-            ValueError: The pipeline's scheduler is not linear, clips or draws noise, or cannot run given timesteps.
+            ValueError: The pipeline's scheduler is not linear, clips or draws noise, or cannot run given timesteps, or
+                the teacher has one step.
         """
         name = target.planned_sampler["class"]
+        require_steps("a solver", 2, target)  # the only step has no past outputs, and no evaluation corrects it
         if name not in GRIDDED:
             raise ValueError(f"{name} cannot run given timesteps, which a table needs; use {', '.join(GRIDDED)}")
         check_linear(scheduler_of_part(target.sampler))

@@ -14,7 +14,7 @@ from search.profile.tables import FindPaths, Tables
 from search.profile.target import Target
 from search.schedule.exchange import ays
 from search.schedule.noise import Noise
-from search.spaces.base import Space
+from search.spaces.base import Space, require_steps
 from search.spaces.gene import Gene
 
 FORMS = ("training", "sigma")
@@ -80,11 +80,7 @@ class TimestepsSpace(Space):
                 f"the call of {target.name} begins at step {target.left_out}, from a picture; how many steps it makes "
                 "is up to the call, so they cannot be dropped; search space=cache or space=solver"
             )
-        if target.reference <= FEWEST:
-            raise ValueError(
-                f"a timestep sequence needs more than {FEWEST} steps, model.steps is {target.reference}; search "
-                f"space=[skip,bits], which need one, or use model.steps={FEWEST + 1} or more"
-            )
+        require_steps("a timestep sequence", FEWEST + 1, target)
         if self.form == "sigma" and sampler.get("sigmas") is None:
             raise ValueError(
                 f"form 'sigma' needs a scheduler with sigmas, and {sampler['class']} has none; "

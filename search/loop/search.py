@@ -100,6 +100,10 @@ class Search:
         """Measure what calibration needs, and make the engine."""
         target = self.model.target
         genes = self.space.genes(target)  # a space that does not apply raises before anything is measured
+        if self.config.correct and target.reference < 2:
+            raise ValueError(
+                "correct=true corrects reused values, and the only step of a run reuses none; leave it out"
+            )
         costs = self.model.costs()
         self.console.print(
             f"{target.tree.model_class}: {describe_blocks(target.tree.stacks)}, {target.steps} "

@@ -26,7 +26,7 @@ from search.schedule.model.contracts import CONTRACTS, Contract
 from search.schedule.model.identity import denoiser_of, model_part
 from search.schedule.model.layers import layers_of
 from search.schedule.model.nodes import Tree
-from search.schedule.schedulers import GRIDDED, scheduler_class, step_arguments
+from search.schedule.schedulers import GRIDDED, renoises, scheduler_class, step_arguments
 
 TYPED = ("guidance_scale", "height", "width", "max_sequence_length", "num_frames")  # arguments with a name of their own
 
@@ -205,6 +205,7 @@ class Pipeline(Model):
             guidance,
             others=others,
             left_out=len(self.pipe.scheduler.timesteps) - len(sampler["timesteps"]),
+            renoises=renoises(self.pipe.scheduler),
         )
 
     def _first_step(self) -> tuple[dict[str, Any], float]:

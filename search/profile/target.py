@@ -32,6 +32,7 @@ class Target:
         others: Smaller denoisers that may run instead at some steps, by letter, the smallest first.
         models: The letter of the denoiser of every step where that is decided; "" where it is the teacher's throughout.
         left_out: How many of the scheduler's first steps the call leaves out, as runs from a picture do.
+        renoises: Whether the scheduler draws all noise anew at every step, as those of consistency models do.
 
     Example:
         >>> from search.profile.target import Target
@@ -55,6 +56,7 @@ class Target:
     others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     models: str = ""
     left_out: int = 0
+    renoises: bool = False
 
     @property
     def kinds(self) -> tuple[str, ...]:

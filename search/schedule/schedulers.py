@@ -26,6 +26,9 @@ GRIDDED = (
     *WITHOUT_SIGMAS,
 )
 
+# Classes whose every step predicts the result and adds new noise to it: nothing of the noise before is left.
+RENOISING = ("LCMScheduler", "FlowMatchLCMScheduler", "SCMScheduler", "CMStochasticIterativeScheduler")
+
 STEP_ARGUMENTS = ("model_output", "timestep", "sample")  # of `step`, where its signature does not name them
 
 
@@ -46,6 +49,12 @@ def build_scheduler(class_name: str, config: Mapping[str, Any], cls: Any = None)
         raise
     except Exception as error:  # diffusers raises many kinds for one mistake: a config that does not fit
         raise ScheduleError(f"sampler.config does not fit {class_name}: {error}") from error
+
+
+def renoises(scheduler: Any) -> bool:
+    """Whether all noise of the state is drawn anew at every step, as samplers of consistency models do."""
+    drawn = getattr(getattr(scheduler, "config", None), "stochastic_sampling", False)
+    return type(scheduler).__name__ in RENOISING or bool(drawn)
 
 
 def scheduler_of_part(sampler: Mapping[str, Any]) -> Any:

@@ -313,5 +313,3 @@ def test_wrong_arguments_say_what_to_type():
         CacheSpace("blok")
     with pytest.raises(ValueError, match="max_order 4 is out of range; use 0"):
         CacheSpace(max_order=4)
-    with pytest.raises(ValueError, match=r"a cache needs at least 2 steps, model.steps is 1; .*\[skip,bits\]"):
-        CacheSpace().genes(tiny_model(steps=1).target)

@@ -118,7 +118,7 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="points 3 is out of range; use 10 to 10000"):
         TimestepsSpace(points=3)
     with pytest.raises(
-        ValueError, match=r"needs more than 2 steps, model.steps is 2; .*\[skip,bits\].* use model.steps=3"
+        ValueError, match=r"needs at least 3 steps, model.steps is 2; .*\[skip,bits\].* use model.steps=3"
     ):
         TimestepsSpace().genes(tiny_model(steps=2).target)
     ddim = Target("x", TARGET.tree, 6, {}, {"class": "DDIMScheduler", "config": {}, "timesteps": [5, 4, 3, 2, 1, 0]})
