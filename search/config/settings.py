@@ -57,6 +57,7 @@ class ModelConfig(TypedDict):
     num_frames: NotRequired[Annotated[int | None, integer(1, 10_000, null=True)]]
     call: NotRequired[dict[str, Any]]
     output: NotRequired[str | None]
+    tuned_on: NotRequired[list[str]]
     chunks: NotRequired[Annotated[int, integer(1, 10_000)]]
     contract: NotRequired[dict[str, Any]]
 

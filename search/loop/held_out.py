@@ -25,7 +25,7 @@ from search.objectives.memory import Memory
 from search.objectives.psnr import Psnr
 from search.objectives.ssim import Ssim
 from search.pareto.domination import thin
-from search.results.compare import mark_dominated, recommended_name, reward_warnings
+from search.results.compare import mark_dominated, recommended_name, reward_warnings, tuned_reward_warning
 from search.results.result import Entry, Result
 from search.results.scores import Speedup
 from search.schedule import Schedule
@@ -180,7 +180,9 @@ def _notes(
     reported: Sequence[str],
 ) -> list[str]:
     """What a reader should know before believing the scores."""
-    notes = reward_warnings(entries, held_out.objectives, searched, reported)
+    tuned_on, every = finished.model.tuned_on, held_out.objectives
+    notes = [text] if (text := tuned_reward_warning(tuned_on, every, searched, reported)) else []
+    notes += reward_warnings(entries, every, searched, reported)
     if not any(isinstance(held_out.objectives[name], Reward) for name in reported):
         instead = f"; reported instead: {', '.join(reported)}" if reported else ""
         why = next(iter({**finished.unusable, **left_out}.values()), "every reward of guard= is searched")

@@ -37,6 +37,7 @@ from search.objectives.base import Cost, Objective, Quality
 from search.objectives.drift import Drift
 from search.pareto.domination import non_dominated
 from search.profile.costs import Costs
+from search.results.compare import tuned_reward_warning
 from search.schedule import Schedule
 from search.spaces.base import Space
 from search.spaces.joint import JointSpace
@@ -68,6 +69,9 @@ class Search:
         self.tracker: Tracker | None = None
         self.model: Model = model or model_from_config(config, **example_of(self.calibration))
         self.config = with_batches_that_run(config, self.model, self.calibration, self.warn)
+        every = {**self.objectives, **self.reported}
+        if text := tuned_reward_warning(self.model.tuned_on, every, self.objectives, self.reported):
+            self.warn(text)
 
     def prepare(self, folder: Path) -> None:
         """Cost tables, the teacher, and either the folder's checkpoint or a new engine with its first rows."""

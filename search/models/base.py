@@ -34,6 +34,7 @@ class Model(ABC):
         others: Pipelines of smaller denoisers by their letters, see `target.others`.
         example: A prompt that can be run, for what depends on no prompt: timesteps, costs, times.
         one_by_one: Whether the pipeline takes no lists of prompts, so that several are run one after another.
+        tuned_on: Names of the objectives that the weights were tuned on, such as rewards.
 
     Example:
         >>> import search
@@ -50,6 +51,7 @@ class Model(ABC):
     others: Mapping[str, Any] = MappingProxyType({})
     example: str = ""
     one_by_one: bool = False
+    tuned_on: Sequence[str] = ()
     _encoders: EncoderMemo | None = None
 
     @property

@@ -51,6 +51,7 @@ class Pipeline(Model):
         vae_dtype: Another type for the autoencoder.
         scheduler: Another scheduler class, which gets the configuration of the pipeline's scheduler.
         small: A smaller pipeline whose denoiser schedules can run at some steps, given like `path`.
+        tuned_on: Objectives that the weights were tuned on, `("clip",)`, which a search should not trust alone.
         device: Where it runs.
         pipe: The pipeline itself, in place of `path`.
         example: A prompt that can be run.
@@ -74,6 +75,7 @@ class Pipeline(Model):
     vae_dtype: str | None = None
     scheduler: str | None = None
     small: str | Path | None = None
+    tuned_on: Sequence[str] = ()
     device: Any = "cpu"
     pipe: Any = None
     example: str = ""

@@ -1,6 +1,6 @@
 """Statements about schedules that hold when prompts are resampled: means, intervals, differences, dominance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -112,6 +112,21 @@ def reward_warnings(
                 f"fallen ({', '.join(differences)}; both surely): the score may have improved and not the pictures"
             )
     return lines
+
+
+def tuned_reward_warning(
+    tuned_on: Collection[str], objectives: Mapping[str, Objective], searched: Iterable[str], reported: Iterable[str]
+) -> str:
+    """Says that only what the model was tuned on is searched; "" where another quality is."""
+    qualities = [name for name in searched if isinstance(objectives[name], Quality)]
+    if not qualities or not set(qualities) <= set(tuned_on):
+        return ""
+    guards = [name for name in reported if isinstance(objectives[name], Quality) and name not in tuned_on]
+    judge = f"judge by {' and '.join(guards)} of guard=" if guards else "name one that was not, guard=[ssim]"
+    return (
+        f"the model was tuned on {' and '.join(qualities)}, and no other quality is searched: the score may improve "
+        f"and not the pictures; search another beside, objective=[{qualities[0]},drift,macs], and {judge}"
+    )
 
 
 def _better(a: Entry, b: Entry, name: str, objective: Objective) -> bool:

@@ -16,6 +16,7 @@ from search.results.compare import (
     recommended_name,
     reward_warnings,
     summarise_scores,
+    tuned_reward_warning,
 )
 from search.results.result import Entry
 from search.results.scores import Score
@@ -197,3 +198,14 @@ def test_a_reward_that_was_not_searched_and_fell_is_told() -> None:
     )  # nothing was gained
     noise = entry("noise", liked=(base + RNG(1).normal(size=12)).tolist(), shiny=(base + 1).tolist())
     assert reward_warnings([noise, teacher], OBJECTIVES, ["shiny"], ["liked"]) == []
+
+
+def test_a_search_of_only_what_the_model_was_tuned_on_is_warned_of() -> None:
+    def warning(searched: list[str], reported: list[str] = [], tuned_on: str = "liked") -> str:  # noqa: B006
+        return tuned_reward_warning([tuned_on], OBJECTIVES, searched, reported)
+
+    said = warning(["liked", "macs"])
+    assert said.startswith("the model was tuned on liked, and no other quality is searched: the score may improve")
+    assert said.endswith("objective=[liked,drift,macs], and name one that was not, guard=[ssim]")
+    assert warning(["liked", "macs"], ["shiny", "macs"]).endswith("and judge by shiny of guard=")
+    assert warning(["liked", "drift", "macs"]) == warning(["macs"]) == warning(["liked"], tuned_on="shiny") == ""
