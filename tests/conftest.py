@@ -1,6 +1,7 @@
 """What all tests share. No test uses the network; slow ones load models, build packages or run searches."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def root() -> Path:
     """The repository."""
     return ROOT
+
+
+@pytest.fixture
+def short_report() -> Iterator[None]:
+    """Searches of this test report few schedules."""
+    from tests.helpers.short_report import short_report
+
+    with short_report():
+        yield

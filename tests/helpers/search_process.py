@@ -11,9 +11,11 @@ from pathlib import Path
 from search.__main__ import main
 from search.testing.models import tiny_folder
 from tests.helpers.repository import ROOT
+from tests.helpers.short_report import short_report
 
 
 def command(runs: Path, *more: str) -> list[str]:
+    """What starts a search on the tiny model that has a short report."""
     runs.parent.mkdir(parents=True, exist_ok=True)
     prompts = runs.parent / "prompts.txt"
     held_out = runs.parent / "held_out.txt"
@@ -22,6 +24,7 @@ def command(runs: Path, *more: str) -> list[str]:
     return [
         sys.executable,
         "-m",
+        "tests.helpers.short_report",
         "search",
         "model=pixart",
         f"model.path={tiny_folder()}",
@@ -44,8 +47,8 @@ def search(runs: Path, *more: str) -> subprocess.CompletedProcess:
 
 def search_here(runs: Path, *more: str) -> subprocess.CompletedProcess:
     """A search in this process, which has imported everything already."""
-    typed, out, errors = command(runs, *more)[3:], io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+    typed, out, errors = command(runs, *more)[4:], io.StringIO(), io.StringIO()
+    with short_report(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
         code = main(typed)
     return subprocess.CompletedProcess(typed, code, out.getvalue(), errors.getvalue())
 

@@ -11,15 +11,16 @@ import pytest
 from search import Schedule
 from search.testing.models import tiny_model
 from tests.helpers.repository import ROOT
-from tests.helpers.search_process import command, folder, front, search, search_here, wait
+from tests.helpers.search_process import command, folder, front, search_here, wait
 
 pytestmark = pytest.mark.slow
+THREE_GENERATIONS = "budget.evaluations=72"
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     runs = tmp_path_factory.mktemp("finished") / "runs"
-    done = search(runs, "budget.evaluations=72")
+    done = search_here(runs, THREE_GENERATIONS)
     assert done.returncode == 0, done.stderr
     return runs, done.stdout
 
@@ -70,7 +71,7 @@ def test_every_schedule_does_on_the_stock_pipeline_what_was_measured(finished):
 )
 def test_joint_searches_end_in_files_that_hold(arguments, tmp_path):
     runs = tmp_path / "runs"
-    done = search_here(runs, *arguments, "budget.evaluations=40")
+    done = search_here(runs, *arguments, "budget.evaluations=30")
     assert done.returncode == 0, done.stderr
     files = check_on_the_stock_pipeline(runs)
     parts = {part for data in files for part in data}
@@ -81,9 +82,9 @@ def test_joint_searches_end_in_files_that_hold(arguments, tmp_path):
 
 def test_the_same_seed_gives_the_same_front_and_another_seed_another(finished, tmp_path):
     runs, _ = finished
-    assert search_here(tmp_path / "a" / "runs", "budget.evaluations=72").returncode == 0
+    assert search_here(tmp_path / "a" / "runs", THREE_GENERATIONS).returncode == 0
     assert front(tmp_path / "a" / "runs") == front(runs)
-    assert search_here(tmp_path / "b" / "runs", "budget.evaluations=72", "seed=1").returncode == 0
+    assert search_here(tmp_path / "b" / "runs", THREE_GENERATIONS, "seed=1").returncode == 0
     assert front(tmp_path / "b" / "runs") != front(runs)
 
 
@@ -91,7 +92,7 @@ def test_the_same_seed_gives_the_same_front_and_another_seed_another(finished, t
 def test_killed_and_resumed_is_uninterrupted(finished, tmp_path, generations):
     runs, _ = finished
     mine = tmp_path / "runs"
-    process = subprocess.Popen(command(mine, "budget.evaluations=72"), cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(mine, THREE_GENERATIONS), cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
         wait(
             lambda: (
@@ -101,7 +102,7 @@ def test_killed_and_resumed_is_uninterrupted(finished, tmp_path, generations):
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    done = search_here(mine, "resume=latest", "budget.evaluations=72")
+    done = search_here(mine, "resume=latest", THREE_GENERATIONS)
     assert done.returncode == 0, done.stderr
     assert front(mine) == front(runs)
 
@@ -129,13 +130,13 @@ def test_other_engines_and_granularities(tmp_path, engine, granularity):
         tmp_path / "runs",
         f"engine={engine}",
         f"space.cache.granularity={granularity}",
-        "budget.evaluations=20",
+        "budget.evaluations=12",
     )
     assert done.returncode == 0, done.stderr
 
 
 def test_other_objectives(tmp_path):
-    done = search_here(tmp_path / "runs", "objective=[psnr,latency,memory]", "budget.evaluations=20")
+    done = search_here(tmp_path / "runs", "objective=[psnr,latency,memory]", "budget.evaluations=12")
     assert done.returncode == 0, done.stderr
 
 
