@@ -76,7 +76,7 @@ def test_the_examples_run(tmp_path, monkeypatch, root):
 
 
 @pytest.mark.slow
-def test_a_search_by_names_and_its_progress(tmp_path):
+def test_a_search_by_names_and_its_progress(tmp_path, short_report):
     from search.testing.models import tiny_folder
 
     seen = []

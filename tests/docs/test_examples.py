@@ -146,7 +146,7 @@ def searched(tmp_path, *given: str):
 
 
 @pytest.mark.slow
-def test_the_objective_is_searched(tmp_path):
+def test_the_objective_is_searched(tmp_path, short_report):
     result = searched(tmp_path, "objective=[colourful,macs]")
     assert result.objectives == ["colourful", "macs"] and result.of("front")
     assert {"colourful"} == set(result.of("front")[0].gap) == set(result.of("front")[0].change)

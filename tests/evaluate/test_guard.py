@@ -331,7 +331,7 @@ def test_a_hacked_reward_is_told_in_the_last_lines(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_searched_reward_is_replaced_by_the_next_or_that_there_is_none_is_said(tmp_path):
+def test_a_searched_reward_is_replaced_by_the_next_or_that_there_is_none_is_said(tmp_path, short_report):
     result = search(tmp_path / "a", "objective=[rough,macs]", "guard=[rough,smooth]", "budget.evaluations=12")
     assert result.guard == ["smooth"] and not any("no reward" in note for note in result.notes)
     result = search(tmp_path / "b", "budget.evaluations=12")

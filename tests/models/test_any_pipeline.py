@@ -174,7 +174,7 @@ def test_what_is_scored_is_what_the_output_option_names():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["FluxTransformer2DModel/img2img", "LTX2VideoTransformer3DModel"])
-def test_a_search_on_a_pipeline_ends_in_schedules_that_give_what_it_measured(name, tmp_path):
+def test_a_search_on_a_pipeline_ends_in_schedules_that_give_what_it_measured(name, tmp_path, short_report):
     sample = ZOO[name]()
     result = search.search(
         sample.pipe, "tracking.enabled=false", "certify=off", "budget.generation=6", "compute.threads=1",
@@ -194,7 +194,7 @@ def test_a_search_on_a_pipeline_ends_in_schedules_that_give_what_it_measured(nam
 
 
 @pytest.mark.slow
-def test_a_search_by_the_command_line_on_lines_of_arguments(tmp_path, monkeypatch):
+def test_a_search_by_the_command_line_on_lines_of_arguments(tmp_path, monkeypatch, short_report):
     monkeypatch.chdir(tmp_path)
     for file, texts in (("mine.jsonl", ("red apple", "blue boat")), ("others.jsonl", ("red boat", "blue apple"))):
         lines = [json.dumps({"prompt": text, "negative_prompt": "flat"}) for text in texts]

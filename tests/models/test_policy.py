@@ -349,12 +349,13 @@ def test_a_search_by_command_line(tmp_path, root):
     """Drift and MACs, held-out tasks, in well under two minutes on one core."""
     command = [
         "-m",
+        "tests.helpers.short_report",
         "search",
         "+space=cache",
         "model=policy",
         "model.chunks=4",
         "model.steps=8",
-        "budget.evaluations=48",
+        "budget.evaluations=16",
     ]
     command += [f"runs={tmp_path}", "tracking.enabled=false", "certify=off", "compute.threads=1"]
     done = subprocess.run([sys.executable, *command], cwd=root, capture_output=True, text=True, check=False)

@@ -120,7 +120,7 @@ def test_kinds_come_from_the_classes():
 
 
 @pytest.mark.slow
-def test_a_search_with_it_exports_the_least_drift_within_a_limit(tmp_path, monkeypatch):
+def test_a_search_with_it_exports_the_least_drift_within_a_limit(tmp_path, monkeypatch, short_report):
     import sys
 
     from search.loop.run import run
