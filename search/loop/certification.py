@@ -21,10 +21,12 @@ from search.loop.progress import OnProgress
 from search.models.base import to_schedule
 from search.objectives.base import Objective
 from search.pareto.certificates import MissCount, certify_in_order
+from search.results.compare import recommended_name
 from search.results.result import Entry, WorstRun
 from search.schedule import Schedule
 from search.validate.certificate import certificate_part
 from search.validate.criteria import measured_qualities
+from search.validate.monitor import RecordedRuns
 from search.validate.run_criterion import RunCriterion, run_criterion
 
 BLOCK = 32  # runs that are made at once at most
@@ -80,6 +82,10 @@ class Certification:
             entry.tested = tested
             if tested and tested.certified:
                 entry.schedule = entry.schedule.with_certificate(self._certificate(tested))
+        recommended = recommended_name(self.entries)
+        for entry in front:
+            if entry.name == recommended and entry.schedule.certificate:
+                self._record_monitor(entry)
         cost = {"new_runs": self.new_runs, "block_executions": round(self.block_executions)}
         return settings.model_dump() | {"criterion": criterion.text, "runs": rule.looks[-1]} | cost
 
@@ -167,9 +173,28 @@ class Certification:
         pair = torch.cat([evaluator.scorer.teacher_images[index : index + 1].cpu(), image])
         entry.worst = WorstRun(self.criterion.limit.name, values[index], prompt, seed, as_pictures(pair))
 
-    def _certificate(self, tested: MissCount) -> dict[str, Any]:
+    def _certificate(self, tested: MissCount, monitor: Mapping[str, Any] | None = None) -> dict[str, Any]:
         prompts = [self.prompts[number % len(self.prompts)] for number in range(tested.runs)]
-        return certificate_part(self.criterion.text, self.finished.config.certify, tested, prompts, self.held_out.model)
+        settings, model = self.finished.config.certify, self.held_out.model
+        return certificate_part(self.criterion.text, settings, tested, prompts, model, monitor=monitor)
+
+    def _record_monitor(self, entry: Entry) -> None:
+        """Run a certified schedule once more on runs that met the criterion, and record how its outputs change."""
+        assert entry.tested is not None
+        schedule, model = entry.schedule, self.held_out.model
+        evaluators = {self._first_runs: self.held_out} | self.evaluators
+        met: list[tuple[str, int]] = []
+        for runs, evaluator in evaluators.items():
+            if runs.stop <= max(entry.tested.runs, self._first_runs.stop):
+                missed = self.criterion.missed(self._values(schedule, runs))
+                pairs = zip(evaluator.prompts, evaluator.seeds, strict=True)
+                met += [pair for pair, miss in zip(pairs, missed, strict=True) if not miss]
+        recorded, batch = RecordedRuns(), self.finished.config.prompts.batch
+        for first in range(0, len(met[:BLOCK]), batch):
+            prompts, seeds = zip(*met[:BLOCK][first : first + batch], strict=True)
+            recorded.sample(model, schedule, list(prompts), list(seeds))
+        part = recorded.monitor_part([False] * len(met[:BLOCK]), schedule.steps)
+        entry.schedule = schedule.with_certificate(self._certificate(entry.tested, part))
 
     @cached_property
     def _teacher(self) -> Schedule:

@@ -130,6 +130,7 @@ class Schedule:
         compile: bool | Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
         bits: str = "simulate",
         models: Mapping[str, Any] | None = None,
+        guard: bool = False,
     ) -> Handle:
         """Run a pipeline by this schedule until the handle is removed.
 
@@ -144,6 +145,9 @@ class Schedule:
                 formats that it has.
             models: The other denoisers that the schedule names, pipelines or denoisers by letter:
                 `apply(pipe, models={"S": small_pipe})`.
+            guard: True compares each run with those that the certificate rests on: where the denoiser's output changes
+                from step to step as in none of them, the rest of the run is computed in full, without cache, skips,
+                few bits, guidance per step and other denoisers. `stats()` counts such runs.
 
         Returns:
             A handle: a context manager, with `stats()`, and `remove()` to end it.
@@ -159,6 +163,7 @@ class Schedule:
             bits=bits,
             corrections=self.corrections,
             models=models,
+            guard=guard,
         )
 
     @cached_property

@@ -19,6 +19,7 @@ def certificate_part(
     prompts: Sequence[str],
     model: "Model",
     call: Mapping[str, str] | None = None,
+    monitor: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of a schedule file's `certificate`.
 
@@ -29,6 +30,7 @@ def certificate_part(
         prompts: Of each of these runs.
         model: The model that they ran on.
         call: What else was particular, by name: a LoRA, another size.
+        monitor: What `RecordedRuns.monitor_part` gave.
     """
     environment = current_environment(model)
     counts = Counter(prompts)
@@ -44,6 +46,7 @@ def certificate_part(
         "device": environment.pop("device"),
         "versions": environment,
         "call": dict(call or {}),
+        **({"monitor": dict(monitor)} if monitor else {}),
     }
 
 

@@ -10,6 +10,7 @@ from search.config.settings import Certify
 from search.validate.certificate import certificate_part
 from search.validate.criteria import claimed_criteria, measured_qualities
 from search.validate.environment import environment_differences
+from search.validate.monitor import RecordedRuns
 from search.validate.run_criterion import run_criterion
 from search.validate.verdict import Verdict, make_verdict, remedy_for
 
@@ -69,7 +70,7 @@ def renew_certificate(
     from search.schedule.errors import ScheduleError
 
     criterion = run_criterion(settings.criterion or "", {kind.key: kind() for kind in measured_qualities()})
-    rule, start = settings.rule(), time.monotonic()
+    rule, start, recorded = settings.rule(), time.monotonic(), RecordedRuns()
     fixed = criterion.text, claimed_criteria(schedule), environment_differences(schedule, verifier.model)
     values: list[float] = []
     missed: list[bool] = []
@@ -81,7 +82,7 @@ def renew_certificate(
             if tested is not None or (first and time.monotonic() > start + seconds):
                 break
             runs = range(first, min(first + verifier.batch, most))
-            values += verifier.measure_runs(schedule, runs, [criterion.objective])[criterion.objective]
+            values += verifier.measure_runs(schedule, runs, [criterion.objective], recorded)[criterion.objective]
             missed = criterion.missed(values)
             tested = rule.decide(missed)
             on_message(f"{len(values)} runs, {sum(missed)} missed {criterion.text}")
@@ -94,7 +95,8 @@ def renew_certificate(
         reason = f"{counted}; run more with samples= and seconds=, {rule.looks[0]} at least"
         return make_verdict(None, reason, *fixed, scores, {criterion.objective: values}, start)
     prompts = [verifier.prompts[i % len(verifier.prompts)] for i in range(tested.runs)]
-    part = certificate_part(criterion.text, settings, tested, prompts, verifier.model, call)
+    monitor = recorded.monitor_part(missed, schedule.steps)
+    part = certificate_part(criterion.text, settings, tested, prompts, verifier.model, call, monitor)
     certified = schedule.with_certificate(part)
     promise = f"a probability of at least {settings.share:.4g}, confidence {settings.confidence:.4g}"
     reason = str(certified.certificate) if tested.certified else f"{counted}, too many for {promise}"

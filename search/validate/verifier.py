@@ -11,6 +11,7 @@ from search.results.pick import Condition
 from search.results.scores import Score
 from search.validate.criteria import FEWEST, all_hold, claimed_criteria, criteria_for, measured_qualities
 from search.validate.environment import environment_differences
+from search.validate.monitor import RecordedRuns
 from search.validate.renewal import renew_certificate, renewal_noise, settings_for
 from search.validate.verdict import Verdict, make_verdict, reason_of, remedy_for, score_text
 
@@ -186,11 +187,12 @@ class Verifier:
             passed = all_hold(limits, scores)
         return passed, reason_of(passed, limits, scores, first, most), scores, values
 
-    def measure_runs(self, schedule: "Schedule", part: range, names: Sequence[str]) -> dict[str, list[float]]:
-        """Values by name for some of the pictures."""
+    def measure_runs(
+        self, schedule: "Schedule", part: range, names: Sequence[str], recorded: RecordedRuns | None = None
+    ) -> dict[str, list[float]]:
+        """Values by name for some of the pictures, whose runs are added to `recorded`."""
         prompts, seeds, teacher, images = self._teacher(part)
-        with self.model.apply(schedule):
-            latents = self.model.sample(prompts, seeds).cpu()
+        latents = (recorded or RecordedRuns()).sample(self.model, schedule, prompts, seeds).cpu()
         pairs = {"latents": (latents, teacher), "images": (self.model.decode(latents, prompts, seeds).cpu(), images)}
         qualities = {name: self._qualities[name] for name in names}
         return {name: [float(v) for v in quality(*pairs[quality.of])] for name, quality in qualities.items()}

@@ -115,3 +115,7 @@ def check_certificates_by_hand(result):
                 assert entry.worst.seed == seeds[int(drifts.argmax())]
     certificate = result.best.schedule.certificate
     assert (certificate.runs, certificate.prompts, certificate.noises) == (32, 32, 1)
+    with result.best.schedule.apply(model.pipe, guard=True) as handle:
+        model.sample(prompts, seeds)
+        assert certificate.monitor.runs == 32 - certificate.misses
+        assert handle.stats()["unusual_runs"] == 0 or certificate.misses

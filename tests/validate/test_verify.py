@@ -261,6 +261,9 @@ def test_a_certificate_is_renewed_with_the_misses_of_runs_by_hand(model, typed, 
     assert holds.exit_code == 0 and holds.schedule == schedule and str(certificate) in str(holds)
     assert (certificate.runs, certificate.misses, certificate.prompts, certificate.noises) == (32, 0, 4, 8)
     assert certificate.population == "new noise on one of these 4 prompts" and certificate.device == "cpu"
+    with holds.schedule.apply(model.pipe, guard=True) as handle:
+        model.sample(prompts, seeds)
+        assert certificate.monitor.runs == 32 and handle.stats()["unusual_runs"] == 0
     fails = verify(schedule, model, certify=f"drift<={drifts[most // 2]:.6f}", **asked)
     assert (
         fails.exit_code == 1 and fails.schedule is None and "too many for a probability of at least 0.9" in str(fails)

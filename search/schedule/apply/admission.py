@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from search.schedule.apply.calls import parameter_names
+from search.schedule.apply.monitor import OutputMonitor
 from search.schedule.apply.tampering import check_caches
 from search.schedule.document import Document
 from search.schedule.errors import ScheduleError
@@ -91,13 +92,14 @@ def shorten(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def check_arguments(strict: Any, compile: Any, bits: Any, models: Any) -> None:
+def check_arguments(strict: Any, compile: Any, bits: Any, models: Any, guard: Any) -> None:
     """Raise ScheduleError where an argument of `Schedule.apply` is of a wrong type."""
     for name, value, valid, wanted in (
         ("strict", strict, isinstance(strict, bool), "True or False"),
         ("compile", compile, compile is None or isinstance(compile, bool) or callable(compile), "True or a function"),
         ("bits", bits, isinstance(bits, str), "'simulate' or 'torchao'"),
         ("models", models, models is None or isinstance(models, Mapping), "pipelines by letter, {'S': small_pipe}"),
+        ("guard", guard, isinstance(guard, bool | OutputMonitor), "True or False"),
     ):
         if not valid:
             raise ScheduleError(f"{name}={value!r:.60} is not valid; give {wanted}")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from search.schedule.apply.finite_check import FiniteCheck
+from search.schedule.apply.monitor import OutputMonitor
 from search.schedule.apply.pipeline_call import PipelineCall
 from search.schedule.errors import ScheduleError
 
@@ -23,13 +24,17 @@ class Clock:
     """Where a run is: the step, and the coordinate of each step on the forecast axis.
 
     `find_call` gives the call of the pipeline that is being executed, None in a loop of the caller's own.
-    `finite_check` is given the latents after each step; None for runs that may continue from a snapshot.
+    `finite_check` is given the latents after each step; None for runs that may continue from a snapshot. `monitor` is
+    given the denoiser's outputs, and may find that the rest of a run has to be computed in full.
     """
 
     def __init__(
-        self, find_call: Callable[[], PipelineCall | None] = lambda: None, finite_check: FiniteCheck | None = None
+        self,
+        find_call: Callable[[], PipelineCall | None] = lambda: None,
+        finite_check: FiniteCheck | None = None,
+        monitor: OutputMonitor | None = None,
     ) -> None:
-        self.find_call, self.finite_check = find_call, finite_check
+        self.find_call, self.finite_check, self.monitor = find_call, finite_check, monitor
         self.call: PipelineCall | None = None  # of the pipeline, that the run belongs to
         self.runs = 0  # that began
         self.removed = False  # whether the schedule was removed, so that nothing may begin
@@ -38,6 +43,9 @@ class Clock:
         self.places: list[float] = []
         self.begin = 0  # index of the run's first step among the scheduler's timesteps
         self.calls = 0  # denoiser calls since the last scheduler step: the CFG branch
+        self.full = (
+            False  # whether the pipeline's own denoiser runs in the rest of this run, whatever the schedule says
+        )
         self.span = 1  # steps that the running call computes, this one and those after it
         self.on_reset: list[Callable[[], None]] = []
         self.on_step: list[Callable[[int], None]] = []  # called with the step that begins, -1 outside of a run
@@ -67,7 +75,7 @@ class Clock:
     def start(self, steps: int, places: list[float]) -> None:
         """Begin a run of `steps` steps, with the place of each on the forecast axis."""
         self.runs += 1
-        self.step, self.steps, self.places, self.begin = 0, steps, places, 0
+        self.step, self.steps, self.places, self.begin, self.full = 0, steps, places, 0, False
         try:
             for reset in self.on_reset:
                 reset()
@@ -99,7 +107,7 @@ class Clock:
 
     def stop(self) -> None:
         """End the run."""
-        self.step, self.call = -1, None
+        self.step, self.call, self.full = -1, None, False
         self._held.clear()
         for reset in self.on_reset:
             reset()
@@ -123,7 +131,7 @@ class Clock:
     def go(self, step: int) -> None:
         """Begin a step; the denoiser was not called in it yet."""
         self.step, self.calls = step, 0
-        self._notify(step)
+        self._notify(-1 if self.full else step)
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -132,7 +140,7 @@ class Clock:
         try:
             yield
         finally:
-            self._notify(self.step)
+            self._notify(-1 if self.full else self.step)
 
     def _notify(self, step: int) -> None:
         for on_step in self.on_step:

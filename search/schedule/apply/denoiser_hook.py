@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ class DenoiserHook(PlannedHook):
         super().__init__(clock)
         self.stores, self.store, self.check = stores, stores[ROOT], check
         self.guidance, self.stitch, self.ahead = guidance, stitch, ahead
-        self.calls: Counter[int] = Counter()  # that began at each step, of all runs
+        self.calls: Counter[int] = Counter()  # that began at each step, of all runs, and followed the schedule
+        self.full_calls: Counter[int] = Counter()  # that did not, as their run was unusual
         self.graphs = False  # whether CUDA graphs run beneath
         self.inputs: dict[int, tuple[Any, ...]] = {}  # branch -> shapes, dtypes and devices of this run
         self.container: Container | SampleClass | None = None  # of the outputs, as the last call returned them
@@ -103,6 +105,9 @@ class DenoiserHook(PlannedHook):
             for store in self.stores.values():
                 store.forget(branch)
             self.inputs[branch] = signature
+        if self.clock.full:
+            self.full_calls[step] += 1
+            return self._run(partial(forward, *args, **kwargs))
         guidance = self.guidance
         if guidance is not None:
             if not isinstance(hidden, Tensor):
@@ -124,11 +129,7 @@ class DenoiserHook(PlannedHook):
             return run(**guidance.narrowed(module, step, args, kwargs))
 
         if token == OFF:
-            try:
-                output = compute()
-            except BaseException:
-                self.clock.stop()  # an interrupted run leaves no values behind
-                raise
+            output = self._run(compute)
             if self.stitch:
                 self.stitch.count(step)
             computed, self.container = unpack_output(output)
@@ -142,6 +143,13 @@ class DenoiserHook(PlannedHook):
             value = value if guidance is None else self._guided(guidance, step, value)
         assert self.container is not None  # set by the step that computed the value
         return self.container.pack(value)
+
+    def _run(self, compute: Callable[[], Any]) -> Any:
+        try:
+            return compute()
+        except BaseException:
+            self.clock.stop()  # an interrupted run leaves no values behind
+            raise
 
     def _guided(self, guidance: Guidance, step: int, value: Value) -> Tensor:
         if not isinstance(value, Tensor):

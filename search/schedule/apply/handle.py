@@ -14,6 +14,7 @@ from search.schedule.apply.group_hooks import GroupHook, watch_blocks
 from search.schedule.apply.hooking import add_hook, hook_of, remove_hook
 from search.schedule.apply.hooks import BlockHook, ComponentHook, PlannedHook, StepHook
 from search.schedule.apply.linear_solver import LinearSolver
+from search.schedule.apply.monitor import OutputMonitor, RunGuard, guard_of
 from search.schedule.apply.resolved_run import ResolvedRun, resolve_run
 from search.schedule.apply.run_checks import check_call, check_ended, check_run
 from search.schedule.apply.stores import Correction, Store, merge_halves, split_halves
@@ -35,6 +36,7 @@ def apply_document(
     bits: str = "simulate",
     corrections: Mapping[str, Correction] | None = None,
     models: Mapping[str, Any] | None = None,
+    guard: bool | OutputMonitor = False,
 ) -> "Handle":
     """Run a pipeline by a document until the handle is removed; what `Schedule.apply` calls.
 
@@ -51,14 +53,17 @@ def apply_document(
         bits: What runs layers at few bits, "simulate" or "torchao".
         corrections: By node, what corrects its reused values; those that the document's part of that name means.
         models: Pipelines or denoisers by the letters of the document's part of that name.
+        guard: Whether a run whose outputs change unlike those of certified runs is computed in full from there on; or
+            what else is given the outputs.
 
     Raises:
         ScheduleError: The schedule cannot be applied to this pipeline; the text says what to change.
     """
-    check_arguments(strict, compile, bits, models)
+    check_arguments(strict, compile, bits, models, guard)
     run = resolve_run(
         document, pipe, strict=strict, solver=solver, keep=keep, bits=bits, corrections=corrections, models=models
     )
+    run.clock.monitor = guard if isinstance(guard, OutputMonitor) else guard_of(document) if guard else None
     return Handle(run, compile)
 
 
@@ -115,12 +120,13 @@ class Handle:
         Returns:
             `runs`; `denoiser_calls`; `models` {letter: calls}; `nodes` {name: {action: times}} of every node that the
             plan touches and of groups; `gates`, what each group's gate decided (`Group.stats`); `block_executions` of
-            the pipeline's own denoiser; `peak_bytes` of stored values.
+            the pipeline's own denoiser; `peak_bytes` of stored values. With `guard`: `unusual_runs`, how many were
+            computed in full from some step on, and `full_calls`, those of the denoiser there.
         """
         run = self.run
         nodes = {name: self._counts(tokens) for name, tokens in run.plan.tokens.items()}
         for group in self.groups:
-            computed = {OFF: group.counts.get(OFF, 0)}
+            computed = {OFF: group.counts.get(OFF, 0) + sum(self._root.full_calls.values())}
             within = {*group.gate.blocks}
             nodes |= {node.name: computed for node in run.tree if {node.name, node.parent} & within}
         other_calls = dict(run.stitch.calls) if run.stitch else {}
@@ -135,7 +141,13 @@ class Handle:
             "gates": [group.stats() for group in self.groups],
             "block_executions": sum(nodes[n.name].get(OFF, 0) for n in run.tree if n.kind == "block"),
             "peak_bytes": self.memory.peak,
-        }
+        } | self._guard_counts()
+
+    def _guard_counts(self) -> dict[str, int]:
+        monitor = self.clock.monitor
+        if not isinstance(monitor, RunGuard):
+            return {}
+        return {"unusual_runs": monitor.unusual_runs, "full_calls": sum(self._root.full_calls.values())}
 
     def _counts(self, tokens: Sequence[str]) -> dict[str, int]:
         """How often a node of these actions did each of them, by the denoiser's calls at each step."""
@@ -144,6 +156,8 @@ class Handle:
             token = tokens[step] if tokens else OFF  # no plan: everything, at any number of steps
             if token != ABSENT:
                 times[token] = times.get(token, 0) + calls
+        if full := sum(self._root.full_calls.values()):
+            times[OFF] = times.get(OFF, 0) + full
         return times
 
     def snapshot(self) -> dict[str, Any]:

@@ -190,6 +190,9 @@ class _PlannedScheduler:
             result = (*result, result[0])  # PixArt's pipeline takes the predicted picture, where one step ends
         if self.clock.finite_check is not None:
             self.clock.finite_check.record(at, self.clock.steps, result[0])
+        monitor = self.clock.monitor
+        if monitor is not None and monitor.record(at, given["model_output"]):
+            self.clock.full = True
         self.clock.advance()
         self.clock.follow(result[0])
         return result

@@ -5,10 +5,44 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from search.schedule.errors import ScheduleError
-from search.schedule.parts.part import Part
+from search.schedule.parts.part import Finite, Part
+from search.schedule.plan.tokens import MAX_STEPS
 
 Between = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Line = Annotated[str, Field(max_length=400)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class MonitorPart(Part):
+    """How much the denoiser's output, after guidance, changed between steps in runs that met the criterion.
+
+    The change at a step is the logarithm of ||output - output of the step before|| / ||output of the step before||, of
+    each picture. A run is unusual where one of its changes is further than `limit` times `spread` from `mean`.
+
+    Attributes:
+        runs: How many runs were recorded.
+        steps: The steps that are judged, from 1, rising.
+        mean: Of the changes at each of these steps.
+        spread: Their standard deviation.
+        limit: The greatest distance from the mean that a recorded run had, in standard deviations.
+    """
+
+    runs: int = Field(ge=2, le=10**9)
+    steps: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, max_length=MAX_STEPS)
+    mean: list[Finite] = Field(max_length=MAX_STEPS)
+    spread: list[Positive] = Field(max_length=MAX_STEPS)
+    limit: Positive
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "MonitorPart":
+        if not len(self.steps) == len(self.mean) == len(self.spread):
+            raise ScheduleError(
+                f"certificate.monitor has {len(self.steps)} steps, {len(self.mean)} means and {len(self.spread)} "
+                "spreads; give one of each for every step"
+            )
+        if self.steps != sorted({*self.steps}):
+            raise ScheduleError(f"certificate.monitor.steps is {str(self.steps):.80}; list each step once, rising")
+        return self
 
 
 class CertificatePart(Part):
@@ -27,6 +61,7 @@ class CertificatePart(Part):
         device: What it was measured on.
         versions: Of libraries, by name.
         call: What else differs from the call in `made`, by name, as text: a LoRA, another size.
+        monitor: What `apply(pipe, guard=True)` compares runs with; null where it was not recorded.
     """
 
     criterion: str = Field(min_length=1, max_length=200)
@@ -40,6 +75,7 @@ class CertificatePart(Part):
     device: Line = ""
     versions: dict[Line, Line] = Field(default={}, max_length=50)
     call: dict[Line, Line] = Field(default={}, max_length=50)
+    monitor: MonitorPart | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "CertificatePart":
