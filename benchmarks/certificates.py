@@ -4,17 +4,21 @@
     python -m benchmarks.certificates --repetitions 200
     python -m benchmarks.certificates --model pixart --run runs/… --pairs 2000 --store values.json
     python -m benchmarks.certificates --values values.json
+    python -m benchmarks.certificates --model pixart --run runs/… --guard --pairs 200 --guidance 7 --lora my_lora
 
 Without --model whole certifications are repeated on made-up runs, a second or so each hundred: what a schedule adds,
 what a run adds for all schedules, and noise of both; the order is that of 8 calibration runs. With --values runs are
 drawn from stored ones, whose share of misses is then the truth. With --model the front of a finished search runs on new
-prompts, made of parts of the lines of both prompt files, with new noise; --pairs counts them.
+prompts, made of parts of the lines of both prompt files, with new noise; --pairs counts them. With --guard the
+recommended schedule runs with and without `guard=True` on the same pairs, one picture at a time, also under another
+guidance scale or with a LoRA: how many runs miss the criterion, and how many were computed in full from some step on.
 """
 
 import argparse
 import itertools
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -125,17 +129,78 @@ def measure(model_name: str, run: Path, pairs: int, names: Sequence[str]) -> dic
     return values
 
 
+@dataclass
+class Guarded:
+    """Runs of one schedule with the guard and without it: PSNR, and whether a run was found unusual."""
+
+    plain: list[float] = field(default_factory=list)
+    guarded: list[float] = field(default_factory=list)
+    unusual: list[bool] = field(default_factory=list)
+    blocks: int = 0  # executed in guarded runs, and in the plain ones
+    blocks_plain: int = 0
+
+    def __str__(self) -> str:
+        runs, noticed = len(self.plain), sum(self.unusual)
+        misses = [value < LIMIT for value in self.plain]
+        both = sum(miss and unusual for miss, unusual in zip(misses, self.unusual, strict=True))
+        return (
+            f"{runs} runs: {sum(misses)} miss psnr>={LIMIT:g} without the guard, "
+            f"{sum(value < LIMIT for value in self.guarded)} with it; {noticed} runs were unusual, {both} of these "
+            f"would have missed; {self.blocks / self.blocks_plain - 1:+.1%} block executions; "
+            f"mean {np.mean(self.plain):.1f} and {np.mean(self.guarded):.1f} dB"
+        )
+
+
+def measure_guard(model_name: str, run: Path, pairs: int, changes: Sequence[str], lora: str) -> Guarded:
+    """The recommended schedule with and without its guard, under these options of the model and this LoRA."""
+    import torch
+
+    from search.config.load import load_model
+    from search.models.lora import merge
+    from search.objectives.psnr import Psnr
+    from search.results.result import Result
+    from search.schedule import Schedule
+
+    model = load_model(model_name, *changes)
+    schedule = Schedule.load(run) if run.is_file() else Result.load(run, pictures=False).best.schedule
+    if lora:
+        merge(model, lora)
+    found = Guarded()
+    with torch.no_grad():
+        for prompt, number in zip(new_prompts(pairs), range(pairs), strict=True):
+            given = [prompt], [SEED + number]
+            teacher = model.decode(model.sample(*given), *given)
+            with model.apply(schedule, strict=False) as handle:
+                plain = model.sample(*given)
+                found.blocks_plain += handle.stats()["block_executions"]
+            with model.apply(schedule, strict=False, guard=True) as handle:
+                guarded = model.sample(*given)
+                stats = handle.stats()
+            found.blocks += stats["block_executions"]
+            found.unusual.append(stats["unusual_runs"] > 0)
+            for values, latents in ((found.plain, plain), (found.guarded, guarded)):
+                values += Psnr()(model.decode(latents, *given), teacher, given[0]).tolist()
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="20 repetitions")
     parser.add_argument("--repetitions", type=int, default=200)
     parser.add_argument("--values", type=Path, help="file that --store wrote")
     parser.add_argument("--model", help="measure new runs on this bundled model")
-    parser.add_argument("--run", type=Path, help="folder of a finished search on it")
+    parser.add_argument("--run", type=Path, help="folder of a finished search on it, with --guard also a schedule file")
     parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--schedules", nargs="*", default=[], help="names; by default the recommended one")
     parser.add_argument("--store", type=Path, help="where to write the values of new runs")
+    parser.add_argument("--guard", action="store_true", help="measure what guard=True changes")
+    parser.add_argument("--guidance", type=float, help="another guidance scale, with --guard")
+    parser.add_argument("--lora", default="", help="weights to merge, with --guard")
     given = parser.parse_args()
+    if given.guard:
+        changes = [] if given.guidance is None else [f"model.guidance_scale={given.guidance}"]
+        print(measure_guard(given.model, given.run, given.pairs, changes, given.lora))
+        return
     if given.model:
         values = measure(given.model, given.run, given.pairs, given.schedules)
         if given.store:
