@@ -88,12 +88,19 @@ def power(repetitions: int) -> None:
         print(f"misses {rate:4.0%}, at most {most:3} runs: certified {share:6.1%}, after {runs:.0f} runs on average")
 
 
-def new_prompts(count: int) -> list[str]:
-    """Prompts of neither file, of parts of their lines: the subject of one and the rest of another."""
+def new_prompts(model: str, count: int) -> list[str]:
+    """Prompts of neither file, of parts of their lines: the subject of one and the rest of another.
+
+    Lines without parts, such as names of classes, come as they are, in any order.
+    """
+    from search.config.compose import compose_config, normalise_overrides
     from search.config.prompts import read_prompts
 
-    lines = read_prompts("emoji_calibration.txt") + read_prompts("emoji_held_out.txt")
-    rng, prompts = np.random.default_rng(SEED), []
+    files = compose_config(normalise_overrides([f"model={model}"]))["prompts"]
+    lines = read_prompts(files["calibration"]) + read_prompts(files["held_out"])
+    rng, prompts = np.random.default_rng(SEED), list[str]()
+    if not all(", " in line for line in lines):
+        return [lines[i] for i in rng.integers(len(lines), size=count)]
     while len(prompts) < count:
         subject, rest = (lines[i] for i in rng.integers(len(lines), size=2))
         prompt = ", ".join([subject.split(", ")[0], *rest.split(", ")[1:]])
@@ -111,7 +118,7 @@ def measure(model_name: str, run: Path, pairs: int, names: Sequence[str]) -> dic
 
     model, result = load_model(model_name), Result.load(run, pictures=False)
     entries = [entry for entry in result.of("front") if entry.name in names] or [result.best]
-    verifier = Verifier(model, new_prompts(pairs), [SEED + i for i in range(pairs)], keep=True)
+    verifier = Verifier(model, new_prompts(model_name, pairs), [SEED + i for i in range(pairs)], keep=True)
     values: dict[str, list[float]] = {}
     with torch.no_grad():
         for entry in entries[::-1]:  # the truest first
@@ -167,7 +174,7 @@ def measure_guard(model_name: str, run: Path, pairs: int, changes: Sequence[str]
         merge(model, lora)
     found = Guarded()
     with torch.no_grad():
-        for prompt, number in zip(new_prompts(pairs), range(pairs), strict=True):
+        for prompt, number in zip(new_prompts(model_name, pairs), range(pairs), strict=True):
             given = [prompt], [SEED + number]
             teacher = model.decode(model.sample(*given), *given)
             with model.apply(schedule, strict=False) as handle:
