@@ -1,6 +1,6 @@
 """Installing a resolved schedule on a pipeline, and removing it without a trace."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -14,15 +14,15 @@ from search.schedule.apply.group_hooks import GroupHook, watch_blocks
 from search.schedule.apply.hooking import add_hook, hook_of, remove_hook
 from search.schedule.apply.hooks import BlockHook, ComponentHook, PlannedHook, StepHook
 from search.schedule.apply.linear_solver import LinearSolver
-from search.schedule.apply.monitor import OutputMonitor, RunGuard, guard_of
+from search.schedule.apply.monitor import OutputMonitor, guard_of
 from search.schedule.apply.resolved_run import ResolvedRun, resolve_run
 from search.schedule.apply.run_checks import check_call, check_ended, check_run
+from search.schedule.apply.run_counts import count_runs
 from search.schedule.apply.stores import Correction, Store, merge_halves, split_halves
 from search.schedule.apply.tampering import ModuleSnapshot
 from search.schedule.document import Document
 from search.schedule.model.modules import blocks_of
 from search.schedule.model.nodes import ROOT, Node
-from search.schedule.plan.tokens import ABSENT, OFF, OWN
 
 
 def apply_document(
@@ -123,42 +123,7 @@ class Handle:
             the pipeline's own denoiser; `peak_bytes` of stored values. With `guard`: `unusual_runs`, how many were
             computed in full from some step on, and `full_calls`, those of the denoiser there.
         """
-        run = self.run
-        nodes = {name: self._counts(tokens) for name, tokens in run.plan.tokens.items()}
-        for group in self.groups:
-            computed = {OFF: group.counts.get(OFF, 0) + sum(self._root.full_calls.values())}
-            within = {*group.gate.blocks}
-            nodes |= {node.name: computed for node in run.tree if {node.name, node.parent} & within}
-        other_calls = dict(run.stitch.calls) if run.stitch else {}
-        own_calls = nodes[ROOT].get(OFF, 0) - sum(other_calls.values())
-        touched = {name: nodes[name] for name in (ROOT, *run.plan.planned())}
-        touched |= {group.gate.name: dict(group.counts) for group in self.groups}
-        return {
-            "runs": self.runs,
-            "denoiser_calls": sum(nodes[ROOT].values()),
-            "models": {OWN: own_calls} | other_calls,
-            "nodes": touched,
-            "gates": [group.stats() for group in self.groups],
-            "block_executions": sum(nodes[n.name].get(OFF, 0) for n in run.tree if n.kind == "block"),
-            "peak_bytes": self.memory.peak,
-        } | self._guard_counts()
-
-    def _guard_counts(self) -> dict[str, int]:
-        monitor = self.clock.monitor
-        if not isinstance(monitor, RunGuard):
-            return {}
-        return {"unusual_runs": monitor.unusual_runs, "full_calls": sum(self._root.full_calls.values())}
-
-    def _counts(self, tokens: Sequence[str]) -> dict[str, int]:
-        """How often a node of these actions did each of them, by the denoiser's calls at each step."""
-        times: dict[str, int] = {}
-        for step, calls in self._root.calls.items():
-            token = tokens[step] if tokens else OFF  # no plan: everything, at any number of steps
-            if token != ABSENT:
-                times[token] = times.get(token, 0) + calls
-        if full := sum(self._root.full_calls.values()):
-            times[OFF] = times.get(OFF, 0) + full
-        return times
+        return count_runs(self)
 
     def snapshot(self) -> dict[str, Any]:
         """Take all that later steps may read, between two steps of a run that keeps values (`keep`).
@@ -169,9 +134,9 @@ class Handle:
         return {
             "halved": self.run.halved,
             "values": {name: dict(store.values) for name, store in self.stores.items()},
-            "inputs": dict(self._root.inputs),
-            "container": self._root.container,
-            "outputs": tuple(self._root.recorded),
+            "inputs": dict(self.root.inputs),
+            "container": self.root.container,
+            "outputs": tuple(self.root.recorded),
         }
 
     def continue_from(self, snapshot: Mapping[str, Any] | None) -> None:
@@ -189,7 +154,7 @@ class Handle:
             if run.halved != snapshot["halved"]:
                 values = split_halves(values) if run.halved else merge_halves(values)
             store.restore(values)
-        self._root.inputs, self._root.container = dict(snapshot["inputs"]), snapshot["container"]
+        self.root.inputs, self.root.container = dict(snapshot["inputs"]), snapshot["container"]
 
     def _install(self, compile: bool | Compile | None) -> None:
         """Put a hook on each expert and on every module that the plan, a group or a format concerns."""
@@ -198,18 +163,18 @@ class Handle:
         self._reused_stacks = [stack for stack in run.tree.stacks if stack in {*run.plan.planned()}]
         self._reused_stacks += [group.gate.name for group in self.groups if len(group.gate.blocks) > 1]
         root = self._store(ROOT)
-        self._root = DenoiserHook(self.clock, self.stores, self._begin_call, run.guidance, run.stitch, run.ahead)
-        self._root.records = run.stepwise
+        self.root = DenoiserHook(self.clock, self.stores, self._begin_call, run.guidance, run.stitch, run.ahead)
+        self.root.records = run.stepwise
         changing = any(bits.runs_hooks for bits in run.bits)
         static = not (self.groups or run.corrections or run.ahead or changing)  # the plan is all there is
         compiling, graphs = compiler(compile, run.experts[0], static)
         for number, expert in enumerate(run.experts):
-            self._add(expert, ExpertHook(self._root, number) if number else self._root)
+            self._add(expert, ExpertHook(self.root, number) if number else self.root)
             run.bits[number].install(self.clock, self._add, lambda: run.scheduler.timesteps[run.clock.begin :].tolist())
             self._install_nodes(expert, planned, compiling, static)
-        self._root.strict = bool(compiling or self.groups or run.guidance or run.ahead)
+        self.root.strict = bool(compiling or self.groups or run.guidance or run.ahead)
         if compiling:
-            self._root.graphs = graphs
+            self.root.graphs = graphs
             for store in self.stores.values():
                 store.borrowed = graphs and store is not root  # the denoiser's hook copies in any case
 
@@ -292,13 +257,13 @@ class Handle:
         if self.run.solver:
             self.run.solver.values = []
         if self.clock.step < 0:
-            self._root.begin_run()
+            self.root.begin_run()
             for bits in self.run.bits:
                 bits.end_run()
             return
         self.runs += 1
         snapshot, self._continued = self._continued, None
-        self._root.begin_run(snapshot["outputs"] if snapshot else ())
+        self.root.begin_run(snapshot["outputs"] if snapshot else ())
         if snapshot:
             self._restore(snapshot)
         check_run(self.run)
