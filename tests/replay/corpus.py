@@ -6,10 +6,7 @@ meant to change, and give the reason in the commit. tests/replay/test_replay.py 
 
 import hashlib
 import json
-import os
 import platform
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,14 +88,15 @@ def load_model(name: str) -> Any:
 
 def run_search(name: str) -> dict[str, Any]:
     """What a small search evaluated and put on its front, as plain numbers."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "search", *SEARCHES[name], *SMALL, f"runs={folder}"]
-        alone = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
-        done = subprocess.run(command, cwd=REPOSITORY, env=alone, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
-        (file,) = Path(folder).glob("*/front.json")
-        return reduced(json.loads(file.read_text(encoding="utf-8")))
+    from search.config.compose import compose_config, normalise_overrides
+    from search.config.settings import Config
+    from search.loop.run import run
+    from tests.helpers.short_report import untimed_report
+
+    with tempfile.TemporaryDirectory() as folder, untimed_report():
+        given = [*SEARCHES[name], *SMALL, f"runs={folder}"]
+        made = run(Config.check(compose_config(normalise_overrides(given)))).folder
+        return reduced(json.loads((made / "front.json").read_text(encoding="utf-8")))
 
 
 def reduced(front: Mapping[str, Any]) -> dict[str, Any]:
