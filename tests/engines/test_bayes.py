@@ -187,6 +187,6 @@ def test_beats_random_search_at_equal_evaluations() -> None:
 
 @pytest.mark.slow
 def test_gp_beats_random_search_at_equal_evaluations() -> None:
-    own = [reached(lambda start: BayesEngine(start, sampler="gp", startup=16), seed, 32) for seed in range(3)]
-    random = [reached(RandomEngine, seed, 32) for seed in range(3)]
+    own = [reached(lambda start: BayesEngine(start, sampler="gp", startup=16), seed, 24) for seed in range(2)]
+    random = [reached(RandomEngine, seed, 24) for seed in range(2)]
     assert np.median(own) > np.median(random) + 0.01
