@@ -355,7 +355,7 @@ def explain(
     model: "Model | str | None" = None,
     *,
     samples: int = 8,
-    by: Sequence[str] = ("mechanism", "nodes", "step"),
+    by: Sequence[str] = ("part", "mechanism", "nodes", "step"),
     name: str = "",
     on_progress: "OnProgress | None" = None,
 ) -> "Explanation":
@@ -365,7 +365,7 @@ def explain(
         schedule: A schedule or its file.
         model: A loaded model, the name of its option, or None for the one that the schedule was searched on.
         samples: Held-out prompts that it is measured on.
-        by: Which decisions: mechanisms, kinds of nodes, single steps.
+        by: Which decisions: parts of the file, mechanisms in them, kinds of nodes, single steps.
         name: Title of the figure; by default the file's name.
         on_progress: Called after every run.
 

@@ -3,7 +3,7 @@
     python -m search.explain schedule.json
 
 schedule=   the schedule file
-by=         what is explained: mechanism, nodes, step (all by default, joined by commas)
+by=         what is explained: part, mechanism, nodes, step (all by default, joined by commas)
 samples=8   held-out prompts that it is measured on
 out=explain.png
 model=      the pipeline, by default the one that the schedule was searched on; also model.path=, compute.device=,
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from search.config.options import Options, run_command, whole_number_option
 
-DEFAULTS = {"schedule": "", "by": "mechanism,nodes,step", "samples": "8", "out": "explain.png"}
+DEFAULTS = {"schedule": "", "by": "part,mechanism,nodes,step", "samples": "8", "out": "explain.png"}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ from search.figures.report.page import report_page
 from search.loop.finished import FinishedSearch
 from search.loop.held_out import collect_result
 from search.loop.progress import phase_bars
+from search.results.attribution import attribution_sentence
 from search.results.certificates import certificate_sentence
 from search.results.result import Result
 from search.tracking.tracker import Tracker, last_lines
@@ -62,6 +63,9 @@ def _print_summary(finished: FinishedSearch, result: Result, console: Console) -
     if (asked := result.certify) is not None:
         blocks, runs = asked["block_executions"], asked["new_runs"]
         console.print(f"           {blocks:,} block executions more for certificates, in {runs:,} runs")
+    if result.attribution is not None:
+        blocks = result.attribution["block_executions"]
+        console.print(f"           {blocks:,} block executions more to leave out each part of the recommended schedule")
     written = {"front": "front.json", "report": "figures/report.html", "figures": "figures", "schedules": "schedules"}
     for name, path in written.items():
         console.print(f"{name:<10} {folder / path}", markup=False)
@@ -73,5 +77,7 @@ def _print_summary(finished: FinishedSearch, result: Result, console: Console) -
             f"drift {scores['drift'].value:.3f}, PSNR {scores['psnr'].value:.1f} dB on average of the held-out prompts"
         )
         console.print(f"export     python -m search.export run={folder.name} out=schedule.json", markup=False)
+        if sentence := attribution_sentence(result):
+            console.print(f"parts      {sentence}", markup=False)
         if sentence := certificate_sentence(result):
             console.print(sentence, markup=False)

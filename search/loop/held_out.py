@@ -12,6 +12,7 @@ from search.config.load import HELD_OUT_SEED
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.execute.jobs import Job
 from search.evaluate.guard import Guard
+from search.loop.attribution import attribution_of
 from search.loop.certification import Certification
 from search.loop.entries import SHOWN, EntryBuilder, make_names_unique
 from search.loop.finished import FinishedSearch
@@ -57,6 +58,9 @@ def collect_result(finished: FinishedSearch, on_progress: OnProgress = ignore_pr
     mark_dominated(entries, held_out.objectives, searched)
     certification = Certification(finished, held_out, entries)
     certify = certification.certify(on_progress)
+    recommended = recommended_name(entries)
+    best = next(entry for entry in entries if entry.name == recommended)
+    attribution = attribution_of(best, finished, held_out, on_progress)
     held_out.guard.save(finished.quarantine)
     return Result(
         search_id=finished.folder.name,
@@ -70,11 +74,12 @@ def collect_result(finished: FinishedSearch, on_progress: OnProgress = ignore_pr
         points=_points(finished),
         prompts={"calibration": finished.evaluator.prompts, "held_out": list(finished.held_out_prompts)},
         shown=list(finished.held_out_prompts[:SHOWN]),
-        recommended=recommended_name(entries),
+        recommended=recommended,
         config=finished.config.model_dump(mode="json"),
         environment=search_environment(model)
         | {"seed_to_seed_psnr_db": f"{band[0]:.1f} (90 % in {band[1]:.1f} to {band[2]:.1f})"},
         certify=certify,
+        attribution=attribution,
         stopped=finished.stopped,
         guard=reported,
         notes=_notes(finished, held_out, entries, left_out, searched, reported)

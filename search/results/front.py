@@ -87,6 +87,22 @@ class _Certify(_Part):
     block_executions: Number = 0
 
 
+class _WithoutPart(_Part):
+    name: Word
+    drift: Number
+    difference: Number
+    low: Number
+    high: Number
+    macs: Number
+
+
+class _Attribution(_Part):
+    drift: Number
+    macs: Number
+    block_executions: Number
+    parts: Annotated[list[_WithoutPart], Field(max_length=100)]
+
+
 class _Row(_Part):
     """A schedule with its scores."""
 
@@ -124,6 +140,7 @@ class _Front(_Part):
     config: Settings
     environment: Annotated[dict[Word, Text], Field(max_length=200)]
     certify: _Certify | None = None
+    attribution: _Attribution | None = None
     stopped: Text = ""
     guard: Keys = []
     notes: Annotated[list[Text], Field(max_length=1000)] = []

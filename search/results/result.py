@@ -111,6 +111,9 @@ class Result:
         recommended: Name of the recommended entry.
         certify: What certificates promise: `criterion`, `share`, `confidence`, `runs` at most; and `new_runs`, which
             they took beside the held-out prompts, with their `block_executions`. None where none were asked for.
+        attribution: Of the recommended schedule `drift`, `macs` and `parts`: of each part its `name`, the `drift` and
+            `macs` without it, and the `difference` in drift with its paired 95 % interval, `low` and `high`; and the
+            `block_executions` that this took. None where the schedule has no parts, and in earlier versions.
         config: The configuration.
         environment: Versions and device.
         stopped: Why the search ended early, or empty.
@@ -137,6 +140,7 @@ class Result:
     config: dict[str, Any]
     environment: dict[str, str]
     certify: dict[str, Any] | None = None
+    attribution: dict[str, Any] | None = None
     stopped: str = ""
     guard: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from search.results.attribution import attribution_sentence
 from search.results.certificates import certificate_sentence, tested_words
 from search.results.result import Entry, Result
 from search.results.scores import Speedup
@@ -34,16 +35,15 @@ def describe_search(result: Result, run: str = "", pages: Mapping[str, str] | No
     model, pages = f"{result.model}-{result.space}", pages or {}
     server = server_option(result)
     charts = f" [All schedules as charts.]({pages['view']})" if "view" in pages else ""
-    sentence = certificate_sentence(result)
+    sentences = certificate_sentence(result), attribution_sentence(result)
+    statements = " ".join(f"{text[0].upper()}{text[1:]}." for text in sentences if text)
     registered = f" ([registered]({pages['version']}))" if "version" in pages else ""
     return "\n".join(
         [
             f"### Recommended: {best.name}",
             "",
             f"{len(result.points)} {result.space} schedules for {result.model} were evaluated. Scores are on held-out "
-            f"prompts and seeds. {sentence[:1].upper()}{sentence[1:]}{'.' if sentence else ''}"
-            + charts
-            + (f" _{result.stopped}_" if result.stopped else ""),
+            f"prompts and seeds. {statements}" + charts + (f" _{result.stopped}_" if result.stopped else ""),
             "",
             *([_picture("front and presets", "figures/pareto.png", run), ""] if has_picture else []),
             *_snippet(best, f"python -m search.export run={result.search_id} out={registry.FILE}"),

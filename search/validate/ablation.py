@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from search.validate.decisions import list_decisions
+from search.validate.decisions import Decision, list_decisions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from search.schedule import Schedule
 
 
-GROUPS = ("mechanism", "nodes", "step")
+GROUPS = ("part", "mechanism", "nodes", "step")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Effect:
     """The effect of one decision; numbers that are not defined are NaN.
 
     Attributes:
-        group: mechanism, nodes or step.
+        group: part, mechanism, nodes or step.
         name: The decision in words.
         saved: MACs that it saves, as a share of the teacher's.
         added: Drift that it adds to that of the other decisions.
@@ -72,7 +72,7 @@ class Explanation:
     plan: str = ""
 
     def of(self, group: str) -> list[Effect]:
-        """The effects of a group: mechanism, nodes or step."""
+        """The effects of a group: part, mechanism, nodes or step."""
         return [effect for effect in self.effects if effect.group == group]
 
     @cached_property
@@ -126,7 +126,7 @@ def explain(
         schedule: A schedule or its file.
         model: A loaded model, the name of its option, or None for the one that the schedule was searched on.
         samples: Number of prompts.
-        by: Groups of decisions: mechanism, nodes, step.
+        by: Groups of decisions: part, mechanism, nodes, step.
         name: Title of tables and figures; by default the name of the file.
         on_done: Called with the number of finished runs, and of all.
 
@@ -149,42 +149,52 @@ def measure_effects(
     by: Sequence[str] = GROUPS,
     name: str = "schedule",
     on_done: Callable[[int, int], None] = lambda count, total: None,
+    fit: "Callable[[Schedule], Schedule] | None" = None,
+    alone: bool = True,
 ) -> Explanation:
     """Run the schedule without each of its decisions and with each alone, on an evaluator of drift and MACs.
 
     A decision is undone by computing what it reuses, forecasts or skips. If the schedule has a fitted solver, the
-    solvers of all these runs are fitted too, so that every decision is shown at its best.
+    solvers of all these runs are fitted too, so that every decision is shown at its best: by `fit`, or by default on
+    the first batch of the evaluator's prompts. Without `alone` no decision is run alone. A schedule that has no scores,
+    because its latents are not finite, has effects that are NaN.
     """
     from search.evaluate.execute.jobs import Job
-    from search.pareto.intervals import paired_difference_interval
 
     decisions = [d for d in list_decisions(schedule, evaluator) if d.group in by]
-    fit = bool((schedule.sampler or {}).get("coefficients")) and not evaluator.why_no_solver_fit()
+    is_fitted = bool((schedule.sampler or {}).get("coefficients")) and not evaluator.why_no_solver_fit()
     jobs = [Job(schedule)]
     numbers: list[tuple[int | None, int | None]] = []
     for decision in decisions:
         pair = []
-        for variant in (decision.without, decision.alone):
+        for variant in (decision.without, decision.alone if alone else None):
             pair.append(None if variant is None else len(jobs))
             if variant is not None:
-                jobs.append(Job(variant, fit and decision.name != "fitted solver"))
+                fitted = is_fitted and decision.name != "fitted solver"
+                jobs.append(Job(fit(variant)) if fit and fitted else Job(variant, fitted))
         numbers.append((pair[0], pair[1]))
     scored = evaluator.evaluate(jobs, on_done=lambda count: on_done(count, len(jobs)))
-    drifts = [np.array(s.values["drift"]) for s in scored]
-    macs = [s.values["macs"][0] for s in scored]
-    rows, rng = [], np.random.default_rng(0)
-    for decision, (without, alone) in zip(decisions, numbers, strict=True):
-        saved = added = low = high = float("nan")
-        if without is not None:
-            saved, added = macs[without] - macs[0], float((drifts[0] - drifts[without]).mean())
-            low, high = paired_difference_interval(drifts[0], drifts[without], rng)
-        rows.append(
-            Effect(
-                decision.group, decision.name, saved, added, low, high,
-                float("nan") if alone is None else float(drifts[alone].mean()),
-            )
-        )  # fmt: skip
-    return Explanation(name, float(drifts[0].mean()), macs[0], len(drifts[0]), rows, schedule.plan_text)
+    unknown = np.full(len(evaluator.prompts), np.nan)
+    drifts = [np.array(s.values.get("drift", unknown)) for s in scored]
+    macs = [s.values.get("macs", unknown)[0] for s in scored]
+    effects = [
+        _effect(d, drifts, macs, without, single) for d, (without, single) in zip(decisions, numbers, strict=True)
+    ]
+    return Explanation(name, float(drifts[0].mean()), macs[0], len(drifts[0]), effects, schedule.plan_text)
+
+
+def _effect(
+    decision: Decision, drifts: Sequence[np.ndarray], macs: Sequence[float], without: int | None, alone: int | None
+) -> Effect:
+    """The effect of a decision from drifts [P] and MACs of all runs, the schedule's first."""
+    from search.pareto.intervals import paired_difference_interval
+
+    saved = added = low = high = float("nan")
+    if without is not None:
+        saved, added = macs[without] - macs[0], float((drifts[0] - drifts[without]).mean())
+        low, high = paired_difference_interval(drifts[0], drifts[without], np.random.default_rng(0))
+    drift_alone = float("nan") if alone is None else float(drifts[alone].mean())
+    return Effect(decision.group, decision.name, saved, added, low, high, drift_alone)
 
 
 def evaluator_for(config: "Config", model: "Model", samples: int | None = None) -> "Evaluator":

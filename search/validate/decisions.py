@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 
 ACTION_WORDS = {"R": "reuse", "F": "forecast", "S": "skip"}
-PART_WORDS = {"gates": "gates", "guidance": "guidance", "models": "smaller denoiser", "start": "start of the run"}
+PART_WORDS = {
+    "gates": "gates", "guidance": "guidance", "models": "smaller denoiser", "start": "start of the run", "bits": "bits",
+}  # fmt: skip
 Parts = dict[str, Any]
 
 
@@ -29,17 +31,17 @@ class Decision:
 
 
 def list_decisions(schedule: "Schedule", evaluator: "Evaluator") -> Iterator[Decision]:
-    """The parts of a schedule; then its mechanisms, the kinds of nodes that it plans, and its steps."""
+    """The parts of a schedule; then the mechanisms in them, the kinds of nodes that it plans, and its steps."""
     from search.schedule import Schedule
 
     parts = {k: v for k, v in schedule.to_dict().items() if k not in ("digest", "scores", "certificate", "made")}
     plain = {k: v for k, v in parts.items() if k != "corrections"}
     if "corrections" in parts:
-        yield Decision("mechanism", "corrections", Schedule.from_dict(plain), None)
+        yield Decision("part", "corrections", Schedule.from_dict(plain), None)
     sampler = plain.get("sampler", {})
     if "coefficients" in sampler:
         table = {k: v for k, v in sampler.items() if k != "coefficients"}
-        yield Decision("mechanism", "fitted solver", Schedule.from_dict(plain | {"sampler": table}), None)
+        yield Decision("part", "fitted solver", Schedule.from_dict(plain | {"sampler": table}), None)
         plain = plain | {"sampler": table}  # it is fitted again for the other decisions
     bare = {k: v for k, v in plain.items() if k in ("format", "model", "steps", "sampler")}
     yield from _timestep_decisions(plain, bare, evaluator)
@@ -65,7 +67,7 @@ def _timestep_decisions(plain: Parts, bare: Parts, evaluator: "Evaluator") -> It
         return
     same_count = len(sampler.get("timesteps", ())) == len(grid.get("timesteps", ()))
     without = Schedule.from_dict(plain | {"sampler": grid}) if same_count and grid else None
-    yield Decision("mechanism", "timesteps", without, Schedule.from_dict(bare))
+    yield Decision("part", "timesteps", without, Schedule.from_dict(bare))
 
 
 def _part_decisions(plain: Parts, bare: Parts) -> Iterator[Decision]:
@@ -73,7 +75,7 @@ def _part_decisions(plain: Parts, bare: Parts) -> Iterator[Decision]:
     for part, words in PART_WORDS.items():
         if part in plain:
             yield Decision(
-                "mechanism", words, _schedule_or_none(_less(plain, part)), _schedule_or_none(bare | {part: plain[part]})
+                "part", words, _schedule_or_none(_less(plain, part)), _schedule_or_none(bare | {part: plain[part]})
             )
     for form in sorted(set(plain.get("bits", {}).get("layers", {}).values())):
         without = _less(plain, "bits") | _bits_part(plain["bits"], form, keep=False)
@@ -82,7 +84,7 @@ def _part_decisions(plain: Parts, bare: Parts) -> Iterator[Decision]:
 
 
 def _plan_decisions(schedule: "Schedule", plain: Parts, bare: Parts) -> Iterator[Decision]:
-    """What a plan leaves out: by kind of action, by kind of node, and by step."""
+    """What a plan leaves out: all of it, by kind of action, by kind of node, and by step."""
     tokens = {name: schedule.plan.tokens[name] for name in schedule.plan.planned()}
     steps = range(schedule.plan.steps)
 
@@ -101,7 +103,10 @@ def _plan_decisions(schedule: "Schedule", plain: Parts, bare: Parts) -> Iterator
 
         return Decision(group, name, planned(False), planned(True))
 
-    for letter in sorted({t[0] for actions in tokens.values() for t in actions} & set(ACTION_WORDS)):
+    letters = sorted({t[0] for actions in tokens.values() for t in actions} & set(ACTION_WORDS))
+    if letters:
+        yield decision("part", "plan")
+    for letter in letters:
         yield decision("mechanism", ACTION_WORDS[letter], letters=(letter,))
     kinds: dict[str, set[str]] = {}
     for node in tokens:

@@ -100,6 +100,15 @@ def made_result(folder: Path, name: str = "2026-01-02_030405_cache_tiny") -> Res
             "new_runs": 90,
             "block_executions": 700,
         },
+        attribution={
+            "drift": 0.04,
+            "macs": 0.5,
+            "block_executions": 120,
+            "parts": [
+                {"name": "fitted solver", "drift": 0.09, "difference": 0.05, "low": 0.03, "high": 0.07, "macs": 0.5},
+                {"name": "plan", "drift": 0.0, "difference": -0.04, "low": -0.05, "high": -0.03, "macs": 1.0},
+            ],
+        },
     )
     result.save()
     return result

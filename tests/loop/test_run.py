@@ -29,6 +29,7 @@ def test_the_last_lines_say_where_everything_is(finished):
     runs, text = finished
     for word in ("front.json", "figures", "report.html", "schedules", "× faster", "python -m search.export run="):
         assert word in text
+    assert "without the plan" in text and "without the fitted solver" in text
     made = folder(runs)
     assert {"report.html", "pareto.png", "overview.png", "heatmaps", "grids"} <= {
         p.name for p in (made / "figures").iterdir()

@@ -40,7 +40,7 @@ def test_effects_are_those_of_schedules_written_by_hand(model, evaluator):
     assert found.drift == pytest.approx(drift(evaluator, schedule).mean())
     by_name = {(e.group, e.name): e for e in found.effects}
     assert list(by_name) == [
-        ("mechanism", "reuse"), ("nodes", "attn1"), ("nodes", "transformer_blocks, whole blocks"),
+        ("part", "plan"), ("mechanism", "reuse"), ("nodes", "attn1"), ("nodes", "transformer_blocks, whole blocks"),
         ("step", "step 1"), ("step", "step 2"), ("step", "step 3"), ("step", "step 4"),
     ]  # fmt: skip
     only = {"transformer_blocks.0:attn1": PLAN["transformer_blocks.0:attn1"]}
@@ -58,6 +58,7 @@ def test_effects_are_those_of_schedules_written_by_hand(model, evaluator):
     saved = [1 - evaluator.values(planned(model, p))["macs"][0] for p in (PLAN, other)]
     assert attn.saved == pytest.approx(saved[0] - saved[1])
     assert by_name["mechanism", "reuse"].added == pytest.approx(found.drift)  # nothing else is decided
+    assert by_name["part", "plan"].added == pytest.approx(found.drift)
 
 
 def test_solvers_are_fitted_for_every_variation(model, evaluator):
@@ -79,8 +80,8 @@ def test_parts_beside_the_plan(model, evaluator):
     parts = {"bits": {"formats": formats, "layers": layers}}
     parts["guidance"] = {"call": 4.0, "scale": [4.0, 4.0, 4.0, 4.0, 1.0, 1.0]}
     schedule = to_schedule(model, parts)
-    found = {e.name: e for e in measure_effects(schedule, evaluator, by=["mechanism"]).effects}
-    assert set(found) == {"guidance", "bits a", "bits b"}
+    found = {e.name: e for e in measure_effects(schedule, evaluator, by=["part", "mechanism"]).effects}
+    assert set(found) == {"guidance", "bits", "bits a", "bits b"}
     only = to_schedule(model, {"guidance": parts["guidance"]})
     assert found["guidance"].alone == pytest.approx(drift(evaluator, only).mean())
 
@@ -109,7 +110,7 @@ def test_the_command_writes_a_table_and_a_figure(model, tmp_path, capsys):
     ("arguments", "text"),
     [
         ([], "type python -m search.explain schedule.json"),
-        (["s.json", "by=block"], "by=block: choose from mechanism, nodes, step"),
+        (["s.json", "by=block"], "by=block: choose from part, mechanism, nodes, step"),
         (["s.json", "by="], "by=: choose from"),
         (["s.json", "samples=1"], "samples=1: give a whole number from 2 to"),
     ],
