@@ -8,6 +8,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import pytest
 import yaml
 
 from search import Schedule
+from search.loop.held_out import MOST_ON_FRONT
 from tests.helpers.pages import EXAMPLES, PAGES, Page
 from tests.helpers.repository import ROOT
+from tests.helpers.short_report import short_report
 
 LANGUAGES = {"bash", "json", "python", "text", "yaml"}
 PLACEHOLDERS = re.compile(r"NAME|RUN|<[a-z]|…|\.\.\.|search\.x\b")
@@ -93,8 +96,9 @@ def searches(page: Page) -> bool:
 def test_python_runs_as_printed(page, schedule, monkeypatch):
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
     names: dict[str, Any] = {"__name__": "page"}
-    for code in page.code:
-        exec(code, names)
+    with short_report(front=MOST_ON_FRONT) if searches(page) else nullcontext():
+        for code in page.code:
+            exec(code, names)
     count, check = AFTERWARDS.get(str(page), (len(page.code), lambda *_: None))
     assert len(page.code) == count
     check(names, schedule)

@@ -13,11 +13,11 @@ from search.loop import finish, held_out
 
 
 @contextlib.contextmanager
-def short_report() -> Iterator[None]:
-    """Four schedules of the front and two presets are reported, each timed once."""
+def short_report(front: int = 4) -> Iterator[None]:
+    """So many schedules of the front and two presets are reported, each timed once."""
     presets = held_out._preset_schedules
     few = {
-        "MOST_ON_FRONT": 4,
+        "MOST_ON_FRONT": front,
         "REPEATS": 1,
         "_preset_schedules": lambda finished: dict(list(presets(finished).items())[:2]),
     }
