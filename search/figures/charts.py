@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from search.figures.labels import LabelPlacer
 from search.figures.style import BLUE, COLORS, DPI, INK, PALE, SOFT, figure_png
 from search.results.certificates import criterion_limit
-from search.results.result import Entry, Result
+from search.results.result import FITTED, Entry, Result
 from search.results.scores import Score
 
 MARKERS = ("s", "^", "D", "v", "P", "X", "p", "h", "<", ">", "8", "d")  # as many families have different shapes
@@ -44,8 +44,14 @@ def pareto_png(result: Result) -> bytes:
             alpha=0.4,
             elinewidth=1,
         )
-        ax.plot(*_coordinates(entries, x, y), marker, ms=6.5, color=color, mec="white", mew=0.7, zorder=3)
+        fitted = [entry for entry in entries if entry.is_fitted_preset]
+        plain = [entry for entry in entries if not entry.is_fitted_preset]
+        ax.plot(*_coordinates(plain, x, y), marker, ms=6.5, color=color, mec="white", mew=0.7, zorder=3)
+        ax.plot(*_coordinates(fitted, x, y), marker, ms=5.5, mfc="white", mec=color, mew=1.3, zorder=3)
         legend.append(Line2D([], [], ls="", marker=marker, ms=6.5, color=color, label=family))
+    if any(entry.is_fitted_preset for entry in result.entries):
+        hollow = {"ls": "", "marker": "o", "ms": 5.5, "mfc": "white", "mec": SOFT, "mew": 1.3}
+        legend.append(Line2D([], [], **hollow, label="hollow: with a fitted solver"))
     teacher = result.of("teacher")
     _scale(ax, result, x, y)
     if teacher and ax.get_yscale() == "linear":
@@ -88,7 +94,7 @@ def preset_families(result: Result) -> Iterator[tuple[str, str, str, list[Entry]
 
 def _family(name: str) -> tuple[str, str]:
     """Family and variant of a preset's name; the variant starts with a number, an assignment, a level, or a comma."""
-    words = name.split()
+    words = name.removesuffix(FITTED).split()
     if words[1:] in (["steps"], ["step"]):
         return "fewer steps", words[0]
     starts = (
@@ -188,7 +194,7 @@ def _write_labels(ax: Axes, result: Result, x: str, y: str) -> None:
     for _, color, _, group in preset_families(result):
         for e in group:
             variant = _family(e.name)[1]
-            if 0 < len(variant) <= LONGEST and np.isfinite(places[id(e)]).all():
+            if not e.is_fitted_preset and 0 < len(variant) <= LONGEST and np.isfinite(places[id(e)]).all():
                 labels.write(places[id(e)], variant, (8, 13, 19), required=False, color=_darker(color), fontsize=8)
 
 

@@ -25,9 +25,9 @@ from search.objectives.macs import Macs
 from search.objectives.memory import Memory
 from search.objectives.psnr import Psnr
 from search.objectives.ssim import Ssim
-from search.pareto.domination import thin
+from search.pareto.domination import non_dominated, thin
 from search.results.compare import mark_dominated, recommended_name, reward_warnings, tuned_reward_warning
-from search.results.result import Entry, Result
+from search.results.result import FITTED, Entry, Result
 from search.results.scores import Speedup
 from search.schedule import Schedule
 from search.validate.environment import search_environment
@@ -44,6 +44,7 @@ def collect_result(finished: FinishedSearch, on_progress: OnProgress = ignore_pr
     held_out, left_out = _held_out_evaluator(finished, seeds)
     teacher = to_schedule(model, {})
     front, presets = _front_schedules(finished, teacher), _preset_schedules(finished)
+    presets |= _fitted_presets(finished, presets)
 
     schedules = [*front, *presets.values(), teacher]
     on_time = partial(on_progress, "timing")
@@ -125,6 +126,22 @@ def _preset_schedules(finished: FinishedSearch) -> dict[str, Schedule]:
     """The published rules, and the teacher with fewer steps, by name."""
     presets = {name: finished.candidates.plain_schedule(row) for name, row in finished.state.presets.items()}
     return presets | shorter_runs(finished.model.target, finished.model.shorter, SHORTER)
+
+
+def _fitted_presets(finished: FinishedSearch, presets: Mapping[str, Schedule]) -> dict[str, Schedule]:
+    """Presets with their solvers fitted like those of candidates, where the search fits these.
+
+    Only those that no other one is ahead of on the calibration prompts: each of them is scored, timed and drawn.
+    """
+    if not finished.config.refit or not finished.candidates.solvers_can_be_fitted:
+        return {}
+    pairs = [(name, schedule, finished.evaluator.fit(schedule)) for name, schedule in presets.items()]
+    fitted = {name + FITTED: fitted for name, schedule, fitted in pairs if fitted != schedule}
+    if not fitted:
+        return {}
+    scored = finished.evaluator.evaluate([Job(schedule) for schedule in fitted.values()])
+    best = non_dominated(np.array([each.minimised for each in scored]))
+    return {name: schedule for (name, schedule), is_best in zip(fitted.items(), best, strict=True) if is_best}
 
 
 def _entries(builder: EntryBuilder, front: Sequence[Schedule], presets: Mapping[str, Schedule]) -> list[Entry]:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from search.schedule import Schedule
 
 
+FITTED = ", fitted"  # ends the name of a published rule that was run again with its solver fitted
+
+
 @dataclass
 class WorstRun:
     """The held-out run of a schedule that is worst by the criterion of certificates, or by PSNR.
@@ -81,6 +84,11 @@ class Entry:
     picture: str = ""
     tested: MissCount | None = None
     worst: WorstRun | None = None
+
+    @property
+    def is_fitted_preset(self) -> bool:
+        """Whether it is a published rule whose solver was fitted as those of the searched schedules are."""
+        return self.role == "preset" and self.name.endswith(FITTED)
 
     @property
     def slug(self) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 from search import Schedule
 from search.figures import charts, heatmap, pictures
 from search.figures.labels import LabelPlacer
+from search.figures.report.content import report_content
 from search.results.result import Entry
 from search.results.scores import Score
 from tests.helpers.finished_search import made_result
@@ -31,6 +32,20 @@ def test_pareto_png_is_readable_in_a_page(result):
     assert image.shape[1] >= 900
     blue = (np.abs(image.astype(int) - [0x00, 0x72, 0xB2]).sum(axis=2) < 30).sum()
     assert blue > 500  # the front is drawn
+
+
+def test_fitted_rules_are_hollow_marks_of_their_family(result):
+    rule = result.of("preset")[0]
+    scores = rule.held_out | {"drift": Score(0.03)}
+    fitted = dataclasses.replace(rule, name=f"{rule.name}, fitted", held_out=scores)
+    both = dataclasses.replace(result, entries=[*result.of("front"), rule, fitted, *result.of("teacher")])
+    assert [entries for *_, entries in charts.preset_families(both)] == [[rule, fitted]]
+    data = report_content(both)
+    assert [e["hollow"] for e in data["entries"]] == [False] * 4 + [True, False]
+    assert data["entries"][3]["family"] == data["entries"][4]["family"] == 0
+    assert "3 best of them and 1 published rule were" in data["summary"][1]
+    alone = dataclasses.replace(both, entries=[e for e in both.entries if e is not fitted])
+    assert charts.pareto_png(both) != charts.pareto_png(alone)
 
 
 def test_heatmap_shows_the_plan(result):

@@ -242,6 +242,9 @@ def test_families_have_marks_of_their_own(result):
         ("step caching N=4", ("step caching", "N=4")),
         ("MixDQ-like: text and ff W4, rest W8", ("MixDQ-like", "text and ff W4, rest W8")),
         ("PAB", ("PAB", "")),
+        ("PAB, fitted", ("PAB", "")),
+        ("10 steps, fitted", ("fewer steps", "10")),
+        ("FORA N=2, fitted", ("FORA", "N=2")),
     ],
 )
 def test_families_of_presets(name, family):

@@ -56,6 +56,23 @@ def check_on_the_stock_pipeline(runs: Path) -> list[dict]:
     return [Schedule.load(folder(runs) / entry["file"]).to_dict() for entry in data["entries"]]
 
 
+def presets_by_name(runs: Path) -> dict[str, Schedule]:
+    """The published rules of a run by name."""
+    entries = json.loads((folder(runs) / "front.json").read_text())["entries"]
+    return {e["name"]: Schedule.load(folder(runs) / e["file"]) for e in entries if e["role"] == "preset"}
+
+
+def test_the_best_rules_are_also_run_with_their_solvers_fitted(finished):
+    presets = presets_by_name(finished[0])
+    fitted = {name: schedule for name, schedule in presets.items() if name.endswith(", fitted")}
+    assert fitted
+    for name, schedule in fitted.items():
+        plain = presets[name.removesuffix(", fitted")]
+        assert schedule.plan.tokens == plain.plan.tokens and "coefficients" not in plain.sampler
+        table = {key: value for key, value in schedule.sampler.items() if key != "coefficients"}
+        assert table == {key: value for key, value in plain.sampler.items() if key != "order"}
+
+
 def test_every_schedule_does_on_the_stock_pipeline_what_was_measured(finished):
     runs, _ = finished
     assert check_on_the_stock_pipeline(runs)
@@ -75,6 +92,7 @@ def test_joint_searches_end_in_files_that_hold(arguments, tmp_path):
     done = search_here(runs, *arguments, "budget.evaluations=30")
     assert done.returncode == 0, done.stderr
     files = check_on_the_stock_pipeline(runs)
+    assert any(name.endswith(", fitted") for name in presets_by_name(runs)) == ("refit=false" not in arguments)
     parts = {part for data in files for part in data}
     assert ("bits" in parts) == ("bits" in arguments[0])
     assert ("corrections" in parts) == ("correct=true" in arguments)

@@ -109,6 +109,7 @@ def reduced(front: Mapping[str, Any]) -> dict[str, Any]:
             "held_out": _scores(entry["held_out"]),
         }
         for entry in front["entries"]
+        if not entry["name"].endswith(", fitted")  # those follow from the others
     ]
     points = sorted(front["points"], key=lambda point: point["digest"])
     history = [{k: v for k, v in row.items() if k not in MEASURED} for row in front["history"]]

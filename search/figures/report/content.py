@@ -58,7 +58,8 @@ def report_content(result: Result, track: Track = iter) -> dict[str, Any]:
 def summary_sentences(result: Result) -> list[str]:
     """What was searched and what it gives, in sentences."""
     counts = {split: len(prompts) for split, prompts in result.prompts.items()}
-    front, presets, best = result.of("front"), result.of("preset"), result.best
+    front, best = result.of("front"), result.best
+    presets = [entry for entry in result.of("preset") if not entry.is_fitted_preset]
     sentences = [
         f"{_count(len(result.points), f'{result.space} schedule')} for {result.model} ran on "
         f"{_count(counts.get('calibration', 0), 'calibration prompt')}.",
@@ -96,6 +97,7 @@ def _entries(result: Result, ids: Sequence[str], track: Track) -> list[dict[str,
             "name": entry.name,
             "role": entry.role,
             "family": family.get(id(entry)),
+            "hollow": entry.is_fitted_preset,
             "digest": entry.schedule.digest,
             "held_out": {name: _score(s) for name, s in entry.held_out.items()},
             "calibration": {name: _score(s) for name, s in entry.calibration.items()},

@@ -72,9 +72,10 @@ function value(entry, name) {
 function traces() {
   const { x, y } = state, made = [candidates(x, y)];
   data.families.forEach((family, i) => {
-    const line = { color: "#fff", width: 0.7 };
-    const marker = { size: 10, color: family.color, symbol: MARKS[family.mark][0], line };
     const entries = data.entries.filter(e => e.family === i);
+    const colors = on => entries.map(e => e.hollow === on ? "#fff" : family.color);
+    const line = { color: colors(false), width: entries.map(e => e.hollow ? 1.8 : 0.7) };
+    const marker = { size: 10, color: colors(true), symbol: MARKS[family.mark][0], line };
     made.push(series(`family ${i}`, entries, { mode: "markers", marker }, family.color + "66"));
   });
   const front = data.entries.filter(e => e.role === "front").sort((a, b) => value(a, x) - value(b, x));
