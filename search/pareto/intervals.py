@@ -55,6 +55,22 @@ def paired_difference_interval(
     return bootstrap_interval(a - b, rng, level, draws)
 
 
+def paired_ratio_interval(
+    a: np.ndarray, b: np.ndarray, rng: np.random.Generator, level: float = 0.95, draws: int = 1000
+) -> tuple[float, float]:
+    """Bootstrap interval of mean(a) / mean(b); a [P] and b [P] > 0 are scores of the same prompts in the same order.
+
+    Raises:
+        ValueError: The two have different numbers of values.
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"pairs need equal shapes [P], got {a.shape} and {b.shape}; score both on the same prompts")
+    drawn = rng.integers(len(a), size=(draws, len(a)))
+    low, high = np.quantile(a[drawn].mean(axis=1) / b[drawn].mean(axis=1), _tails(level, len(a)))
+    return float(low), float(high)
+
+
 def difference_interval(
     a: np.ndarray, b: np.ndarray, rng: np.random.Generator, level: float = 0.95, draws: int = 1000
 ) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from search.pareto.domination import hypervolume, knee, non_dominated
-from search.pareto.intervals import _tails, bootstrap_interval, paired_difference_interval
+from search.pareto.intervals import _tails, bootstrap_interval, paired_difference_interval, paired_ratio_interval
 
 # Few distinct values, so that ties and duplicates are common.
 SCORES = st.tuples(st.integers(0, 12), st.integers(1, 3)).flatmap(
@@ -125,6 +125,9 @@ def test_pairing_removes_what_both_share() -> None:
     assert 0.49 < low < 0.5 < high < 0.51
     alone = bootstrap_interval(hard, rng)
     assert high - low < (alone[1] - alone[0]) / 100
+    scales = np.exp(hard / 10)
+    low, high = paired_ratio_interval(0.5 * scales, scales * (1 + rng.normal(size=40) * 0.01), rng)
+    assert 0.49 < low < 0.5 < high < 0.51
 
 
 def test_same_generator_same_interval() -> None:
@@ -146,6 +149,10 @@ def test_same_generator_same_interval() -> None:
         (
             lambda: paired_difference_interval(np.zeros(3), np.zeros(2), np.random.default_rng(0)),
             "equal shapes",
+        ),
+        (
+            lambda: paired_ratio_interval(np.zeros(3), np.zeros(2), np.random.default_rng(0)),
+            r"equal shapes \[P\], got",
         ),
     ],
 )
