@@ -7,9 +7,8 @@ each limit on MACs; diffusers' First Block Cache, MagCache, TaylorSeer, PAB and 
 SCM, with and without its Taylor calibrator; DeepCache on U-Nets; the published rules and fewer steps as the search
 reports them. Each tool is tried over a grid, and its best setting is chosen on the very prompts that are reported,
 which is in its favour; ours is chosen by its drift on the calibration prompts of its own search. Rules and fewer steps
-are also run with their solvers fitted like ours, and ours without the fit. MACs are counted by torch while a picture is
-made, those of a tool that decides within the run while two are made; times are ratios to the teacher's in the same
-rounds, one picture at a time.
+are also run with their solvers fitted like ours, and ours without the fit. MACs are those of the denoiser's layers,
+counted while they run; times are ratios to the teacher's in the same rounds, one picture at a time.
 """
 
 import argparse
@@ -23,8 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.certificates import new_prompts
 from benchmarks.rival_caches import Rival, forget, rivals
@@ -38,13 +35,13 @@ from search.objectives.psnr import Psnr
 from search.pareto.intervals import paired_difference_interval, paired_ratio_interval
 from search.results.result import FITTED, Entry, Result
 from search.schedule import Schedule
+from search.schedule.model.layers import is_layer, shape_of
 
 LIMITS = (0.5, 0.34, 0.25)  # shares of the teacher's MACs
 ROOM = 0.01  # above a limit: every second step of 20 is 0.504 for rules that compute more than whole steps
 SEED = 7_000_000  # of the noise
 BATCH = 8
-COUNTED = 2  # pictures of which a tool's MACs are counted that decides within the run
-ROUNDS = 5  # of timing
+ROUNDS = 3  # of timing
 
 
 @dataclass
@@ -69,18 +66,20 @@ class Bench:
     def __init__(self, model: Model, prompts: Sequence[str]) -> None:
         self.model, self.prompts = model, list(prompts)
         self.seeds = [SEED + i for i in range(len(prompts))]
-        self.teacher, self.teacher_macs = self._latents(BATCH), self._macs(0)
+        self.teacher, self.teacher_macs = self._latents(BATCH), self._macs(self._first)
         self.pictures = self._pictures(self.teacher)
 
     def measure(self, rival: Rival, tool: str) -> Measured | None:
         """The MACs, and the drift of each prompt; None, with a line, where it does not run on this model."""
         try:
             with rival.switch(self.model):
-                macs = float(np.mean([self._macs(i) for i in range(COUNTED if rival.decides else 1)]))
-                measured = Measured(rival.name, tool, macs / self.teacher_macs, [])
+                first = self._macs(self._first)
+                measured = Measured(rival.name, tool, first / self.teacher_macs, [])
                 if measured.macs <= LIMITS[0] + ROOM:
-                    latents = self._latents(1 if rival.decides else BATCH)
-                    measured.drift = Drift()(latents, self.teacher).tolist()
+                    found: list[torch.Tensor] = []
+                    macs = self._macs(lambda: found.append(self._latents(1 if rival.decides else BATCH)))
+                    measured.macs = macs / len(self.prompts) / self.teacher_macs
+                    measured.drift = Drift()(found[0], self.teacher).tolist()
         except Exception as error:  # of any kind: it is their code, on a model that they may not know
             print(f"{rival.name} does not run here: {' '.join(str(error).split())[:150]}", flush=True)
             return None
@@ -101,13 +100,24 @@ class Bench:
             parts.append(self.model.sample(self.prompts[i : i + batch], self.seeds[i : i + batch]).cpu())
         return torch.cat(parts)
 
-    def _macs(self, number: int) -> float:
-        """MACs of a whole call, by torch's counter: attention is spelled out as matrix products."""
-        counter = FlopCounterMode(display=False)
+    def _first(self) -> None:
         forget(self.model)
-        with counter, sdpa_kernel(SDPBackend.MATH):
-            self.model.sample(self.prompts[number : number + 1], self.seeds[number : number + 1])
-        return counter.get_total_flops() / 2
+        self.model.sample(self.prompts[:1], self.seeds[:1])
+
+    def _macs(self, call: Callable[[], object]) -> float:
+        """MACs that the denoiser's layers compute during a call; the products within attention are not among them."""
+        counted = [0]
+
+        def count(layer: torch.nn.Module, _: object, output: torch.Tensor) -> None:
+            counted[0] += output.numel() * shape_of(layer)[1]
+
+        removers = [m.register_forward_hook(count) for m in self.model.denoiser.modules() if is_layer(m)]
+        try:
+            call()
+        finally:
+            for remover in removers:
+                remover.remove()
+        return float(counted[0])
 
     def _pictures(self, latents: torch.Tensor) -> torch.Tensor:
         parts = [slice(i, i + BATCH) for i in range(0, len(self.seeds), BATCH)]
@@ -169,12 +179,12 @@ def _ways(result: Result, config: Config, model: Model) -> Iterator[tuple[str, R
         yield "ours", applied(entry.name, entry.schedule), calibration
         if plain := _unfitted(entry.schedule):
             yield "ours, not fitted", applied(f"{entry.name}, not fitted", plain), calibration
+    for rival in sorted(rivals(model), key=lambda rival: rival.decides):
+        yield "tool", rival, nan
     for entry in result.of("preset"):
         if entry.held_out["macs"].value <= LIMITS[0] + ROOM and not entry.is_fitted_preset:
             yield "rule", applied(entry.name, entry.schedule), nan
             yield "rule, fitted", applied(entry.name + FITTED, fitter.fit(entry.schedule)), nan
-    for rival in sorted(rivals(model), key=lambda rival: rival.decides):
-        yield "tool", rival, nan
 
 
 def compare_at(rows: Sequence[Measured], limit: float) -> dict[str, Measured] | None:
