@@ -178,19 +178,9 @@ class Search:
     def finished(self, stopped: str = "") -> FinishedSearch:
         """The record that results are made of; `stopped` is what `loop` returned."""
         return FinishedSearch(
-            self.config,
-            self.folder,
-            self.quarantine,
-            self.model,
-            self.state,
-            self.evaluator,
-            self.candidates,
-            self.reported,
-            self.unusable,
-            tuple(self.held_out),
-            self.warn,
-            stopped,
-        )
+            self.config, self.folder, self.quarantine, self.model, self.state, self.evaluator, self.candidates,
+            self.reported, self.unusable, tuple(self.held_out), self.warn, stopped,
+        )  # fmt: skip
 
     def _evaluate(
         self, rows: Iterable[np.ndarray], plain: bool = False, on_done: Callable[[int], None] = lambda count: None
