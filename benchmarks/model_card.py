@@ -61,8 +61,7 @@ the weights: Apache-2.0; the notices of the art are in NOTICE.
 
 ## How much schedules matter
 
-PSNR in dB against the full computation, 8 calibration prompts, {steps} steps, {guidance}, paired noise; {plans} random
-plans each, at about half of the compute:
+PSNR in dB against the full computation, 8 calibration prompts, {steps}, {guidance}, paired noise; {plans}:
 
 | plans | worst | mean | best |
 |---|---|---|---|
@@ -77,28 +76,29 @@ each of them often, so it says nothing about generalisation.{limits}
 NEARNESS = """
 ## How near it is to the model that it was distilled from
 
-PSNR in dB against pixart with 20 steps and guidance 4, which is 40 calls of the denoiser, on the {prompts} prompts of
-the grid with the same noise:
+PSNR in dB against {teacher}, on the {prompts} prompts of the grid with the same noise:
 
-| run | PSNR |
-|---|---|
+| run | PSNR, mean | worst |
+|---|---|---|
 {table}
 
 In bfloat16 its latents drift by {drift:.4f} from those in float32 (mean of the relative distance).
 """
 
+FEW_STEPS = ("pixart_turbo", "pixart_one")
 TITLES = {
     "pixart": "A small PixArt that draws emoji",
     "pixart_small": "A smaller PixArt that draws emoji",
     "pixart_turbo": "A PixArt that draws emoji in four steps",
+    "pixart_one": "A PixArt that draws emoji in one step",
     "dit": "A small DiT that draws emoji",
     "sd": "A small Stable Diffusion that draws emoji",
     "flux": "A small Flux that draws emoji",
 }
 CODE = {
-    "pixart": """from diffusers import PixArtAlphaPipeline
+    "pixart": """from diffusers import {pipeline}
 
-pipe = PixArtAlphaPipeline.from_pretrained("search/models/bundled/{name}")
+pipe = {pipeline}.from_pretrained("search/models/bundled/{name}")
 pipe(
     "red apple, 3d style, pink background",
     guidance_scale={guidance:.1f},
@@ -132,7 +132,10 @@ DISTILLED = (
     "of the bundled pixart. {how} {count} steps of {batch}, AdamW {rate:g}, EMA {ema}, last running loss {loss} "
     "({measure}).{note}"
 )
-MEASURES = {"pixart_turbo": "sum over the four steps of the mean square distance to the teacher's states"}
+MEASURES = {
+    "pixart_turbo": "sum over the four steps of the mean square distance to the teacher's states",
+    "pixart_one": "mean distance to the teacher's latents",
+}
 HOW = {
     "pixart": "",
     "pixart_small": "It starts as blocks 0, 4 and 7 of the bundled pixart, whose velocity on noised pictures is its "
@@ -140,6 +143,9 @@ HOW = {
     "pixart_turbo": "It starts as the bundled pixart and learns where pixart's runs lead that are guided with scale 4 "
     "and take 8 steps, one for each of 768 captions: each of the four steps is to land where every second one of the "
     "teacher's does, from the teacher's state or, more and more often, from its own. The text encoder is the same.",
+    "pixart_one": "It starts as the bundled pixart_turbo and learns where runs of its four steps lead from 6144 "
+    "noises, each of 1536 captions four times: its only call is to land there from the noise. The text encoder is the "
+    "same.",
     "dit": "It starts as the bundled pixart without cross-attention; the target is pixart's velocity for the whole "
     "caption, of which it sees the emoji's name as a class.",
     "sd": "The UNet starts from nothing; its target is the bundled pixart's velocity, turned into v at the noise "
@@ -169,12 +175,12 @@ def main() -> None:
         f"| {name} | {min(values):.1f} | {np.mean(values):.1f} | {max(values):.1f} |"
         for name, values in spread(model, calibration).items()
     ]
-    more = nearness(model, prompts) if given.name == "pixart_turbo" else ""
+    more = nearness(model, prompts) if given.name in FEW_STEPS else ""
     (folder / "README.md").write_text(card(given, model, prompts, rows, more), encoding="utf-8")
 
 
 def nearness(model: Model, prompts: list[str]) -> str:
-    """How near a distilled model is to pixart, beside pixart itself with as few steps, and to itself in bfloat16."""
+    """How near a distilled model is to its teacher, beside the teacher with as few steps, and to itself in bfloat16."""
     seeds, steps = range(len(prompts)), model.target.steps
 
     def run(name: str, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,17 +189,21 @@ def nearness(model: Model, prompts: list[str]) -> str:
         latents = other.sample(prompts, seeds)
         return latents, other.decode(latents)
 
-    _, teacher = run("pixart")
+    calls = f"{_counted(steps, 'step')}, {_counted(steps, 'call')}"
     latents, pictures = run(model.name)
     coarse, _ = run(model.name, dtype="bfloat16")
-    rows = {
-        f"{model.name}, {steps} steps, {steps} calls": pictures,
-        f"pixart, {steps} steps, guidance 4, {2 * steps} calls": run("pixart", steps=steps)[1],
-        f"pixart, {steps} steps without guidance, {steps} calls": run("pixart", steps=steps, guidance_scale=1.0)[1],
-    }
-    table = "\n".join(f"| {name} | {Psnr()(drawn, teacher).mean():.1f} |" for name, drawn in rows.items())
+    rows = {f"{model.name}, {calls}": pictures}
+    if steps == 1:
+        (_, teacher), against = run("pixart_turbo"), "pixart_turbo with its four steps"
+        rows[f"pixart_turbo, {calls}"] = run("pixart_turbo", steps=1)[1]
+    else:
+        (_, teacher), against = run("pixart"), "pixart with 20 steps and guidance 4, which is 40 calls of the denoiser"
+        rows[f"pixart, {steps} steps, guidance 4, {2 * steps} calls"] = run("pixart", steps=steps)[1]
+        rows[f"pixart without guidance, {calls}"] = run("pixart", steps=steps, guidance_scale=1.0)[1]
+    scores = {name: Psnr()(drawn, teacher) for name, drawn in rows.items()}
+    table = "\n".join(f"| {name} | {psnr.mean():.1f} | {psnr.min():.1f} |" for name, psnr in scores.items())
     drift = float(Drift()(coarse.float(), latents).mean())
-    return NEARNESS.format(prompts=len(prompts), table=table, drift=drift)
+    return NEARNESS.format(teacher=against, prompts=len(prompts), table=table, drift=drift)
 
 
 def card(given: argparse.Namespace, model: Model, prompts: list[str], rows: list[str], more: str) -> str:
@@ -232,7 +242,10 @@ def card(given: argparse.Namespace, model: Model, prompts: list[str], rows: list
         millions=sum(parts.values()),
         parts=", ".join(f"{name} {millions:.2f} M" for name, millions in parts.items()),
         code=CODE.get(given.name, CODE["pixart"]).format(
-            name=given.name, steps=model.target.steps, guidance=model.arguments["guidance_scale"]
+            name=given.name,
+            pipeline=type(model.pipe).__name__,
+            steps=model.target.steps,
+            guidance=model.arguments["guidance_scale"],
         ),
         about_grid=_wrapped(
             f"The {'classes' if given.name == 'dit' else 'prompts'}, row by row: {'; '.join(prompts)}."
@@ -240,15 +253,21 @@ def card(given: argparse.Namespace, model: Model, prompts: list[str], rows: list
         words=_wrapped(words),
         packages=", ".join(f"`{p}`" for p in PACKAGES.values()),
         training=_wrapped(training),
-        precision="float32" if given.name == "pixart_turbo" else "bfloat16 autocast",
-        steps=model.target.steps,
+        precision="float32" if given.name in FEW_STEPS else "bfloat16 autocast",
+        steps=_counted(model.target.steps, "step"),
         guidance=f"guidance {model.arguments['guidance_scale']:g}",
-        plans=PLANS,
+        plans=f"{PLANS} random plans\neach, at about half of the compute"
+        if model.target.steps > 1
+        else "every such plan",
         rows="\n".join(rows),
         more=more,
         limits="" if given.name == "pixart" else " What the bundled pixart draws is its ceiling.",
     )
     return text
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count > 1)}"
 
 
 def _wrapped(text: str) -> str:
@@ -268,7 +287,7 @@ def grid(model: Model, prompts: list[str], columns: int = 10) -> Image.Image:
 
 
 def spread(model: Model, prompts: list[str]) -> dict[str, list[float]]:
-    """PSNR of random plans of whole steps, and of single components, by kind of plan."""
+    """PSNR of random plans, by kind: of whole steps, and of single components; of one step, of each single skip."""
     seeds = range(len(prompts))
     teacher = model.decode(model.sample(prompts, seeds))
 
@@ -278,6 +297,13 @@ def spread(model: Model, prompts: list[str]) -> dict[str, list[float]]:
             latents = model.sample(prompts, seeds)
         return float(Psnr()(model.decode(latents), teacher).mean())
 
+    if model.target.steps == 1:
+        names = [node.name for node in model.target.tree if node.kind == "block"]
+        parts = [node.name for node in model.target.tree if node.kind == "component" and not node.nested]
+        return {
+            "one block skipped": [psnr([[name, "S"]]) for name in names],
+            "one component skipped": [psnr([[name, "S"]]) for name in parts],
+        }
     return {
         "whole steps reused": [psnr(rules) for rules in _step_plans(model)],
         "single components reused": [psnr(rules) for rules in _component_plans(model)],

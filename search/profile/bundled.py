@@ -1,6 +1,6 @@
 """Where the bundled models are: in a checkout, or in the distribution `diffusion-schedule-search-models`.
 
-They weigh 51 MB, so the wheel of the project does not have them; packages/bundled-models builds one that does.
+They weigh 62 MB, so the wheel of the project does not have them; packages/bundled-models builds one that does.
 """
 
 from importlib.util import find_spec

@@ -19,7 +19,7 @@ PIPELINES = {
 
 
 def test_every_bundled_pipeline_is_an_option_of_its_name():
-    assert {"pixart", "pixart_turbo", "dit", "flux", "sd"} <= set(PIPELINES) <= set(list_options("model"))
+    assert {"pixart", "pixart_turbo", "pixart_one", "dit", "flux", "sd"} <= set(PIPELINES) <= set(list_options("model"))
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -35,6 +35,7 @@ def test_the_bundled_pipeline_loads_without_anything_of_ours(name):
         ("pixart", EMOJI, [["transformer_blocks.*:*", "(CR)*10"], ["transformer_blocks.2:ff", "CC F1*18"]]),
         ("pixart_small", EMOJI, [["transformer_blocks.*:*", "(CR)*10"]]),
         ("pixart_turbo", EMOJI, [["transformer_blocks.*:attn1", "CRCC"], ["transformer_blocks.*:attn2", "CRCR"]]),
+        ("pixart_one", EMOJI, [["transformer_blocks.5", "S"]]),
         ("dit", ["red apple", "cat face"], [["transformer_blocks.*:*", "(CR)*10"]]),
         ("flux", EMOJI, [["transformer_blocks.*:*", "(CR)*10"], ["single_transformer_blocks.*:attn", "(CR)*10"]]),
         ("sd", EMOJI, [["up_blocks.*:*", "(CR)*10"]]),

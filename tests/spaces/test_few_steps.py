@@ -50,10 +50,25 @@ def test_one_step_has_bits_and_skips(space):
     assert ONE.sample(["red apple"], [0]).equal(full)
 
 
+def search_one_step(folder, *more):
+    given = [f"model.path={tiny_folder()}", "model.steps=1", f"runs={folder}", "tracking.enabled=false", *more]
+    return run(Config.check(compose_config(normalise_overrides(given))))
+
+
 def test_corrections_of_one_step_are_refused(tmp_path):
-    given = [f"model.path={tiny_folder()}", "model.steps=1", "+space=bits", "correct=true", f"runs={tmp_path}"]
     with pytest.raises(ValueError, match="correct=true corrects reused values, and the only step of a run reuses none"):
-        run(Config.check(compose_config(normalise_overrides([*given, "tracking.enabled=false"]))))
+        search_one_step(tmp_path, "+space=bits", "correct=true", "guard=[]")
+
+
+@pytest.mark.slow
+def test_a_search_of_one_step_ends_in_a_front(tmp_path):
+    prompts = []
+    for split, text in (("calibration", "red apple"), ("held_out", "blue boat")):
+        (tmp_path / split).write_text(text)
+        prompts.append(f"prompts.{split}={tmp_path / split}")
+    budget = ["budget.evaluations=12", "budget.generation=6", "objective=[drift,bops]", "model.max_sequence_length=8"]
+    result = search_one_step(tmp_path, "+space=[skip,bits]", "guard=[]", "certify=off", *budget, *prompts)
+    assert result.of("front") and not [entry.name for entry in result.of("preset") if "step" in entry.name]
 
 
 @pytest.mark.parametrize("space", [CacheSpace, GatesSpace])

@@ -1,6 +1,7 @@
 """python -m search.models.training --model NAME --out FOLDER: train a bundled network.
 
-`pixart`, `policy` and `clip` are trained from scratch, the others from the bundled pixart. Every run stops and resumes
+`pixart`, `policy` and `clip` are trained from scratch, `pixart_one` from the bundled pixart_turbo, the others from the
+bundled pixart. Every run stops and resumes
 at any time (checkpoints in --work); the same seed and device give the same weights.
 """
 
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from . import clip, dit, emoji, flux, pixart, pixart_small, pixart_turbo, policy, sd, vae
+from . import clip, dit, emoji, flux, pixart, pixart_one, pixart_small, pixart_turbo, policy, sd, vae
 from .emoji import EmojiSet
 
 STUDENTS = {
@@ -20,6 +21,7 @@ STUDENTS = {
     "dit": dit,
     "pixart_small": pixart_small,
     "pixart_turbo": pixart_turbo,
+    "pixart_one": pixart_one,
     "clip": clip,
 }
 
