@@ -189,11 +189,14 @@ class Certification:
                 missed = self.criterion.missed(self._values(schedule, runs))
                 pairs = zip(evaluator.prompts, evaluator.seeds, strict=True)
                 met += [pair for pair, miss in zip(pairs, missed, strict=True) if not miss]
+        met = met[:BLOCK]
         recorded, batch = RecordedRuns(), self.finished.config.prompts.batch
-        for first in range(0, len(met[:BLOCK]), batch):
-            prompts, seeds = zip(*met[:BLOCK][first : first + batch], strict=True)
+        for first in range(0, len(met), batch):
+            prompts, seeds = zip(*met[first : first + batch], strict=True)
             recorded.sample(model, schedule, list(prompts), list(seeds))
-        part = recorded.monitor_part([False] * len(met[:BLOCK]), schedule.steps)
+        costs = self.held_out.costs
+        self.block_executions += len(met) * costs.macs(schedule) / costs.block_macs
+        part = recorded.monitor_part([False] * len(met), schedule.steps)
         entry.schedule = schedule.with_certificate(self._certificate(entry.tested, part))
 
     @cached_property
