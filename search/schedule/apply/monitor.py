@@ -21,7 +21,8 @@ def guard_of(document: Document) -> "RunGuard":
         what = "certificate has no monitor" if document.certificate else "schedule has no certificate"
         raise ScheduleError(
             f"guard=True compares runs with those that a certificate rests on, and this {what}; type python -m "
-            "search.verify schedule.json out=guarded.json, and apply guarded.json"
+            "search.verify schedule.json out=guarded.json, and apply guarded.json. A schedule that reuses the whole "
+            "output at all steps but the first and the last one gets none: nothing can be compared"
         )
     return RunGuard(part)
 
