@@ -147,7 +147,7 @@ class Schedule:
                 `apply(pipe, models={"S": small_pipe})`.
             guard: True compares each run with those that the certificate rests on: where the denoiser's output changes
                 from step to step as in none of them, the rest of the run is computed in full, without cache, skips,
-                few bits, guidance per step and other denoisers. `stats()` counts such runs.
+                few bits, guidance per step, other denoisers and a fitted solver. `stats()` counts such runs.
 
         Returns:
             A handle: a context manager, with `stats()`, and `remove()` to end it.

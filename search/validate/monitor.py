@@ -48,11 +48,12 @@ class RecordedRuns:
             return None
         rows = torch.stack([*judged.values()])  # [steps, runs]
         mean, spread = rows.mean(dim=1), rows.std(dim=1)
-        limit = ((rows - mean[:, None]).abs() / spread[:, None]).max()
+        counts = torch.arange(1, len(rows) + 1)
+        distances = ((rows - mean[:, None]) / spread[:, None]).cumsum(dim=0).abs() / counts[:, None]
         return {
             "runs": len(met),
             "steps": [*judged],
             "mean": [round(value, 6) for value in mean.tolist()],
             "spread": [round(value, 6) for value in spread.tolist()],
-            "limit": round(float(limit) + 1e-4, 4),
+            "limit": [round(value + 1e-4, 4) for value in distances.amax(dim=1).tolist()],
         }

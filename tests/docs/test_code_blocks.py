@@ -59,7 +59,7 @@ def schedule(folder) -> Schedule:
 
     model = pixart()
     parts = {"plan": {"rules": [["transformer_blocks.*:*", "(CR)*10"]]}}
-    monitor = {"runs": 32, "steps": [1], "mean": [0.0], "spread": [1.0], "limit": 50.0}
+    monitor = {"runs": 32, "steps": [1], "mean": [0.0], "spread": [1.0], "limit": [50.0]}
     certificate = {"criterion": "psnr>=30", "share": 0.9, "confidence": 0.95, "runs": 32, "misses": 0, "prompts": 32}
     certificate |= {"noises": 1, "population": "a new prompt of this kind with new noise", "monitor": monitor}
     made = Schedule.from_dict(model.target.schedule(parts)).with_made({"call": dict(model.arguments)})

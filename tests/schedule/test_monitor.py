@@ -1,13 +1,17 @@
 """`apply(guard=True)`: a run whose outputs change unlike those of certified runs is computed in full from there on."""
 
+import copy
+import math
 from typing import Any
 
 import pytest
 import torch
 
 from search import Schedule, ScheduleError
-from search.schedule.apply.monitor import ChangeRecorder
+from search.schedule.apply.monitor import ChangeRecorder, RunGuard
 from search.schedule.model.identity import model_part
+from search.schedule.parts.certificate import MonitorPart
+from search.schedule.schedulers import grid_of_scheduler, public_config
 from tests.helpers import pipelines
 
 STEPS, UNUSUAL = 6, 2  # the step at which a run is found unusual
@@ -32,7 +36,7 @@ PARTS: dict[str, dict[str, Any]] = {
 
 
 def guarded(schedule: Schedule, expected: float, step: int = UNUSUAL) -> Schedule:
-    monitor = {"runs": 32, "steps": [step], "mean": [expected], "spread": [1.0], "limit": 30.0}
+    monitor = {"runs": 32, "steps": [step], "mean": [expected], "spread": [1.0], "limit": [30.0]}
     return schedule.with_certificate(CERTIFICATE | {"monitor": monitor})
 
 
@@ -80,9 +84,9 @@ def test_usual_runs_follow_the_schedule_also_after_an_unusual_one() -> None:
     (change,) = recorder.changes[UNUSUAL]
     with guarded(schedule, float(change.mean())).apply(pipe, guard=True) as handle:
         assert torch.equal(pipelines.run(pipe), expected) and handle.stats()["unusual_runs"] == 0
-        handle.clock.monitor.usual[UNUSUAL] = (NEVER, 1.0)
+        handle.clock.monitor.usual[UNUSUAL] = (NEVER, 1.0, 30.0)
         assert not torch.equal(pipelines.run(pipe), expected) and handle.stats()["unusual_runs"] == 1
-        handle.clock.monitor.usual[UNUSUAL] = (float(change.mean()), 1.0)
+        handle.clock.monitor.usual[UNUSUAL] = (float(change.mean()), 1.0, 30.0)
         assert torch.equal(pipelines.run(pipe), expected) and handle.stats()["unusual_runs"] == 1
         assert not handle.clock.full
 
@@ -103,6 +107,20 @@ def test_the_change_is_that_of_what_the_scheduler_is_given() -> None:
             assert float(changes[picture]) == pytest.approx(
                 float(((now - before).norm() / before.norm()).log()), abs=1e-4
             )
+
+
+def test_what_is_judged_is_the_mean_of_the_changes_up_to_a_step() -> None:
+    part = {"runs": 9, "steps": [1, 2, 3], "mean": [0.0, 1.0, 0.0], "spread": [1.0, 2.0, 1.0], "limit": [4.0, 2.0, 1.0]}
+    guard = RunGuard(MonitorPart(**part))
+    for changes, found in (((3.9, 1.2, -1.0), None), ((4.1, 1.0, 0.0), 1), ((3.9, 1.3, 0.0), 2), ((0.0, 1.0, -3.1), 3)):
+        norms, at = torch.tensor(changes).exp().tolist(), None
+        output = torch.tensor([[1.0], [1.0]])
+        assert not guard.record(0, output)
+        for step, norm in enumerate(norms, 1):  # the second picture changes as usual
+            output = output * torch.tensor([[1 + norm], [1 + math.exp([0.0, 1.0, 0.0][step - 1])]])
+            at = step if guard.record(step, output) else at
+        assert at == found
+    assert guard.unusual_runs == 3
 
 
 def test_what_is_no_number_is_unusual() -> None:
@@ -136,11 +154,44 @@ def test_what_cannot_be_guarded_is_refused() -> None:
         schedule.with_certificate(CERTIFICATE).apply(pipe, guard=True)
     with pytest.raises(ScheduleError, match=r"guard='yes' is not valid; give True or False"):
         schedule.apply(pipe, guard="yes")  # type: ignore[arg-type]
-    good = {"runs": 2, "steps": [1, 2], "mean": [0.0, 0.0], "spread": [1.0, 1.0], "limit": 1.0}
+    good = {"runs": 2, "steps": [1, 2], "mean": [0.0, 0.0], "spread": [1.0, 1.0], "limit": [1.0, 1.0]}
     for bad, text in (
-        ({"mean": [0.0]}, "certificate.monitor has 2 steps, 1 means and 2 spreads; give one of each for every step"),
+        (
+            {"mean": [0.0]},
+            "certificate.monitor has 2 steps, 1 means, 2 spreads and 2 limits; give one of each for every step",
+        ),
         ({"steps": [2, 2]}, r"certificate.monitor.steps is \[2, 2\]; list each step once, rising"),
         ({"spread": [0.0, 1.0]}, r"certificate.monitor.spread.0 is '0.0': Input should be greater than 0"),
     ):
         with pytest.raises(ScheduleError, match=text):
             schedule.with_certificate(CERTIFICATE | {"monitor": good | bad})
+
+
+def test_the_schedulers_own_solver_goes_on_where_a_table_was_fitted() -> None:
+    """Against the stock scheduler, which is given the same outputs and samples."""
+    pipe = pipelines.pixart()
+    pipe.scheduler.set_timesteps(STEPS)
+    timesteps, sigmas = grid_of_scheduler(pipe.scheduler)
+    stock, taken = copy.deepcopy(pipe.scheduler), []
+    table = {"state": [0.9] * STEPS, "outputs": [[0.02 * (j - 1) for j in range(i + 1)] for i in range(STEPS)]}
+    sampler = {"class": type(stock).__name__, "config": public_config(stock), "timesteps": timesteps, "sigmas": sigmas}
+    schedule = pipelines.schedule(pipe, **REUSE, sampler=sampler | {"coefficients": table})
+    with schedule.apply(pipe):
+        expected = pipelines.run(pipe)
+    with guarded(schedule, 0.0).apply(pipe, guard=True):
+        assert torch.equal(pipelines.run(pipe), expected)
+    with guarded(schedule, NEVER).apply(pipe, guard=True):
+        planned = pipe.scheduler.step
+
+        def step(output: torch.Tensor, timestep: Any, sample: torch.Tensor, **kwargs: Any) -> Any:
+            given = output.clone(), sample.clone()
+            result = planned(output, timestep, sample, **kwargs)
+            taken.append((*given, result[0].clone()))
+            return result
+
+        pipe.scheduler.step = step
+        pipelines.run(pipe)
+    assert len(taken) == STEPS
+    for at, (output, sample, found) in enumerate(taken):
+        own = stock.step(output, stock.timesteps[at], sample, return_dict=False)[0]
+        assert torch.equal(found, own) == (at > UNUSUAL)

@@ -63,29 +63,28 @@ class ChangeRecorder(OutputMonitor):
 
 
 class RunGuard(OutputMonitor):
-    """Judges runs by the changes that certified runs had.
+    """Judges runs by the changes that certified runs had, by the rule of `MonitorPart`.
 
     The device is waited for once at each step that is judged, until a run is found unusual.
     """
 
     def __init__(self, part: MonitorPart) -> None:
-        self.limit = part.limit
-        self.usual = {
-            step: (mean, spread) for step, mean, spread in zip(part.steps, part.mean, part.spread, strict=True)
-        }
+        rows = zip(part.mean, part.spread, part.limit, strict=True)
+        self.usual = dict(zip(part.steps, rows, strict=True))
         self.unusual_runs = 0
-        self._found = False  # in this run
+        self._found, self._sum, self._count = False, torch.zeros(()), 0  # of this run
 
     def record(self, step: int, output: Tensor) -> bool:
         if step == 0:
-            self._found = False
+            self._found, self._sum, self._count = False, torch.zeros(()), 0
         return not self._found and super().record(step, output)
 
     def is_unusual(self, step: int, changes: Tensor) -> bool:
         if step not in self.usual:
             return False
-        mean, spread = self.usual[step]
-        distances = (changes - mean).abs() / spread
-        self._found = not bool((distances <= self.limit).all())  # what is not a number is unusual
+        mean, spread, limit = self.usual[step]
+        self._sum, self._count = (changes - mean) / spread + self._sum.to(changes.device), self._count + 1
+        distances = self._sum.abs() / self._count
+        self._found = not bool((distances <= limit).all())  # what is not a number is unusual
         self.unusual_runs += self._found
         return self._found

@@ -179,9 +179,10 @@ class _PlannedScheduler:
             self.scheduler.lower_order_nums = self.order[at] - 1
         if self.gaps:
             self.scheduler.num_inference_steps = StepsOfGap(len(self.gaps), self.gaps[at])
-        if self.solver is None:
+        monitor = self.clock.monitor
+        if self.solver is None or monitor is not None:  # so that the scheduler's own solver can go on from here
             result = self.original_step(*args, **kwargs)
-        else:
+        if self.solver is not None and not self.clock.full:
             sample = self.solver.step(at, given["model_output"], given["sample"])
             result = (sample,) if not given.get("return_dict", True) else SchedulerOutput(prev_sample=sample)
         if self.injection is not None:
@@ -190,7 +191,6 @@ class _PlannedScheduler:
             result = (*result, result[0])  # PixArt's pipeline takes the predicted picture, where one step ends
         if self.clock.finite_check is not None:
             self.clock.finite_check.record(at, self.clock.steps, result[0])
-        monitor = self.clock.monitor
         if monitor is not None and monitor.record(at, given["model_output"]):
             self.clock.full = True
         self.clock.advance()

@@ -17,28 +17,30 @@ class MonitorPart(Part):
     """How much the denoiser's output, after guidance, changed between steps in runs that met the criterion.
 
     The change at a step is the logarithm of ||output - output of the step before|| / ||output of the step before||, of
-    each picture. A run is unusual where one of its changes is further than `limit` times `spread` from `mean`.
+    each picture. What is judged is the mean of (change - `mean`) / `spread` over the steps up to this one: a run is
+    unusual from the first step on where that is further from 0 than `limit`.
 
     Attributes:
         runs: How many runs were recorded.
         steps: The steps that are judged, from 1, rising.
         mean: Of the changes at each of these steps.
         spread: Their standard deviation.
-        limit: The greatest distance from the mean that a recorded run had, in standard deviations.
+        limit: The greatest such distance from 0 that a recorded run had at each of these steps.
     """
 
     runs: int = Field(ge=2, le=10**9)
     steps: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, max_length=MAX_STEPS)
     mean: list[Finite] = Field(max_length=MAX_STEPS)
     spread: list[Positive] = Field(max_length=MAX_STEPS)
-    limit: Positive
+    limit: list[Positive] = Field(max_length=MAX_STEPS)
 
     @model_validator(mode="after")
     def _consistent(self) -> "MonitorPart":
-        if not len(self.steps) == len(self.mean) == len(self.spread):
+        lengths = [len(each) for each in (self.steps, self.mean, self.spread, self.limit)]
+        if len({*lengths}) > 1:
             raise ScheduleError(
-                f"certificate.monitor has {len(self.steps)} steps, {len(self.mean)} means and {len(self.spread)} "
-                "spreads; give one of each for every step"
+                "certificate.monitor has {} steps, {} means, {} spreads and {} limits; give one of each for every "
+                "step".format(*lengths)
             )
         if self.steps != sorted({*self.steps}):
             raise ScheduleError(f"certificate.monitor.steps is {str(self.steps):.80}; list each step once, rising")
