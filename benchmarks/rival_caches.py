@@ -59,7 +59,7 @@ def _diffusers(model: Model) -> Iterator[Rival]:
             taylor_factors_dtype=torch.float32, cache_identifiers=COMPONENTS,
         )  # fmt: skip
         apply = hooks.apply_taylorseer_cache
-        yield Rival(f"TaylorSeer N={interval} O={order}", partial(hooked, apply, config))
+        yield Rival(f"TaylorSeer of diffusers N={interval} O={order}", partial(hooked, apply, config))
     for own, cross in ((2, 2), (2, 4), (3, 6), (4, 8)):
         settings = {"spatial_attention_block_skip_range": own, "cross_attention_block_skip_range": cross}
         ranges = {"spatial_attention_timestep_skip_range": (0, 900), "cross_attention_timestep_skip_range": (0, 900)}

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks.faults import reliability
 
+SHORT = (sys.executable, "-m", "tests.helpers.short_report")
+
 
 def test_every_place_of_the_page_is_there_once(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
@@ -57,9 +59,7 @@ def test_mutated_files_are_answered(root: Path) -> None:
 def test_mutated_run_folders_are_answered(root: Path) -> None:
     """In a process of its own: its audit hook stays for good."""
     given = ["--count", "66", "--seed", "5"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.faults.folders", *given], cwd=root, capture_output=True, text=True
-    )
+    done = subprocess.run([*SHORT, "benchmarks.faults.folders", *given], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
     assert "66 folders: " in done.stdout
 
@@ -68,9 +68,7 @@ def test_mutated_run_folders_are_answered(root: Path) -> None:
 def test_killed_at_random_moments(root: Path) -> None:
     """In a process of its own, which forks."""
     given = ["--count", "2", "--generations", "2", "--seed", "5"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.faults.kills", *given], cwd=root, capture_output=True, text=True
-    )
+    done = subprocess.run([*SHORT, "benchmarks.faults.kills", *given], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "2 of 2" in done.stdout
 
@@ -80,7 +78,8 @@ def test_damaged_and_full_disks(root: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tempfile import TemporaryDirectory\n"
         "from benchmarks.faults.disks import Disks, can_mount\n"
-        "with TemporaryDirectory() as work:\n"
+        "from tests.helpers.short_report import short_report\n"
+        "with TemporaryDirectory() as work, short_report():\n"
         "    disks = Disks(Path(work), 2)\n"
         "    assert disks.damaged('checkpoint cut in half'), 'checkpoint'\n"
         "    assert disks.damaged('memo half written'), 'memo'\n"
@@ -93,8 +92,6 @@ def test_damaged_and_full_disks(root: Path) -> None:
 @pytest.mark.slow
 def test_workers_killed_in_one_search(root: Path) -> None:
     pytest.importorskip("ray", reason="compute=ray is not installed")
-    given = ["--count", "1", "--evaluations", "240"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.faults.workers", *given], cwd=root, capture_output=True, text=True
-    )
+    given = ["--count", "1", "--evaluations", "120"]
+    done = subprocess.run([*SHORT, "benchmarks.faults.workers", *given], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

@@ -270,7 +270,7 @@ def test_the_readmes_search_from_two_wheels(wheel: Path, models_wheel: Path, tmp
     empty = tmp_path / "empty"
     empty.mkdir()
     command = ["-m", "search", "+space=cache", "model=pixart", "model.steps=4", "budget=quick", "budget.evaluations=8"]
-    small = ["prompts.calibration_count=2", "prompts.held_out_count=2", "tracking.enabled=false"]
+    small = ["prompts.calibration_count=2", "prompts.held_out_count=2", "tracking.enabled=false", "certify=off"]
     missing = outside(python, empty, "-c", "from search.profile.bundled import bundled_model; bundled_model('pixart')")
     assert "ValueError: the bundled model 'pixart' is not installed" in missing.stderr
     install(python, str(models_wheel))
