@@ -214,6 +214,7 @@ def every_text(tokens: tuple[str, ...]) -> list[str]:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from(["C", "R", "F1"]), max_size=9).map(tuple))
+@example(("C", "C", "C", "C", "F1", "C", "C", "F1", "C"))
 def test_no_text_of_these_actions_is_shorter(tokens):
     assert len(shortest_actions(tokens)) == min(map(len, every_text(tokens)))
 

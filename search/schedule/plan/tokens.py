@@ -98,9 +98,10 @@ def shortest_actions(tokens: Tokens, longest: int = LONGEST_PERIOD) -> str:
         for period in range(1, min(longest, size - t - 1) + 1):
             if tokens[t] == tokens[t + period]:
                 equal[period][t] = equal[period][t + 1] + 1
-            if (times := equal[period][t] // period + 1) > 1:
+            if (most := equal[period][t] // period + 1) > 1:
                 group = tokens[t] if period == 1 else f"({shortest_actions(tokens[t : t + period], 1)})"
-                options.append((f"{group}*{times}", t + times * period))
+                fewest = max(2, most - longest // period)  # those left over may begin a longer repetition
+                options += [(f"{group}*{times}", t + times * period) for times in range(most, fewest - 1, -1)]
         options.append((tokens[t], t + 1))
         ranked = [(len(text) + 1 + costs[after][0], ("*" in text) + costs[after][1]) for text, after in options]
         costs[t] = min(ranked)
