@@ -52,7 +52,7 @@ def test_mutated_files_are_answered(root: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "200 schedules: " in done.stdout and "100 configurations: " in done.stdout
-    assert all(int(count) > 20 for count in re.findall(r"(\d+) (?:refused|valid)", done.stdout))  # both are tried
+    assert all(int(count) >= 15 for count in re.findall(r"(\d+) (?:refused|valid)", done.stdout))  # both are tried
 
 
 @pytest.mark.slow
