@@ -128,10 +128,22 @@ def test_activations_have_a_scale_for_each_token():
     assert torch.equal(round_activation(torch.zeros(2, 4), 8), torch.zeros(2, 4))
 
 
+@pytest.mark.parametrize(("name", "bits"), [("w4a8d", 8), ("w4a6d", 6), ("w4a4d", 4)])
+def test_a_token_has_at_most_so_many_values_and_no_error_beyond_half_a_step(name, bits):
+    tokens = torch.randn(16, 512, generator=torch.Generator().manual_seed(0))
+    assert FORMATS[name].activation == bits and FORMATS[name].weight == 4
+    found = round_activation(tokens, bits)
+    step = tokens.abs().amax(-1, keepdim=True) * 2 / (2**bits - 1)
+    assert all(len(token.unique()) <= 2**bits for token in found)
+    assert ((found - tokens).abs() <= step * 0.501).float().mean() > 0.99  # the greatest one may be clipped
+    assert ((found - tokens).abs() > step * 0.2).any()
+
+
 def test_a_group_becomes_a_divisor_of_the_inputs():
     assert formats_that_fit("w4g128", 1152) == ("w4g128", FORMATS["w4g128"])
     assert formats_that_fit("w4g128", 64) == ("w4g64", FormatPart(weight=4, group=64))
     assert formats_that_fit("w4a8d", 192) == ("w4g96a8d", FormatPart(weight=4, group=96, activation=8))
+    assert formats_that_fit("w4a4d", 96) == ("w4g48a4d", FormatPart(weight=4, group=48, activation=4))
     assert formats_that_fit("w2g64", 8) == ("w2g8", FormatPart(weight=2, group=8))
     assert formats_that_fit("w4g128", 257) == (
         "w4",
