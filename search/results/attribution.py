@@ -1,6 +1,13 @@
 """What the parts of the recommended schedule contribute, in a sentence: on the console, in the report and in MLflow."""
 
+from search.results.certificates import certificate_sentence
 from search.results.result import Result
+
+
+def recommendation_sentences(result: Result) -> list[str]:
+    """What is promised of the recommended schedule, and what its parts contribute: whole sentences."""
+    texts = certificate_sentence(result), attribution_sentence(result)
+    return [f"{text[0].upper()}{text[1:]}." for text in texts if text]
 
 
 def attribution_sentence(result: Result) -> str:

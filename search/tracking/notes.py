@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from search.results.attribution import attribution_sentence
-from search.results.certificates import certificate_sentence, tested_words
+from search.results.attribution import recommendation_sentences
+from search.results.certificates import tested_words
 from search.results.result import Entry, Result
 from search.results.scores import Speedup
 from search.results.usage import apply_arguments
@@ -35,8 +35,7 @@ def describe_search(result: Result, run: str = "", pages: Mapping[str, str] | No
     model, pages = f"{result.model}-{result.space}", pages or {}
     server = server_option(result)
     charts = f" [All schedules as charts.]({pages['view']})" if "view" in pages else ""
-    sentences = certificate_sentence(result), attribution_sentence(result)
-    statements = " ".join(f"{text[0].upper()}{text[1:]}." for text in sentences if text)
+    statements = " ".join(recommendation_sentences(result))
     registered = f" ([registered]({pages['version']}))" if "version" in pages else ""
     return "\n".join(
         [

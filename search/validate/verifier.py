@@ -192,7 +192,11 @@ class Verifier:
     ) -> dict[str, list[float]]:
         """Values by name for some of the pictures, whose runs are added to `recorded`."""
         prompts, seeds, teacher, images = self._teacher(part)
-        latents = (recorded or RecordedRuns()).sample(self.model, schedule, prompts, seeds).cpu()
+        if recorded is None:
+            with self.model.apply(schedule):
+                latents = self.model.sample(prompts, seeds).cpu()
+        else:
+            latents = recorded.sample(self.model, schedule, prompts, seeds).cpu()
         pairs = {"latents": (latents, teacher), "images": (self.model.decode(latents, prompts, seeds).cpu(), images)}
         qualities = {name: self._qualities[name] for name in names}
         return {name: [float(v) for v in quality(*pairs[quality.of])] for name, quality in qualities.items()}

@@ -46,13 +46,13 @@ def test_a_hundred_generations_with_schedules_in_turn_leave_nothing() -> None:
 @pytest.mark.slow
 def test_mutated_files_are_answered(root: Path) -> None:
     """In a process of its own: its audit hook stays for good."""
-    given = ["--schedules", "200", "--configurations", "100", "--seed", "1"]
+    given = ["--schedules", "200", "--configurations", "120", "--seed", "1"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.faults.fuzz", *given], cwd=root, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "200 schedules: " in done.stdout and "100 configurations: " in done.stdout
-    assert all(int(count) >= 15 for count in re.findall(r"(\d+) (?:refused|valid)", done.stdout))  # both are tried
+    assert "200 schedules: " in done.stdout and "120 configurations: " in done.stdout
+    assert all(int(count) > 20 for count in re.findall(r"(\d+) (?:refused|valid)", done.stdout))  # both are tried
 
 
 @pytest.mark.slow

@@ -319,15 +319,12 @@ class TestWorkers:
         [
             ({"path": "nowhere"}, "^model.path='nowhere' cannot be loaded"),
             ({"_target_": "tests.evaluate.test_ray.Raises"}, "^not today$"),
-            ({"_target_": "tests.evaluate.test_ray.Dies"}, "^2 workers died while they ran schedule {digest}"),
+            ({"_target_": "tests.evaluate.test_ray.Dies"}, "^3 workers died while they ran schedule {digest}"),
         ],
         ids=["load", "raise", "die"],
     )
-    def test_what_goes_wrong_is_said_once(self, machines, local, broken, told, monkeypatch):
-        from search.evaluate.execute import cluster
+    def test_what_goes_wrong_is_said_once(self, machines, local, broken, told):
         from search.evaluate.execute.cluster import Cluster
-
-        monkeypatch.setattr(cluster, "DEATHS", 2)
 
         model, runner, jobs, _ = local
         made = Cluster(model_config(**broken), runner.costs, workers=1)

@@ -11,8 +11,8 @@ import numpy as np
 from search.figures.charts import axis_label, axis_limits, is_log, preset_families
 from search.figures.heatmap import ACTIONS, BRANCHES, FULL, Layout, row_label
 from search.figures.report.encoded_pictures import encode_pictures
-from search.results.attribution import attribution_sentence
-from search.results.certificates import certificate_sentence, criterion_limit, tested_words, worst_words
+from search.results.attribution import recommendation_sentences
+from search.results.certificates import criterion_limit, tested_words, worst_words
 from search.results.result import Entry, Result
 from search.results.scores import Score
 from search.results.usage import usage_snippet
@@ -80,8 +80,7 @@ def summary_sentences(result: Result) -> list[str]:
             f"Against the teacher's pictures its own have a PSNR of {s['psnr'].value:.1f} dB{_interval(s['psnr'])} on "
             "average."
         )
-    more = certificate_sentence(result), attribution_sentence(result)
-    return [*sentences, *(f"{text[0].upper()}{text[1:]}." for text in more if text)]
+    return sentences + recommendation_sentences(result)
 
 
 def _count(number: int, noun: str) -> str:

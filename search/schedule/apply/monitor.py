@@ -5,6 +5,7 @@ the scheduler is given often shows it.
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ def guard_of(document: Document) -> "RunGuard":
 class OutputMonitor(ABC):
     """Is given the output of every step, after guidance, and finds how much it changed since the step before."""
 
+    needs_own_solver: ClassVar[bool] = False  # whether the scheduler's solver has to keep up beside a fitted table
     _previous: Tensor | None = None
 
     def record(self, step: int, output: Tensor) -> bool:
@@ -67,6 +69,8 @@ class RunGuard(OutputMonitor):
 
     The device is waited for once at each step that is judged, until a run is found unusual.
     """
+
+    needs_own_solver = True
 
     def __init__(self, part: MonitorPart) -> None:
         rows = zip(part.mean, part.spread, part.limit, strict=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def count_runs(handle: "Handle") -> dict[str, Any]:
     """The content of `Handle.stats`."""
     run, full = handle.run, sum(handle.root.full_calls.values())
-    nodes = {name: _count_actions(handle, tokens) for name, tokens in run.plan.tokens.items()}
+    nodes = {name: _count_actions(handle, tokens, full) for name, tokens in run.plan.tokens.items()}
     for group in handle.groups:
         computed = {OFF: group.counts.get(OFF, 0) + full}
         within = {*group.gate.blocks}
@@ -37,13 +37,13 @@ def count_runs(handle: "Handle") -> dict[str, Any]:
     return counts
 
 
-def _count_actions(handle: "Handle", tokens: Sequence[str]) -> dict[str, int]:
-    """How often a node of these actions did each of them, by the denoiser's calls at each step."""
+def _count_actions(handle: "Handle", tokens: Sequence[str], full: int) -> dict[str, int]:
+    """How often a node of these actions did each of them: by the denoiser's calls at each step, and `full` beside."""
     times: dict[str, int] = {}
     for step, calls in handle.root.calls.items():
         token = tokens[step] if tokens else OFF  # no plan: everything, at any number of steps
         if token != ABSENT:
             times[token] = times.get(token, 0) + calls
-    if full := sum(handle.root.full_calls.values()):
+    if full:
         times[OFF] = times.get(OFF, 0) + full
     return times

@@ -180,7 +180,7 @@ class _PlannedScheduler:
         if self.gaps:
             self.scheduler.num_inference_steps = StepsOfGap(len(self.gaps), self.gaps[at])
         monitor = self.clock.monitor
-        if self.solver is None or monitor is not None:  # so that the scheduler's own solver can go on from here
+        if self.solver is None or (monitor is not None and monitor.needs_own_solver):
             result = self.original_step(*args, **kwargs)
         if self.solver is not None and not self.clock.full:
             sample = self.solver.step(at, given["model_output"], given["sample"])
