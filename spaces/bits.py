@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from search.profile.input_ranges import drawn_steps
 from search.profile.target import Target
 from search.schedule.apply.tables import elidable_layers
 from search.schedule.model.layers import input_splits
@@ -19,6 +20,8 @@ TIME = "time embedding"
 CROSS = ("attn2",)  # attentions whose keys and values come from elsewhere than their queries
 ENDS = ("conv_in", "conv_out")  # a UNet's first and last layer
 ROUNDED = tuple(name for name, form in FORMATS.items() if not form.elided)
+MEANS = (0.25, 0.5, 0.75)  # of the law of calibrated steps: from 0, the first step, to 1, the last
+SPREADS = (0.1, 0.2, 0.4)
 UNET = re.compile(r"((?:down_blocks|up_blocks)\.\d+|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.")
 
 
@@ -42,9 +45,10 @@ class BitsSpace(Space):
         protect: Patterns of layers that stay at full precision (`transformer_blocks.0.*`).
         elide: Whether a gene tabulates the time embedding, which depends on the timestep alone.
         split: Whether the parts of a concatenation are rounded apart.
+        law: Whether two genes choose the steps that the ranges of static formats are taken from.
 
     Raises:
-        ValueError: A format is unknown, or the formats do not fall in bits.
+        ValueError: A format is unknown, the formats do not fall in bits, or there is a law and no static format.
 
     Example:
         >>> from search.profile.target import Target
@@ -64,6 +68,7 @@ class BitsSpace(Space):
     protect: tuple[str, ...] = ()
     elide: bool = True
     split: bool = True
+    law: bool = False
     key: ClassVar[str] = "bits"
     additive: ClassVar[bool] = True
     table_from_half_run: ClassVar[bool] = True
@@ -85,9 +90,14 @@ class BitsSpace(Space):
                 f"formats {', '.join(self.formats)} do not fall from most to least bits; use "
                 f"space.bits.formats=[{','.join(best)}]"
             )
+        if self.law and not self.needs_input_ranges:
+            raise ValueError(
+                f"law chooses the steps that static ranges are taken from, and none of {', '.join(self.formats)} is "
+                "static; type space.bits.formats=[w8a8s], or leave space.bits.law out"
+            )
 
     def genes(self, target: Target) -> list[Gene]:
-        """One per group of layers, and one for the time embedding.
+        """One per group of layers, one for the time embedding, and with `law` its mean and its spread.
 
         Raises:
             ValueError: A pattern of `protect` matches no layer, or no gene is left.
@@ -96,6 +106,8 @@ class BitsSpace(Space):
         genes = [Gene(name, 1 + len(self._formats(layers)), _place(layers, target)) for name, layers in groups.items()]
         if self._elided(target):
             genes.append(Gene(TIME, 2, TIME))
+        if self.law:
+            genes += [Gene("law.mean", 1 + len(MEANS), "law"), Gene("law.spread", len(SPREADS), "law")]
         if not genes:
             raise ValueError(
                 f"space.bits has no genes on this {target.tree.model_class}; give it formats "
@@ -129,6 +141,8 @@ class BitsSpace(Space):
             ValueError: A format is static, and the target has no ranges (`search.calibrate.ranges`).
         """
         levels = np.asarray(x, dtype=np.int64).tolist()
+        law_steps = _law_steps(levels[-2], levels[-1], target) if self.law else None
+        levels = levels[:-2] if self.law else levels
         groups, elided = self.groups(target), self._elided(target)
         wanted: dict[str, str] = {}
         for level, names in zip(levels, [*groups.values(), *([elided] if elided else [])], strict=True):
@@ -142,12 +156,12 @@ class BitsSpace(Space):
             layers[name], part = formats_that_fit(form, target.layers[name][1], splits.get(name))
             formats[layers[name]] = part.model_dump(exclude_defaults=True)
             if part.static:
-                ranges[name] = _ranges(name, part.split is not None, target)
+                ranges[name] = _ranges(name, part.split is not None, law_steps, target)
         content = {"formats": formats, "layers": layers} | ({"ranges": ranges} if ranges else {})
         return {"bits": content} if layers else {}
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
-        """Every format everywhere, and MixDQ's split where there are formats of 8 and 4 weight bits."""
+        """Every format everywhere, with `law` also by PTQ4DM's, and MixDQ's split where weights have 8 and 4 bits."""
         groups = self.groups(target)
         size = len(self.genes(target))
         rows: dict[str, np.ndarray] = {}
@@ -155,6 +169,9 @@ class BitsSpace(Space):
             x = np.zeros(size, dtype=np.int64)
             x[: len(groups)] = [self._at_most(level, layers) for layers in groups.values()]
             rows[_label(name, any(UNET.match(layers[0]) for layers in groups.values()))] = x
+            if self.law and FORMATS[name].static:
+                rows["PTQ4DM W{}A{}".format(*_bits(name))] = drawn = x.copy()
+                drawn[-2:] = 1 + MEANS.index(0.5), SPREADS.index(0.4)
         at = {FORMATS[name].weight: level for level, name in reversed([*enumerate(self.formats, 1)])}
         content = [target.tree.node_of(layers[0]).component in ("attn2", "ff") for layers in groups.values()]
         if {8, 4} <= set(at) and any(content):
@@ -163,7 +180,7 @@ class BitsSpace(Space):
             rows["MixDQ-like: text and ff W4, rest W8"] = x
         if self._elided(target):
             x = np.zeros(size, dtype=np.int64)
-            x[-1] = 1
+            x[len(groups)] = 1
             rows["time embedding tabulated"] = x
         return {name: x for name, x in rows.items() if x.any()}
 
@@ -219,14 +236,19 @@ def _place(layers: Sequence[str], target: Target) -> str:
     return f"block {node.block}" if len(target.tree.stacks) == 1 else f"{node.stack} {node.block}"
 
 
-def _ranges(name: str, split: bool, target: Target) -> list[list[float]]:
-    """Ranges of a layer's input on both sides of its split, or of the whole."""
-    if name not in target.ranges:
+def _law_steps(mean: int, spread: int, target: Target) -> list[int] | None:
+    """The teacher's steps that the law of these levels draws; None for all steps."""
+    return drawn_steps(MEANS[mean - 1], SPREADS[spread], target.reference) if mean else None
+
+
+def _ranges(name: str, split: bool, steps: Sequence[int] | None, target: Target) -> list[list[float]]:
+    """Ranges of a layer's input over some of the teacher's steps, on both sides of its split or of the whole."""
+    if target.ranges is None or name not in target.ranges.layers:
         raise ValueError(
             f"the range of {name}'s input was not calibrated, and a static format needs it; use dynamic formats, "
-            "space.bits.formats=[w8a8d,w4a8d], or search.calibrate.ranges.calibrated(model, …) as the target"
+            "space.bits.formats=[w8a8d,w4a8d], or search.calibrate.ranges.target_with_ranges(model, …) as the target"
         )
-    sides = [[float(low), float(high)] for low, high in target.ranges[name]]
+    sides = [[low, high] for low, high in target.ranges.over(name, steps)]
     return sides if split else [[min(low for low, _ in sides), max(high for _, high in sides)]]
 
 

@@ -1,58 +1,60 @@
 """Calibration of static activations: least and greatest value of each layer's input in a run at full precision.
 
 Inputs change from step to step, so that the range of one step is wrong for the others. Q-Diffusion (arXiv:2302.04304,
-section 4.2) takes the same number of inputs from every c-th step of the full-precision sampler: here all pictures.
+section 4.2) takes the same number of inputs from every c-th step of the full-precision sampler, PTQ4DM
+(arXiv:2211.15736) takes steps by a normal law. Here one run records the range of every step: that of any choice of
+steps follows without another run.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from search.models.base import Model
+from search.profile.input_ranges import InputRanges
 from search.profile.target import Target
 from search.schedule import Schedule
 from search.schedule.apply.rounding import halves
 from search.schedule.model.layers import input_splits, layers_of
 
-Ranges = dict[str, list[tuple[float, float]]]
 
-
-def measure_ranges(
-    model: Model, schedule: Schedule, prompts: Sequence[str], seeds: Sequence[int], every: int = 1, first: int = 0
-) -> Ranges:
-    """Ranges of the schedule's static layers, from a run of this schedule without its bits.
+def with_measured_ranges(
+    model: Model,
+    schedule: Schedule,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: Sequence[int] | None = None,
+) -> Schedule:
+    """The schedule with the ranges of its static layers, from a run of this schedule without its bits.
 
     Args:
         model: The model that runs.
         schedule: Its bits name the layers.
         prompts: B calibration prompts.
         seeds: Of their noise.
-        every: Observe the steps first, first + every, ...
-        first: The first observed step.
-
-    Returns:
-        By layer one (least, greatest) pair for each side of its input, for `Schedule.with_ranges`.
+        steps: The steps whose inputs count; None for all.
 
     Raises:
-        ValueError: None of the observed steps runs a layer.
+        ValueError: None of these steps runs a layer.
     """
     splits = {name: form.split for name, form in schedule.bits.items() if form.static}
     parts = schedule.with_corrections({}).to_dict()
     plain = Schedule.from_dict({k: v for k, v in parts.items() if k not in ("digest", "scores", "certificate", "bits")})
-    return observe_inputs(model, plain, splits, prompts, seeds, every, first)
+    ranges = observe_inputs(model, plain, splits, prompts, seeds)
+    return schedule.with_ranges({name: ranges.over(name, steps) for name in splits})
 
 
-def target_with_ranges(model: Model, prompts: Sequence[str], seeds: Sequence[int], every: int = 1) -> Target:
-    """The model's target with the ranges of all layers over the teacher's run: what static formats are decoded with.
+def target_with_ranges(model: Model, prompts: Sequence[str], seeds: Sequence[int]) -> Target:
+    """The model's target with the ranges of all layers in the teacher's run: what static formats are decoded with.
 
     Args:
         model: The model that runs.
         prompts: B calibration prompts.
         seeds: Of their noise.
-        every: Observe every n-th step.
 
     Returns:
         The target, with `ranges` for every linear layer and convolution.
@@ -60,7 +62,7 @@ def target_with_ranges(model: Model, prompts: Sequence[str], seeds: Sequence[int
     layers = layers_of(model.denoiser)
     splits = dict.fromkeys(layers) | input_splits(layers)
     teacher = Schedule.from_dict(model.target.schedule({}))
-    return replace(model.target, ranges=observe_inputs(model, teacher, splits, prompts, seeds, every))
+    return replace(model.target, ranges=observe_inputs(model, teacher, splits, prompts, seeds))
 
 
 def observe_inputs(
@@ -69,9 +71,7 @@ def observe_inputs(
     splits: Mapping[str, int | None],
     prompts: Sequence[str],
     seeds: Sequence[int],
-    every: int = 1,
-    first: int = 0,
-) -> Ranges:
+) -> InputRanges:
     """One run of a schedule, in which the inputs of some layers are observed.
 
     Args:
@@ -80,29 +80,21 @@ def observe_inputs(
         splits: The layers, and how many channels lie before the split of each; None for a layer without a split.
         prompts: B calibration prompts.
         seeds: Of their noise.
-        every: Observe the steps first, first + every, ...
-        first: The first observed step.
 
     Returns:
-        By layer one (least, greatest) pair for each side of its input.
-
-    Raises:
-        ValueError: `every` or `first` is out of range, or none of the observed steps runs a layer.
+        The range of each layer's input at every step, on both sides of its split.
     """
-    if every < 1 or first < 0:
-        raise ValueError(f"every={every}, first={first}: observe every step with 1, every second one with 2, from 0 on")
-    watchers = {name: RangeObserver(split) for name, split in splits.items()}
+    observers = {name: RangeObserver(split) for name, split in splits.items()}
     removers: list[Any] = []
     with torch.no_grad(), model.apply(schedule) as handle:
         clock = handle.clock
         try:
-            for name, watcher in watchers.items():
+            for name, observer in observers.items():
 
                 def before(
-                    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], watcher: RangeObserver = watcher
+                    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], observer: RangeObserver = observer
                 ) -> None:
-                    if clock.step >= first and (clock.step - first) % every == 0:
-                        watcher(args[0] if args else kwargs["input"])
+                    observer(args[0] if args else kwargs["input"], clock.step)
 
                 layers = [expert.get_submodule(name) for expert in model.experts]
                 removers += [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
@@ -110,27 +102,28 @@ def observe_inputs(
         finally:
             for remover in removers:
                 remover.remove()
-    if missing := [name for name, watcher in watchers.items() if not watcher.seen]:
-        raise ValueError(
-            f"{missing[0]} and {len(missing) - 1} other layers ran at none of the steps {first}, {first + every}, …; "
-            "observe every step (every=1, first=0), or use a static format only for layers that the plan runs"
-        )
-    return {name: watcher.ranges() for name, watcher in watchers.items()}
+        timesteps = handle.run.scheduler.timesteps[clock.begin :].tolist()
+    return InputRanges(
+        tuple(map(float, timesteps)), {name: each.ranges(len(timesteps)) for name, each in observers.items()}
+    )
 
 
 class RangeObserver:
-    """Least and greatest value of one input at each call, on both sides of a split."""
+    """Least and greatest value of one input at each step, on both sides of a split."""
 
     def __init__(self, split: int | None) -> None:
         self.split = split
-        self.seen: list[Tensor] = []  # [sides, 2] each
+        self.seen: dict[int, Tensor] = {}  # by step [sides, 2]
 
-    def __call__(self, value: Tensor) -> None:
-        ends = [torch.stack(side.float().aminmax()) for side in halves(value.detach(), self.split)]
-        self.seen.append(torch.stack(ends))
+    def __call__(self, value: Tensor, step: int) -> None:
+        ends = torch.stack([torch.stack(side.float().aminmax()) for side in halves(value.detach(), self.split)])
+        if (before := self.seen.get(step)) is not None:  # another call, of the other branch of guidance
+            ends = torch.stack([torch.minimum(before, ends)[:, 0], torch.maximum(before, ends)[:, 1]], 1)
+        self.seen[step] = ends
 
-    def ranges(self) -> list[tuple[float, float]]:
-        """(least, greatest) of each side over all calls, extended to contain 0, to six digits as in a file."""
-        seen = torch.stack(self.seen)
-        low, high = seen[..., 0].amin(0).clamp(max=0).tolist(), seen[..., 1].amax(0).clamp(min=0).tolist()
-        return [(float(f"{a:.6g}"), float(f"{b:.6g}")) for a, b in zip(low, high, strict=True)]
+    def ranges(self, steps: int) -> np.ndarray:
+        """[steps, sides, 2]; not a number where nothing was observed."""
+        ranges = np.full((steps, 1 if self.split is None else 2, 2), np.nan)
+        for step, ends in self.seen.items():
+            ranges[step] = ends.cpu().numpy()
+        return ranges

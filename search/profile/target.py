@@ -1,12 +1,13 @@
 """The description of a model that a space decides on, without its weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from search.profile.input_ranges import InputRanges
 from search.schedule.model.nodes import Tree
 from search.schedule.noise import Noise
 
@@ -28,7 +29,8 @@ class Target:
         layers: Linear layers and convolutions by full name: (outputs, inputs of one output).
         guidance: The teacher's scale of classifier-free guidance; 1 is without guidance.
         teacher: The target on the teacher's grid; None where this is it.
-        ranges: Least and greatest value of each layer's input, where they were measured (search/calibrate/ranges.py).
+        ranges: Of each layer's input at every step of the teacher; None where they were not measured
+            (search/calibrate/ranges.py).
         others: Smaller denoisers that may run instead at some steps, by letter, the smallest first.
         models: The letter of the denoiser of every step where that is decided; "" where it is the teacher's throughout.
         left_out: How many of the scheduler's first steps the call leaves out, as runs from a picture do.
@@ -52,7 +54,7 @@ class Target:
     layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     guidance: float = 1.0
     teacher: "Target | None" = None
-    ranges: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    ranges: InputRanges | None = None
     others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     models: str = ""
     left_out: int = 0

@@ -1,5 +1,6 @@
 """Q-Diffusion (arXiv:2302.04304) on a UNet: convolutions at few bits, split shortcuts, time-aware calibration."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,9 +12,10 @@ from torch.nn.functional import conv2d
 
 import search
 from search import Schedule, ScheduleError
-from search.calibrate.ranges import RangeObserver, measure_ranges, observe_inputs, target_with_ranges
+from search.calibrate.ranges import RangeObserver, observe_inputs, target_with_ranges, with_measured_ranges
 from search.profile.bundled import bundled_model
 from search.profile.count import count_costs
+from search.profile.input_ranges import InputRanges, drawn_steps
 from search.profile.target import Target
 from search.schedule.apply.bits import LayerBits
 from search.schedule.apply.clock import Clock
@@ -204,6 +206,14 @@ def bimodal() -> tuple[Tensor, Tensor]:
     return value, weight
 
 
+def observed(values: list[Tensor], split: int | None = None) -> list[tuple[float, float]]:
+    """The ranges of inputs that were observed at one step each."""
+    observer = RangeObserver(split)
+    for step, value in enumerate(values):
+        observer(value, step)
+    return InputRanges(tuple(range(len(values))), {"0": observer.ranges(len(values))}).over("0")
+
+
 @pytest.mark.parametrize("weight_bits", [4, 8])
 @pytest.mark.parametrize("static", [False, True])
 def test_a_split_quantiser_beats_the_joint_one_on_a_bimodal_concatenation(weight_bits, static):
@@ -212,10 +222,8 @@ def test_a_split_quantiser_beats_the_joint_one_on_a_bimodal_concatenation(weight
     for split in (None, 8):
         net = nn.Sequential(nn.Conv2d(16, 12, 3, padding=1, bias=False))
         net[0].weight.data = weight.clone()
-        watcher = RangeObserver(split)
-        watcher(value)
         form = FormatPart(weight=weight_bits, activation=8, static=static, split=split)
-        with rounded(net, {"0": form}, {"0": watcher.ranges()} if static else None), torch.no_grad():
+        with rounded(net, {"0": form}, {"0": observed([value], split)} if static else None), torch.no_grad():
             errors[split] = float((net(value) - exact).norm() / exact.norm())
     assert errors[8] < errors[None] / 5
 
@@ -379,14 +387,16 @@ def test_observed_ranges_are_those_of_a_run_with_hooks_by_hand(toy):
     handle.remove()
     assert len(seen) == STEPS
     off = schedule(toy, {})
-    for every, first, steps in ((1, 0, range(6)), (2, 0, (0, 2, 4)), (4, 1, (1, 5)), (6, 0, (0,)), (6, 5, (5,))):
-        found = observe_inputs(toy, off, {SHORT: 16, CONV: None}, *given, every, first)
+    found = observe_inputs(toy, off, {SHORT: 16, CONV: None}, *given)
+    assert list(found.timesteps) == toy.target.sampler["timesteps"]
+    for steps in (range(6), (0, 2, 4), (1, 5), (0,), (5,)):
         wanted = [
             (min(0, float(torch.stack(s).min())), max(0, float(torch.stack(s).max())))
             for s in ([seen[i][:, :16] for i in steps], [seen[i][:, 16:] for i in steps])
         ]
-        assert np.allclose(found[SHORT], wanted, rtol=1e-5)
-        assert len(found[CONV]) == 1
+        assert np.allclose(found.over(SHORT, steps), wanted, rtol=1e-5)
+        assert len(found.over(CONV, steps)) == 1
+    assert found.over(SHORT) == found.over(SHORT, range(6))
     assert not any(m._forward_pre_hooks for m in toy.denoiser.modules())
 
 
@@ -397,10 +407,7 @@ def test_ranges_of_all_steps_beat_those_of_one_step_on_inputs_that_change():
     new = [torch.randn(4, 8, 6, 6, generator=generator) * scale for scale in (1, 1.5, 2, 3, 4)]
     errors = {}
     for name, chosen in (("all", steps), ("every second", steps[::2]), ("first", steps[:1]), ("last", steps[-1:])):
-        watcher = RangeObserver(None)
-        for value in chosen:
-            watcher(value)
-        parts = [(round_static(value, 6, watcher.ranges()[0]) - value).square().sum() for value in new]
+        parts = [(round_static(value, 6, observed(chosen)[0]) - value).square().sum() for value in new]
         errors[name] = float(torch.stack(parts).sum().sqrt())
     assert errors["all"] < errors["first"] / 2
     assert errors["every second"] < errors["first"] / 2
@@ -412,8 +419,8 @@ def test_time_aware_calibration_beats_one_step_in_a_run(toy):
     wanted = schedule(toy, {name: FormatPart(weight=8, activation=8, static=True) for name in names})
     bare = toy.sample(*inputs(9, 4))
     drift = {}
-    for name, (every, first) in {"all": (1, 0), "second": (2, 0), "one": (STEPS, 0)}.items():
-        ready = wanted.with_ranges(measure_ranges(toy, wanted, *inputs(1, 4), every, first))
+    for name, steps in {"all": None, "second": (0, 2, 4), "one": (0,)}.items():
+        ready = with_measured_ranges(toy, wanted, *inputs(1, 4), steps)
         with ready.apply(toy.pipe):
             drift[name] = float((toy.sample(*inputs(9, 4)) - bare).norm() / bare.norm())
     assert drift["all"] < drift["one"] / 2
@@ -430,18 +437,81 @@ def test_calibration_follows_the_schedule_without_its_bits(toy):
     bits = {"formats": {f"f{i}": f.model_dump(exclude_defaults=True) for i, f in enumerate(forms.values())}}
     bits["layers"] = {name: f"f{i}" for i, name in enumerate(forms)}
     planned = Schedule.from_dict(pipelines.content(toy.pipe, rules, steps=STEPS, bits=bits))
-    found = measure_ranges(toy, planned, *inputs(1))
-    assert {name: len(spans) for name, spans in found.items()} == {CONV: 1, SHORT: 2}
+    ready = with_measured_ranges(toy, planned, *inputs(1))
     off = Schedule.from_dict(pipelines.content(toy.pipe, rules, steps=STEPS))
-    assert found == observe_inputs(toy, off, {CONV: None, SHORT: 16}, *inputs(1))
-    ready = planned.with_ranges(found)
+    found = observe_inputs(toy, off, {CONV: None, SHORT: 16}, *inputs(1))
+    assert np.isnan(found.layers[CONV]).any((1, 2)).tolist() == [token == "R" for token in "CRRCRR"]
+    assert not np.isnan(found.layers[SHORT]).any()
+    assert ready == planned.with_ranges({CONV: found.over(CONV), SHORT: found.over(SHORT)})
+    assert ready.to_dict()["bits"]["ranges"][CONV] == [list(found.over(CONV, (0, 3))[0])]
     assert Schedule.from_dict(ready.to_dict()) == ready != planned
     with ready.apply(toy.pipe):
         assert torch.isfinite(toy.sample(*inputs(2))).all()
-    with pytest.raises(ValueError, match=f"{CONV} and 0 other layers ran at none of the steps 1, 7"):
-        measure_ranges(toy, planned, *inputs(1), every=6, first=1)
-    with pytest.raises(ValueError, match="every=0, first=0: observe every step with 1"):
-        measure_ranges(toy, planned, *inputs(1), every=0)
+    with pytest.raises(ValueError, match=rf"{CONV} ran at none of the steps 1, 2; give it all steps \(steps=None\)"):
+        with_measured_ranges(toy, planned, *inputs(1), (1, 2))
+
+
+# The law of the steps that are calibrated on (PTQ4DM, arXiv:2211.15736).
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(0.25, 0.1), (0.5, 0.2), (0.75, 0.4)])
+def test_steps_are_drawn_by_a_normal_law_and_by_their_seed(mean, spread):
+    steps, draws = 10, 4000
+    drawn = [drawn_steps(mean, spread, steps, seed, count=1)[0] for seed in range(draws)]
+    edges = np.array([-np.inf, *np.arange(1, steps) / steps, np.inf])  # what lies outside is clipped to the ends
+    law = np.array([math.erf((edge - mean) / spread / math.sqrt(2)) / 2 for edge in edges])
+    assert np.allclose(np.bincount(drawn, minlength=steps) / draws, np.diff(law), atol=0.03)
+    assert drawn_steps(mean, spread, steps, 3) == drawn_steps(mean, spread, steps, 3)
+    assert len({tuple(drawn_steps(mean, spread, 1000, seed)) for seed in range(9)}) == 9
+
+
+def test_inputs_of_the_denoising_run_beat_noised_pictures(toy):
+    """Ranges of what the denoiser is given in its own run, and of pictures to which noise was added."""
+    names = [n for n in layers_of(toy.denoiser) if n.endswith(("conv1", "conv2", "proj_in", "to_q", "conv_in"))]
+    wanted = schedule(toy, {name: FormatPart(weight=8, activation=8, static=True) for name in names})
+    observers = {name: RangeObserver(None) for name in names}
+    hooks = [
+        toy.denoiser.get_submodule(name).register_forward_pre_hook(lambda _, args, o=observer: o(args[0], 0))
+        for name, observer in observers.items()
+    ]
+    conditions, noise = inputs(1, 4)
+    pictures = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    for timestep in toy.pipe.scheduler.timesteps:
+        noised = toy.pipe.scheduler.add_noise(pictures, noise, timestep)
+        with torch.no_grad():
+            toy.denoiser(torch.cat([noised] * 2), timestep, torch.cat([torch.zeros_like(conditions), conditions]))
+    for hook in hooks:
+        hook.remove()
+    noised_ranges = InputRanges((0.0,), {name: each.ranges(1) for name, each in observers.items()})
+    ready = {
+        "run": with_measured_ranges(toy, wanted, conditions, noise),
+        "pictures": wanted.with_ranges({name: noised_ranges.over(name) for name in names}),
+    }
+    bare, drift = toy.sample(*inputs(9, 4)), {}
+    for name, each in ready.items():
+        with each.apply(toy.pipe):
+            drift[name] = float((toy.sample(*inputs(9, 4)) - bare).norm() / bare.norm())
+    assert drift["run"] < drift["pictures"] / 2
+
+
+def test_the_law_is_a_choice_of_steps_of_one_run(target):
+    """Level 0 of the mean is the space without a law; other levels take the ranges of the steps that are drawn."""
+    plain, space = BitsSpace(("w8a8s",)), BitsSpace(("w8a8s",), law=True)
+    genes = space.genes(target)
+    assert [(gene.name, gene.levels) for gene in genes[-2:]] == [("law.mean", 4), ("law.spread", 3)]
+    assert genes[:-2] == plain.genes(target)
+    x = plain.presets(target)["Q-Diffusion W8A8"]
+    off = plain.decode(x, target)
+    assert all(space.decode([*x, 0, level], target) == off for level in range(3))
+    assert space.decode([0] * len(x) + [2, 1], target) == {}
+    drawn = drawn_steps(0.25, 0.1, STEPS)
+    assert drawn == [1, 2]
+    found = space.decode([*x, 1, 0], target)["bits"]
+    assert found["ranges"][CONV] == [list(target.ranges.over(CONV, drawn)[0])] != off["bits"]["ranges"][CONV]
+    assert found["layers"] == off["bits"]["layers"]
+    preset = space.presets(target)["PTQ4DM W8A8"]
+    assert preset.tolist() == [*x, 2, 2]
+    assert space.presets(target)["time embedding tabulated"].tolist() == [0] * (len(x) - 1) + [1, 0, 0]
 
 
 # The space.
@@ -646,8 +716,9 @@ def test_on_the_trained_unet_ranges_hold_those_of_a_step_and_errors_fall_with_bi
     model = search.load_model("sd", "model.steps=8")
     known = ["red apple", "blue car", "green tree", "yellow star"]
     given, new = (known, range(4)), (known[::-1], range(50, 54))
-    target, one = (target_with_ranges(model, *given, every) for every in (1, 8))
-    pairs = [(a, b) for name in target.ranges for a, b in zip(target.ranges[name], one.ranges[name], strict=True)]
+    target = target_with_ranges(model, *given)
+    ranges = target.ranges
+    pairs = [(a, b) for name in ranges.layers for a, b in zip(ranges.over(name), ranges.over(name, [0]), strict=True)]
     assert all(a[0] <= b[0] and b[1] <= a[1] for a, b in pairs)
     assert any(a[0] < b[0] or b[1] < a[1] for a, b in pairs)
     assert input_splits(target.layers)

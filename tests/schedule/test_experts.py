@@ -106,7 +106,7 @@ def test_ranges_are_over_both(sample):
     ranges = observe_inputs(model, schedule_of(sample.pipe), {name: None}, ["{}"], [0])
     ends = torch.tensor([[float(low), float(high)] for low, high in seen])
     assert len(ends) == 8
-    assert ranges[name][0] == pytest.approx((ends[:, 0].min().item(), ends[:, 1].max().item()), rel=1e-5)
+    assert ranges.over(name)[0] == pytest.approx((ends[:, 0].min().item(), ends[:, 1].max().item()), rel=1e-5)
 
 
 def test_an_expert_for_each_branch_is_planned_and_counted():
