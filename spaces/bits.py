@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from search.profile.input_ranges import drawn_steps
+from search.profile.input_ranges import InputRanges, drawn_steps
 from search.profile.target import Target
 from search.schedule.apply.tables import elidable_layers
 from search.schedule.model.layers import input_splits
+from search.schedule.parts.bits import FormatPart
 from search.schedule.parts.formats import FORMATS, formats_that_fit
-from search.spaces.base import Space
+from search.spaces.base import Space, require_steps
 from search.spaces.gene import Gene
 
 TIME = "time embedding"
@@ -41,7 +42,8 @@ class BitsSpace(Space):
 
     Args:
         formats: Names in `search.schedule.parts.formats.FORMATS`, falling from most to least bits: `w4a8d` has 4 bits
-            per weight and dynamic 8-bit activations, `s` in place of `d` static ones, whose ranges are measured first.
+            per weight and dynamic 8-bit activations, `s` in place of `d` static ones, whose ranges are measured first,
+            `t` static ones for each timestep.
         protect: Patterns of layers that stay at full precision (`transformer_blocks.0.*`).
         elide: Whether a gene tabulates the time embedding, which depends on the timestep alone.
         split: Whether the parts of a concatenation are rounded apart.
@@ -90,18 +92,21 @@ class BitsSpace(Space):
                 f"formats {', '.join(self.formats)} do not fall from most to least bits; use "
                 f"space.bits.formats=[{','.join(best)}]"
             )
-        if self.law and not self.needs_input_ranges:
+        if self.law and not any(FORMATS[name].static and not FORMATS[name].per_step for name in self.formats):
             raise ValueError(
-                f"law chooses the steps that static ranges are taken from, and none of {', '.join(self.formats)} is "
-                "static; type space.bits.formats=[w8a8s], or leave space.bits.law out"
+                f"law chooses the steps that static ranges are taken from, and none of {', '.join(self.formats)} has "
+                "one for all steps; type space.bits.formats=[w8a8s], or leave space.bits.law out"
             )
 
     def genes(self, target: Target) -> list[Gene]:
         """One per group of layers, one for the time embedding, and with `law` its mean and its spread.
 
         Raises:
-            ValueError: A pattern of `protect` matches no layer, or no gene is left.
+            ValueError: A pattern of `protect` matches no layer, no gene is left, or there are ranges for each timestep
+                and only one.
         """
+        if any(FORMATS[name].per_step for name in self.formats):
+            require_steps("a range for each timestep", 2, target, "bits with space.bits.formats=[w8a8s]")
         groups = self.groups(target)
         genes = [Gene(name, 1 + len(self._formats(layers)), _place(layers, target)) for name, layers in groups.items()]
         if self._elided(target):
@@ -156,8 +161,10 @@ class BitsSpace(Space):
             layers[name], part = formats_that_fit(form, target.layers[name][1], splits.get(name))
             formats[layers[name]] = part.model_dump(exclude_defaults=True)
             if part.static:
-                ranges[name] = _ranges(name, part.split is not None, law_steps, target)
-        content = {"formats": formats, "layers": layers} | ({"ranges": ranges} if ranges else {})
+                ranges[name] = _ranges(name, part, law_steps, target)
+        content: dict[str, Any] = {"formats": formats, "layers": layers} | ({"ranges": ranges} if ranges else {})
+        if target.ranges and any(form.get("per_step") for form in formats.values()):
+            content["at"] = _reaching(target.ranges, target).at
         return {"bits": content} if layers else {}
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
@@ -169,7 +176,7 @@ class BitsSpace(Space):
             x = np.zeros(size, dtype=np.int64)
             x[: len(groups)] = [self._at_most(level, layers) for layers in groups.values()]
             rows[_label(name, any(UNET.match(layers[0]) for layers in groups.values()))] = x
-            if self.law and FORMATS[name].static:
+            if self.law and FORMATS[name].static and not FORMATS[name].per_step:
                 rows["PTQ4DM W{}A{}".format(*_bits(name))] = drawn = x.copy()
                 drawn[-2:] = 1 + MEANS.index(0.5), SPREADS.index(0.4)
         at = {FORMATS[name].weight: level for level, name in reversed([*enumerate(self.formats, 1)])}
@@ -196,8 +203,9 @@ class BitsSpace(Space):
     def _at_most(self, level: int, layers: Sequence[str]) -> int:
         """The level, or where the group lacks it the last one that rounds activations the same way."""
         form, allowed = FORMATS[self.formats[level - 1]], self._formats(layers)
-        kind = (form.activation, form.static)
-        same = [i for i, name in enumerate(allowed, 1) if (FORMATS[name].activation, FORMATS[name].static) == kind]
+        kind = (form.activation, form.static, form.per_step)
+        others = [FORMATS[name] for name in allowed]
+        same = [i for i, other in enumerate(others, 1) if (other.activation, other.static, other.per_step) == kind]
         return level if level <= len(allowed) else max(same, default=0)
 
     def _elided(self, target: Target) -> list[str]:
@@ -241,15 +249,22 @@ def _law_steps(mean: int, spread: int, target: Target) -> list[int] | None:
     return drawn_steps(MEANS[mean - 1], SPREADS[spread], target.reference) if mean else None
 
 
-def _ranges(name: str, split: bool, steps: Sequence[int] | None, target: Target) -> list[list[float]]:
-    """Ranges of a layer's input over some of the teacher's steps, on both sides of its split or of the whole."""
+def _ranges(name: str, form: FormatPart, steps: Sequence[int] | None, target: Target) -> list[list[float]]:
+    """Ranges of a layer's input over some of the teacher's steps or at each, on the sides of its split or of all."""
     if target.ranges is None or name not in target.ranges.layers:
         raise ValueError(
             f"the range of {name}'s input was not calibrated, and a static format needs it; use dynamic formats, "
             "space.bits.formats=[w8a8d,w4a8d], or search.calibrate.ranges.target_with_ranges(model, …) as the target"
         )
-    sides = [[low, high] for low, high in target.ranges.over(name, steps)]
-    return sides if split else [[min(low for low, _ in sides), max(high for _, high in sides)]]
+    measured = _reaching(target.ranges, target).per_step(name) if form.per_step else [target.ranges.over(name, steps)]
+    if form.split is None:
+        measured = [[(min(low for low, _ in sides), max(high for _, high in sides))] for sides in measured]
+    return [[low, high] for sides in measured for low, high in sides]
+
+
+def _reaching(ranges: InputRanges, target: Target) -> InputRanges:
+    """Ranges of the teacher's steps; where the steps were moved beyond its first or last one, also there."""
+    return ranges.reaching(target.sampler.get("timesteps", ()) if target.teacher else ())
 
 
 def _bits(name: str) -> tuple[int, int]:
@@ -263,4 +278,5 @@ def _label(name: str, unet: bool) -> str:
     if unet and activation == 16:
         return f"W{weight} weights only"
     published = "Q-Diffusion " if unet and FORMATS[name].static else ""
-    return f"{published}W{weight}" + (f"A{activation}" if activation < 16 else "")
+    suffix = ", ranges per step" if FORMATS[name].per_step else ""
+    return f"{published}W{weight}" + (f"A{activation}" if activation < 16 else "") + suffix

@@ -117,8 +117,11 @@ def schedules() -> list[dict[str, Any]]:
     table = {"state": [1.0] * 6, "outputs": [[0.1] * (i + 1) for i in range(6)]}
     gate = {"group": "transformer_blocks.[1-2]", "actions": "C G*5", "signal": "first_block_residual", "threshold": 0.3}
     layer = "transformer_blocks.0.ff.net.0.proj"
-    formats = {"w8": {"weight": 8}, "w8a8s": {"weight": 8, "activation": 8, "static": True}}
-    bits = {"formats": formats, "layers": {layer: "w8a8s"}, "ranges": {layer: [[-1.0, 1.0]]}}
+    static = {"weight": 8, "activation": 8, "static": True}
+    formats = {"w8": {"weight": 8}, "w8a8s": static, "w8a8t": static | {"per_step": True}}
+    layers, at = {layer: "w8a8s", "transformer_blocks.1.ff.net.2": "w8a8t"}, [999.0, 0.0]
+    ranges = {layer: [[-1.0, 1.0]], "transformer_blocks.1.ff.net.2": [[-1.0, 1.0], [-2.0, 0.5]]}
+    bits = {"formats": formats, "layers": layers, "ranges": ranges, "at": at}
     scores = {"drift": {"value": 0.1, "ci": [0.05, 0.2], "split": "held_out", "unit": "ratio"}}
     guidance = {"call": 3.0, "scale": [3.0] * 5 + [2.0], "branch": "CCRACO", "approximate": {"low": 1.1, "radius": 0.2}}
     other = pipelines.content(pipelines.pixart(blocks=2))["model"] | {"name": "small"}

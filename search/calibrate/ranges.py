@@ -8,6 +8,7 @@ steps follows without another run.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -36,16 +37,21 @@ def with_measured_ranges(
         schedule: Its bits name the layers.
         prompts: B calibration prompts.
         seeds: Of their noise.
-        steps: The steps whose inputs count; None for all.
+        steps: The steps whose inputs count for formats with one range; None for all.
 
     Raises:
         ValueError: None of these steps runs a layer.
     """
-    splits = {name: form.split for name, form in schedule.bits.items() if form.static}
+    forms = {name: form for name, form in schedule.bits.items() if form.static}
+    splits = {name: form.split for name, form in forms.items()}
     parts = schedule.with_corrections({}).to_dict()
     plain = Schedule.from_dict({k: v for k, v in parts.items() if k not in ("digest", "scores", "certificate", "bits")})
     ranges = observe_inputs(model, plain, splits, prompts, seeds)
-    return schedule.with_ranges({name: ranges.over(name, steps) for name in splits})
+    spans = {
+        name: list(chain(*ranges.per_step(name))) if form.per_step else ranges.over(name, steps)
+        for name, form in forms.items()
+    }
+    return schedule.with_ranges(spans, ranges.at if any(form.per_step for form in forms.values()) else ())
 
 
 def target_with_ranges(model: Model, prompts: Sequence[str], seeds: Sequence[int]) -> Target:

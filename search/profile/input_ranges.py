@@ -49,6 +49,33 @@ class InputRanges:
             )
         return [_rounded(low, high) for low, high in zip(seen[..., 0].min(0), seen[..., 1].max(0), strict=True)]
 
+    @property
+    def at(self) -> list[float]:
+        """The timesteps, each once and falling: those that `per_step` has ranges of."""
+        return sorted(set(self.timesteps), reverse=True)
+
+    def per_step(self, layer: str) -> list[list[tuple[float, float]]]:
+        """(least, greatest) of each side at each timestep of `at`, extended to contain 0, as in a file.
+
+        Where the layer did not run, it is between that of the steps around.
+        """
+        seen = self.layers[layer]
+        steps = np.arange(len(seen))
+        ran = ~np.isnan(seen).any((1, 2))
+        filled = np.stack([np.interp(steps, steps[ran], ends) for ends in seen[ran].reshape(ran.sum(), -1).T], 1)
+        filled, timesteps = filled.reshape(seen.shape), np.array(self.timesteps)
+        rows = [filled[timesteps == timestep] for timestep in self.at]  # some solvers call twice at one timestep
+        ends = [zip(row[..., 0].min(0), row[..., 1].max(0), strict=True) for row in rows]
+        return [[_rounded(low, high) for low, high in sides] for sides in ends]
+
+    def reaching(self, timesteps: Sequence[float]) -> "InputRanges":
+        """The same, where timesteps lie outside with the first or the last step's range at the outermost of them."""
+        before = [max(timesteps)] if timesteps and max(timesteps) > self.timesteps[0] else []
+        after = [min(timesteps)] if timesteps and min(timesteps) < self.timesteps[-1] else []
+        ends = {name: (seen[:1][: len(before)], seen, seen[-1:][: len(after)]) for name, seen in self.layers.items()}
+        layers = {name: np.concatenate(parts) for name, parts in ends.items()} if before or after else self.layers
+        return InputRanges((*before, *self.timesteps, *after), layers)
+
 
 def _rounded(low: float, high: float) -> tuple[float, float]:
     return float(f"{min(low, 0.0):.6g}"), float(f"{max(high, 0.0):.6g}")

@@ -114,10 +114,13 @@ class Document(Part):
 
     @property
     def batched_steps(self) -> list[range]:
-        """The steps that one call of the denoiser runs as one batch; [] with gates, corrections or elided layers."""
+        """The steps that one call of the denoiser runs as one batch; [] where steps differ otherwise.
+
+        They do with gates, corrections, elided layers and ranges per step.
+        """
         plan = self.resolved_plan
-        elided = self.bits and any(form.elided for form in self.bits.formats.values())
-        if plan is None or self.plan is None or self.plan.ahead == 1 or self.gates or self.corrections or elided:
+        stepwise = self.bits and any(form.elided or form.per_step for form in self.bits.formats.values())
+        if plan is None or self.plan is None or self.plan.ahead == 1 or self.gates or self.corrections or stepwise:
             return []
         return batched_steps(plan, self.plan.ahead, self.guidance.branch if self.guidance else None)
 

@@ -339,14 +339,15 @@ class Schedule:
         parts = {k: v for k, v in self.to_dict().items() if k not in MEASURED}
         return Schedule(validate_document(parts | {"sampler": dict(sampler)}), self.corrections_file)
 
-    def with_ranges(self, ranges: Mapping[str, Sequence[Sequence[float]]]) -> "Schedule":
+    def with_ranges(self, ranges: Mapping[str, Sequence[Sequence[float]]], at: Sequence[float] = ()) -> "Schedule":
         """The same schedule with these ranges of its static layers' inputs, and without scores and certificate.
 
-        `{layer: [(least, greatest)]}`, of a split layer two such pairs, as `search.calibrate.ranges` measures them.
+        `{layer: [(least, greatest)]}`, of a split layer two such pairs, as `search.calibrate.ranges` measures them. A
+        layer with ranges per step has as many for each of the falling timesteps `at`.
         """
         parts = {k: v for k, v in self.to_dict().items() if k not in MEASURED}
         lists = {name: [list(span) for span in spans] for name, spans in ranges.items()}
-        bits = parts.get("bits", {"formats": {}, "layers": {}}) | {"ranges": lists}
+        bits = parts.get("bits", {"formats": {}, "layers": {}}) | {"ranges": lists} | ({"at": list(at)} if at else {})
         return Schedule(validate_document(parts | {"bits": bits}), self.corrections_file)
 
     def _replace(self, **parts: Any) -> "Schedule":

@@ -10,7 +10,7 @@ other number of steps, shift or solver class
   first step computes. A guidance branch R or A before both halves have run becomes C,
 - `max_run` and `most` of a gate grow with the number of steps, rounded up; its thresholds are about changes since
   the group was last computed and stay, and so do poly, axis, `ahead`, the start part and bits. Ranges of static bits
-  are over a whole run,
+  are over a whole run, or at timesteps that the new grid must not leave: between them they are interpolated,
 - guidance scales keep their place between 1, no guidance, and the call's scale. Without guidance the part is dropped,
 - a fitted solver's table and corrections belong to the old grid and are dropped: `search.transfer` fits both anew.
 
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from search.schedule import Schedule
+from search.schedule.apply.step_ranges import check_covered
 from search.schedule.errors import ScheduleError
 from search.schedule.noise import Noise
 from search.validate.step_columns import StepColumns
@@ -95,6 +96,8 @@ def reindex(
     if not same:
         at = nearest_steps(Noise.of(old).grid_logsnr(old), Noise.of(new).grid_logsnr(new))
         columns, parts["steps"] = columns.taken(at), len(at)
+        if parts.get("bits", {}).get("at"):
+            check_covered(parts["bits"]["at"], new["timesteps"])
         parts["sampler"], dropped = _reindexed_sampler(schedule, new, at)
         lost += dropped
         if "corrections" in parts:

@@ -176,7 +176,7 @@ def rounded(net: nn.Module, layers: dict[str, FormatPart], ranges=None):
         hooked: list = []
         try:
             LayerBits(part, net, "simulate").install(
-                Clock(), lambda *pair: hooked.append(pair) or add_hook(*pair), list
+                Clock(), lambda *pair: hooked.append(pair) or add_hook(*pair), list, lambda: None
             )
             yield
         finally:

@@ -143,7 +143,7 @@ def test_wrong_arguments_say_what_to_type():
         BitsSpace(("elided",))
     with pytest.raises(ValueError, match=r"do not fall from most to least bits; use space.bits.formats=\[w8,w4g128\]"):
         BitsSpace(("w4g128", "w8"))
-    with pytest.raises(ValueError, match=r"law chooses .*, and none of w8a8d is static; type .*=\[w8a8s"):
+    with pytest.raises(ValueError, match=r"law chooses .*, and none of w8a8d has one for all steps; type .*=\[w8a8s"):
         BitsSpace(("w8a8d",), law=True)
     with pytest.raises(ValueError, match=r"use space.bits.formats=\[w8\]"):
         BitsSpace(("w8", "w8"))

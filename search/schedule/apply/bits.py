@@ -11,6 +11,7 @@ from search.schedule.apply.clock import Clock
 from search.schedule.apply.hooks import PlannedHook
 from search.schedule.apply.rounded_layer import RoundedLayer
 from search.schedule.apply.rounding import halves
+from search.schedule.apply.step_ranges import StepRanges
 from search.schedule.apply.tables import TableHook, check_elided
 from search.schedule.apply.weights import weight_states
 from search.schedule.errors import ScheduleError
@@ -41,6 +42,7 @@ class LayerBits:
         self.layers: dict[str, tuple[Any, FormatPart]] = {}
         self.rounded: list[RoundedLayer] = []
         self.tables: list[TableHook] = []
+        self.step_ranges: StepRanges | None = None  # of layers whose range changes from step to step
         self.fresh = False  # whether the running run has taken its weights
         modules = dict(denoiser.named_modules())
         for name, form in self.part.layers.items():
@@ -75,15 +77,23 @@ class LayerBits:
             _check_offload(self.denoiser)
 
     def install(
-        self, clock: Clock, add: Callable[[nn.Module, PlannedHook], None], timesteps: Callable[[], list[float]]
+        self,
+        clock: Clock,
+        add: Callable[[nn.Module, PlannedHook], None],
+        timesteps: Callable[[], list[float]],
+        scheduler: Callable[[], Any],
     ) -> None:
-        """Hook the layers: `add` puts a hook on a module; `timesteps` gives those of the current run."""
+        """Hook the layers: `add` puts a hook on a module; the others give the run's timesteps and scheduler."""
+        if self.part.per_step:
+            self.step_ranges = StepRanges(self.part, clock, timesteps, scheduler)
+        views = self.step_ranges.views if self.step_ranges else {}
         for name, (module, form) in self.layers.items():
             if form.elided:
                 self.tables.append(TableHook(clock, name, timesteps))
                 add(module, self.tables[-1])
             else:
-                self.rounded.append(RoundedLayer(clock, form, self.part.ranges.get(name), self.backend))
+                ranges = views[name] if form.per_step else self.part.ranges.get(name)
+                self.rounded.append(RoundedLayer(clock, name, form, ranges, self.backend))
                 add(module, self.rounded[-1])
 
     def begin_run(self) -> None:
@@ -109,7 +119,19 @@ class LayerBits:
         states = iter(weight_states([layer.module.weight for layer in changed]))
         for layer, state in zip(changed, states, strict=True):
             layer.take_weight(state)
+        if self.step_ranges:
+            self._take_ranges(self.step_ranges)
         self.fresh = True
+
+    def _take_ranges(self, step_ranges: StepRanges) -> None:
+        """Put the ranges of the current step in effect, which at the first one are placed where the layers are."""
+        if not self.fresh:
+            step_ranges.begin_run(self.layers[step_ranges.layers[0]][0].weight.device)
+            views = step_ranges.views
+            for layer in self.rounded:
+                if layer.form.per_step:
+                    layer.ranges = views[layer.name]
+        step_ranges.go()
 
 
 def _check_torchao(layer: str, name: str, form: FormatPart, module: Any) -> None:
@@ -179,7 +201,7 @@ def _check_static(name: str, form: FormatPart, part: BitsPart) -> None:
     if form.static and name not in part.ranges:
         raise ScheduleError(
             f"bits.layers.{name} is static, and bits.ranges does not say the range of its input; calibrate it with "
-            "search.calibrate.ranges, or use a dynamic format"
+            "search.calibrate.ranges.with_measured_ranges, or use a dynamic format"
         )
 
 

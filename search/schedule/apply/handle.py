@@ -170,7 +170,7 @@ class Handle:
         compiling, graphs = compiler(compile, run.experts[0], static)
         for number, expert in enumerate(run.experts):
             self._add(expert, ExpertHook(self.root, number) if number else self.root)
-            run.bits[number].install(self.clock, self._add, lambda: run.scheduler.timesteps[run.clock.begin :].tolist())
+            run.bits[number].install(self.clock, self._add, self._timesteps, lambda: run.scheduler)
             self._install_nodes(expert, planned, compiling, static)
         self.root.strict = bool(compiling or self.groups or run.guidance or run.ahead)
         if compiling:
@@ -233,6 +233,13 @@ class Handle:
                 hook = hook_of(module)
                 compiled = compile(hook.forward)
                 hook.compiled = lambda step, compiled=compiled: compiled
+
+    def _timesteps(self) -> list[float]:
+        """Those of the current run, without the first ones where it begins later, from a picture."""
+        scheduler = self.run.scheduler
+        timesteps: list[float] = scheduler.timesteps.tolist()
+        planned = len(timesteps) - getattr(scheduler, "planned_steps", len(timesteps))
+        return timesteps[self.clock.begin or planned or getattr(scheduler, "begin_index", None) or 0 :]
 
     def _add(self, module: nn.Module, hook: PlannedHook) -> None:
         add_hook(module, hook)

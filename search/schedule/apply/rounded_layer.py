@@ -23,9 +23,11 @@ class RoundedLayer(PlannedHook):
 
     registered_name = LAYER_HOOK
 
-    def __init__(self, clock: Clock, form: FormatPart, ranges: Sequence[Range] | None, backend: str) -> None:
+    def __init__(
+        self, clock: Clock, name: str, form: FormatPart, ranges: Sequence[Range] | Tensor | None, backend: str
+    ) -> None:
         super().__init__(clock)
-        self.form, self.backend = form, backend
+        self.name, self.form, self.backend = name, form, backend
         self.ranges = ranges if form.static else None
         self.rounds_inputs = form.activation is not None and backend == "simulate"
         self.rounded: Tensor | None = None

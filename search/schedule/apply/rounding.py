@@ -1,6 +1,7 @@
 """Rounding to few bits, simulated: values are rounded to a grid of 2^bits levels and stay in their own type."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from search.kernels.fakequant import affine, ends, sweep
 from search.schedule.parts.bits import FormatPart
 
 SHRINK = (1.0, 0.9, 0.8, 0.7, 0.6)  # of a range, tried where clipping may cost less than a coarse grid
-Range = Sequence[float]  # least and greatest value
+Range: TypeAlias = Sequence[float] | Tensor  # least and greatest value
 
 
 def round_weight(weight: Tensor, form: FormatPart) -> Tensor:
@@ -49,7 +50,7 @@ def round_picture(value: Tensor, bits: int) -> Tensor:
 
 def round_static(value: Tensor, bits: int, span: Range) -> Tensor:
     """Values with `bits` bits on the grid of a given range; values outside of it are clipped."""
-    low, high = (torch.tensor(end, dtype=torch.float32, device=value.device) for end in span)
+    low, high = (torch.as_tensor(end, dtype=torch.float32, device=value.device) for end in span)
     return affine(value.float(), low, high, bits).to(value.dtype)
 
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from search.schedule.errors import ScheduleError
 from search.schedule.parts.part import MAX_ENTRIES, Finite, Name, Part
+from search.schedule.plan.tokens import MAX_STEPS
 
 MAX_RANGE = 1e9  # of an activation
 
@@ -19,6 +20,7 @@ class FormatPart(Part):
         activation: Bits of the input, 4 to 8; null leaves it at full precision.
         static: Whether the input's range is in the file; otherwise it is that of each token, of a convolution that of
             each picture.
+        per_step: Whether that range is another one at every timestep of `at`; with `static` only.
         split: So many input channels of a convolution are rounded apart from those after them, Q-Diffusion
             (arXiv:2302.04304); null rounds all together.
         elided: The layer's outputs depend on the timestep alone, and are tabulated per step.
@@ -28,6 +30,7 @@ class FormatPart(Part):
     group: int | None = Field(default=None, ge=1, le=1_000_000)
     activation: int | None = Field(default=None, ge=4, le=8)
     static: bool = False
+    per_step: bool = False
     split: int | None = Field(default=None, ge=1, le=1_000_000)
     elided: bool = False
 
@@ -38,21 +41,31 @@ class BitsPart(Part):
     Attributes:
         formats: Formats by id.
         layers: The id of each layer's format, by full layer name (`transformer_blocks.0.attn1.to_q`).
-        ranges: Least and greatest value of each static layer's input, or those of both sides of its split.
+        ranges: Least and greatest value of each static layer's input, or those of both sides of its split; of a layer
+            with `per_step` those at the first timestep of `at`, at the second, and so on.
+        at: The falling timesteps that ranges per step are of; between them they are interpolated in log-SNR.
     """
 
     formats: dict[Name, FormatPart] = Field(max_length=100)
     layers: dict[Name, Name] = Field(max_length=MAX_ENTRIES)
-    ranges: dict[Name, Annotated[list[tuple[Finite, Finite]], Field(min_length=1, max_length=2)]] = Field(
+    ranges: dict[Name, Annotated[list[tuple[Finite, Finite]], Field(min_length=1, max_length=2 * MAX_STEPS)]] = Field(
         default={}, max_length=MAX_ENTRIES
     )
+    at: list[Finite] = Field(default=[], max_length=MAX_STEPS)
+
+    @property
+    def per_step(self) -> bool:
+        """Whether a layer has a range for every timestep."""
+        return any(self.formats[name].per_step for name in self.layers.values())
 
     def normal(self) -> dict[str, Any]:
         """The normal form: without formats that no layer uses."""
         used = sorted(set(self.layers.values()))
         formats = {name: self.formats[name].model_dump(exclude_defaults=True) for name in used}
         body = {"formats": formats, "layers": dict(self.layers)}
-        return body | ({"ranges": self.model_dump(mode="json")["ranges"]} if self.ranges else {})
+        if self.ranges:
+            body["ranges"] = self.model_dump(mode="json")["ranges"]
+        return body | ({"at": list(self.at)} if self.per_step else {})
 
 
 def check_bits(bits: BitsPart) -> None:
@@ -64,17 +77,26 @@ def check_bits(bits: BitsPart) -> None:
             raise ScheduleError(f"bits.formats.{name} has no weight bits; give weight 2 to 8, or elided true")
         if form.static and not form.activation:
             raise ScheduleError(f"bits.formats.{name} is static, but only activations are; give activation 4 to 8")
+        if form.per_step and not form.static:
+            raise ScheduleError(f"bits.formats.{name} is per_step, but only static ranges are; give static true")
     for layer, name in bits.layers.items():
         if name not in bits.formats:
             raise ScheduleError(
                 f"bits.layers.{layer} is {name!r}, which bits.formats lacks; it has {', '.join(bits.formats) or 'none'}"
             )
+    for timestep, later in zip(bits.at, bits.at[1:], strict=False):
+        if not timestep > later:
+            raise ScheduleError(f"bits.at must fall strictly, but {timestep} is followed by {later}")
     for layer, ranges in bits.ranges.items():
         wanted = bits.formats[bits.layers[layer]] if layer in bits.layers else None
         if wanted is None or not wanted.static:
             raise ScheduleError(f"bits.ranges.{layer} is given, but bits.layers has no static format for it")
-        if len(ranges) != (sides := 2 if wanted.split else 1):
-            raise ScheduleError(f"bits.ranges.{layer} has {len(ranges)} ranges; its format needs {sides}")
+        sides, timesteps = 2 if wanted.split else 1, len(bits.at) if wanted.per_step else 1
+        if len(ranges) != sides * timesteps:
+            each = f": {sides} at each of {timesteps} timesteps in bits.at" if wanted.per_step else ""
+            raise ScheduleError(
+                f"bits.ranges.{layer} has {len(ranges)} ranges; its format needs {sides * timesteps}{each}"
+            )
         for low, high in ranges:
             if max(abs(low), abs(high)) > MAX_RANGE:
                 raise ScheduleError(

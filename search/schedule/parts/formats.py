@@ -6,20 +6,23 @@ from collections.abc import Mapping
 from search.schedule.parts.bits import FormatPart
 
 # w: weight bits, g: inputs per scale (without: a whole row), a: activation bits, d: dynamic, its range that of each
-# token (of a convolution: of each picture), s: static, its range calibrated.
+# token (of a convolution: of each picture), s: static, its range calibrated, t: static, a range for each timestep.
 FORMATS: Mapping[str, FormatPart] = {
     "w8": FormatPart(weight=8),
     "w8a8d": FormatPart(weight=8, activation=8),
     "w8a8s": FormatPart(weight=8, activation=8, static=True),
+    "w8a8t": FormatPart(weight=8, activation=8, static=True, per_step=True),
     "w6": FormatPart(weight=6),
     "w5": FormatPart(weight=5),
     "w4": FormatPart(weight=4),
     "w4g128": FormatPart(weight=4, group=128),
     "w4a8d": FormatPart(weight=4, group=128, activation=8),
     "w4a8s": FormatPart(weight=4, activation=8, static=True),
+    "w4a8t": FormatPart(weight=4, activation=8, static=True, per_step=True),
     "w4a6d": FormatPart(weight=4, group=128, activation=6),
     "w4a4d": FormatPart(weight=4, group=64, activation=4),
     "w4a4s": FormatPart(weight=4, activation=4, static=True),
+    "w4a4t": FormatPart(weight=4, activation=4, static=True, per_step=True),
     "w3g128": FormatPart(weight=3, group=128),
     "w3a8d": FormatPart(weight=3, group=128, activation=8),
     "w2g64": FormatPart(weight=2, group=64),
@@ -50,7 +53,8 @@ def format_id(form: FormatPart) -> str:
         if table_form == unsplit:
             return name + seam
     group = f"g{form.group}" if form.group else ""
-    activation = f"a{form.activation}{'s' if form.static else 'd'}" if form.activation else ""
+    kind = "t" if form.per_step else "s" if form.static else "d"
+    activation = f"a{form.activation}{kind}" if form.activation else ""
     return f"w{form.weight}{group}{activation}{seam}"
 
 
