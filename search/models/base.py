@@ -112,7 +112,7 @@ class Model(ABC):
         Raises:
             ScheduleError: The schedule cannot run here.
         """
-        arguments = {"corrections": schedule.corrections, "models": self.others, **options}
+        arguments = {"tensors": schedule.tensors, "models": self.others, **options}
         return apply_document(schedule.document, self.pipe, **arguments)
 
     def costs(self) -> Costs:

@@ -25,6 +25,7 @@ from search.schedule.plan.gates import Gate
 from search.schedule.plan.guidance import Guidance, check_halves, is_narrow
 from search.schedule.plan.plan import Plan
 from search.schedule.plan.tokens import MAX_ACTIONS, MAX_STEPS, OWN
+from search.schedule.tensors import TensorGroup
 
 FORMAT = "schedule/1"
 
@@ -44,7 +45,7 @@ class Document(Part):
         models: Other denoisers at some steps.
         start: How a run begins.
         bits: Number formats of layers.
-        corrections: A file of corrections of reused values.
+        corrections: Corrections of reused values.
         scores: Measured scores by objective; they do not change the digest.
         certificate: What is promised about a new run; it does not change the digest either.
         made: A record of the search that made it: model, call, versions; nor does it.
@@ -111,6 +112,11 @@ class Document(Part):
         config = self.sampler.config if self.sampler else {}
         timesteps = self.sampler.timesteps if self.sampler else None
         return self.start.normal(timesteps, config.get("num_train_timesteps", 1000))
+
+    @property
+    def tensor_groups(self) -> list[TensorGroup]:
+        """What the parts have in the tensors file beside the schedule."""
+        return [self.corrections.tensors] if self.corrections else []
 
     @property
     def batched_steps(self) -> list[range]:

@@ -1,30 +1,15 @@
 """Read and check a schedule file: bounded, closed, and with errors that name the field."""
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from search.files import FileRefused, read_regular_file
 from search.schedule.document import FORMAT, Document, document_digest
 from search.schedule.errors import ScheduleError
 from search.schedule.parts.part import check_data
 
 MAX_BYTES = 4 * 2**20
-
-
-def read_bounded(path: str | Path, most: int, remedy: str = "") -> bytes:
-    """The content of a regular file; ScheduleError, which ends in `remedy`, where it cannot be read or is too large."""
-    if not isinstance(path, str | os.PathLike):
-        raise ScheduleError(f"{path!r:.100} is a {type(path).__name__}, and not the path of a file")
-    try:
-        return read_regular_file(path, most)
-    except FileRefused as error:
-        raise ScheduleError(f"{error}{remedy}") from None
-    except OSError as error:
-        raise ScheduleError(f"cannot read {str(path)!r}: {error.strerror}{remedy}") from None
 
 
 def parse_document(text: str | bytes) -> Document:

@@ -7,16 +7,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from search.schedule.apply.corrections import SCALE, SHIFT, Affine, Corrections, reused_steps, tensors_path
+from search.schedule.apply.corrections import Affine, affine_corrections, reused_steps
 from search.schedule.apply.handle import Handle, apply_document
+from search.schedule.bounded_file import read_bounded
 from search.schedule.document import FORMAT, Document, document_digest
 from search.schedule.errors import ScheduleError
 from search.schedule.model.identity import denoiser_of, model_part
 from search.schedule.model.nodes import Tree
 from search.schedule.parts.bits import FormatPart
 from search.schedule.parts.certificate import CertificatePart
+from search.schedule.parts.corrections import SCALE, SHIFT, CorrectionsPart
 from search.schedule.parts.gates import ASK
 from search.schedule.parts.guidance import GuidancePart
 from search.schedule.parts.model import ModelsPart
@@ -24,7 +27,8 @@ from search.schedule.plan.gates import Gate
 from search.schedule.plan.notation import ALL_COMPUTED, parse_notation
 from search.schedule.plan.plan import Plan
 from search.schedule.plan.tokens import ABSENT, OFF
-from search.schedule.reading import MAX_BYTES, parse_document, read_bounded, validate_document
+from search.schedule.reading import MAX_BYTES, parse_document, validate_document
+from search.schedule.tensors import check_tensors, digest_of, read_tensors, serialise, tensors_path
 
 MEASURED = ("digest", "scores", "certificate")  # parts of a file that hold for its behaviour only
 
@@ -36,7 +40,7 @@ class Schedule:
 
     Attributes:
         document: The content of the file, checked.
-        corrections_file: The tensors file that the corrections part names; None without one, or where it was not read.
+        tensors: What its parts have in the tensors file beside it, by name; without what was not read.
 
     Example:
         >>> schedule = Schedule.load("docs/presets/pixart/fora-n-2.json")
@@ -49,14 +53,15 @@ class Schedule:
                 image = pipe("red apple, 3d style", **schedule.call).images[0]
     """
 
-    def __init__(self, document: Document, corrections: Corrections | None = None) -> None:
-        """`corrections` is the tensors file that the document's part of that name names."""
+    def __init__(self, document: Document, tensors: Mapping[str, Tensor] | None = None) -> None:
+        """`tensors` are those that the document's parts name, or more."""
         self.document = document
-        self.corrections_file = corrections if document.corrections else None
+        names = [name for group in document.tensor_groups for name in sorted(group.names)] if tensors else []
+        self.tensors: Mapping[str, Tensor] = {name: tensors[name] for name in names if tensors and name in tensors}
 
     @classmethod
     def load(cls, path: str | Path) -> "Schedule":
-        """Read a schedule file, and the tensors file next to it where it has corrections.
+        """Read a schedule file, and the tensors file next to it where its parts name tensors.
 
         Args:
             path: The schedule file, `schedule.json`; its tensors file is then `schedule.safetensors`.
@@ -69,14 +74,16 @@ class Schedule:
             document = parse_document(content)
         except ScheduleError as error:
             raise ScheduleError(f"{path}: {error}") from None
-        return cls(document, Corrections.read(Path(path), document.corrections) if document.corrections else None)
+        groups = document.tensor_groups
+        return cls(document, read_tensors(Path(path), groups) if groups else None)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Schedule":
+    def from_dict(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> "Schedule":
         """A schedule from the content of its file.
 
         Args:
             data: The decoded JSON: `format`, `model`, and any of the other parts of schedule/1 (docs/format.md).
+            tensors: The content of the tensors file beside it, or those of another schedule with the same parts.
 
         Raises:
             ScheduleError: A part is wrong; the field and the value are named.
@@ -87,7 +94,7 @@ class Schedule:
             >>> Schedule.from_dict({"format": "schedule/1", "model": model, "steps": 8, "plan": plan}).plan_text
             'attn1: (C R)*4'
         """
-        return cls(validate_document(dict(data) if isinstance(data, Mapping) else data))
+        return cls(validate_document(dict(data) if isinstance(data, Mapping) else data), tensors)
 
     @classmethod
     def off(cls, pipe: Any) -> "Schedule":
@@ -106,19 +113,21 @@ class Schedule:
         return head | {k: v for k, v in data.items() if k not in head and v != {}}
 
     def save(self, path: str | Path) -> Path:
-        """Write the file, completely or not at all; corrections go into a .safetensors file next to it.
+        """Write the file, completely or not at all; its tensors go into a .safetensors file next to it.
 
         Returns:
             The path.
 
         Raises:
-            ScheduleError: The schedule has corrections that were not read.
+            ScheduleError: Its parts name tensors that were not read.
         """
         path = Path(path)
-        if self.document.corrections:
-            if self.corrections_file is None:
-                raise ScheduleError(f"{path}: this schedule's corrections were not read, so they cannot be saved")
-            _write(tensors_path(path), self.corrections_file.data)
+        for group in (groups := self.document.tensor_groups):
+            if not group.names <= set(self.tensors):
+                part = group.field.rpartition(".")[0]
+                raise ScheduleError(f"{path}: this schedule's {part} were not read, so they cannot be saved")
+        if groups:
+            _write(tensors_path(path), serialise(self.tensors))
         _write(path, (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode())
         return path
 
@@ -161,7 +170,7 @@ class Schedule:
             strict=strict,
             compile=compile,
             bits=bits,
-            corrections=self.corrections,
+            tensors=self.tensors,
             models=models,
             guard=guard,
         )
@@ -202,7 +211,7 @@ class Schedule:
     @property
     def corrections(self) -> Mapping[str, Affine]:
         """The correction of the reused values of each node; {} where there are none, or they were not read."""
-        return self.corrections_file.nodes() if self.corrections_file else {}
+        return affine_corrections(self.document.corrections, self.tensors)
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -293,9 +302,7 @@ class Schedule:
             )
         parts = {k: v for k, v in self.to_dict().items() if k not in MEASURED}
         rules = [list(rule) for rule in parse_notation(text, self.tree, self.steps)]
-        return Schedule(
-            validate_document(parts | {"plan": parts.get("plan", {}) | {"rules": rules}}), self.corrections_file
-        )
+        return Schedule.from_dict(parts | {"plan": parts.get("plan", {}) | {"rules": rules}}, self.tensors)
 
     def with_scores(self, scores: Mapping[str, Any]) -> "Schedule":
         """The same behaviour with these scores: {name: {value, ci, split, unit}}."""
@@ -320,7 +327,7 @@ class Schedule:
         """
         parts = {k: v for k, v in self.to_dict().items() if k not in (*MEASURED, "corrections")}
         if not tensors:
-            return Schedule.from_dict(parts)
+            return Schedule.from_dict(parts, self.tensors)
         nodes = {name.removesuffix(SCALE).removesuffix(SHIFT) for name in tensors}
         part = self.document.corrections
         steps_of_node = steps or (part.steps if part else reused_steps(self.plan))
@@ -329,15 +336,19 @@ class Schedule:
                 f"corrections are given for {unknown[0]!r:.100}, which is reused or forecast at no step; "
                 f"these nodes can be corrected: {', '.join(steps_of_node)[:200] or 'none'}"
             )
-        corrections = Corrections.of(tensors, {name: steps_of_node[name] for name in sorted(nodes)})
-        if corrections.part == part:  # the corrections that it has, now read
-            return Schedule(self.document, corrections)
-        return Schedule(validate_document(parts | {"corrections": corrections.part.model_dump()}), corrections)
+        rounded = {name: t.detach().to("cpu", torch.float16) for name, t in tensors.items()}
+        rows = {name: list(steps_of_node[name]) for name in sorted(nodes)}
+        corrections = CorrectionsPart(digest=digest_of(rounded), steps=rows)
+        check_tensors(rounded, [corrections.tensors])
+        every = {**self.tensors, **rounded}
+        if corrections == part:  # the corrections that it has, now read
+            return Schedule(self.document, every)
+        return Schedule.from_dict(parts | {"corrections": corrections.model_dump()}, every)
 
     def with_sampler(self, sampler: Mapping[str, Any]) -> "Schedule":
         """The same schedule with another sampler part, and without scores and certificate."""
         parts = {k: v for k, v in self.to_dict().items() if k not in MEASURED}
-        return Schedule(validate_document(parts | {"sampler": dict(sampler)}), self.corrections_file)
+        return Schedule.from_dict(parts | {"sampler": dict(sampler)}, self.tensors)
 
     def with_ranges(self, ranges: Mapping[str, Sequence[Sequence[float]]], at: Sequence[float] = ()) -> "Schedule":
         """The same schedule with these ranges of its static layers' inputs, and without scores and certificate.
@@ -348,10 +359,10 @@ class Schedule:
         parts = {k: v for k, v in self.to_dict().items() if k not in MEASURED}
         lists = {name: [list(span) for span in spans] for name, spans in ranges.items()}
         bits = parts.get("bits", {"formats": {}, "layers": {}}) | {"ranges": lists} | ({"at": list(at)} if at else {})
-        return Schedule(validate_document(parts | {"bits": bits}), self.corrections_file)
+        return Schedule.from_dict(parts | {"bits": bits}, self.tensors)
 
     def _replace(self, **parts: Any) -> "Schedule":
-        return Schedule(validate_document(self.to_dict() | parts), self.corrections_file)
+        return Schedule.from_dict(self.to_dict() | parts, self.tensors)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and self.digest == other.digest

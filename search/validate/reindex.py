@@ -167,8 +167,5 @@ def _close(a: Sequence[float] | None, b: Sequence[float] | None) -> bool:
 
 def _built(schedule: Schedule, parts: Mapping[str, Any], keep: bool = False) -> Schedule:
     """The schedule of these parts, without scores; with `keep` it has the old corrections."""
-    bare = {
-        k: v for k, v in parts.items() if v is not None and k not in ("digest", "scores", "certificate", "corrections")
-    }
-    built, corrections = Schedule.from_dict(bare), schedule.corrections_file
-    return built.with_corrections(corrections.tensors, corrections.part.steps) if keep and corrections else built
+    dropped = ("digest", "scores", "certificate", *(() if keep else ("corrections",)))
+    return Schedule.from_dict({k: v for k, v in parts.items() if v is not None and k not in dropped}, schedule.tensors)

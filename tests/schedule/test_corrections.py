@@ -16,6 +16,7 @@ from search.evaluate.fit.solver import Fitter
 from search.loop.candidates import CandidateBuilder
 from search.results.folder import find_run
 from search.results.result import Result
+from search.schedule import tensors
 from search.schedule.apply import corrections
 from search.schedule.apply.corrections import reused_steps
 from search.schedule.apply.handle import apply_document
@@ -228,7 +229,7 @@ def test_a_missing_or_another_file_is_refused(made, tmp_path):
 
 def test_an_oversized_file_is_refused(made, tmp_path, monkeypatch):
     file = made[2].save(tmp_path / "s.json")
-    monkeypatch.setattr(corrections, "MAX_TENSOR_BYTES", 100)
+    monkeypatch.setattr(tensors, "MAX_TENSOR_BYTES", 100)
     with pytest.raises(ScheduleError, match="s.safetensors: the file has more than the 100 bytes"):
         Schedule.load(file)
 
@@ -242,7 +243,7 @@ NODE = "transformer_blocks.0:ff"
         (lambda t: t.pop(f"{NODE}.shift"), rf"the file lacks the tensor '{NODE}.shift'"),
         (
             lambda t: t.update(other=t[f"{NODE}.scale"].clone()),
-            "the file has, besides those of the schedule's nodes, the tensor",
+            "the file has, besides those that the schedule names, the tensor",
         ),
         (lambda t: t.update({f"{NODE}.scale": torch.ones(3, 16)}), r"\[3, 16\] in torch.float32; its 3 steps need"),
         (lambda t: t.update({f"{NODE}.scale": torch.ones(2, 16).half()}), r"\[2, 16\] .* its 3 steps need \[3, chan"),

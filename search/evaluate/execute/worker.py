@@ -43,9 +43,7 @@ class SchedulePayload:
     @staticmethod
     def of(schedule: Schedule) -> "SchedulePayload":
         """The payload of a schedule."""
-        return SchedulePayload(
-            schedule if schedule.corrections else schedule.to_dict()
-        )  # the tensors of corrections are not in the content
+        return SchedulePayload(schedule if schedule.tensors else schedule.to_dict())  # tensors are not in the content
 
     def unpack(self) -> Schedule:
         """The schedule."""

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from search.models.base import Model
 from search.schedule import Schedule
-from search.schedule.apply.corrections import SCALE, SHIFT, Affine, channel_dim, reused_steps
+from search.schedule.apply.corrections import Affine, channel_dim, reused_steps
+from search.schedule.parts.corrections import SCALE, SHIFT
 
 RIDGE = 1e-2
 

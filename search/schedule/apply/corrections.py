@@ -1,29 +1,15 @@
-"""Corrections: a factor and a summand for reused or forecast values, per node, step and channel.
+"""Corrections: a factor and a summand for reused or forecast values, per node, step and channel."""
 
-The numbers are in a .safetensors file beside the schedule: for every corrected node `<node>.scale` and
-`<node>.shift` [steps, C] in fp16. The schedule names the steps of their rows, and the file by its sha256. Like the
-schedule the file is data: its size is bounded, and its path is that of the schedule with another ending.
-"""
-
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
+from search.schedule.apply.stores import Correction
 from search.schedule.errors import ScheduleError
-from search.schedule.parts.corrections import CorrectionsPart
+from search.schedule.parts.corrections import SCALE, SHIFT, CorrectionsPart
 from search.schedule.plan.plan import Plan
 from search.schedule.plan.tokens import values_read
-from search.schedule.reading import read_bounded
-
-SUFFIX = ".safetensors"
-MAX_TENSOR_BYTES = 256 * 2**20  # 28 blocks of three components, 20 steps, 1152 channels are 8 MB
-SCALE, SHIFT = ".scale", ".shift"
 
 
 class Affine:
@@ -63,95 +49,23 @@ def reused_steps(plan: Plan) -> dict[str, list[int]]:
     return {name: reused for name, reused in steps.items() if reused}
 
 
-@dataclass(frozen=True)
-class Corrections:
-    """A tensors file that was checked against its part of a schedule; `data` is its content."""
+def affine_corrections(part: CorrectionsPart | None, tensors: Mapping[str, Tensor]) -> dict[str, Affine]:
+    """The correction of each node; {} without the part, or where its tensors were not read."""
+    if part is None or not part.tensors.names <= set(tensors):
+        return {}
+    return {
+        name: Affine(name, steps, tensors[name + SCALE], tensors[name + SHIFT]) for name, steps in part.steps.items()
+    }
 
-    part: CorrectionsPart
-    tensors: Mapping[str, Tensor]
-    data: bytes
 
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], steps: Mapping[str, Sequence[int]]) -> "Corrections":
-        """Make the file's content from tensors, which are rounded to fp16.
-
-        Args:
-            tensors: `<node>.scale` and `<node>.shift` [steps, C] of every corrected node.
-            steps: The steps of the rows, by node.
-
-        Raises:
-            ScheduleError: A tensor is missing, has another shape, or is not finite.
-        """
-        dense = torch.contiguous_format
-        data = save(
-            {name: t.detach().to("cpu", torch.float16).clone(memory_format=dense) for name, t in tensors.items()}
+def corrections_to_run(
+    part: CorrectionsPart | None, tensors: Mapping[str, Tensor], given: Mapping[str, Correction] | None
+) -> dict[str, Correction]:
+    """What corrects each node: what is given, or what the part names; ScheduleError where that was not read."""
+    found = given or affine_corrections(part, tensors)
+    if part and not found:
+        raise ScheduleError(
+            "this schedule's corrections were not read; load it from its file with Schedule.load(path), the "
+            ".safetensors beside it, or give them by schedule.with_corrections(tensors)"
         )
-        part = CorrectionsPart(digest=_digest(data), steps={name: list(rows) for name, rows in steps.items()})
-        return cls.parse(data, part)
-
-    @classmethod
-    def parse(cls, data: bytes, part: CorrectionsPart) -> "Corrections":
-        """From a file's content; ScheduleError where it is not the file that the part names, or is damaged."""
-        if len(data) > MAX_TENSOR_BYTES:
-            raise ScheduleError(f"the file has more than the {MAX_TENSOR_BYTES} bytes that corrections may have")
-        if (digest := _digest(data)) != part.digest:
-            raise ScheduleError(
-                f"the file's digest is {digest!r}, but corrections.digest is {part.digest!r}: it was changed, or "
-                f"belongs to another schedule; copy the {SUFFIX} file that was saved with this one"
-            )
-        try:
-            tensors = load(data)
-        except SafetensorError as error:
-            raise ScheduleError(f"this is not a {SUFFIX} file: {error}") from None
-        _check(tensors, part)
-        return cls(part, tensors, data)
-
-    @classmethod
-    def read(cls, schedule: Path, part: CorrectionsPart) -> "Corrections":
-        """Read the tensors file of a schedule file."""
-        path = tensors_path(schedule)
-        remedy = f"; the corrections of {schedule.name} are in it: copy both files, or export the schedule again"
-        content = read_bounded(path, MAX_TENSOR_BYTES, remedy)
-        try:
-            return cls.parse(content, part)
-        except ScheduleError as error:
-            raise ScheduleError(f"{path}: {error}") from None
-
-    def nodes(self) -> dict[str, Affine]:
-        """The correction of each node."""
-        return {
-            name: Affine(name, steps, self.tensors[name + SCALE], self.tensors[name + SHIFT])
-            for name, steps in self.part.steps.items()
-        }
-
-
-def tensors_path(schedule: str | Path) -> Path:
-    """The path of the tensors file of a schedule file."""
-    path = Path(schedule)
-    if path.suffix == SUFFIX:
-        raise ScheduleError(f"{path}: this is the name of the tensors file; the schedule's ends in .json")
-    return path.with_suffix(SUFFIX)
-
-
-def _digest(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def _check(tensors: Mapping[str, Tensor], part: CorrectionsPart) -> None:
-    """Raise ScheduleError unless there are two tensors of equal shape for every node, and no others."""
-    expected = {name + ending for name in part.steps for ending in (SCALE, SHIFT)}
-    if wrong := sorted(expected ^ set(tensors)):
-        problem = "lacks" if wrong[0] in expected else "has, besides those of the schedule's nodes,"
-        raise ScheduleError(f"corrections: the file {problem} the tensor {wrong[0]!r:.200}")
-    for name, steps in part.steps.items():
-        scale, shift = tensors[name + SCALE], tensors[name + SHIFT]
-        for ending, tensor in ((SCALE, scale), (SHIFT, shift)):
-            kind = f"{list(tensor.shape)} in {tensor.dtype}"
-            rows = tensor.dim() == 2 and len(tensor) == len(steps) and tensor.shape == scale.shape and tensor.numel()
-            if not rows or tensor.dtype != torch.float16:
-                raise ScheduleError(
-                    f"corrections: {name}{ending} is {kind}; its {len(steps)} steps need [{len(steps)}, channels] in "
-                    "torch.float16, as many channels in scale and shift"
-                )
-            if not torch.isfinite(tensor).all():
-                raise ScheduleError(f"corrections: {name}{ending} has numbers that are not finite")
+    return dict(found)

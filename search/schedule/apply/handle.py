@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from search.schedule.apply.admission import check_arguments
@@ -34,6 +34,7 @@ def apply_document(
     solver: LinearSolver | None = None,
     keep: Mapping[str, int] | None = None,
     bits: str = "simulate",
+    tensors: Mapping[str, Tensor] | None = None,
     corrections: Mapping[str, Correction] | None = None,
     models: Mapping[str, Any] | None = None,
     guard: bool | OutputMonitor = False,
@@ -51,7 +52,8 @@ def apply_document(
         keep: How many of its latest values each node keeps to the end, whether the plan reads them or not: what
             `Handle.snapshot` needs.
         bits: What runs layers at few bits, "simulate" or "torchao".
-        corrections: By node, what corrects its reused values; those that the document's part of that name means.
+        tensors: Those that the document's parts name, from the file beside the schedule.
+        corrections: By node, what corrects its reused values, in the place of those that the document names.
         models: Pipelines or denoisers by the letters of the document's part of that name.
         guard: Whether a run whose outputs change unlike those of certified runs is computed in full from there on; or
             what else is given the outputs.
@@ -61,7 +63,15 @@ def apply_document(
     """
     check_arguments(strict, compile, bits, models, guard)
     run = resolve_run(
-        document, pipe, strict=strict, solver=solver, keep=keep, bits=bits, corrections=corrections, models=models
+        document,
+        pipe,
+        strict=strict,
+        solver=solver,
+        keep=keep,
+        bits=bits,
+        tensors=tensors or {},
+        corrections=corrections,
+        models=models,
     )
     run.clock.monitor = guard if isinstance(guard, OutputMonitor) else guard_of(document) if guard else None
     return Handle(run, compile)

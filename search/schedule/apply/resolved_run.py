@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from search.schedule.apply.admission import check_experts, check_free, check_model
 from search.schedule.apply.ahead import Ahead
 from search.schedule.apply.bits import LayerBits
 from search.schedule.apply.clock import Clock
+from search.schedule.apply.corrections import corrections_to_run
 from search.schedule.apply.finite_check import FiniteCheck
 from search.schedule.apply.groups import Group
 from search.schedule.apply.injection import Injection
@@ -85,6 +86,7 @@ def resolve_run(
     solver: LinearSolver | None = None,
     keep: Mapping[str, int] | None = None,
     bits: str = "simulate",
+    tensors: Mapping[str, Tensor],
     corrections: Mapping[str, Correction] | None = None,
     models: Mapping[str, Any] | None = None,
 ) -> ResolvedRun:
@@ -99,11 +101,6 @@ def resolve_run(
         raise ScheduleError(f"{type(pipe).__name__} has no scheduler; give it one, as pipelines of diffusers have")
     tree = Tree.of(experts[0], Contract.from_dict(given) if (given := document.model.contract) else None)
     check_model(document, experts[0], tree, strict)
-    if document.corrections and not corrections:
-        raise ScheduleError(
-            "this schedule's corrections were not read; load it from its file with Schedule.load(path), the "
-            ".safetensors beside it, or give them by schedule.with_corrections(tensors)"
-        )
     parts, at = document.models, document.at
     stitch = DenoiserSwitch.of(at, parts.names, models or {}, pipe, strict) if parts and at else None
     for other in stitch.denoisers.values() if stitch else ():
@@ -131,7 +128,7 @@ def resolve_run(
         stepwise=stepwise,
         guidance=guidance,
         halved=guidance is not None and is_narrow(guidance.branch),
-        corrections=dict(corrections or {}),
+        corrections=corrections_to_run(document.corrections, tensors, corrections),
         stitch=stitch,
         bits=layer_bits,
         clock=clock,

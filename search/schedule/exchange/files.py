@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from search.schedule.bounded_file import read_bounded
 from search.schedule.document import FORMAT
 from search.schedule.errors import ScheduleError
 from search.schedule.exchange.ays import from_ays
@@ -21,7 +22,7 @@ from search.schedule.exchange.smoothcache import from_smoothcache
 from search.schedule.exchange.stock import from_diffusers
 from search.schedule.model.identity import denoiser_of, model_part
 from search.schedule.model.nodes import Tree
-from search.schedule.reading import MAX_BYTES, read_bounded
+from search.schedule.reading import MAX_BYTES
 from search.schedule.schedule import Schedule
 
 MAX_YAML = 2**16  # bytes; cache-dit's configurations have a few lines
