@@ -1,7 +1,8 @@
-"""Reads files that somebody else may have written: only regular files, of a bounded size, inside their folder."""
+"""Reads files that somebody else may have written, only regular ones of a bounded size, and writes files whole."""
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 MOST_FILES = 100_000  # in a run folder, which has hundreds
@@ -54,6 +55,27 @@ def read_regular_file(path: str | Path, most: int, inside: Path | None = None) -
     return content
 
 
+def write_atomically(path: Path, content: bytes | str, previous: Path | None = None) -> None:
+    """Write a file completely or not at all: a process killed here leaves the old file as it was.
+
+    The content is on the disk when this returns. `previous` is where the old file is moved to, if it is to be kept.
+    """
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    try:
+        with temporary.open("xb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # the disk is full: what is half written only takes more of it
+        temporary.unlink(missing_ok=True)
+        raise
+    if previous is not None and path.exists():
+        path.replace(previous)
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
 def is_inside(path: str | Path, folder: Path) -> bool:
     """Whether a path, after links are followed, lies in a folder."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
@@ -87,3 +109,16 @@ def _open_without_waiting(path: str, flags: int) -> int:
 def _check_regular(path: str | Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         raise FileRefused(f"{path} is {KINDS.get(stat.S_IFMT(mode), 'something else')}, and not a regular file")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk too, where folders can be opened."""
+    try:
+        number = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        with suppress(OSError):
+            os.fsync(number)
+    finally:
+        os.close(number)

@@ -180,6 +180,11 @@ class Space(ABC):
         """Whether the ranges of the layers' inputs have to be measured before anything is decoded."""
         return False
 
+    @property
+    def gaussian_rank(self) -> int:
+        """The rank of the Gaussian of final latents that has to be fitted before anything is decoded; 0 for none."""
+        return 0
+
     def wants_solver_fit(self, x: Sequence[int] | np.ndarray, target: Target) -> bool:
         """Whether a row asks that the solver table of its `sampler` part be fitted to the teacher.
 

@@ -100,6 +100,10 @@ class JointSpace(Space):
     def needs_input_ranges(self) -> bool:
         return any(space.needs_input_ranges for space in self.spaces)
 
+    @property
+    def gaussian_rank(self) -> int:
+        return max(space.gaussian_rank for space in self.spaces)
+
     def wants_solver_fit(self, x: Sequence[int] | np.ndarray, target: Target) -> bool:
         rows = zip(self.spaces, self.split(x, target), strict=True)
         return any(space.wants_solver_fit(row, target) for space, row in rows)

@@ -24,8 +24,8 @@ from search.config.limits import (
     rule,
 )
 from search.config.saved import read_saved_config
+from search.files import write_atomically
 from search.pareto.certificates import StoppingRule
-from search.results.disk import write_atomically
 
 MISTAKES = 8  # that one message has at most
 CONF = Path(search.conf.__path__[0])  # folder of the YAML files, in a checkout and when installed

@@ -20,10 +20,9 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from search.files import read_regular_file
+from search.files import read_regular_file, write_atomically
 from search.objectives.base import Cost, Objective, Quality
 from search.profile.costs import Costs
-from search.results.disk import write_atomically
 from search.schedule import Schedule
 
 ALIKE = 1e-4  # two calls of a deterministic objective differ by less, relative to the larger of 1 and the value

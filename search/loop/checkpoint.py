@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from search.files import read_regular_file
-from search.results.disk import write_atomically
+from search.files import read_regular_file, write_atomically
 
 NAME = "checkpoint.bin"  # of the newest one, in a run folder
 HEAD = b"search checkpoint 2\n"  # then the sha256 of the rest, then the rest: arrays, one of them the bytes of the JSON

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from rich.console import Console
 from rich.markup import escape
 
+from search.calibrate.gaussian import add_gaussian
 from search.calibrate.latency import add_latency
 from search.calibrate.propose.proposals import Proposals
 from search.calibrate.ranges import target_with_ranges
@@ -77,6 +78,7 @@ class Search:
         """Cost tables, the teacher, and either the folder's checkpoint or a new engine with its first rows."""
         self.folder, self.checkpoint, self.quarantine = folder, folder / checkpoint.NAME, folder / "quarantine.json"
         memo = Path(self.config.runs) / "memo.sqlite"  # shared by all searches, which measure nothing twice
+        add_gaussian(self.model, self.space.gaussian_rank, self.calibration, self.config.prompts, folder)
         if self.space.needs_input_ranges:  # ranges of activations are measured before anything is decoded
             self.model.target = target_with_ranges(self.model, *self._first_inputs(RANGED))
         self.memo = Memo(memo, spare=folder / "memo.sqlite", on_message=self.warn)

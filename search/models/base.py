@@ -17,9 +17,10 @@ from search.profile.costs import Costs
 from search.profile.count import count_costs
 from search.profile.target import Target
 from search.schedule import Schedule
+from search.schedule.apply.gaussian import Gaussian
 from search.schedule.apply.handle import Handle, apply_document
 from search.schedule.model.identity import denoiser_of, experts_of
-from search.schedule.model.nodes import Tree
+from search.schedule.model.nodes import ROOT, Tree
 from search.schedule.schedulers import grid_of_scheduler, public_config
 
 
@@ -31,7 +32,7 @@ class Model(ABC):
         pipe: The pipeline.
         target: What spaces know of the model: nodes, steps, the teacher's sampler.
         device: Where it runs.
-        others: Pipelines of smaller denoisers by their letters, see `target.others`.
+        others: Pipelines of smaller denoisers, or a Gaussian, by their letters, see `target.others`.
         example: A prompt that can be run, for what depends on no prompt: timesteps, costs, times.
         one_by_one: Whether the pipeline takes no lists of prompts, so that several are run one after another.
         tuned_on: Names of the objectives that the weights were tuned on, such as rewards.
@@ -119,6 +120,10 @@ class Model(ABC):
         """Count the cost tables of the denoiser, and of the smaller ones as they run in its place."""
         target, others = self.target, {}
         for letter, other in self.others.items():
+            if isinstance(other, Gaussian):
+                macs = other.macs * (2 if target.guidance > 1 else 1)
+                others[letter] = Costs(target.steps, {}, macs, {ROOT: 0}, weight_bytes=other.nbytes)
+                continue
             schedule = Schedule.from_dict(target.schedule(target.stitched(letter * target.steps)))
             denoiser = denoiser_of(other)
             with self.apply(schedule):
@@ -280,4 +285,7 @@ def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_schedule(model: Model, parts: Mapping[str, Any]) -> Schedule:
     """The complete schedule of parts that a space decoded; without parts it is the teacher itself."""
-    return Schedule.from_dict(model.target.schedule(parts))
+    schedule = Schedule.from_dict(model.target.schedule(parts))
+    names = schedule.models.names if schedule.models else ()
+    given = {letter: other for letter, other in model.others.items() if letter in names and isinstance(other, Gaussian)}
+    return schedule.with_tensors({k: v for letter, other in given.items() for k, v in other.tensors(letter).items()})

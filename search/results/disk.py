@@ -27,40 +27,6 @@ def check_writable(root: Path) -> None:
         raise ValueError(f"runs={root}: nothing can be written to {existing}; type runs=<another folder>")
 
 
-def write_atomically(path: Path, content: bytes | str, previous: Path | None = None) -> None:
-    """Write a file completely or not at all: a process killed here leaves the old file as it was.
-
-    The content is on the disk when this returns. `previous` is where the old file is moved to, if it is to be kept.
-    """
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    try:
-        with temporary.open("xb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:  # the disk is full: what is half written only takes more of it
-        temporary.unlink(missing_ok=True)
-        raise
-    if previous is not None and path.exists():
-        path.replace(previous)
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk too, where folders can be opened."""
-    try:
-        number = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        with suppress(OSError):
-            os.fsync(number)
-    finally:
-        os.close(number)
-
-
 @contextmanager
 def locked_run_folder(folder: Path) -> Iterator[None]:
     """Lock a run folder until the block or the process ends; ValueError if another process has the lock."""

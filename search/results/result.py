@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.files import read_regular_file
+from search.files import read_regular_file, write_atomically
 from search.pareto.certificates import MissCount
-from search.results.disk import write_atomically
 from search.results.folder import MAX_PICTURE_BYTES, TENSORS, picture_row, read_row, slug
 from search.results.front import FILE, REMEDY, load_schedule, read_front, resume_command
 from search.results.scores import Score

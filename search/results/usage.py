@@ -4,17 +4,20 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from search.schedule.parts.gaussian import GAUSSIAN
+
 
 def apply_arguments(letters: Iterable[str]) -> str:
-    """The arguments of `schedule.apply(…)`: the pipeline, and those of the other denoisers, by their letters."""
+    """The arguments of `schedule.apply(…)`: the pipeline, and those that have to be given, by their letters."""
     models = ", ".join(f'"{letter}": pipe_{letter}' for letter in letters)
     return f"pipe, models={{{models}}}" if models else "pipe"
 
 
 def usage_snippet(file: str, models: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
     """Lines of Python that run a pipeline with a schedule file; `models` is `models.names` of the schedule."""
+    models = {letter: part for letter, part in (models or {}).items() if part["class"] != GAUSSIAN}
     loading = []
-    for letter, part in (models or {}).items():
+    for letter, part in models.items():
         text = part.get("name") or part["class"]  # of a file: on one line it stays a comment
         name = "".join(c for c in " ".join(text.split()) if c.isprintable())
         loading.append(f"pipe_{letter} = DiffusionPipeline.from_pretrained(...)  # {name}")
@@ -24,6 +27,6 @@ def usage_snippet(file: str, models: Mapping[str, Mapping[str, Any]] | None = No
         "pipe = DiffusionPipeline.from_pretrained(...)",
         *loading,
         f"schedule = Schedule.load({json.dumps(file, ensure_ascii=False)})",
-        f"handle = schedule.apply({apply_arguments(models or {})})",
+        f"handle = schedule.apply({apply_arguments(models)})",
         'image = pipe("a prompt", **schedule.call).images[0]',
     ]

@@ -116,7 +116,8 @@ class Document(Part):
     @property
     def tensor_groups(self) -> list[TensorGroup]:
         """What the parts have in the tensors file beside the schedule."""
-        return [self.corrections.tensors] if self.corrections else []
+        corrections = [self.corrections.tensors] if self.corrections else []
+        return corrections + (self.models.tensors if self.models and self.at else [])
 
     @property
     def batched_steps(self) -> list[range]:

@@ -1,7 +1,6 @@
 """The Schedule: how a diffusion model is run, as a small file."""
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from search.files import write_atomically
 from search.schedule.apply.corrections import Affine, affine_corrections, reused_steps
 from search.schedule.apply.handle import Handle, apply_document
 from search.schedule.bounded_file import read_bounded
@@ -127,8 +127,8 @@ class Schedule:
                 part = group.field.rpartition(".")[0]
                 raise ScheduleError(f"{path}: this schedule's {part} were not read, so they cannot be saved")
         if groups:
-            _write(tensors_path(path), serialise(self.tensors))
-        _write(path, (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode())
+            write_atomically(tensors_path(path), serialise(self.tensors))
+        write_atomically(path, (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode())
         return path
 
     def apply(
@@ -345,6 +345,10 @@ class Schedule:
             return Schedule(self.document, every)
         return Schedule.from_dict(parts | {"corrections": corrections.model_dump()}, every)
 
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Schedule":
+        """The same schedule with those of these tensors that its parts name."""
+        return Schedule(self.document, {**self.tensors, **tensors}) if tensors else self
+
     def with_sampler(self, sampler: Mapping[str, Any]) -> "Schedule":
         """The same schedule with another sampler part, and without scores and certificate."""
         parts = {k: v for k, v in self.to_dict().items() if k not in MEASURED}
@@ -372,13 +376,3 @@ class Schedule:
 
     def __repr__(self) -> str:
         return f"Schedule({self.tree.model_class}, steps={self.steps}, {self.digest[:15]})"
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all, to the disk."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)

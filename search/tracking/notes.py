@@ -87,7 +87,8 @@ def _head(result: Result, name: str) -> str:
 
 
 def _snippet(entry: Entry, export: str) -> list[str]:
-    models = entry.schedule.models.names if entry.schedule.models else {}
+    names = entry.schedule.models.names if entry.schedule.models else {}
+    models = [letter for letter, part in names.items() if not part.is_gaussian]
     return [
         f"`{export}`",
         "",

@@ -19,7 +19,7 @@ from search.schedule.apply.injection import Injection
 from search.schedule.apply.linear_solver import LinearSolver
 from search.schedule.apply.pipeline_call import PipelineCall
 from search.schedule.apply.scheduler import plan_scheduler
-from search.schedule.apply.stitch import DenoiserSwitch
+from search.schedule.apply.stitch import DenoiserSwitch, gaussians_of
 from search.schedule.apply.stores import Correction, HalvedStore, MemoryMeter, Store, StoreWithoutPlan
 from search.schedule.document import Document
 from search.schedule.errors import ScheduleError
@@ -102,7 +102,8 @@ def resolve_run(
     tree = Tree.of(experts[0], Contract.from_dict(given) if (given := document.model.contract) else None)
     check_model(document, experts[0], tree, strict)
     parts, at = document.models, document.at
-    stitch = DenoiserSwitch.of(at, parts.names, models or {}, pipe, strict) if parts and at else None
+    given = {**gaussians_of(at, tensors), **(models or {})}
+    stitch = DenoiserSwitch.of(at, parts.names, given, pipe, strict) if parts and at else None
     for other in stitch.denoisers.values() if stitch else ():
         check_free(other)
     layer_bits = tuple(LayerBits(document.bits, expert, bits) for expert in experts)
@@ -117,6 +118,8 @@ def resolve_run(
     clock, memory = Clock(partial(PipelineCall.find, weak_pipe), None if stepwise else FiniteCheck()), MemoryMeter()
     solver, injection = solver or _solver(document), _injection(document)
     scheduler = _scheduler(document, pipe.scheduler, clock, solver, injection)
+    if stitch:
+        stitch.timesteps = lambda: scheduler.timesteps[clock.begin :].tolist()
     batched = [] if stepwise else document.batched_steps
     return ResolvedRun(
         pipe=weak_pipe,

@@ -10,15 +10,19 @@ not a derivative in time. A switch is a barrier: values from before it are not r
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
+from search.schedule.apply.gaussian import Gaussian, GaussianDenoiser
 from search.schedule.errors import ScheduleError
 from search.schedule.model.identity import denoiser_of, fingerprint
+from search.schedule.noise import Noise
+from search.schedule.parts.gaussian import GAUSSIAN
 from search.schedule.plan.tokens import OWN
+from search.schedule.tensors import digest_of
 
 # Entries of a denoiser's configuration that concern latents, text states and the pipeline.
 LATENTS = ("in_channels", "out_channels")
@@ -51,11 +55,15 @@ class NamedDenoiser(Protocol):
 
 @dataclass
 class DenoiserSwitch:
-    """The other denoisers of a run: `at` [T] is a letter per step, `calls` how often each of them ran."""
+    """The other denoisers of a run: `at` [T] is a letter per step, `calls` how often each of them ran.
+
+    `timesteps` gives those of the run's steps, which a Gaussian needs.
+    """
 
     at: str
     denoisers: Mapping[str, nn.Module]
     calls: dict[str, int] = field(default_factory=dict)
+    timesteps: Callable[[], Sequence[float]] = tuple
 
     @classmethod
     def of(
@@ -66,7 +74,7 @@ class DenoiserSwitch:
         Args:
             at: The letter of the denoiser of each step [T].
             names: The entries of the schedule file, by letter.
-            given: Pipelines or denoisers, by letter.
+            given: Pipelines, denoisers or Gaussians, by letter.
             pipe: The pipeline that runs.
             strict: False accepts another resolution or configuration of the same class.
 
@@ -79,6 +87,11 @@ class DenoiserSwitch:
             if letter not in given:
                 raise ScheduleError(_missing(letter, at, names[letter], given))
             source = given[letter]
+            if isinstance(source, Gaussian):
+                _check_gaussian(letter, source, names[letter])
+                noise = Noise.of_scheduler(pipe.scheduler)
+                denoisers[letter] = GaussianDenoiser(source, denoiser_of(pipe), noise, f"models.names.{letter}")
+                continue
             denoisers[letter] = source if isinstance(source, nn.Module) else denoiser_of(source)
             _check_named(letter, denoisers[letter], names[letter], strict)
             _check_interface(letter, denoisers[letter], denoiser_of(pipe), strict)
@@ -87,7 +100,10 @@ class DenoiserSwitch:
 
     def denoiser(self, step: int) -> nn.Module | None:
         """The denoiser that runs instead of the pipeline's own, or None."""
-        return self.denoisers.get(self.at[step])
+        denoiser = self.denoisers.get(self.at[step])
+        if isinstance(denoiser, GaussianDenoiser):
+            denoiser.timestep = float(self.timesteps()[step])
+        return denoiser
 
     def count(self, step: int) -> None:
         """Count a call of the denoiser of this step."""
@@ -95,7 +111,28 @@ class DenoiserSwitch:
             self.calls[letter] += 1
 
 
+def gaussians_of(at: str, tensors: Mapping[str, Tensor]) -> dict[str, Gaussian]:
+    """The Gaussians that a tensors file has for the steps, by letter."""
+    found = {letter: Gaussian.read(letter, tensors) for letter in sorted(set(at) - {OWN})}
+    return {letter: gaussian for letter, gaussian in found.items() if gaussian is not None}
+
+
+def _check_gaussian(letter: str, gaussian: Gaussian, part: NamedDenoiser) -> None:
+    digest = digest_of(gaussian.tensors(letter))
+    if part.class_name != GAUSSIAN or part.fingerprint != digest:
+        raise ScheduleError(
+            f"models.names.{letter} is a {part.class_name} with fingerprint {part.fingerprint!r}, but the Gaussian "
+            f"that is given has {digest!r}: it was fitted to other pictures; leave it out, the schedule's own is in its "
+            ".safetensors file"
+        )
+
+
 def _missing(letter: str, at: str, part: NamedDenoiser, given: Mapping[str, Any]) -> str:
+    if part.class_name == GAUSSIAN:
+        return (
+            f"the numbers of models.names.{letter}, a {GAUSSIAN}, were not read; load the schedule from its file with "
+            "Schedule.load(path), the .safetensors beside it"
+        )
     given_letters = f"models has only {', '.join(map(repr, given))}; " if given else ""
     return (
         f"this schedule runs {part.name or 'another'} ({part.class_name}) as {letter} at {at.count(letter)} of "

@@ -7,8 +7,10 @@ from pydantic import Field
 from search.schedule.errors import ScheduleError
 from search.schedule.model.contracts import Contract
 from search.schedule.model.nodes import MAX_BLOCKS, Tree
+from search.schedule.parts.gaussian import GAUSSIAN, gaussian_tensors
 from search.schedule.parts.part import Name, Part
 from search.schedule.plan.tokens import MAX_STEPS, OWN
+from search.schedule.tensors import TensorGroup
 
 
 class ModelPart(Part):
@@ -34,11 +36,18 @@ class ModelPart(Part):
 class OtherPart(ModelPart):
     """Another denoiser, which is given when the schedule is applied: `apply(pipe, models={"S": small_pipe})`.
 
+    One of the class GaussianDenoiser is in the tensors file, and its fingerprint is the digest of these tensors.
+
     Attributes:
         name: A name for people.
     """
 
     name: str = Field(default="", max_length=200)
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether it is the distribution of final latents instead of a network."""
+        return self.class_name == GAUSSIAN
 
 
 class ModelsPart(Part):
@@ -56,6 +65,12 @@ class ModelsPart(Part):
     def is_off(self) -> bool:
         """Whether the pipeline's own denoiser runs at every step."""
         return set(self.at) == {OWN}
+
+    @property
+    def tensors(self) -> list[TensorGroup]:
+        """What the denoisers that run have in the tensors file."""
+        used = sorted(set(self.at) - {OWN})
+        return [gaussian_tensors(k, part.fingerprint) for k in used if (part := self.names[k]).is_gaussian]
 
     def normal(self) -> dict[str, Any]:
         """The normal form: without names that no step uses."""
@@ -77,4 +92,5 @@ def check_models(models: ModelsPart, steps: int) -> None:
                 f"models.at is {letter!r} at step {step}, which models.names lacks; there are {letters}"
             )
     for part in models.names.values():
-        part.tree()
+        if not part.is_gaussian:
+            part.tree()
