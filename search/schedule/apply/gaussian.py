@@ -1,7 +1,7 @@
 """The denoiser of a Gaussian: what a perfect denoiser would predict if final latents were normally distributed.
 
-At high noise a trained denoiser does little more than that (arXiv:2412.09726), so its first calls can be saved. The mean
-and the largest principal components of the model's own final latents give the first steps for nothing.
+At high noise a trained denoiser does little more than that (arXiv:2412.09726), so its first calls can be saved. The
+mean and the largest principal components of the model's own final latents give the first steps for nothing.
 """
 
 import math
@@ -43,7 +43,7 @@ class Gaussian:
         _, scales, basis = torch.linalg.svd(rows - mean, full_matrices=False)
         rank = min(rank, len(rows) - 1)
         values = scales[:rank].square() / max(len(rows) - 1, 1)
-        return cls(mean.view(latents.shape[1:]).float(), basis[:rank].half(), values.float())
+        return cls(mean.view(latents.shape[1:]).float(), basis[:rank].half().contiguous(), values.float())
 
     @classmethod
     def read(cls, letter: str, tensors: Mapping[str, Tensor]) -> "Gaussian | None":

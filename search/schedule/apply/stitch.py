@@ -122,8 +122,8 @@ def _check_gaussian(letter: str, gaussian: Gaussian, part: NamedDenoiser) -> Non
     if part.class_name != GAUSSIAN or part.fingerprint != digest:
         raise ScheduleError(
             f"models.names.{letter} is a {part.class_name} with fingerprint {part.fingerprint!r}, but the Gaussian "
-            f"that is given has {digest!r}: it was fitted to other pictures; leave it out, the schedule's own is in its "
-            ".safetensors file"
+            f"that is given has {digest!r}: it was fitted to other pictures; leave it out, the schedule's own is in "
+            "its .safetensors file"
         )
 
 
