@@ -7,40 +7,31 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from search.profile.target import Target
-from search.schedule.parts.gaussian import GAUSSIAN
 from search.schedule.plan.tokens import OWN
 from search.spaces.base import Space
 from search.spaces.gene import Gene
 
 GRANULARITIES = ("switch", "step")
 PERCENT = range(10, 101, 10)
-GAUSSIAN_SHARE = 0.6  # of the steps, at most
-GAUSSIAN_PERCENT = (10, 20, 30, 40, 50)
 
 
 @dataclass(frozen=True)
 class StitchSpace(Space):
-    """The first steps on a small denoiser, T-Stitch (arXiv:2402.14167), or on none at all.
-
-    A small denoiser must share latents and text states. With `gaussian` the first steps may be those of the
-    distribution of the model's own final latents, which costs nothing (arXiv:2412.09726): before the search it is
-    fitted to 64 runs of the model.
+    """The first steps on a small denoiser, T-Stitch (arXiv:2402.14167); both must share latents and text states.
 
     Granularities:
 
     - `switch` (default): one gene for each smaller denoiser, the number of the teacher's steps after which it no longer
-      runs. Of several the smallest runs first, and each continues where the one before ends. The Gaussian is the
-      smallest, for at most 60 % of the steps.
+      runs. Of several the smallest runs first, and each continues where the one before ends.
     - `step`: one gene per step, the large denoiser or one of the smaller ones.
 
     T-Stitch's fractions are rows of both. Each gene has an effect alone, so that tables can be measured.
 
     Args:
         granularity: See above.
-        gaussian: In how many directions the Gaussian's latents vary; 0 for none.
 
     Raises:
-        ValueError: The granularity is unknown, or the rank of the Gaussian is negative.
+        ValueError: The granularity is unknown.
 
     Example:
         >>> from search.profile.target import Target
@@ -56,7 +47,6 @@ class StitchSpace(Space):
     """
 
     granularity: Literal["switch", "step"] = "switch"
-    gaussian: int = 0
     key: ClassVar[str] = "stitch"
     stage: ClassVar[int] = 1  # on the moved steps, before spaces that decide what runs inside of them
     additive: ClassVar[bool] = True
@@ -67,15 +57,6 @@ class StitchSpace(Space):
                 f"granularity {self.granularity!r} is unknown; choose from {', '.join(GRANULARITIES)}, for "
                 "example space.stitch.granularity=step"
             )
-        if type(self.gaussian) is not int or self.gaussian < 0:
-            raise ValueError(
-                f"gaussian is {self.gaussian!r}; it is the number of directions in which final latents vary, 0 for no "
-                "Gaussian, for example space.stitch.gaussian=32"
-            )
-
-    @property
-    def gaussian_rank(self) -> int:
-        return self.gaussian
 
     def genes(self, target: Target) -> list[Gene]:
         """The genes of the granularity.
@@ -83,59 +64,38 @@ class StitchSpace(Space):
         Raises:
             ValueError: The model has no smaller denoiser (`model.small=`).
         """
-        if not target.others:
+        if not target.networks:
             raise ValueError(
                 f"model={target.name} has no smaller denoiser at hand; type model.small=<folder or hub id of a "
-                "pipeline with the same latents and text encoder>, for the bundled pixart model.small=pixart_small; or "
-                "+space=teleport, which needs none"
+                "pipeline with the same latents and text encoder>, for the bundled pixart model.small=pixart_small"
             )
-        steps, gaussians = target.reference, self._gaussians(target)
+        steps = target.reference
         if self.granularity == "switch":
-            return [
-                Gene(
-                    f"until@{name}",
-                    1 + (int(GAUSSIAN_SHARE * steps) if name in gaussians else steps),
-                    group=f"step after {name}",
-                )
-                for name in target.others
-            ]
-        levels = 1 + len(target.others)
+            return [Gene(f"until@{name}", steps + 1, group=f"step after {name}") for name in target.networks]
+        levels = 1 + len(target.networks)
         return [Gene(f"model@{t}", levels, step=t, ordered=False) for t in range(steps)]
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
-        """The models part; `{}` where the large denoiser runs throughout."""
-        levels, others = np.asarray(x, dtype=np.int64).tolist(), list(target.others)
+        """The models part; `{}` where the large denoiser runs throughout. Steps of a Gaussian stay its own."""
+        levels, others = np.asarray(x, dtype=np.int64).tolist(), target.networks
         if self.granularity == "step":
-            return target.stitched("".join([OWN, *others][levels[at]] for at in target.at))
-        ends = dict(zip(others, levels, strict=True))
-        return target.stitched("".join(next((n for n, end in ends.items() if at < end), OWN) for at in target.at))
+            letters = [[OWN, *others][levels[at]] for at in target.at]
+        else:
+            ends = dict(zip(others, levels, strict=True))
+            letters = [next((n for n, end in ends.items() if at < end), OWN) for at in target.at]
+        taken = target.models or OWN * target.steps
+        return target.stitched("".join(a if a != OWN else b for a, b in zip(taken, letters, strict=True)))
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
-        """T-Stitch's fractions of early steps on the smallest network, and the Gaussian for the first steps.
-
-        A fraction has step i where (i + 1) / T is within it.
-        """
-        letters, gaussians = list(target.others), self._gaussians(target)
-        rows: dict[tuple[str, int], str] = {}
-        networks = [letter for letter in letters if letter not in gaussians]
-        for percent in PERCENT if networks else ():
+        """T-Stitch's fractions of early steps on the smallest denoiser: step i where (i + 1) / T is within them."""
+        presets: dict[int, tuple[str, np.ndarray]] = {}
+        genes = len(self.genes(target))
+        for percent in PERCENT:
             if count := target.reference * percent // 100:
-                rows.setdefault((networks[0], count), f"T-Stitch {percent} %")
-        for letter in gaussians:
-            for percent in GAUSSIAN_PERCENT:
-                if count := target.reference * percent // 100:
-                    rows.setdefault((letter, count), f"Gaussian for {count} step{'s' * (count > 1)}")
-        return {name: self._row(letters.index(letter), count, target) for (letter, count), name in rows.items()}
-
-    def _row(self, number: int, count: int, target: Target) -> np.ndarray:
-        """The row that runs another denoiser for the first steps."""
-        x = np.zeros(len(self.genes(target)), dtype=np.int64)
-        if self.granularity == "switch":
-            x[number] = count
-        else:
-            x[:count] = number + 1
-        return x
-
-    @staticmethod
-    def _gaussians(target: Target) -> list[str]:
-        return [letter for letter, part in target.others.items() if part["class"] == GAUSSIAN]
+                x = np.zeros(genes, dtype=np.int64)
+                if self.granularity == "switch":
+                    x[0] = count
+                else:
+                    x[:count] = 1
+                presets.setdefault(count, (f"T-Stitch {percent} %", x))
+        return dict(presets.values())

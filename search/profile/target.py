@@ -10,6 +10,7 @@ import numpy as np
 from search.profile.input_ranges import InputRanges
 from search.schedule.model.nodes import Tree
 from search.schedule.noise import Noise
+from search.schedule.parts.gaussian import GAUSSIAN
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class Target:
     def reference(self) -> int:
         """Number of steps of the teacher's grid, which the genes are about."""
         return (self.teacher or self).steps
+
+    @property
+    def networks(self) -> list[str]:
+        """Letters of the smaller denoisers that are networks."""
+        return [letter for letter, part in self.others.items() if part["class"] != GAUSSIAN]
 
     @property
     def timesteps(self) -> list[float]:

@@ -14,12 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from search import Schedule
-from search.calibrate import gaussian
-from search.calibrate.gaussian import add_gaussian, fit_gaussian
 from search.calibrate.latency import fit_latency
 from search.calibrate.propose.beam import beam_rows
 from search.calibrate.propose.proposals import Proposals
-from search.config.settings import Config, Prompts
+from search.config.settings import Config
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.execute.jobs import Batch
 from search.evaluate.execute.prefix import step_keys
@@ -51,7 +49,6 @@ from tests.helpers.finished_search import made_result
 from tests.helpers.population import latents
 
 LARGE, SMALL = 3, 1  # blocks
-SETTINGS = Prompts(calibration=PROMPTS, held_out=PROMPTS, calibration_count=None, held_out_count=None, batch=16, seed=0)
 
 
 @cache
@@ -100,24 +97,6 @@ class TestWithAllThatRunsInside(StitchContract):
         return JointSpace([GuidanceSpace(), SkipSpace(), CacheSpace(), BitsSpace(), StitchSpace()])
 
 
-@cache
-def with_gaussian(rank: int = 3) -> Pipeline:
-    """A pair of models, and the Gaussian of the larger one."""
-    model = pair_model()
-    add_gaussian(model, rank, PROMPTS, SETTINGS, Path(mkdtemp()))
-    return model
-
-
-class TestGaussian(SpaceContract):
-    @staticmethod
-    def make_model() -> Pipeline:
-        return with_gaussian()
-
-    @pytest.fixture
-    def space(self) -> Space:
-        return JointSpace([TimestepsSpace(), CacheSpace("component"), GuidanceSpace(), StitchSpace(gaussian=3)])
-
-
 MODEL = pair_model()
 TARGET = MODEL.target
 COSTS = MODEL.costs()
@@ -163,63 +142,6 @@ def test_presets_are_the_published_rule(granularity, steps):
             expected[f"T-Stitch {percent} %"] = at
     assert found == expected
     assert len(found) == (6 if steps == 6 else 10)
-
-
-def test_the_gaussian_is_the_smallest_and_runs_at_most_three_of_five_steps():
-    target = with_gaussian().target
-    switch, step = StitchSpace(gaussian=3), StitchSpace("step", gaussian=3)
-    assert [(g.name, g.levels) for g in switch.genes(target)] == [("until@G", 4), ("until@S", 7)]
-    assert switch.decode([2, 4], target)["models"]["at"] == "GGSSLL"
-    assert switch.decode([3, 0], target)["models"]["at"] == "GGGLLL"
-    assert step.decode([1, 1, 2, 0, 0, 0], target)["models"]["at"] == "GGSLLL"
-    for space in (switch, step):
-        at = {name: space.decode(x, target)["models"]["at"] for name, x in space.presets(target).items()}
-        assert at["Gaussian for 1 step"] == "GLLLLL" and at["Gaussian for 3 steps"] == "GGGLLL"
-        assert at["T-Stitch 40 %"] == "SSLLLL" and len(at) == 9
-    alone = replace(target, others={"G": target.others["G"]})
-    assert set(switch.presets(alone)) == {"Gaussian for 1 step", "Gaussian for 2 steps", "Gaussian for 3 steps"}
-    with pytest.raises(ValueError, match="gaussian is -1; it is the number of directions .*space.stitch.gaussian=32"):
-        StitchSpace(gaussian=-1)
-    assert JointSpace([CacheSpace(), switch]).gaussian_rank == 3 and CacheSpace().gaussian_rank == 0
-
-
-def test_the_gaussian_is_that_of_the_models_own_final_latents_and_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(gaussian, "RUNS", 10)
-    model = pair_model()
-    fitted = fit_gaussian(model, 3, PROMPTS, 5, 4)
-    latents_ = model.sample(PROMPTS * 5, [30_005 + i for i in range(10)])
-    torch.testing.assert_close(fitted.mean, latents_.mean(0), rtol=1e-4, atol=1e-4)
-    add_gaussian(model, 3, PROMPTS, SETTINGS, tmp_path)
-    part, sampled = model.target.others["G"], []
-    monkeypatch.setattr(type(model), "sample", lambda *given, **more: sampled.append(given))
-    again = replace_others(model)
-    add_gaussian(again, 3, PROMPTS, SETTINGS, tmp_path)
-    assert again.target.others["G"] == part and not sampled and list(again.others) == ["G", "S"]
-    add_gaussian(again, 0, PROMPTS, SETTINGS, tmp_path / "nowhere")
-    (tmp_path / "gaussian.safetensors").write_bytes(b"nothing")
-    with pytest.raises(
-        ValueError, match="gaussian.safetensors is damaged; remove it, and the Gaussian is fitted again"
-    ):
-        add_gaussian(again, 3, PROMPTS, SETTINGS, tmp_path)
-
-
-def replace_others(model: Pipeline) -> Pipeline:
-    """The same model without its Gaussian, as a search that goes on finds it."""
-    model.others = {"S": model.others["S"]}
-    model.target = replace(model.target, others={"S": model.target.others["S"]})
-    return model
-
-
-def test_calls_of_the_gaussian_cost_its_two_products():
-    model = with_gaussian()
-    costs = model.costs()
-    schedule = to_schedule(model, model.target.stitched("GGLLLL"))
-    assert schedule.tensors and costs.macs(schedule) == 4 * costs.call_macs + 2 * costs.others["G"].call_macs
-    model.begin(["red apple"], [0])
-    with model.apply(schedule), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model.sample(["red apple"], [0])
-    assert counter.get_total_flops() // 2 == costs.macs(schedule)
-    assert costs.size(schedule) == costs.weight_bytes + model.others["G"].nbytes
 
 
 def test_genes_follow_the_step_where_the_grid_has_moved():
