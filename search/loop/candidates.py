@@ -9,6 +9,7 @@ import numpy as np
 from search.evaluate.evaluator import Evaluator
 from search.evaluate.execute.jobs import Job
 from search.evaluate.fit.corrections import Corrector
+from search.evaluate.fit.rounding import RoundingCorrector
 from search.models.base import Model, to_schedule
 from search.objectives.drift import Drift
 from search.schedule import Schedule
@@ -49,18 +50,28 @@ class CandidateBuilder:
     def corrected(self, schedule: Schedule, plain: Schedule) -> Schedule:
         """The schedule, or with `correct` the same corrected and then fitted, whichever drifts less.
 
+        Reused values are corrected first, then in the run with these corrections the outputs of rounded layers.
+
         `plain` is the schedule before its solver was fitted.
         """
-        if not self.correct or (corrected := self.corrector.fit(plain)) == plain:
+        if not self.correct:
             return schedule
+        reused = self.corrector.fit(plain)
+        both = self.rounding_corrector.fit(reused)
+        corrected = [each for each in dict.fromkeys((both, reused)) if each != plain]
         if self.refit and self.solvers_can_be_fitted:
-            corrected = self.evaluator.fit(corrected)
-        return min(corrected, schedule, key=self._mean_drift)
+            corrected = [self.evaluator.fit(each) for each in corrected]
+        return min(*corrected, schedule, key=self._mean_drift) if corrected else schedule
 
     @cached_property
     def corrector(self) -> Corrector:
         """Fits corrections of reused values on the first calibration prompts and their noise."""
         return Corrector(self.model, *self.evaluator.inputs[0])
+
+    @cached_property
+    def rounding_corrector(self) -> RoundingCorrector:
+        """Fits corrections of rounded layers on the same prompts."""
+        return RoundingCorrector(self.model, *self.evaluator.inputs[0])
 
     @cached_property
     def solvers_can_be_fitted(self) -> bool:

@@ -147,6 +147,7 @@ class Costs:
                 total += 2 * outputs * (schedule.steps or self.steps) - weight - bias
             else:
                 total += packed_bytes(form, outputs, inputs) - weight
+                total += 4 * outputs if name in schedule.corrected_layers else 0  # a factor and a summand in fp16
         return total
 
     @property

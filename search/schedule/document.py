@@ -116,8 +116,9 @@ class Document(Part):
     @property
     def tensor_groups(self) -> list[TensorGroup]:
         """What the parts have in the tensors file beside the schedule."""
-        corrections = [self.corrections.tensors] if self.corrections else []
-        return corrections + (self.models.tensors if self.models and self.at else [])
+        corrected = self.bits.corrected if self.bits and OWN in (self.at or OWN) else None
+        groups = [part.tensors for part in (self.corrections, corrected) if part]
+        return groups + (self.models.tensors if self.models and self.at else [])
 
     @property
     def batched_steps(self) -> list[range]:

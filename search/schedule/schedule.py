@@ -17,7 +17,7 @@ from search.schedule.document import FORMAT, Document, document_digest
 from search.schedule.errors import ScheduleError
 from search.schedule.model.identity import denoiser_of, model_part
 from search.schedule.model.nodes import Tree
-from search.schedule.parts.bits import FormatPart
+from search.schedule.parts.bits import CorrectedLayersPart, FormatPart
 from search.schedule.parts.certificate import CertificatePart
 from search.schedule.parts.corrections import SCALE, SHIFT, CorrectionsPart
 from search.schedule.parts.gates import ASK
@@ -209,6 +209,12 @@ class Schedule:
         return {layer: part.formats[name] for layer, name in part.layers.items()} if part else {}
 
     @property
+    def corrected_layers(self) -> Sequence[str]:
+        """The rounded layers whose outputs are corrected."""
+        part = self.document.bits
+        return part.corrected.layers if part and part.corrected else ()
+
+    @property
     def corrections(self) -> Mapping[str, Affine]:
         """The correction of the reused values of each node; {} where there are none, or they were not read."""
         return affine_corrections(self.document.corrections, self.tensors)
@@ -364,6 +370,25 @@ class Schedule:
         lists = {name: [list(span) for span in spans] for name, spans in ranges.items()}
         bits = parts.get("bits", {"formats": {}, "layers": {}}) | {"ranges": lists} | ({"at": list(at)} if at else {})
         return Schedule.from_dict(parts | {"bits": bits}, self.tensors)
+
+    def with_corrected_layers(self, tensors: Mapping[str, Tensor]) -> "Schedule":
+        """The same schedule with these corrections of its rounded layers, and without scores and certificate.
+
+        {} takes them away. `tensors` are `bits/<layer>.gain` and `bits/<layer>.offset` [outputs] of every corrected
+        layer, as `search.evaluate.fit.rounding` fits them.
+        """
+        parts = {k: v for k, v in self.to_dict().items() if k not in MEASURED}
+        if "bits" not in parts:
+            return self
+        bits = {k: v for k, v in parts["bits"].items() if k != "corrected"}
+        if not tensors:
+            return Schedule.from_dict(parts | {"bits": bits}, self.tensors)
+        rounded = {name: t.detach().to("cpu", torch.float16) for name, t in tensors.items()}
+        layers = sorted({name.removeprefix("bits/").rpartition(".")[0] for name in tensors})
+        corrected = CorrectedLayersPart(digest=digest_of(rounded), layers=layers)
+        check_tensors(rounded, [corrected.tensors])
+        every = {**self.tensors, **rounded}
+        return Schedule.from_dict(parts | {"bits": bits | {"corrected": corrected.model_dump()}}, every)
 
     def _replace(self, **parts: Any) -> "Schedule":
         return Schedule.from_dict(self.to_dict() | parts, self.tensors)

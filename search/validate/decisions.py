@@ -37,7 +37,10 @@ def list_decisions(schedule: "Schedule", evaluator: "Evaluator") -> Iterator[Dec
     parts = {k: v for k, v in schedule.to_dict().items() if k not in ("digest", "scores", "certificate", "made")}
     plain = {k: v for k, v in parts.items() if k != "corrections"}
     if "corrections" in parts:
-        yield Decision("part", "corrections", Schedule.from_dict(plain), None)
+        yield Decision("part", "corrections", Schedule.from_dict(plain, schedule.tensors), None)
+    if schedule.corrected_layers:
+        yield Decision("part", "corrections of rounded layers", schedule.with_corrected_layers({}), None)
+        plain = plain | {"bits": _less(plain["bits"], "corrected")}
     sampler = plain.get("sampler", {})
     if "coefficients" in sampler:
         table = {k: v for k, v in sampler.items() if k != "coefficients"}

@@ -457,7 +457,7 @@ class Candidates(CandidateBuilder):
         from search.evaluate.evaluator import Evaluator
 
         self.corrector, self.solvers_can_be_fitted, self.refit, self.correct = corrector, True, True, correct
-        self.evaluator = Evaluator.__new__(Evaluator)
+        self.evaluator, self.model = Evaluator.__new__(Evaluator), model
         self.evaluator.model, self.evaluator.inputs = model, [(corrector.prompts, corrector.seeds)]
         self.evaluator.teacher = model.sample(corrector.prompts, corrector.seeds)
         self.evaluator.latents = self.latents

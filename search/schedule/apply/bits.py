@@ -1,7 +1,7 @@
 """Layers at few bits: their formats, and installing and removing them on a denoiser."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusers.models.attention_processor import Attention
@@ -16,7 +16,7 @@ from search.schedule.apply.tables import TableHook, check_elided
 from search.schedule.apply.weights import weight_states
 from search.schedule.errors import ScheduleError
 from search.schedule.model.layers import PLAIN, is_layer, layers_of
-from search.schedule.parts.bits import BitsPart, FormatPart
+from search.schedule.parts.bits import BitsPart, FormatPart, correction_names
 from search.schedule.parts.formats import FORMATS
 
 BACKENDS = ("simulate", "torchao")
@@ -35,10 +35,13 @@ class LayerBits:
     and again within it where a parameter was replaced or converted since.
     """
 
-    def __init__(self, part: BitsPart | None, denoiser: nn.Module, backend: str) -> None:
+    def __init__(
+        self, part: BitsPart | None, denoiser: nn.Module, backend: str, tensors: Mapping[str, Tensor] | None = None
+    ) -> None:
         if backend not in BACKENDS:
             raise ScheduleError(f"bits={backend!r} is unknown; use schedule.apply(pipe, bits='simulate') or 'torchao'")
         self.part, self.denoiser, self.backend = part or BitsPart(formats={}, layers={}), denoiser, backend
+        self.corrections = _corrections(self.part, denoiser, backend, tensors or {})
         self.layers: dict[str, tuple[Any, FormatPart]] = {}
         self.rounded: list[RoundedLayer] = []
         self.tables: list[TableHook] = []
@@ -94,6 +97,7 @@ class LayerBits:
             else:
                 ranges = views[name] if form.per_step else self.part.ranges.get(name)
                 self.rounded.append(RoundedLayer(clock, name, form, ranges, self.backend))
+                self.rounded[-1].correction = self.corrections.get(name)
                 add(module, self.rounded[-1])
 
     def begin_run(self) -> None:
@@ -132,6 +136,33 @@ class LayerBits:
                 if layer.form.per_step:
                     layer.ranges = views[layer.name]
         step_ranges.go()
+
+
+def _corrections(
+    part: BitsPart, denoiser: nn.Module, backend: str, tensors: Mapping[str, Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Gain and offset of each corrected layer."""
+    if part.corrected is None:
+        return {}
+    if not part.corrected.tensors.names <= set(tensors):
+        raise ScheduleError(
+            "the corrections of this schedule's rounded layers were not read; load it from its file with "
+            "Schedule.load(path), the .safetensors beside it"
+        )
+    if backend != "simulate":
+        raise ScheduleError(
+            "bits.corrected scales the rows of rounded weights, which torchao's do not; use "
+            "schedule.apply(pipe, bits='simulate')"
+        )
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    modules = dict(denoiser.named_modules())
+    for layer in part.corrected.layers:
+        gain, offset = (tensors[name] for name in correction_names(layer))
+        outputs = len(modules[layer].weight) if is_layer(modules.get(layer)) else len(gain)
+        if len(gain) != outputs:
+            raise ScheduleError(f"bits/{layer}.gain has {len(gain)} numbers, and the layer has {outputs} outputs")
+        found[layer] = gain, offset
+    return found
 
 
 def _check_torchao(layer: str, name: str, form: FormatPart, module: Any) -> None:

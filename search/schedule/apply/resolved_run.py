@@ -106,7 +106,7 @@ def resolve_run(
     stitch = DenoiserSwitch.of(at, parts.names, given, pipe, strict) if parts and at else None
     for other in stitch.denoisers.values() if stitch else ():
         check_free(other)
-    layer_bits = tuple(LayerBits(document.bits, expert, bits) for expert in experts)
+    layer_bits = tuple(LayerBits(document.bits, expert, bits, tensors) for expert in experts)
     guidance, gates, stepwise = document.resolved_guidance, document.resolved_gates, keep is not None
     if gates and stepwise:
         raise ScheduleError(

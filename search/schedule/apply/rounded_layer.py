@@ -30,6 +30,9 @@ class RoundedLayer(PlannedHook):
         self.name, self.form, self.backend = name, form, backend
         self.ranges = ranges if form.static else None
         self.rounds_inputs = form.activation is not None and backend == "simulate"
+        self.correction: tuple[Tensor, Tensor] | None = None  # gain and offset [outputs]
+        self.fit: Callable[[Tensor, Tensor], Tensor] | None = None  # corrects the rounded output
+        self.offset: Tensor | None = None
         self.rounded: Tensor | None = None
         self.weight: nn.Parameter | None = None  # `rounded` as a parameter: torch.compile takes its memory as constant
         self.source: tuple[Any, ...] | None = None  # what it was rounded from
@@ -39,7 +42,11 @@ class RoundedLayer(PlannedHook):
         original = self.module.weight
         rounded = ROUNDED_WEIGHTS.get(original, self.form, self.backend, state)
         if self.rounded is not rounded:
-            self.rounded, self.weight = rounded, nn.Parameter(rounded, requires_grad=False)
+            self.rounded, weight = rounded, rounded
+            if self.correction is not None:  # a factor for each row, which stays on its grid
+                gain, self.offset = (each.to(rounded.device, rounded.dtype) for each in self.correction)
+                weight = rounded * gain.reshape(-1, *[1] * (rounded.ndim - 1))
+            self.weight = nn.Parameter(weight, requires_grad=False)
         self.source = _identity(original)
 
     def drop_weight(self) -> None:
@@ -66,12 +73,22 @@ class RoundedLayer(PlannedHook):
         value = args[0] if args else kwargs["input"]
         if self.weight is None:  # called alone, before the first run
             self.take_weight(*weight_states([module.weight]))
-        if self.rounds_inputs:
-            value = self._round_input(value)
+        given = self._round_input(value) if self.rounds_inputs else value
+        if self.fit is not None:
+            exact, rounded = (self._compute(*pair, None) for pair in ((value, module.weight), (given, self.weight)))
+            corrected = self.fit(rounded, exact)
+            bias = 0 if module.bias is None else module.bias[:, None, None] if self.picture else module.bias
+            return corrected + bias
+        bias = module.bias
+        if self.offset is not None:
+            bias = self.offset if bias is None else bias + self.offset
+        return self._compute(given, self.weight, bias)
+
+    def _compute(self, value: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         if self.picture:
-            picture: Tensor = module._conv_forward(value, self.weight, module.bias)
+            picture: Tensor = self.module._conv_forward(value, weight, bias)
             return picture
-        return linear(value, self.weight, module.bias)
+        return linear(value, weight, bias)
 
     def _round_input(self, value: Tensor) -> Tensor:
         """Round the input; the channels before and after a split each on a grid of their own.

@@ -56,7 +56,7 @@ class RoundedWeights:
 
 def _key(weight: nn.Parameter, form: FormatPart, backend: str) -> _Key:
     if backend == "simulate":  # inputs are rounded elsewhere
-        form = form.model_copy(update={"activation": None, "static": False})
+        form = form.model_copy(update={"activation": None, "static": False, "per_step": False})
     return id(weight), form, backend
 
 

@@ -111,7 +111,8 @@ def bits_words(part: dict[str, Any]) -> list[str]:
     count: dict[str, int] = {}
     for name in part["layers"].values():
         count[name] = count.get(name, 0) + 1
-    return [f"bits: {n} layers at {name}" for name, n in count.items()]
+    corrected = [f"bits: corrections of {len(part['corrected']['layers'])} layers"] if "corrected" in part else []
+    return [f"bits: {n} layers at {name}" for name, n in count.items()] + corrected
 
 
 def _models_words(schedule: Schedule) -> list[str]:

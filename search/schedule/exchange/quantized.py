@@ -43,6 +43,8 @@ def losses(schedule: Schedule) -> list[str]:
         for layer, form in schedule.bits.items()
         if form not in CLASSES
     ]
+    if schedule.corrected_layers:
+        lines.append(f"bits: {len(schedule.corrected_layers)} layers lose the correction of their outputs")
     return first_lines(lines) + unsupported_parts(schedule, ("bits",), REASON)
 
 

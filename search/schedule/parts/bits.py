@@ -1,12 +1,16 @@
 """The part of the file about number formats of layers."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from search.schedule.errors import ScheduleError
 from search.schedule.parts.part import MAX_ENTRIES, Finite, Name, Part
 from search.schedule.plan.tokens import MAX_STEPS
+from search.schedule.tensors import TensorGroup
 
 MAX_RANGE = 1e9  # of an activation
 
@@ -35,6 +39,42 @@ class FormatPart(Part):
     elided: bool = False
 
 
+class CorrectedLayersPart(Part):
+    """Layers whose outputs are corrected for what rounding does to them: gain * output + offset, per channel.
+
+    The second correction of CacheQuant (arXiv:2503.01323). The numbers are in the tensors file beside the schedule:
+    `bits/<layer>.gain` and `bits/<layer>.offset` [outputs] in fp16 of every corrected layer.
+
+    Attributes:
+        digest: `sha256:…` of these tensors as a file of their own.
+        layers: The corrected layers.
+    """
+
+    digest: str = Field(pattern="^sha256:[0-9a-f]{64}$")
+    layers: list[Name] = Field(min_length=1, max_length=MAX_ENTRIES)
+
+    @property
+    def tensors(self) -> TensorGroup:
+        """What the part has in the tensors file."""
+        names = frozenset(name for layer in self.layers for name in correction_names(layer))
+        return TensorGroup("bits.corrected.digest", self.digest, names, self._check)
+
+    def _check(self, tensors: Mapping[str, Tensor]) -> None:
+        for layer in self.layers:
+            gain, offset = (tensors[name] for name in correction_names(layer))
+            for name, tensor in zip(correction_names(layer), (gain, offset), strict=True):
+                if tensor.dim() != 1 or tensor.shape != gain.shape or tensor.dtype != torch.float16:
+                    raise ScheduleError(
+                        f"{name} is {list(tensor.shape)} in {tensor.dtype}; a corrected layer needs [outputs] in "
+                        "torch.float16, as many in gain and offset"
+                    )
+
+
+def correction_names(layer: str) -> tuple[str, str]:
+    """The names of a layer's gain and offset in the tensors file."""
+    return f"bits/{layer}.gain", f"bits/{layer}.offset"
+
+
 class BitsPart(Part):
     """Formats of linear layers and convolutions; a layer that is not named stays at full precision.
 
@@ -44,6 +84,7 @@ class BitsPart(Part):
         ranges: Least and greatest value of each static layer's input, or those of both sides of its split; of a layer
             with `per_step` those at the first timestep of `at`, at the second, and so on.
         at: The falling timesteps that ranges per step are of; between them they are interpolated in log-SNR.
+        corrected: Layers whose outputs are corrected for their rounding; null for none.
     """
 
     formats: dict[Name, FormatPart] = Field(max_length=100)
@@ -52,6 +93,7 @@ class BitsPart(Part):
         default={}, max_length=MAX_ENTRIES
     )
     at: list[Finite] = Field(default=[], max_length=MAX_STEPS)
+    corrected: CorrectedLayersPart | None = None
 
     @property
     def per_step(self) -> bool:
@@ -65,6 +107,8 @@ class BitsPart(Part):
         body = {"formats": formats, "layers": dict(self.layers)}
         if self.ranges:
             body["ranges"] = self.model_dump(mode="json")["ranges"]
+        if self.corrected:
+            body["corrected"] = {"digest": self.corrected.digest, "layers": sorted(self.corrected.layers)}
         return body | ({"at": list(self.at)} if self.per_step else {})
 
 
@@ -87,6 +131,9 @@ def check_bits(bits: BitsPart) -> None:
     for timestep, later in zip(bits.at, bits.at[1:], strict=False):
         if not timestep > later:
             raise ScheduleError(f"bits.at must fall strictly, but {timestep} is followed by {later}")
+    for layer in bits.corrected.layers if bits.corrected else ():
+        if layer not in bits.layers or bits.formats[bits.layers[layer]].elided:
+            raise ScheduleError(f"bits.corrected names {layer!r:.80}, which bits.layers does not round")
     for layer, ranges in bits.ranges.items():
         wanted = bits.formats[bits.layers[layer]] if layer in bits.layers else None
         if wanted is None or not wanted.static:
