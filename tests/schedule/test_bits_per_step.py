@@ -6,6 +6,7 @@ from itertools import chain, pairwise
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline
 
 import search
 from search import Schedule, ScheduleError
@@ -155,6 +156,34 @@ def test_where_nothing_was_measured_a_run_is_refused(toy):
     kept = reindex(found, sampler, {**sampler, "timesteps": [first, 300.0, 1.0]}).schedule
     assert kept.to_dict()["bits"] == found.to_dict()["bits"]
     assert torch.isfinite(toy.sample(*inputs(2))).all() and pipelines.traces(toy.denoiser) == []
+
+
+def test_a_run_from_a_picture_takes_the_ranges_of_its_own_steps(toy):
+    """Those of the three steps that it leaves out have no effect, on the pipeline's grid and on one of the schedule."""
+    parts = (None, None, None, toy.denoiser, toy.pipe.scheduler, None, None)
+    pipe = StableDiffusionImg2ImgPipeline(*parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.vae_scale_factor, (conditions, picture) = 8, inputs(2)
+    content = measured(toy, {CONV: FORMS[CONV]}).to_dict() | {"steps": 3}
+    content.pop("digest")
+    bits = content["bits"]
+    other = bits | {"ranges": {CONV: [[-0.1, 0.1]] * 3 + bits["ranges"][CONV][3:]}}
+    for sampler in ({}, {"sampler": {**toy.target.sampler, "timesteps": bits["at"][3:]}}):
+        latents = []
+        for each in (bits, other):
+            with Schedule.from_dict(content | {"bits": each} | sampler).apply(pipe):
+                latents.append(
+                    pipe(
+                        prompt_embeds=conditions,
+                        negative_prompt_embeds=torch.zeros_like(conditions),
+                        image=picture,
+                        num_inference_steps=STEPS,
+                        strength=0.5,
+                        output_type="latent",
+                        generator=torch.Generator().manual_seed(0),
+                    ).images
+                )
+        assert torch.equal(*latents)
 
 
 def test_where_the_plan_reuses_a_layer_its_range_is_between_those_around():

@@ -248,8 +248,8 @@ class Handle:
         """Those of the current run, without the first ones where it begins later, from a picture."""
         scheduler = self.run.scheduler
         timesteps: list[float] = scheduler.timesteps.tolist()
-        planned = len(timesteps) - getattr(scheduler, "planned_steps", len(timesteps))
-        return timesteps[self.clock.begin or planned or getattr(scheduler, "begin_index", None) or 0 :]
+        left_out = max(0, len(timesteps) - getattr(scheduler, "schedule_steps", len(timesteps)))
+        return timesteps[self.clock.begin or left_out or getattr(scheduler, "begin_index", None) or 0 :]
 
     def _add(self, module: nn.Module, hook: PlannedHook) -> None:
         add_hook(module, hook)

@@ -76,6 +76,8 @@ def plan_scheduler(
     plan.install()
     if timesteps is not None:
         planned.planned_steps = len(timesteps)
+    if steps is not None:
+        planned.schedule_steps = steps
     for name in SAVING:  # what is saved is the pipeline's own
         if hasattr(scheduler, name):
             setattr(planned, name, getattr(scheduler, name))
