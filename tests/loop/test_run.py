@@ -82,7 +82,7 @@ def test_every_schedule_does_on_the_stock_pipeline_what_was_measured(finished):
     "arguments",
     [
         ["+space=[timesteps,solver,cache,skip,bits,guidance]", "objective=[drift,bops,size]", "engine=unsga3"],
-        ["+space=[cache,bits]", "space.bits.formats=[w8a8d]", "engine=anneal", "correct=true"],
+        ["+space=[timesteps,cache,bits]", "space.bits.formats=[w8a8d,w4a8t]", "engine=anneal", "correct=true"],
         ["+space=[timesteps,solver]", "engine=bayes", "refit=false"],
     ],
     ids=["all", "corrected", "bayes"],
