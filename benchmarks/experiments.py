@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from search.results.folder import read_front
+from search.results.front import read_front
 from search.results.result import first_of_each_kind
 
 ROOT = Path(__file__).parent.parent

@@ -1,7 +1,6 @@
 """The Gaussian of a model: the mean and the largest principal components of its own final latents."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -51,9 +50,7 @@ def add_gaussian(model: Model, rank: int, prompts: Sequence[str], settings: Prom
     else:
         gaussian = fit_gaussian(model, rank, prompts, settings.seed, settings.batch)
         write_atomically(file, serialise(gaussian.tensors(LETTER)))
-    model.others = {LETTER: gaussian, **{k: v for k, v in model.others.items() if k != LETTER}}
-    others = {k: v for k, v in model.target.others.items() if k != LETTER}
-    model.target = replace(model.target, others={LETTER: gaussian.part(LETTER), **others})
+    model.add_gaussian(LETTER, gaussian)
 
 
 def _read(file: Path) -> Gaussian:

@@ -15,6 +15,7 @@ from search.config.prompts import read_prompts
 from search.config.settings import Config, Prompts
 from search.models.base import Model, plain_arguments
 from search.schedule import Schedule
+from search.schedule.apply.stitch import gaussians_of
 
 HELD_OUT_SEED = 10_000  # added to seeds, so that held-out noise is never the calibration noise
 # Which option of the model an argument of the recorded pipeline call sets.
@@ -63,7 +64,15 @@ def open_schedule_and_model(
     schedule = schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
     name = model if isinstance(model, str) or model is None else model.name
     config = config_for_schedule(schedule, [] if name is None else [f"model={name}"])
-    return schedule, model_from_config(config) if model is None or isinstance(model, str) else model, config
+    loaded = model_from_config(config) if model is None or isinstance(model, str) else model
+    add_gaussians_of(schedule, loaded)
+    return schedule, loaded, config
+
+
+def add_gaussians_of(schedule: Schedule, model: Model) -> None:
+    """Let a model have the Gaussians of a schedule file, as it had them in the search."""
+    for letter, gaussian in gaussians_of(schedule.document.at, schedule.tensors).items():
+        model.add_gaussian(letter, gaussian)
 
 
 def title_of_schedule(schedule: Schedule | str | Path) -> str:

@@ -116,6 +116,12 @@ class Model(ABC):
         arguments = {"tensors": schedule.tensors, "models": self.others, **options}
         return apply_document(schedule.document, self.pipe, **arguments)
 
+    def add_gaussian(self, letter: str, gaussian: Gaussian) -> None:
+        """Let schedules run the Gaussian of final latents under this letter, in the place of one that it had."""
+        self.others = {letter: gaussian, **{k: v for k, v in self.others.items() if k != letter}}
+        others = {k: v for k, v in self.target.others.items() if k != letter}
+        self.target = replace(self.target, others={letter: gaussian.part(letter), **others})
+
     def costs(self) -> Costs:
         """Count the cost tables of the denoiser, and of the smaller ones as they run in its place."""
         target, others = self.target, {}

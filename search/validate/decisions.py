@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from search.schedule.parts.gaussian import GAUSSIAN
+
 if TYPE_CHECKING:
     from search.evaluate.evaluator import Evaluator
     from search.schedule import Schedule
@@ -77,6 +79,7 @@ def _part_decisions(plain: Parts, bare: Parts) -> Iterator[Decision]:
     """Whole parts, and of the part `bits` every format."""
     for part, words in PART_WORDS.items():
         if part in plain:
+            words = "first steps by a Gaussian" if part == "models" and _is_gaussian(plain[part]) else words
             yield Decision(
                 "part", words, _schedule_or_none(_less(plain, part)), _schedule_or_none(bare | {part: plain[part]})
             )
@@ -84,6 +87,10 @@ def _part_decisions(plain: Parts, bare: Parts) -> Iterator[Decision]:
         without = _less(plain, "bits") | _bits_part(plain["bits"], form, keep=False)
         alone = bare | _bits_part(plain["bits"], form, keep=True)
         yield Decision("mechanism", f"bits {form}", _schedule_or_none(without), _schedule_or_none(alone))
+
+
+def _is_gaussian(models: Parts) -> bool:
+    return all(part["class"] == GAUSSIAN for part in models["names"].values())
 
 
 def _plan_decisions(schedule: "Schedule", plain: Parts, bare: Parts) -> Iterator[Decision]:

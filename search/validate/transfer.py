@@ -100,13 +100,14 @@ def transfer(
     Raises:
         ValueError: There is nothing to verify against, or the schedule cannot be carried over.
     """
-    from search.config.load import config_for_schedule, prompts_from_config
+    from search.config.load import add_gaussians_of, config_for_schedule, prompts_from_config
     from search.schedule import Schedule
     from search.validate.repair import RepairSearch, carry_over
 
     schedule = schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
     limits = criteria_for(schedule, tolerance, criterion)
     calibration, held_out = prompts or prompts_from_config(config_for_schedule(schedule).prompts)
+    add_gaussians_of(schedule, model)
     moved = carry_over(schedule, model)
     verifier = Verifier(model, held_out, batch=batch, seed=seed, keep=True)
     on_message("calibration prompts")

@@ -63,7 +63,7 @@ def verify(
     Raises:
         ValueError: There is nothing to verify against, or an argument is out of range.
     """
-    from search.config.load import config_for_schedule, model_from_config
+    from search.config.load import add_gaussians_of, config_for_schedule, model_from_config
     from search.schedule import Schedule
 
     seed = 0
@@ -75,6 +75,7 @@ def verify(
         config = config_for_schedule(schedule, named)
         prompts, seed = (held_out_prompts(config), config.prompts.seed) if prompts is None else (prompts, 0)
         model = model_from_config(config) if model is None or isinstance(model, str) else model
+    add_gaussians_of(schedule, model)
     if settings.criterion is not None:
         noise = seeds or renewal_noise(samples, seed)
         return renew_certificate(

@@ -149,3 +149,7 @@ def test_a_searched_gaussian_is_exported_and_needs_no_other_pipeline(tmp_path, s
         assert handle.stats()["models"]["G"] > 0
     assert entry.held_out["drift"].value == pytest.approx(float(found.mean()), rel=1e-3)
     assert "models=" not in describe_search(result)
+    explanation = search.explain(file, tiny_model(steps=6), by=["part"])
+    assert [effect.name for effect in explanation.effects] == ["fitted solver", "first steps by a Gaussian"]
+    assert explanation.drift > 0 and explanation.effects[1].saved > 0.1
+    assert search.verify(file, tiny_model(steps=6), prompts=prompts).passed
