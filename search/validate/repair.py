@@ -44,7 +44,7 @@ def carry_over(schedule: Schedule, model: Model) -> Reindexed:
     new = old
     if schedule.steps is not None:
         share = target.steps / teacher_steps(schedule)
-        count = max(2, round(schedule.steps * share))
+        count = 1 if schedule.steps == 1 else max(2, round(schedule.steps * share))
         old = sampler if sampler and sampler.get("timesteps") else model.shorter(schedule.steps)
         new = respaced_sampler(old, count, model, schedule)
     moved = reindex(schedule, old, new, target.guidance, target.model)

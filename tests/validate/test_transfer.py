@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from search import Schedule
@@ -107,6 +107,7 @@ OTHERS = {steps: tiny_model(steps=steps) for steps in (2, 4, 13)}
 
 
 @settings(max_examples=40, deadline=None)
+@example(seed=2559, steps=2)  # one step, as what another one reused was folded into its row of the table
 @given(seed=st.integers(0, 2**32 - 1), steps=st.sampled_from(sorted(OTHERS)))
 def test_every_searched_schedule_carries_over(seed, steps):
     target, rng = HOME.target, np.random.default_rng(seed)
@@ -115,7 +116,8 @@ def test_every_searched_schedule_carries_over(seed, steps):
     schedule = Schedule.from_dict(target.schedule(SEARCHED.decode(x, target))).with_made({"call": dict(HOME.arguments)})
     found = carry_over(schedule, OTHERS[steps]).schedule
     assert Schedule.from_dict(found.to_dict()) == found
-    assert found.steps == max(2, round(schedule.steps * steps / 6)) == len(found.sampler["timesteps"])
+    wanted = 1 if schedule.steps == 1 else max(2, round(schedule.steps * steps / 6))
+    assert found.steps == wanted == len(found.sampler["timesteps"])
     own = schedule.sampler["timesteps"]
     assert own[0] + 1 >= found.sampler["timesteps"][0] and found.sampler["timesteps"][-1] > 0
 
