@@ -66,7 +66,7 @@ class SolverSpace(Space):
         [1, 2, 3]
     """
 
-    max_order: int = 3
+    max_order: int = 4
     stencils: tuple[str, ...] = STENCILS
     correctors: bool = True
     fit: bool = True

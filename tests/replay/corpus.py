@@ -35,7 +35,12 @@ SMALL = (
 )
 SEARCHES: Mapping[str, tuple[str, ...]] = {
     "pixart cache": ("+space=cache", "model=pixart"),
-    "pixart joint": ("+space=[timesteps,solver,guidance,stitch]", "model=pixart", "model.small=pixart_small"),
+    "pixart joint": (
+        "+space=[timesteps,solver,guidance,stitch]",
+        "space.solver.max_order=3",
+        "model=pixart",
+        "model.small=pixart_small",
+    ),
     "sd": ("+space=depth", "model=sd", "engine=nsga2"),
     "flux": ("+space=[timesteps,cache,gates]", "model=flux"),
     "dit": ("+space=[skip,bits]", "model=dit", "engine=nsga2", "initial=presets"),
