@@ -34,6 +34,8 @@ class SolverSpace(Space):
     - `form@t`: 1 extrapolates x0 (data), 2 the noise.
     - `stencil@t`: 1.. of `stencils`, see `search.solvers.table.SolverRule`.
     - `corrector@t`: 1 the next evaluation corrects where this step has led to, 2 it does not. No denoiser call.
+    - `relaxation@t`, `early@t`: 1.. of `relaxations` and of `early`, where these name any. They change a step by one
+      number each, where `fit` changes all; see `search.solvers.table.SolverRule`.
     - `fit`: 1 asks that the table be fitted by least squares to the teacher (OLSS, arXiv:2305.14677). `decode` gives
       the table before the fit; the evaluator fits it when the schedule runs (`wants_solver_fit`).
 
@@ -46,9 +48,11 @@ class SolverSpace(Space):
         stencils: Names of weights that steps can have.
         correctors: Whether there are genes of correctors.
         fit: Whether there is a gene that asks for a fitted table.
+        relaxations: Factors by which a slope can grow with the length of a step, within -1..1; none by default.
+        early: How far an output can be moved away from that of the first step, within -1..1; none by default.
 
     Raises:
-        ValueError: The order is out of range, or a stencil is unknown.
+        ValueError: The order is out of range, a stencil is unknown, or a relaxation or early weight is out of range.
 
     Example:
         >>> from search.profile.target import Target
@@ -70,6 +74,8 @@ class SolverSpace(Space):
     stencils: tuple[str, ...] = STENCILS
     correctors: bool = True
     fit: bool = True
+    relaxations: tuple[float, ...] = ()
+    early: tuple[float, ...] = ()
     key = "solver"
     stage = 1
 
@@ -82,6 +88,13 @@ class SolverSpace(Space):
                 f"stencils {unknown} are unknown; choose from {', '.join(STENCILS)}, for example "
                 "space.solver.stencils=[exact,midpoint]"
             )
+        for name in ("relaxations", "early"):
+            weights = tuple(float(weight) for weight in getattr(self, name))
+            object.__setattr__(self, name, weights)
+            if wrong := [weight for weight in weights if not 0 < abs(weight) <= 1]:
+                raise ValueError(
+                    f"{name} {wrong} are out of range; use -1 to 1 without 0, for example space.solver.{name}=[0.05]"
+                )
 
     def genes(self, target: Target) -> list[Gene]:
         """The genes of the class, for each of the teacher's steps, and `fit`.
@@ -153,7 +166,9 @@ class SolverSpace(Space):
 
     def _row(self) -> list[tuple[str, int, bool]]:
         row = [("order", self.max_order + 1, True), ("form", 3, False), ("stencil", len(self.stencils) + 1, False)]
-        return [*row, ("corrector", 3, False)] if self.correctors else row
+        row += [("corrector", 3, False)] if self.correctors else []
+        weights = (("relaxation", self.relaxations), ("early", self.early))
+        return row + [(name, len(values) + 1, False) for name, values in weights if values]
 
     def _table(self, x: np.ndarray, target: Target) -> list[list[int]]:
         """Genes of every step of the target's grid."""
@@ -163,14 +178,20 @@ class SolverSpace(Space):
 
     def _rules(self, x: np.ndarray, pipeline: tuple[SolverRule, ...], target: Target) -> tuple[SolverRule, ...]:
         rows = self._table(x, target)
-        return tuple(self._rule(rule, *row) if any(row) else rule for rule, row in zip(pipeline, rows, strict=True))
+        names = [name for name, _, _ in self._row()]
+        steps = [(rule, dict(zip(names, row, strict=True))) for rule, row in zip(pipeline, rows, strict=True)]
+        steps[0][1].update(relaxation=0, early=0)  # before the first step there is no output to compare with
+        return tuple(self._rule(rule, genes) if any(genes.values()) else rule for rule, genes in steps)
 
-    def _rule(self, rule: SolverRule, order: int, form: int, stencil: int, corrector: int = 0) -> SolverRule:
+    def _rule(self, rule: SolverRule, genes: Mapping[str, int]) -> SolverRule:
+        corrector = genes.get("corrector", 0)
         return SolverRule(
-            order or rule.order,
-            FORMS[form - 1] if form else rule.form,
-            self.stencils[stencil - 1] if stencil else rule.stencil,
+            genes["order"] or rule.order,
+            FORMS[genes["form"] - 1] if genes["form"] else rule.form,
+            self.stencils[genes["stencil"] - 1] if genes["stencil"] else rule.stencil,
             corrector == 1 if corrector else rule.corrector,
+            (0.0, *self.relaxations)[genes.get("relaxation", 0)],
+            (0.0, *self.early)[genes.get("early", 0)],
         )
 
     def _preset(self, name: str, rule: SolverRule, steps: int) -> np.ndarray:
@@ -180,7 +201,8 @@ class SolverSpace(Space):
             lowered = name.startswith("UniPC") or (steps < 15 and rule.stencil != "even")
             row = [min(rule.order, left) if lowered else rule.order]
             row += [1 + FORMS.index(rule.form), 1 + self.stencils.index(rule.stencil)]
-            rows.append([*row, 1 if rule.corrector else 2] if self.correctors else row)
+            row += [1 if rule.corrector else 2] if self.correctors else []
+            rows.append([*row, *[0] * (len(self._row()) - len(row))])
         return np.array([*np.ravel(rows), *([0] if self.fit else [])], dtype=np.int64)
 
 

@@ -87,6 +87,7 @@ class StepWeights:
                 f"sampler.sigmas reach {starts.max():g}; those of a flow lie in 0..1: use_flow_sigmas true"
             )
         alpha, sigma = noise.scales(starts)
+        self.scales_start = np.stack([alpha, sigma])  # [2, T]
         self.alpha_end, self.sigma_end = noise.scales(ends)
         self.place, self.place_end = noise.logsnr(starts), noise.logsnr(ends)
         self.conversions = self._conversions(starts)
@@ -176,9 +177,9 @@ class StepWeights:
 
     # The weights of one rule at one step
 
-    def predictor(self, i: int, order: int, form: str, stencil: str) -> np.ndarray:
+    def predictor(self, i: int, order: int, form: str, stencil: str, relaxation: float = 0.0) -> np.ndarray:
         """Weights of m[j] - m[i] for the past steps j after i."""
-        key = (i, order, form, stencil)
+        key = (i, order, form, stencil, relaxation)
         if key not in self.weights:
             nodes = self.place[self.past[i][:order]] - self.place[i]
             span = self.place_end[i] - self.place[i]
@@ -187,6 +188,7 @@ class StepWeights:
                 moments[1] = (span if stencil == "bh1" else moments[0]) * span / 2
             elif order == 3 and stencil == "midpoint":
                 moments[2] /= 2
+            moments[1:2] *= 1 + relaxation * span
             self.weights[key] = self._scaled(i, form, interpolated(nodes, moments)[1:])
         return self.weights[key]
 
@@ -224,24 +226,36 @@ class StepWeights:
         units = np.eye(size)
         rows = np.zeros((self.steps, size))
         data, noises = np.zeros((self.steps, size)), np.zeros((self.steps, size))
-        values = {"data": data, "noise": noises}
+        outputs = np.zeros((self.steps, size))  # e[0] .. as they are used
+        values = {"data": data, "noise": noises, "output": outputs}
         at = units[0]  # the state that step i starts from, corrected or not
         seen = units[0]  # the state that the denoiser saw at step i
         before, plain, last = at, at, None  # of the step before: its start, its transfer, and (order, rule)
         for i, rule in enumerate(rules):
             p, q, r, s = self.conversions[i]
-            data[i], noises[i] = p * seen + q * units[i + 1], r * seen + s * units[i + 1]
+            data[i], noises[i], outputs[i] = p * seen + q * units[i + 1], r * seen + s * units[i + 1], units[i + 1]
+            if i and rule.early:
+                self._move_from_first(i, rule.early, seen, values)
             if last is not None and last[1].corrector and self._moves(i - 1):
                 at = self._corrected(i - 1, last[0], last[1], plain, values[last[1].form], largest, at)
             order = min(rule.order, cap, self.highest(i, rule.stencil))
             while True:
-                plain, row = self._step(i, order, rule, at, before, values, units)
+                plain, row = self._step(i, order, rule, at, before, values)
                 if order == 1 or np.abs(row).max() <= largest:
                     break
                 order -= 1
             before, last = at, (order, rule)
             at = seen = rows[i] = row
         return SolverTable(rows[:, 0].copy(), rows[:, 1:].copy())
+
+    def _move_from_first(self, i: int, early: float, seen: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
+        """Replace what the denoiser gave at step i by what `SolverRule.early` makes of it."""
+        if not np.isfinite(self.place[[0, i]]).all():
+            return
+        for name in ("noise", "output"):
+            values[name][i] = (1 + early) * values[name][i] - early * values[name][0]
+        alpha, sigma = self.scales_start[:, i]
+        values["data"][i] = (seen - sigma * values["noise"][i]) / alpha
 
     def _moves(self, i: int) -> bool:
         """Whether step i and the next evaluation are apart, and at finite places."""
@@ -255,23 +269,20 @@ class StepWeights:
         at: np.ndarray,
         before: np.ndarray,
         values: Mapping[str, np.ndarray],
-        units: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The transfer of order 1, and what the rule makes of it."""
         form = rule.form if np.isfinite(self.place[i]) else "data"
         keep, take = self.first[form][i]
         plain = keep * at + take * values[form][i]
         if rule.stencil == "even":
-            state, output = self.even[i]
+            (state, output), outputs = self.even[i], values["output"]
             if self.again[i]:  # the step before once more, with the mean of both outputs
-                return plain, state * before + output * (units[i] + units[i + 1]) / 2
-            row = state * at
-            row[[j + 1 for j in self.past_even[i][:order]]] += np.multiply(EVEN[order - 1], output)
-            return plain, row
+                return plain, state * before + output * (outputs[i - 1] + outputs[i]) / 2
+            return plain, state * at + np.multiply(EVEN[order - 1], output) @ outputs[self.past_even[i][:order]]
         if order == 1:
             return plain, plain
-        m = values[rule.form]
-        return plain, plain + self.predictor(i, order, rule.form, rule.stencil) @ (m[self.past[i][1:order]] - m[i])
+        m, weights = values[rule.form], self.predictor(i, order, rule.form, rule.stencil, rule.relaxation)
+        return plain, plain + weights @ (m[self.past[i][1:order]] - m[i])
 
     def _corrected(
         self, i: int, order: int, rule: SolverRule, plain: np.ndarray, m: np.ndarray, largest: float, at: np.ndarray

@@ -61,6 +61,10 @@ class SolverRule:
         stencil: The weights, see above.
         corrector: Whether the next output corrects the state that this step led to, before the next step is made:
             UniPC's corrector (arXiv:2302.04867), which costs no denoiser call.
+        relaxation: The slope over log-SNR is taken times 1 + relaxation * step length, as USF does (arXiv:2312.07243);
+            without effect on order 1 and on the stencil `even`.
+        early: The noise that was predicted is moved away from the noise of the first step, to
+            (1 + early) * noise[i] - early * noise[0], before it is used; the stencil `even` does so to outputs.
 
     Raises:
         ValueError: The order, the form or the stencil is not one of those.
@@ -70,6 +74,8 @@ class SolverRule:
     form: str = "data"
     stencil: str = "exact"
     corrector: bool = False
+    relaxation: float = 0.0
+    early: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.order <= MAX_ORDER:

@@ -244,6 +244,45 @@ def test_the_error_falls_as_the_order_says(name, solved):
     assert abs(slope - order) < 0.3, (slope, errors)
 
 
+def test_a_relaxed_slope_is_another_solvers():
+    """USF (arXiv:2312.07243): DPM-Solver++ 2M is the exact second order with a relaxed slope."""
+    given = part(DPMSolverMultistepScheduler(final_sigmas_type="sigma_min"), 2)
+    begin, end = Noise.of(given).logsnr(given["sigmas"][1:])
+    step = begin - end  # of data prediction: with the sign reversed
+    factor = 0.5 * step * np.expm1(step) / (np.expm1(step) - step)
+    relaxed = SolverRule(2, relaxation=(factor - 1) / (end - begin))
+    found, expected = (compiled(given, [SolverRule(), rule]) for rule in (relaxed, SolverRule(2, stencil="midpoint")))
+    assert away(found, expected) < 1e-12
+    assert away(expected, compiled(given, [SolverRule(), SolverRule(2)])) > 1e-3
+
+
+@pytest.mark.parametrize("stencil", ["exact", "midpoint", "even"])
+def test_outputs_moved_from_the_first_are_what_the_plain_table_would_be_given(stencil):
+    given, weights = part(EulerDiscreteScheduler(), 6), (0.3, 0.1, -0.2, 0.0, 0.4, 0.2)
+    plain = compiled(given, [SolverRule(3, "noise", stencil)] * 6)
+    found = compiled(given, [SolverRule(3, "noise", stencil, early=c) for c in weights])
+    moves = np.diag([1.0, *(1 + c for c in weights[1:])])
+    moves[1:, 0] = -np.array(weights[1:])
+    assert np.allclose(found.outputs, plain.outputs @ moves, atol=1e-12) and np.allclose(found.state, plain.state)
+    data = compiled(given, [SolverRule(1, "data", early=c) for c in weights])
+    noise = compiled(given, [SolverRule(1, "noise", early=c) for c in weights])
+    assert away(data, noise) < 1e-12
+
+
+def test_a_weight_on_the_first_output_lowers_an_error_that_falls_with_the_noise_level(solved):
+    """The denoiser's outputs lean towards its first one, the less the less noise there is."""
+    (mixture, x, expected), noise, steps, errors = solved, Noise.of(BASE), 8, {}
+    sigmas = np.exp(np.linspace(6, -2, steps + 1))
+    given = BASE | {"timesteps": list(range(steps, 0, -1)), "sigmas": sigmas.tolist()}
+    for early in (0.0, 0.05, 0.1, 0.2, 0.4):
+        solver, y, outputs = LinearSolver(**compiled(given, [SolverRule(2, early=early)] * steps).part()), x, []
+        for i, (alpha, sigma) in enumerate(zip(*noise.scales(sigmas[:-1]), strict=True)):
+            outputs.append(mixture.epsilon(y, alpha, sigma))
+            y = solver.step(i, outputs[-1].lerp(outputs[0], 0.3 * (1 - i / steps)), y)
+        errors[early] = float((y - expected).norm())
+    assert min(errors, key=errors.__getitem__) > 0 and min(errors.values()) < 0.8 * errors[0.0], errors
+
+
 def test_the_mixture_knows_itself():
     one = Mixture(*(torch.tensor(v, dtype=torch.float64) for v in ([1.0], [[0.5, -1.0]], [0.7])))
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -133,6 +133,19 @@ def test_a_gene_changes_its_step_and_those_after_it():
     assert np.array_equal(found[:3], own[:3]) and not np.allclose(found[3:], own[3:])
 
 
+def test_relaxations_and_early_weights_are_genes_where_they_are_named():
+    space, plain = SolverSpace(relaxations=[-0.1, 0.1], early=[0.2]), SolverSpace()
+    assert [(g.name, g.levels) for g in space.genes(TARGET)[4:6]] == [("relaxation@0", 3), ("early@0", 2)]
+    assert set(space.presets(TARGET)) == set(plain.presets(TARGET))
+    for name, x in space.presets(TARGET).items():  # exact where both are off
+        assert np.array_equal(coefficients(space, x, TARGET), coefficients(plain, plain.presets(TARGET)[name], TARGET))
+    own = coefficients(space, row(space, TARGET, fit=1), TARGET)
+    for genes in ({"relaxation_2": 1}, {"relaxation_2": 2}, {"early_2": 1}):
+        found = coefficients(space, row(space, TARGET, **genes), TARGET)
+        assert np.array_equal(found[:2], own[:2]) and not np.allclose(found[2:], own[2:])
+    assert space.decode(row(space, TARGET, relaxation_0=1, early_0=1), TARGET) == {}  # the first step has no slope
+
+
 def test_genes_that_say_what_the_pipeline_does_are_off():
     space = SolverSpace()
     assert space.decode(row(space, TARGET, order_2=2, form_2=1, stencil_2=2, corrector_2=2), TARGET) == {}
@@ -235,6 +248,8 @@ def test_wrong_arguments_say_what_to_type():
         SolverSpace(max_order=5)
     with pytest.raises(ValueError, match=r"stencils \['evn'\] are unknown; choose from exact, midpoint, bh2, even"):
         SolverSpace(stencils=["exact", "evn"])
+    with pytest.raises(ValueError, match=r"early \[0.0, 2.0\] are out of range; use -1 to 1 without 0, for example sp"):
+        SolverSpace(early=[0, 2])
 
 
 @pytest.mark.parametrize(
