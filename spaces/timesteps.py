@@ -33,12 +33,16 @@ class TimestepsSpace(Space):
 
     sigma at a timestep is interpolated as diffusers does; the sigma after the last step stays the scheduler's own.
 
+    Where `rates` names any there is one more gene, `rate`: k places the slots that are not dropped on a curve of the
+    k-th rate (`exponential_timesteps`), to the nearest candidate, whatever `moved` says.
+
     Args:
         form: What the candidates are, see above.
         points: How many candidates there are in the form `sigma`, 10 to 10000.
+        rates: Rates of noise curves, each above 0 and at most 100; none by default.
 
     Raises:
-        ValueError: The form is unknown, or `points` is out of range.
+        ValueError: The form is unknown, or `points` or a rate is out of range.
 
     Example:
         >>> from search.profile.target import Target
@@ -57,6 +61,7 @@ class TimestepsSpace(Space):
 
     form: Literal["training", "sigma"] = "training"
     points: int = 400
+    rates: tuple[float, ...] = ()
     key: ClassVar[str] = "timesteps"
     stage: ClassVar[int] = 0
 
@@ -67,6 +72,9 @@ class TimestepsSpace(Space):
             )
         if not 10 <= self.points <= 10_000:
             raise ValueError(f"points {self.points} is out of range; use 10 to 10000: space.timesteps.points=400")
+        object.__setattr__(self, "rates", tuple(float(rate) for rate in self.rates))  # a YAML gives a list
+        if wrong := [rate for rate in self.rates if not 0 < rate <= 100]:
+            raise ValueError(f"rates {wrong} are out of range; use 0 to 100 without 0: space.timesteps.rates=[5,8]")
 
     def genes(self, target: Target) -> list[Gene]:
         """`dropped@i` and `moved@i` of each of the teacher's steps.
@@ -87,14 +95,12 @@ class TimestepsSpace(Space):
                 "use space.timesteps.form=training"
             )
         levels = len(self._candidates(target)) + 1
-        return [
+        genes = [
             gene
             for i in range(target.reference)
-            for gene in (
-                Gene(f"dropped@{i}", 2, step=i, ordered=False),
-                Gene(f"moved@{i}", levels, step=i),
-            )
+            for gene in (Gene(f"dropped@{i}", 2, step=i, ordered=False), Gene(f"moved@{i}", levels, step=i))
         ]
+        return [*genes, Gene("rate", len(self.rates) + 1, group="rate")] if self.rates else genes
 
     def decode(self, x: Sequence[int] | np.ndarray, target: Target) -> Mapping[str, Any]:
         """`steps` and the sampler part with its timesteps and sigmas; `{}` on the teacher's own grid.
@@ -103,7 +109,11 @@ class TimestepsSpace(Space):
         """
         teacher = np.array(target.sampler["timesteps"])
         candidates, nearest = self._candidates(target), self._nearest(target)
-        genes = np.asarray(x, dtype=np.int64).reshape(target.reference, 2)
+        row = np.asarray(x, dtype=np.int64)
+        if self.rates and (level := int(row[-1])):
+            count = max(FEWEST, int((row[: 2 * target.reference : 2] == 0).sum()))
+            row = self.encode_timesteps(exponential_timesteps(target.noise, count, self.rates[level - 1]), target)
+        genes = row[: 2 * target.reference].reshape(target.reference, 2)
         places: dict[float, float | None] = {}  # timestep -> its sigma where it is one of the teacher's
         for i, (dropped, moved) in enumerate(genes.tolist()):
             if not dropped and not moved:
@@ -135,16 +145,19 @@ class TimestepsSpace(Space):
                 continue
             candidate = int(np.abs(candidates - t).argmin())
             genes[slot] = [0, 1 + int(np.flatnonzero(nearest[slot] == candidate)[0])]
-        return genes.ravel()
+        return np.append(genes.ravel(), [0] * bool(self.rates)).astype(np.int64)
 
     def presets(self, target: Target) -> dict[str, np.ndarray]:
-        """Named spacings at several numbers of steps, to the nearest candidate."""
+        """Named spacings at several numbers of steps, to the nearest candidate, and curves of every rate."""
         rows = {}
         for count in dict.fromkeys(max(FEWEST, round(share * target.reference)) for share in SHARES):
             for name, timesteps in chain(spacings(target.noise, count), align_your_steps(target, count)):
                 x = self.encode_timesteps(timesteps, target)
                 if self.decode(x, target):
                     rows[f"{name}, {count} steps"] = x
+            for rate in self.rates:
+                x = self.encode_timesteps(exponential_timesteps(target.noise, count, rate), target)
+                rows[f"exponential {rate:g}, {count} steps"] = x
         return rows
 
     def propose(self, tables: Tables) -> list[np.ndarray]:
@@ -211,6 +224,26 @@ def spacings(noise: Noise, count: int) -> Iterator[tuple[str, np.ndarray]]:
 
     first, last = noise.sigma(total - 1), noise.sigma(least)
     yield "beta", noise.timestep(last + beta.ppf(1 - ramp, 0.6, 0.6) * (first - last))
+
+
+def exponential_timesteps(noise: Noise, count: int, rate: float) -> np.ndarray:
+    """Timesteps of a noise curve with a rate: HIR-Diff's exponential schedule (arXiv:2402.15865).
+
+    alpha² of step n of N is 1 - exp(-rate * n / N), with the last step first, stretched to 1e-3 .. 1. The higher the
+    rate, the more steps have little noise.
+
+    Args:
+        noise: The noise schedule of the pipeline.
+        count: The number of steps N.
+        rate: Above 0.
+
+    Returns:
+        Falling timesteps [N], fractional, within the training range.
+    """
+    levels = np.expm1(-rate * np.arange(count) / count) / np.expm1(-rate)
+    alphas = 1e-3 + (1 - 1e-3) * levels
+    timesteps = _timesteps(noise, np.sqrt((1 - alphas) / alphas))
+    return np.clip(timesteps, 1 if noise.kind == "flow" else 0, len(noise.sigmas) - 1)
 
 
 def align_your_steps(target: Target, count: int) -> Iterator[tuple[str, np.ndarray]]:

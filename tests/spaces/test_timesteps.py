@@ -27,6 +27,12 @@ class TestSigma(SpaceContract):
         return TimestepsSpace("sigma", points=50)
 
 
+class TestRates(SpaceContract):
+    @pytest.fixture
+    def space(self):
+        return TimestepsSpace(rates=[5])
+
+
 def vp_target(steps: int = 10, **config) -> Target:
     scheduler = DPMSolverMultistepScheduler(**config)
     timesteps, sigmas = scheduler_grid(scheduler, steps)
@@ -112,11 +118,29 @@ def test_a_preset_is_run_to_the_nearest_training_timestep():
             assert np.abs(np.array(found) - wanted).max() <= 1, name
 
 
+def test_a_rate_places_all_steps_on_its_curve():
+    """The levels of HIR-Diff's schedule, written as its cumulative products are: 20 steps at rate 8."""
+    target, space = vp_target(24), TimestepsSpace("sigma", points=4000, rates=[2, 8])
+    flipped = np.flip(1 - np.exp(-8 * np.arange(21) / 20))
+    expected = (flipped - flipped.min()) / (flipped.max() - flipped.min()) * (1 - 1e-3) + 1e-3
+    x = np.zeros(49, dtype=int)
+    x[[3, 9, 11]], x[[0, 2, 4, 6]], x[-1] = 7, 1, 2  # moved has no effect, and four of the steps are dropped
+    sigmas = np.array(space.decode(x, target)["sampler"]["sigmas"][:-1])
+    reached = np.sqrt(1 / expected[:0:-1] - 1)
+    assert np.log(sigmas) == pytest.approx(np.log(np.minimum(reached, target.noise.sigmas[-1])), abs=0.02)
+    x[-1] = 0
+    plain = TimestepsSpace("sigma", points=4000)
+    assert space.decode(x, target) == plain.decode(x[:-1], target)  # exact where it is off
+    assert {"exponential 2, 12 steps", "exponential 8, 6 steps"} <= set(space.presets(target))
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="form 'x' is unknown; choose from training, sigma: space.time"):
         TimestepsSpace("x")
     with pytest.raises(ValueError, match="points 3 is out of range; use 10 to 10000"):
         TimestepsSpace(points=3)
+    with pytest.raises(ValueError, match=r"rates \[0.0, 200.0\] are out of range; use 0 to 100 without 0: space.time"):
+        TimestepsSpace(rates=[0, 200])
     with pytest.raises(
         ValueError, match=r"needs at least 3 steps, model.steps is 2; .*\[skip,bits\].* use model.steps=3"
     ):
