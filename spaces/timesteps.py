@@ -229,8 +229,7 @@ def spacings(noise: Noise, count: int) -> Iterator[tuple[str, np.ndarray]]:
 def exponential_timesteps(noise: Noise, count: int, rate: float) -> np.ndarray:
     """Timesteps of a noise curve with a rate: HIR-Diff's exponential schedule (arXiv:2402.15865).
 
-    alpha² of step n of N is 1 - exp(-rate * n / N), with the last step first, stretched to 1e-3 .. 1. The higher the
-    rate, the more steps have little noise.
+    alpha² of step n of N is 1 - exp(-rate * n / N), stretched to 1e-3 .. 1: the higher, the more steps of little noise.
 
     Args:
         noise: The noise schedule of the pipeline.
@@ -243,7 +242,8 @@ def exponential_timesteps(noise: Noise, count: int, rate: float) -> np.ndarray:
     levels = np.expm1(-rate * np.arange(count) / count) / np.expm1(-rate)
     alphas = 1e-3 + (1 - 1e-3) * levels
     timesteps = _timesteps(noise, np.sqrt((1 - alphas) / alphas))
-    return np.clip(timesteps, 1 if noise.kind == "flow" else 0, len(noise.sigmas) - 1)
+    clipped: np.ndarray = np.clip(timesteps, 1 if noise.kind == "flow" else 0, len(noise.sigmas) - 1)
+    return clipped
 
 
 def align_your_steps(target: Target, count: int) -> Iterator[tuple[str, np.ndarray]]:
