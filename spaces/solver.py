@@ -36,6 +36,8 @@ class SolverSpace(Space):
     - `corrector@t`: 1 the next evaluation corrects where this step has led to, 2 it does not. No denoiser call.
     - `relaxation@t`, `early@t`: 1.. of `relaxations` and of `early`, where these name any. They change a step by one
       number each, where `fit` changes all; see `search.solvers.table.SolverRule`.
+    - `back@t`: 1.. the step starts from the state of as many steps before, less one (`single_step`): with 2 and 3 on
+      every second and third step, DPM-Solver 2S and 3S (arXiv:2206.00927), whose inner places are the steps between.
     - `fit`: 1 asks that the table be fitted by least squares to the teacher (OLSS, arXiv:2305.14677). `decode` gives
       the table before the fit; the evaluator fits it when the schedule runs (`wants_solver_fit`).
 
@@ -49,6 +51,7 @@ class SolverSpace(Space):
         correctors: Whether there are genes of correctors.
         fit: Whether there is a gene that asks for a fitted table.
         relaxations: Factors by which a slope can grow with the length of a step, within -1..1; none by default.
+        single_step: Whether there are genes `back@t`; not by default.
         early: How far an output can be moved away from that of the first step, within -1..1; none by default.
 
     Raises:
@@ -76,6 +79,7 @@ class SolverSpace(Space):
     fit: bool = True
     relaxations: tuple[float, ...] = ()
     early: tuple[float, ...] = ()
+    single_step: bool = False
     key = "solver"
     stage = 1
 
@@ -134,7 +138,7 @@ class SolverSpace(Space):
         pipeline, expressible, table = _pipeline_rules(target.sampler)
         rows = {}
         for name, rule in PRESETS.items():
-            if rule.order > self.max_order or rule.stencil not in self.stencils:
+            if rule.order > self.max_order or rule.stencil not in self.stencils or rule.back and not self.single_step:
                 continue
             if not self.correctors and any(pipeline_rule.corrector != rule.corrector for pipeline_rule in pipeline):
                 continue
@@ -168,7 +172,8 @@ class SolverSpace(Space):
         row = [("order", self.max_order + 1, True), ("form", 3, False), ("stencil", len(self.stencils) + 1, False)]
         row += [("corrector", 3, False)] if self.correctors else []
         weights = (("relaxation", self.relaxations), ("early", self.early))
-        return row + [(name, len(values) + 1, False) for name, values in weights if values]
+        row += [(name, len(values) + 1, False) for name, values in weights if values]
+        return [*row, ("back", 4, False)] if self.single_step else row
 
     def _table(self, x: np.ndarray, target: Target) -> list[list[int]]:
         """Genes of every step of the target's grid."""
@@ -192,6 +197,7 @@ class SolverSpace(Space):
             corrector == 1 if corrector else rule.corrector,
             (0.0, *self.relaxations)[genes.get("relaxation", 0)],
             (0.0, *self.early)[genes.get("early", 0)],
+            max(0, genes.get("back", 0) - 1),
         )
 
     def _preset(self, name: str, rule: SolverRule, steps: int) -> np.ndarray:
@@ -200,9 +206,15 @@ class SolverSpace(Space):
             left = steps - t  # diffusers lowers the last orders: UniPC's always, the others' of less than 15 steps
             lowered = name.startswith("UniPC") or (steps < 15 and rule.stencil != "even")
             row = [min(rule.order, left) if lowered else rule.order]
+            back = (
+                min(t % (rule.back + 1), rule.back) if left > 1 else 0
+            )  # of single-step solvers; the last is of order 1
+            row = [1 + back] if rule.back else row
             row += [1 + FORMS.index(rule.form), 1 + self.stencils.index(rule.stencil)]
             row += [1 if rule.corrector else 2] if self.correctors else []
             rows.append([*row, *[0] * (len(self._row()) - len(row))])
+            if rule.back:
+                rows[-1][-1] = 1 + back
         return np.array([*np.ravel(rows), *([0] if self.fit else [])], dtype=np.int64)
 
 
@@ -213,6 +225,8 @@ PRESETS = {
     "DEIS 3": SolverRule(3, "noise", "exact"),
     "UniPC 2": SolverRule(2, "data", "bh2", corrector=True),
     "UniPC 3": SolverRule(3, "data", "bh2", corrector=True),
+    "DPM-Solver++ 2S": SolverRule(2, "data", "exact", back=1),
+    "DPM-Solver++ 3S": SolverRule(3, "data", "exact", back=2),
     "PNDM 4": SolverRule(4, "noise", "even"),
 }
 

@@ -177,18 +177,18 @@ class StepWeights:
 
     # The weights of one rule at one step
 
-    def predictor(self, i: int, order: int, form: str, stencil: str, relaxation: float = 0.0) -> np.ndarray:
-        """Weights of m[j] - m[i] for the past steps j after i."""
-        key = (i, order, form, stencil, relaxation)
-        if key not in self.weights:
-            nodes = self.place[self.past[i][:order]] - self.place[i]
-            span = self.place_end[i] - self.place[i]
+    def predictor(self, i: int, steps: list[int], rule: SolverRule) -> np.ndarray:
+        """Weights of m[j] - m[steps[0]] for the other steps j, on the way from the place of steps[0]."""
+        order, form, stencil = len(steps), rule.form, rule.stencil
+        if (key := (i, steps[0], order, form, stencil, rule.relaxation)) not in self.weights:
+            nodes = self.place[steps] - self.place[steps[0]]
+            span = self.place_end[i] - self.place[steps[0]]
             moments = integral_moments(span, order, form)
             if order == 2 and stencil != "exact":
                 moments[1] = (span if stencil == "bh1" else moments[0]) * span / 2
             elif order == 3 and stencil == "midpoint":
                 moments[2] /= 2
-            moments[1:2] *= 1 + relaxation * span
+            moments[1:2] *= 1 + rule.relaxation * span
             self.weights[key] = self._scaled(i, form, interpolated(nodes, moments)[1:])
         return self.weights[key]
 
@@ -230,32 +230,31 @@ class StepWeights:
         values = {"data": data, "noise": noises, "output": outputs}
         at = units[0]  # the state that step i starts from, corrected or not
         seen = units[0]  # the state that the denoiser saw at step i
-        before, plain, last = at, at, None  # of the step before: its start, its transfer, and (order, rule)
+        starts: list[np.ndarray] = []  # the states that steps started from
+        plain, last = at, None  # of the step before: its transfer, and (order, rule)
         for i, rule in enumerate(rules):
             p, q, r, s = self.conversions[i]
             data[i], noises[i], outputs[i] = p * seen + q * units[i + 1], r * seen + s * units[i + 1], units[i + 1]
-            if i and rule.early:
+            if i and rule.early and np.isfinite(self.place[[0, i]]).all():
                 self._move_from_first(i, rule.early, seen, values)
             if last is not None and last[1].corrector and self._moves(i - 1):
                 at = self._corrected(i - 1, last[0], last[1], plain, values[last[1].form], largest, at)
+            starts.append(at)
             order = min(rule.order, cap, self.highest(i, rule.stencil))
             while True:
-                plain, row = self._step(i, order, rule, at, before, values)
+                plain, row = self._step(i, order, rule, starts, values)
                 if order == 1 or np.abs(row).max() <= largest:
                     break
                 order -= 1
-            before, last = at, (order, rule)
+            last = (order, rule)
             at = seen = rows[i] = row
         return SolverTable(rows[:, 0].copy(), rows[:, 1:].copy())
 
     def _move_from_first(self, i: int, early: float, seen: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
         """Replace what the denoiser gave at step i by what `SolverRule.early` makes of it."""
-        if not np.isfinite(self.place[[0, i]]).all():
-            return
         for name in ("noise", "output"):
             values[name][i] = (1 + early) * values[name][i] - early * values[name][0]
-        alpha, sigma = self.scales_start[:, i]
-        values["data"][i] = (seen - sigma * values["noise"][i]) / alpha
+        values["data"][i] = (seen - self.scales_start[1, i] * values["noise"][i]) / self.scales_start[0, i]
 
     def _moves(self, i: int) -> bool:
         """Whether step i and the next evaluation are apart, and at finite places."""
@@ -266,23 +265,31 @@ class StepWeights:
         i: int,
         order: int,
         rule: SolverRule,
-        at: np.ndarray,
-        before: np.ndarray,
+        starts: Sequence[np.ndarray],
         values: Mapping[str, np.ndarray],
     ) -> tuple[np.ndarray, np.ndarray]:
         """The transfer of order 1, and what the rule makes of it."""
         form = rule.form if np.isfinite(self.place[i]) else "data"
         keep, take = self.first[form][i]
-        plain = keep * at + take * values[form][i]
+        plain = keep * starts[-1] + take * values[form][i]
         if rule.stencil == "even":
             (state, output), outputs = self.even[i], values["output"]
             if self.again[i]:  # the step before once more, with the mean of both outputs
-                return plain, state * before + output * (outputs[i - 1] + outputs[i]) / 2
-            return plain, state * at + np.multiply(EVEN[order - 1], output) @ outputs[self.past_even[i][:order]]
-        if order == 1:
-            return plain, plain
-        m, weights = values[rule.form], self.predictor(i, order, rule.form, rule.stencil, rule.relaxation)
-        return plain, plain + weights @ (m[self.past[i][1:order]] - m[i])
+                return plain, state * starts[-2] + output * (outputs[i - 1] + outputs[i]) / 2
+            return plain, state * starts[-1] + np.multiply(EVEN[order - 1], output) @ outputs[self.past_even[i][:order]]
+        m, steps, row = values[rule.form], self.past[i][:order], plain
+        back = min(rule.back, i)
+        if back and np.isfinite(self.place[i - back]) and np.isfinite(self.place_end[i]):
+            steps = [i - back, *range(i, i - back, -1)][:order]
+            row = self._from_earlier(i, i - back, rule.form, starts, m)
+        return plain, row + self.predictor(i, steps, rule) @ (m[steps[1:]] - m[steps[0]]) if order > 1 else row
+
+    def _from_earlier(self, i: int, start: int, form: str, starts: Sequence[np.ndarray], m: np.ndarray) -> np.ndarray:
+        """From the state of an earlier step to where step i ends, by the output at that step."""
+        scales, ends, kept = self.scales_start[:, start], (self.alpha_end[i], self.sigma_end[i]), int(form == "data")
+        keep = ends[kept] / scales[kept]
+        row: np.ndarray = keep * starts[start] + (ends[1 - kept] - scales[1 - kept] * keep) * m[start]
+        return row
 
     def _corrected(
         self, i: int, order: int, rule: SolverRule, plain: np.ndarray, m: np.ndarray, largest: float, at: np.ndarray

@@ -65,9 +65,12 @@ class SolverRule:
             without effect on order 1 and on the stencil `even`.
         early: The noise that was predicted is moved away from the noise of the first step, to
             (1 + early) * noise[i] - early * noise[0], before it is used; the stencil `even` does so to outputs.
+        back: Of how many steps before the state is that the step starts from, 0 to 2. The step is then made of the
+            output there and of the latest ones: single-step solvers (DPM-Solver, arXiv:2206.00927), whose inner
+            places are the steps between. Without effect on the stencil `even` and on the way to sigma 0.
 
     Raises:
-        ValueError: The order, the form or the stencil is not one of those.
+        ValueError: The order, the form, the stencil or `back` is not one of those.
     """
 
     order: int = 1
@@ -76,6 +79,7 @@ class SolverRule:
     corrector: bool = False
     relaxation: float = 0.0
     early: float = 0.0
+    back: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.order <= MAX_ORDER:
@@ -84,3 +88,5 @@ class SolverRule:
             raise ValueError(f"form {self.form!r} is unknown; choose data or noise")
         if self.stencil not in (*STENCILS, "bh1"):
             raise ValueError(f"stencil {self.stencil!r} is unknown; choose from {', '.join((*STENCILS, 'bh1'))}")
+        if not 0 <= self.back <= 2:
+            raise ValueError(f"back {self.back} is out of range; a step starts from the state of 0 to 2 steps before")

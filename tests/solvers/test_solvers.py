@@ -103,6 +103,23 @@ def test_own_rules_are_the_scheduler(scheduler):
         assert away(compiled(given), trace_scheduler(scheduler, steps)) < 1e-10, steps
 
 
+@pytest.mark.parametrize(
+    ("config", "third"),
+    [
+        ({}, SolverRule(2, "data", "exact", back=2)),
+        ({"solver_type": "heun"}, SolverRule(3, "data", "exact", back=2)),
+        ({"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}, SolverRule(2, "noise", "exact", back=2)),
+    ],
+)
+def test_single_step_solvers_are_rules(config, third):
+    """DPM-Solver 2S and 3S of diffusers, whose inner places are the steps between."""
+    second = SolverRule(2, third.form, "exact" if "solver_type" in config else "midpoint", back=1)
+    for order, wanted in ((2, [None, second]), (3, [None, second, third])):
+        base = DPMSolverSinglestepScheduler(solver_order=order, **config)
+        rules = [rule or SolverRule(form=third.form) for rule in wanted * 3][: 3 * order] + [SolverRule()]
+        assert away(compiled(part(base, len(rules)), rules), trace_scheduler(base, len(rules))) < 1e-10
+
+
 def test_a_grid_of_the_files_own():
     base = UniPCMultistepScheduler(solver_order=3)
     given = part(base, 9) | {"timesteps": [900, 700, 400, 250, 100, 20], "sigmas": [9, 4, 1.3, 0.7, 0.3, 0.1, 0]}
@@ -403,6 +420,8 @@ def test_rules_that_are_none_are_refused():
         SolverRule(1, "x0")
     with pytest.raises(ValueError, match="stencil 'heun' is unknown; choose from exact, midpoint, bh2, even, bh1"):
         SolverRule(1, "data", "heun")
+    with pytest.raises(ValueError, match="back 3 is out of range; a step starts from the state of 0 to 2 steps before"):
+        SolverRule(back=3)
 
 
 def test_grids_that_are_none_are_refused():

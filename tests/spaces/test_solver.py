@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from search import Schedule
 from search.profile.target import Target
 from search.schedule.schedulers import public_config, scheduler_grid
+from search.solvers.trace import trace_scheduler
 from search.spaces.cache import CacheSpace
 from search.spaces.joint import JointSpace
 from search.spaces.solver import LARGEST, SolverSpace
@@ -146,6 +147,18 @@ def test_relaxations_and_early_weights_are_genes_where_they_are_named():
     assert space.decode(row(space, TARGET, relaxation_0=1, early_0=1), TARGET) == {}  # the first step has no slope
 
 
+@pytest.mark.parametrize("order", [2, 3])
+def test_single_step_presets_are_diffusers_scheduler(order):
+    config = {"solver_order": order, "solver_type": "heun", **FLOW}
+    given, steps = target(DPMSolverMultistepScheduler(**FLOW), 2 * order + 1), 2 * order + 1
+    space = SolverSpace(single_step=True)
+    traced = trace_scheduler(
+        DPMSolverSinglestepScheduler(**config), timesteps=given.sampler["timesteps"], sigmas=given.sampler["sigmas"]
+    )
+    found = coefficients(space, space.presets(given)[f"DPM-Solver++ {order}S"], given)
+    assert len(found) == steps and np.allclose(found, np.column_stack([traced.state, traced.outputs]), atol=1e-5)
+
+
 def test_genes_that_say_what_the_pipeline_does_are_off():
     space = SolverSpace()
     assert space.decode(row(space, TARGET, order_2=2, form_2=1, stencil_2=2, corrector_2=2), TARGET) == {}
@@ -218,7 +231,8 @@ def moved(given: Target, draw: np.random.Generator) -> Target:
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), which=st.sampled_from(range(len(TARGETS))), highest=st.integers(1, 4))
 def test_every_genome_gives_bounded_numbers_and_a_file(seed, which, highest):
-    space, given = SolverSpace(max_order=highest), TARGETS[which]
+    options = {"relaxations": [-0.1, 0.1], "early": [0.2], "single_step": True} if seed % 2 else {}
+    space, given = SolverSpace(max_order=highest, **options), TARGETS[which]
     draw = np.random.default_rng(seed)
     levels = np.array([g.levels for g in space.genes(given)])
     x = draw.integers(0, levels) * (draw.random(len(levels)) < draw.random())
