@@ -4,8 +4,6 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from search.schedule.parts.gaussian import GAUSSIAN
-
 
 def apply_arguments(letters: Iterable[str]) -> str:
     """The arguments of `schedule.apply(…)`: the pipeline, and those that have to be given, by their letters."""
@@ -15,7 +13,7 @@ def apply_arguments(letters: Iterable[str]) -> str:
 
 def usage_snippet(file: str, models: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
     """Lines of Python that run a pipeline with a schedule file; `models` is `models.names` of the schedule."""
-    models = {letter: part for letter, part in (models or {}).items() if part["class"] != GAUSSIAN}
+    models = _pipelines_to_load(models) if models else {}
     loading = []
     for letter, part in models.items():
         text = part.get("name") or part["class"]  # of a file: on one line it stays a comment
@@ -30,3 +28,10 @@ def usage_snippet(file: str, models: Mapping[str, Mapping[str, Any]] | None = No
         f"handle = schedule.apply({apply_arguments(models)})",
         'image = pipe("a prompt", **schedule.call).images[0]',
     ]
+
+
+def _pipelines_to_load(models: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+    """Those of `models.names` that are not in the tensors file."""
+    from search.schedule.parts.gaussian import GAUSSIAN  # takes seconds: it imports torch
+
+    return {letter: part for letter, part in models.items() if part["class"] != GAUSSIAN}

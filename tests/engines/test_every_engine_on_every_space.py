@@ -22,6 +22,7 @@ from search.evaluate.memo import Memo
 from search.models.base import to_schedule
 from search.objectives.drift import Drift
 from search.objectives.macs import Macs
+from search.schedule.apply.gaussian import Gaussian
 from search.spaces.base import Space
 from search.spaces.joint import JointSpace
 from search.testing.models import save_tiny, tiny_family, tiny_model
@@ -46,6 +47,7 @@ SPACES = {name: SMALL.get(name, []) for name in [*list_options("space"), *SMALL]
 MODELS: dict[str, Callable[[], Any]] = {
     "pixart": lambda: tiny_model(steps=4),
     "unet": lambda: tiny_family("sd", steps=4),
+    "with its Gaussian": lambda: with_gaussian(tiny_model(steps=4)),
     "beside a smaller one": lambda: tiny_model(steps=4, small=save_tiny(Path(mkdtemp()) / "small", blocks=1)),
 }
 ENGINES = tuple(list_options("engine"))
@@ -124,6 +126,12 @@ PAIRS = [
 # An engine or a space that is not among these may refuse the others without being named above.
 REVIEWED_ENGINES = {*GENERAL, "presets", *(engine for engine, _ in REFUSED)}
 REVIEWED_SPACES = {name for _, name in REFUSED}
+
+
+def with_gaussian(model: Any) -> Any:
+    """The model and, under a letter, the Gaussian of two of its pictures."""
+    model.add_gaussian("G", Gaussian.of(model.sample(PROMPTS, [0, 1]), rank=1))
+    return model
 
 
 @cache
