@@ -26,7 +26,7 @@ from search.pareto.intervals import paired_ratio_interval
 from search.results.result import Entry, Result
 
 SPACES = {"without": ["timesteps", "solver"], "with": ["timesteps", "solver", "teleport"]}
-LIMITS = (4, 5, 6, 8, 10)  # calls of the denoiser, of the teacher's 20
+LIMITS = (2, 3, 4, 5, 6, 8, 10)  # calls of the denoiser, of the teacher's 20
 
 
 def within(result: Result, calls: int, steps: int) -> Entry | None:
