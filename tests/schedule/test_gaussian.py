@@ -10,6 +10,7 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
 )
 from safetensors.torch import load_file, save_file
 
@@ -133,6 +134,32 @@ def test_without_its_steps_the_run_is_the_bare_one() -> None:
     with made(pipe, "LLLLLL").apply(pipe):
         assert torch.equal(pipelines.run(pipe), bare)
     assert torch.equal(pipelines.run(pipe), bare) and pipelines.traces(pipe.transformer) == []
+
+
+def test_a_run_from_a_picture_has_the_noise_levels_of_its_own_steps(monkeypatch) -> None:
+    model = tiny_family("sd", steps=6)
+    unet, scheduler = model.denoiser, DDIMScheduler(clip_sample=False)
+    pipe = StableDiffusionImg2ImgPipeline(None, None, None, unet, scheduler, None, None, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.vae_scale_factor = 8
+    states = torch.randn(2, unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    text = torch.zeros(1, 4, unet.config.cross_attention_dim)
+    given, seen = gaussian(tuple(states.shape[1:])), []
+    own = GaussianDenoiser.forward
+
+    def forward(self, *args, **kwargs):
+        seen.append(self.timestep)
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(GaussianDenoiser, "forward", forward)
+    schedule = pipelines.schedule(pipe, steps=3, **part("GGL", given)).with_tensors(given.tensors("G"))
+    with schedule.apply(pipe):
+        pipe(
+            prompt_embeds=text, negative_prompt_embeds=text, image=states[:1], num_inference_steps=6, strength=0.5,
+            output_type="latent", generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+    scheduler.set_timesteps(6)
+    assert seen == scheduler.timesteps[3:5].tolist()
 
 
 # The file

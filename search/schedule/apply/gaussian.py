@@ -58,11 +58,21 @@ class Gaussian:
             for key, value in ((MEAN, self.mean), (BASIS, self.basis), (VALUES, self.values))
         }
 
+    def digest(self, letter: str) -> str:
+        """`sha256:…` of its numbers under a letter, computed once."""
+        if letter not in self._digests:
+            self._digests[letter] = digest_of(self.tensors(letter))
+        return self._digests[letter]
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return {}
+
     def part(self, letter: str) -> dict[str, Any]:
         """Its entry in `models.names` of a schedule file."""
         return {
             "class": GAUSSIAN,
-            "fingerprint": digest_of(self.tensors(letter)),
+            "fingerprint": self.digest(letter),
             "stacks": {},
             "name": f"Gaussian of rank {len(self.values)}",
         }

@@ -177,6 +177,8 @@ class Handle:
         self.root.records = run.stepwise
         changing = any(bits.runs_hooks for bits in run.bits)
         static = not (self.groups or run.corrections or run.ahead or changing)  # the plan is all there is
+        if run.stitch:
+            run.stitch.timesteps = self._timesteps
         compiling, graphs = compiler(compile, run.experts[0], static)
         for number, expert in enumerate(run.experts):
             self._add(expert, ExpertHook(self.root, number) if number else self.root)

@@ -102,8 +102,8 @@ def resolve_run(
     tree = Tree.of(experts[0], Contract.from_dict(given) if (given := document.model.contract) else None)
     check_model(document, experts[0], tree, strict)
     parts, at = document.models, document.at
-    given = {**gaussians_of(at, tensors), **(models or {})}
-    stitch = DenoiserSwitch.of(at, parts.names, given, pipe, strict) if parts and at else None
+    others = {**gaussians_of(at, tensors), **(models or {})}
+    stitch = DenoiserSwitch.of(at, parts.names, others, pipe, strict) if parts and at else None
     for other in stitch.denoisers.values() if stitch else ():
         check_free(other)
     layer_bits = tuple(LayerBits(document.bits, expert, bits, tensors) for expert in experts)
@@ -118,8 +118,6 @@ def resolve_run(
     clock, memory = Clock(partial(PipelineCall.find, weak_pipe), None if stepwise else FiniteCheck()), MemoryMeter()
     solver, injection = solver or _solver(document), _injection(document)
     scheduler = _scheduler(document, pipe.scheduler, clock, solver, injection)
-    if stitch:
-        stitch.timesteps = lambda: scheduler.timesteps[clock.begin :].tolist()
     batched = [] if stepwise else document.batched_steps
     return ResolvedRun(
         pipe=weak_pipe,

@@ -22,7 +22,6 @@ from search.schedule.model.identity import denoiser_of, fingerprint
 from search.schedule.noise import Noise
 from search.schedule.parts.gaussian import GAUSSIAN
 from search.schedule.plan.tokens import OWN
-from search.schedule.tensors import digest_of
 
 # Entries of a denoiser's configuration that concern latents, text states and the pipeline.
 LATENTS = ("in_channels", "out_channels")
@@ -118,7 +117,7 @@ def gaussians_of(at: str, tensors: Mapping[str, Tensor]) -> dict[str, Gaussian]:
 
 
 def _check_gaussian(letter: str, gaussian: Gaussian, part: NamedDenoiser) -> None:
-    digest = digest_of(gaussian.tensors(letter))
+    digest = gaussian.digest(letter)
     if part.class_name != GAUSSIAN or part.fingerprint != digest:
         raise ScheduleError(
             f"models.names.{letter} is a {part.class_name} with fingerprint {part.fingerprint!r}, but the Gaussian "
