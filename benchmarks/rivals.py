@@ -66,7 +66,7 @@ class Bench:
     def __init__(self, model: Model, prompts: Sequence[str]) -> None:
         self.model, self.prompts = model, list(prompts)
         self.seeds = [SEED + i for i in range(len(prompts))]
-        self.teacher, self.teacher_macs = self._latents(BATCH), self._macs(self._first)
+        self.teacher, self.teacher_macs = self.latents(), self._macs(self._first)
         self.pictures = self._pictures(self.teacher)
 
     def measure(self, rival: Rival, tool: str) -> Measured | None:
@@ -77,7 +77,7 @@ class Bench:
                 measured = Measured(rival.name, tool, first / self.teacher_macs, [])
                 if measured.macs <= LIMITS[0] + ROOM:
                     found: list[torch.Tensor] = []
-                    macs = self._macs(lambda: found.append(self._latents(1 if rival.decides else BATCH)))
+                    macs = self._macs(lambda: found.append(self.latents(1 if rival.decides else BATCH)))
                     measured.macs = macs / len(self.prompts) / self.teacher_macs
                     measured.drift = Drift()(found[0], self.teacher).tolist()
         except Exception as error:  # of any kind: it is their code, on a model that they may not know
@@ -90,10 +90,11 @@ class Bench:
     def psnr(self, rival: Rival) -> list[float]:
         """PSNR in dB of each prompt's picture against the teacher's."""
         with rival.switch(self.model):
-            latents = self._latents(1 if rival.decides else BATCH)
+            latents = self.latents(1 if rival.decides else BATCH)
         return list(Psnr()(self._pictures(latents), self.pictures, self.prompts).tolist())
 
-    def _latents(self, batch: int) -> torch.Tensor:
+    def latents(self, batch: int = BATCH) -> torch.Tensor:
+        """Final latents of every prompt, by what the model runs now."""
         parts = []
         for i in range(0, len(self.prompts), batch):
             forget(self.model)

@@ -18,9 +18,8 @@ import torch
 
 import search
 from benchmarks.certificates import new_prompts
-from benchmarks.rivals import BATCH, SEED
+from benchmarks.rivals import Bench
 from search.config.load import load_model
-from search.models.base import Model
 from search.objectives.drift import Drift
 from search.pareto.intervals import paired_ratio_interval
 from search.results.result import Entry, Result
@@ -35,23 +34,15 @@ def within(result: Result, calls: int, steps: int) -> Entry | None:
     return min(entries, key=lambda entry: entry.calibration["drift"].value, default=None)
 
 
-def drifts(model: Model, entry: Entry, prompts: list[str], teacher: torch.Tensor) -> list[float]:
+def drifts(bench: Bench, entry: Entry) -> list[float]:
     """Of each prompt, under a schedule."""
-    with model.apply(entry.schedule):
-        return [float(value) for value in Drift()(latents(model, prompts), teacher)]
-
-
-def latents(model: Model, prompts: list[str]) -> torch.Tensor:
-    """Final latents of new noise."""
-    parts = [slice(i, i + BATCH) for i in range(0, len(prompts), BATCH)]
-    seeds = [SEED + i for i in range(len(prompts))]
-    return torch.cat([model.sample(prompts[part], seeds[part]).cpu() for part in parts])
+    with bench.model.apply(entry.schedule):
+        return [float(value) for value in Drift()(bench.latents(), bench.teacher)]
 
 
 def measure(given: argparse.Namespace, known: dict[str, Any]) -> dict[str, Any]:
     """Run what `known` lacks, and keep every value in it."""
-    model, prompts = load_model(given.model), new_prompts(given.model, given.prompts)
-    teacher = latents(model, prompts)
+    bench = Bench(load_model(given.model), new_prompts(given.model, given.prompts))
     for seed in given.seeds:
         for side, spaces in SPACES.items():
             if (key := f"{seed} {side}") in known:
@@ -67,9 +58,9 @@ def measure(given: argparse.Namespace, known: dict[str, Any]) -> dict[str, Any]:
                     runs=folder,
                     budget={"evaluations": given.evaluations},
                 )
-            found = {calls: within(result, calls, model.target.steps) for calls in LIMITS}
+            found = {calls: within(result, calls, bench.model.target.steps) for calls in LIMITS}
             known[key] = {
-                str(calls): {"name": e.name, "drift": drifts(model, e, prompts, teacher), "at": at_of(e)}
+                str(calls): {"name": e.name, "drift": drifts(bench, e), "at": at_of(e)}
                 for calls, e in found.items()
                 if e is not None
             }
